@@ -1,0 +1,52 @@
+"""Benchmark suite for knowledge distillation between different architectures.
+
+A plugin imports ``Method`` and ``register_method`` from here; an analysis imports ``load_results``. torch is loaded only
+when a name that needs it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task
+    from kdbench.registry import register_method
+    from kdbench.store import load_results
+
+_HOME = {
+    "Batch": "kdbench.method",
+    "Feature": "kdbench.method",
+    "Method": "kdbench.method",
+    "NetInfo": "kdbench.method",
+    "Outputs": "kdbench.method",
+    "StageInfo": "kdbench.method",
+    "Task": "kdbench.method",
+    "load_results": "kdbench.store",
+    "register_method": "kdbench.registry",
+}
+
+__all__ = [
+    "Batch",
+    "Feature",
+    "Method",
+    "NetInfo",
+    "Outputs",
+    "StageInfo",
+    "Task",
+    "__version__",
+    "load_results",
+    "register_method",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kdbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

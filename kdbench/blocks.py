@@ -1,0 +1,98 @@
+"""Small pieces that several methods share: bringing features of different nets to one shape, and their initialisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.method import NetInfo, StageInfo
+
+
+def resize_map(value: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
+    """Bring a map (B, c, h, w) to ``size``: adaptive average pooling down, interpolation up, nothing when it fits."""
+    height, width = value.shape[-2:]
+    if (height, width) == tuple(size):
+        return value
+    if height >= size[0] and width >= size[1]:
+        return F.adaptive_avg_pool2d(value, size)
+    return F.interpolate(value, size, mode=mode)
+
+
+def match_maps(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool the larger of two maps to the size of the smaller one (adaptive average pooling)."""
+    size = (min(first.shape[-2], second.shape[-2]), min(first.shape[-1], second.shape[-1]))
+    return resize_map(first, size), resize_map(second, size)
+
+
+def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(B, L, d) with L = height * width to (B, d, height, width)."""
+    return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def conv_bn(channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, relu: bool = False) -> nn.Sequential:
+    """Convolution without bias, batch normalisation, and ReLU if asked."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(channels_out),
+    ]
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+
+class SepConv(nn.Sequential):
+    """Separable convolution that halves height and width: depthwise 3 x 3 (stride 2), pointwise, then both again with stride 1.
+
+    The exit branches of OFA-KD (Hao et al., arXiv:2310.19444) are made of it.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_in, 3, stride=2, padding=1, groups=channels_in, bias=False),
+            nn.Conv2d(channels_in, channels_in, 1, bias=False),
+            nn.BatchNorm2d(channels_in),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels_in, channels_in, 3, padding=1, groups=channels_in, bias=False),
+            nn.Conv2d(channels_in, channels_out, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        )
+
+
+def init_like_ofa(module: nn.Module) -> None:
+    """Initialise as OFA-KD does: convolutions Kaiming-normal (fan out), norms 1 and 0, linear layers truncated normal 0.02."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
+            if layer.weight is not None:
+                nn.init.ones_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def stage_pairs(student: NetInfo, teacher: NetInfo) -> list[tuple[StageInfo, StageInfo]]:
+    """The four (student, teacher) pairs of stages, shallow to deep."""
+    return list(zip(student.stages, teacher.stages, strict=True))
+
+
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 * mean over the batch of KL(teacher || student), both softened by ``temperature``. Logits (B, C)."""
+    student_log = F.log_softmax(student_logits / temperature, dim=1)
+    teacher_log = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
+
+
+def off_diagonal(matrix: Tensor) -> Tensor:
+    """The off-diagonal entries (n * (n - 1),) of a square matrix."""
+    n = matrix.shape[0]
+    return matrix.flatten()[:-1].view(n - 1, n + 1)[:, 1:].flatten()
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """(B,) labels to a (B, C) one-hot matrix of ``dtype``."""
+    return F.one_hot(labels, num_classes).to(dtype)

@@ -1,0 +1,39 @@
+"""Errors that users cause, each one line long, and the search for the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdbenchError(Exception):
+    """A request that cannot be met. The command line prints its text and exits with status 2, without a traceback."""
+
+
+class UnknownNameError(KdbenchError):
+    """A name that is in no registry; the message ends with the nearest valid one."""
+
+    def __init__(self, kind: str, name: str, valid: Iterable[str], where: str = "") -> None:
+        choices = sorted(map(str, valid))
+        super().__init__(f"unknown {kind} {name!r}{f' in {where}' if where else ''}; {nearest(name, choices)}")
+
+
+class HyperparameterError(KdbenchError, ValueError):
+    """A hyper-parameter with a wrong name, type or range."""
+
+
+class UnsupportedPairError(KdbenchError):
+    """A method cannot run on this pair; the text is the reason, and the cell is skipped."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?``, or the list of what is valid when nothing is near."""
+    choices = list(choices)
+    by_lower = {choice.lower(): choice for choice in choices}
+    match = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    if match:
+        return f"did you mean {by_lower[match[0]]!r}?"
+    if not choices:
+        return "there is none"
+    shown = ", ".join(choices[:12])
+    return f"valid: {shown}{', ...' if len(choices) > 12 else ''}"

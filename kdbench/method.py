@@ -1,0 +1,295 @@
+"""The contract between a distillation method and the engine: what a method gets, what it returns, what it declares.
+
+Read from top to bottom: ``Feature`` and ``Outputs`` (what a net gives), ``Batch`` (what it was given), ``NetInfo`` and
+``Task`` (what is known when a method is built), ``Method`` (what a plugin subclasses).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import HyperparameterError
+
+if TYPE_CHECKING:
+    from kdbench.nets.stagewise import StagewiseNet
+
+#: Everything that ``Method.needs`` may name.
+NEEDS = frozenset({"logits", "stages", "embedding", "index", "classifier", "stagewise", "strong"})
+
+NUM_STAGES = 4
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """Shape of one tapped stage, without the batch: ``channels`` x ``height`` x ``width`` and its native layout."""
+
+    channels: int
+    height: int
+    width: int
+    layout: str  # "map" for CNNs, "tokens" for ViTs and MLPs
+    class_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of positions, class tokens not counted."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class NetInfo:
+    """What is known about a net before it runs.
+
+    Attributes:
+        name: its name in the suite.
+        family: ``"cnn"``, ``"vit"`` or ``"mlp"``.
+        stages: the four tapped stages, shallow to deep.
+        embedding_dim: width of the pooled vector before the classifier.
+        num_classes: width of the logits.
+        input_size: (height, width) of its input in pixels.
+        stagewise: whether it can be run stage by stage.
+        linear_classifier: whether embedding -> logits is one linear layer.
+    """
+
+    name: str
+    family: str
+    stages: tuple[StageInfo, ...]
+    embedding_dim: int
+    num_classes: int
+    input_size: tuple[int, int] = (224, 224)
+    stagewise: bool = False
+    linear_classifier: bool = True
+
+    @property
+    def has_tokens(self) -> bool:
+        """True for nets whose features are sequences of tokens (ViT, Swin, Mixer, ResMLP)."""
+        return self.family != "cnn"
+
+    @property
+    def class_tokens(self) -> int:
+        return self.stages[-1].class_tokens
+
+
+@dataclass(frozen=True)
+class Task:
+    """The classification task.
+
+    Attributes:
+        num_classes: number of classes C.
+        num_train: number of training samples N; ``Batch.index`` lies in [0, N).
+        train_labels: their labels, shape (N,), int64. On the "meta" device when a plan is only being checked.
+        dataset: name of the data set.
+        epochs: number of epochs that will be trained.
+    """
+
+    num_classes: int
+    num_train: int
+    train_labels: Tensor
+    dataset: str = ""
+    epochs: int = 1
+
+
+class Feature:
+    """The output of one stage, in the layout of its net, with a view in the other.
+
+    Args:
+        value: (B, c, h, w) in every layout; timm gives tokens as maps too, class tokens apart.
+        class_tokens: (B, P, d), or None.
+        layout: the native layout, ``"map"`` or ``"tokens"``.
+    """
+
+    __slots__ = ("_tokens", "class_tokens", "layout", "map")
+
+    def __init__(self, value: Tensor, class_tokens: Tensor | None = None, layout: str = "map") -> None:
+        self.map = value
+        self.class_tokens = class_tokens
+        self.layout = layout
+        self._tokens: Tensor | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, L, d) with L = h * w in row-major order; class tokens dropped."""
+        if self._tokens is None:
+            self._tokens = self.map.flatten(2).transpose(1, 2)
+        return self._tokens
+
+    @property
+    def all_tokens(self) -> Tensor:
+        """(B, P + L, d): class tokens first, as in timm; equal to ``tokens`` for nets without class tokens."""
+        return self.tokens if self.class_tokens is None else torch.cat([self.class_tokens, self.tokens], dim=1)
+
+    @property
+    def channels(self) -> int:
+        return self.map.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the map."""
+        return self.map.shape[2], self.map.shape[3]
+
+    def detach(self) -> Feature:
+        """The same feature without its graph."""
+        class_tokens = None if self.class_tokens is None else self.class_tokens.detach()
+        return Feature(self.map.detach(), class_tokens, self.layout)
+
+
+@dataclass
+class Outputs:
+    """What a net computed for one batch. Fields that no method asked for are None.
+
+    Attributes:
+        logits: (B, C).
+        stages: four ``Feature``s, shallow to deep (``needs`` "stages").
+        embedding: (B, d), the pooled vector before the classifier ("embedding").
+        classifier: the net's own classifier, a callable from (..., d) to (..., C) ("classifier"). The teacher's is frozen
+            but lets gradients through.
+        images: (B, 3, h, w), normalised for this net ("stagewise").
+        stagewise: the net as a sequence of stages ("stagewise").
+        strong: the outputs for the second, strongly augmented view ("strong").
+    """
+
+    logits: Tensor
+    stages: Sequence[Feature] | None = None
+    embedding: Tensor | None = None
+    classifier: Callable[[Tensor], Tensor] | None = None
+    images: Tensor | None = None
+    stagewise: StagewiseNet | None = None
+    strong: Outputs | None = None
+
+    def detach(self) -> Outputs:
+        """The same outputs without their graph."""
+        return replace(
+            self,
+            logits=self.logits.detach(),
+            stages=None if self.stages is None else [stage.detach() for stage in self.stages],
+            embedding=None if self.embedding is None else self.embedding.detach(),
+            strong=None if self.strong is None else self.strong.detach(),
+        )
+
+
+@dataclass
+class Batch:
+    """One batch as a method sees it.
+
+    Attributes:
+        labels: (B,) int64.
+        index: (B,) position of each sample in the training set.
+        targets: (B, C) soft labels after mixup or cutmix, or None.
+        progress: share of the training done, in [0, 1].
+        epoch: counted from 0.
+        label_smoothing: of the recipe; part of ``task_loss``.
+    """
+
+    labels: Tensor
+    index: Tensor
+    targets: Tensor | None = None
+    progress: float = 0.0
+    epoch: int = 0
+    label_smoothing: float = 0.0
+    supervised: Callable[[Tensor, Batch], Tensor] | None = field(default=None, repr=False)
+
+    def task_loss(self, logits: Tensor) -> Tensor:
+        """The recipe's supervised loss: cross-entropy with its label smoothing, or with the soft labels after mixup."""
+        if self.supervised is not None:
+            return self.supervised(logits, self)
+        if self.targets is not None:
+            return F.cross_entropy(logits, self.targets)
+        return F.cross_entropy(logits, self.labels, label_smoothing=self.label_smoothing)
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """(B,): the label, or the largest soft label after mixup or cutmix."""
+        return self.labels if self.targets is None else self.targets.argmax(dim=1)
+
+
+class Method(nn.Module):
+    """One way to distil. Subclass it, register it with ``@register_method("name")``, and implement ``forward``.
+
+    Keyword-only arguments of ``__init__`` are the hyper-parameters. Parameters and buffers of the module are trained
+    with the student and saved in its checkpoint; they are never part of the exported student.
+
+    Class attributes:
+        display: the name that tables print.
+        family: ``"baseline"``, ``"logits"``, ``"hint"``, ``"relation"`` or ``"hybrid"``.
+        fidelity: ``"reference"``, ``"paper"`` or ``"reconstruction"``: how far the code is backed.
+        needs: what the method taps, a subset of ``NEEDS``.
+        uses_teacher: False only for training from scratch.
+        version: raised whenever a change of the code changes results; part of a cell's identity.
+        presets: hyper-parameters that differ from the defaults on some data set, ``{"imagenet1k": {"temperature": 1.0}}``.
+    """
+
+    display: ClassVar[str] = ""
+    family: ClassVar[str] = "logits"
+    fidelity: ClassVar[str] = "paper"
+    needs: ClassVar[frozenset[str] | set[str]] = frozenset({"logits"})
+    uses_teacher: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __init__(self, student: NetInfo, teacher: NetInfo, task: Task) -> None:
+        super().__init__()
+        self.student_info = student
+        self.teacher_info = teacher
+        self.task = task
+
+    @classmethod
+    def supports(cls, student: NetInfo, teacher: NetInfo) -> str | None:
+        """Return the reason why the pair is impossible, or None when it runs."""
+        return None
+
+    def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """Return named, weighted, scalar loss terms; their sum is minimised and each is logged."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(batch, student, teacher)")
+
+    def predict(self, student: Outputs) -> Tensor:
+        """Logits (B, C) at test time. Override it, and ``predict_needs``, only if inference uses the method's own parameters."""
+        return student.logits
+
+    #: What ``predict`` taps.
+    predict_needs: ClassVar[frozenset[str] | set[str]] = frozenset({"logits"})
+
+
+def positive(**values: float) -> None:
+    """Refuse hyper-parameters that are not above 0.
+
+    Raises:
+        HyperparameterError: naming the hyper-parameter, its value and the range.
+    """
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise HyperparameterError(f"{name} = {value!r}: must be above 0")
+
+
+def non_negative(**values: float) -> None:
+    """Refuse hyper-parameters below 0; see ``positive``."""
+    for name, value in values.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise HyperparameterError(f"{name} = {value!r}: must be 0 or more")
+
+
+def within(low: float, high: float, **values: float) -> None:
+    """Refuse hyper-parameters outside [low, high]; see ``positive``."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise HyperparameterError(f"{name} = {value!r}: must lie in [{low:g}, {high:g}]")
+
+
+def one_of(choices: Sequence[Any], **values: Any) -> None:
+    """Refuse hyper-parameters that are not one of ``choices``; see ``positive``."""
+    for name, value in values.items():
+        if value not in choices:
+            raise HyperparameterError(f"{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+def stage_numbers(**values: Sequence[int]) -> None:
+    """Refuse lists of stages that are empty, repeat a stage, or name one outside 1 to 4."""
+    for name, value in values.items():
+        numbers = list(value)
+        if not numbers or len(set(numbers)) != len(numbers) or any(n not in range(1, NUM_STAGES + 1) for n in numbers):
+            raise HyperparameterError(f"{name} = {value!r}: must be distinct stages out of 1, 2, 3, 4")

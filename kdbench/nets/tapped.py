@@ -1,0 +1,233 @@
+"""A timm net that hands out logits, four stages and its embedding, each only where asked."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Collection
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kdbench.nets.small  # noqa: F401 - registers the 32 px nets with timm
+from kdbench.errors import KdbenchError, nearest
+from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.nets.spec import NetSpec, Tap
+
+#: timm's module of a model -> family of the net. A suite's ``family:`` goes first.
+_FAMILY_OF_MODULE = {
+    **dict.fromkeys(
+        ("convnext", "densenet", "dla", "edgenext", "efficientnet", "ghostnet", "hardcorenas", "hrnet", "inception_v3",
+         "mobilenetv3", "nfnet", "regnet", "repvgg", "resnet", "resnetv2", "rexnet", "sknet", "vgg", "small.resnet"), "cnn",
+    ),
+    **dict.fromkeys(
+        ("beit", "cait", "deit", "eva", "flexivit", "levit", "pvt_v2", "swin_transformer", "swin_transformer_v2", "twins",
+         "vision_transformer", "xcit"), "vit",
+    ),
+    **dict.fromkeys(("mlp_mixer",), "mlp"),
+}  # fmt: skip
+
+
+class NetError(KdbenchError):
+    """A net that cannot be built or tapped."""
+
+
+class TappedNet(nn.Module):
+    """A timm net with its preprocessing, run as ``net(images, needs) -> Outputs``.
+
+    Args:
+        spec: the net.
+        num_classes: width of its logits.
+        name: its name in the suite.
+
+    Raises:
+        NetError: for a name or an argument that timm does not know, or stages that cannot be tapped.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: NetSpec, num_classes: int, name: str = "") -> None:
+        super().__init__()
+        self.spec = spec
+        self.name = name or spec.timm
+        self.net = _create(spec, num_classes, self.name)
+        config = self.net.pretrained_cfg
+        self.family = spec.family or _family(self.net, self.name)
+        self.layout = "map" if self.family == "cnn" else "tokens"
+        self.input_size: tuple[int, int] = spec.input_size or tuple(config["input_size"][1:])
+        self.taps = _resolve_taps(self.net, spec.taps, self.name)
+        self._returns_class_tokens = (
+            "return_prefix_tokens" in inspect.signature(self.net.forward_intermediates).parameters
+        )
+        for key in ("mean", "std"):
+            value = torch.tensor(getattr(spec, key) or config[key], dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(key, value, persistent=False)
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The layer from the embedding to the logits."""
+        return self.net.get_classifier()  # type: ignore[no-any-return, operator]
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Normalise raw images (B, 3, h, w) in [0, 1] for this net, resized (bilinear) to its input size where they differ."""
+        if tuple(images.shape[-2:]) != self.input_size:
+            images = F.interpolate(images, self.input_size, mode="bilinear", align_corners=False, antialias=True)
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor, needs: Collection[str] = ("logits",)) -> Outputs:
+        """Run the net on raw images (B, 3, h, w) in [0, 1]; compute what ``needs`` names (see ``kdbench.method.NEEDS``)."""
+        inputs = self.preprocess(images)
+        stages = None
+        if "stages" in needs:
+            final, stages = self._tap(inputs)
+        else:
+            final = self.net.forward_features(inputs)  # type: ignore[operator]
+        embedding = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        return Outputs(
+            logits=self.classifier(embedding),
+            stages=stages,
+            embedding=embedding if "embedding" in needs else None,
+            classifier=self.classifier if "classifier" in needs else None,
+            images=inputs if "stagewise" in needs else None,
+            stagewise=self.stagewise if "stagewise" in needs else None,
+        )
+
+    @functools.cached_property
+    def stagewise(self) -> Any:
+        """The net as a sequence of stages."""
+        from kdbench.nets.stagewise import StagewiseNet
+
+        return StagewiseNet(self)
+
+    def _tap(self, inputs: Tensor) -> tuple[Tensor, list[Feature]]:
+        indices = [tap for tap in self.taps if tap != "final"]
+        kwargs: dict[str, Any] = {"return_prefix_tokens": True} if self._returns_class_tokens else {}
+        final, values = self.net.forward_intermediates(inputs, indices=indices, **kwargs)  # type: ignore[operator]
+        by_index = dict(zip(indices, values, strict=True))
+        stages = []
+        for tap in self.taps:
+            value = final if tap == "final" else by_index[tap]
+            class_tokens = None
+            if isinstance(value, (tuple, list)):
+                value, class_tokens = value
+                class_tokens = class_tokens if class_tokens is not None and class_tokens.shape[1] else None
+            stages.append(Feature(value, class_tokens, self.layout))
+        return final, stages
+
+    def describe(self) -> NetInfo:
+        """Shapes of the four stages and of the embedding, by running the net once without data (device "meta")."""
+        from kdbench.nets.stagewise import can_run_stagewise
+
+        training = self.training
+        self.eval()
+        device = self.mean.device
+        with torch.no_grad():
+            outputs = self(torch.zeros(1, 3, *self.input_size, device=device), {"logits", "stages", "embedding"})
+        self.train(training)
+        assert outputs.stages is not None
+        assert outputs.embedding is not None
+        for number, stage in enumerate(outputs.stages, 1):
+            if stage.map.ndim != 4:
+                raise NetError(f"net {self.name}: stage {number} has shape {tuple(stage.map.shape)}, not (B, c, h, w); set its taps")
+        return NetInfo(
+            name=self.name,
+            family=self.family,
+            stages=tuple(
+                StageInfo(
+                    stage.channels, *stage.size, self.layout, 0 if stage.class_tokens is None else stage.class_tokens.shape[1]
+                )
+                for stage in outputs.stages
+            ),
+            embedding_dim=outputs.embedding.shape[-1],
+            num_classes=outputs.logits.shape[-1],
+            input_size=self.input_size,
+            stagewise=can_run_stagewise(self),
+            linear_classifier=isinstance(self.classifier, nn.Linear),
+        )
+
+
+def describe(spec: NetSpec, num_classes: int, name: str = "") -> NetInfo:
+    """``NetInfo`` of a net, without memory for its weights. Cached."""
+    return _describe(spec.model_dump_json(), num_classes, name or spec.timm)[0]
+
+
+def count_parameters(spec: NetSpec, num_classes: int, name: str = "") -> int:
+    """Number of parameters of a net. Cached with ``describe``."""
+    return _describe(spec.model_dump_json(), num_classes, name or spec.timm)[1]
+
+
+@functools.lru_cache(maxsize=256)
+def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int]:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        net = TappedNet(NetSpec.model_validate(json.loads(spec)), num_classes, name)
+        return net.describe(), sum(parameter.numel() for parameter in net.parameters())
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters and persistent buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name}:{array.dtype}:{tuple(array.shape)};".encode())
+        digest.update(array.view(torch.uint8).numpy().tobytes() if array.ndim else array.reshape(1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def timm_names() -> list[str]:
+    """Names of all timm models, the 32 px ones included."""
+    return timm.list_models()  # type: ignore[no-any-return]
+
+
+def _create(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
+    base = spec.timm.split(".")[0]
+    if not timm.is_model(base):
+        raise NetError(f"net {name}: timm has no model {spec.timm!r}; {nearest(base, timm_names())}")
+    try:
+        net = timm.create_model(spec.timm, pretrained=False, num_classes=num_classes, **spec.args)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise NetError(f"net {name}: timm cannot build {spec.timm} with {spec.args}: {error}") from error
+    for method in ("forward_intermediates", "forward_head"):
+        if not hasattr(net, method):
+            raise NetError(f"net {name}: {spec.timm} has no {method}; choose a timm model that has")
+    return net
+
+
+def _family(net: nn.Module, name: str) -> str:
+    for cls in type(net).__mro__:
+        family = _FAMILY_OF_MODULE.get(cls.__module__.rsplit(".", 1)[-1])
+        if family and cls.__module__.startswith("timm."):
+            return family
+    raise NetError(f"net {name}: the family of {type(net).__name__} is not known; write family: cnn, vit or mlp in the suite")
+
+
+def _resolve_taps(net: nn.Module, taps: tuple[Tap, ...] | None, name: str) -> tuple[Tap, ...]:
+    count = len(net.feature_info)  # type: ignore[arg-type]
+    if taps is not None:
+        numbers = [tap for tap in taps if tap != "final"]
+        if any(not 0 <= tap < count for tap in numbers):
+            raise NetError(f"net {name}: tap {next(t for t in numbers if not 0 <= t < count)} is unknown; {name} has stages 0 to {count - 1}")
+        if numbers != sorted(set(numbers)) or "final" in taps[:-1]:
+            raise NetError(f"net {name}: taps {list(taps)} must increase")
+        return taps
+    if count < NUM_STAGES:
+        raise NetError(f"net {name}: only {count} stages, four are needed; set its taps")
+    if len({info["reduction"] for info in net.feature_info}) > 1:  # type: ignore[union-attr]
+        return tuple(range(count - NUM_STAGES, count))
+    return plain_taps(count)
+
+
+def plain_taps(depth: int) -> tuple[int, int, int, int]:
+    """Blocks (from 0) at 2/12, 4/12, 10/12 and 12/12 of the depth of a plain net, kept distinct: 1, 3, 9, 11 of 12."""
+    wanted = [round(depth * share / 12) for share in (2, 4, 10, 12)]
+    for position in range(NUM_STAGES):  # shallow nets: move apart, first up from 1, then down from the depth
+        wanted[position] = max(wanted[position], 1 if position == 0 else wanted[position - 1] + 1)
+    for back in range(NUM_STAGES):
+        wanted[-1 - back] = min(wanted[-1 - back], depth - back)
+    first, second, third, fourth = (block - 1 for block in wanted)
+    return first, second, third, fourth

@@ -1,0 +1,4 @@
+"""One file per distillation method; each registers one class with ``register_method``.
+
+Start with ``scratch.py`` (no teacher), ``kd.py`` (logits) and ``fitnet.py`` (features); ``kdbench.method`` holds the contract.
+"""
