@@ -55,6 +55,7 @@ class NetInfo:
         input_size: (height, width) of its input in pixels.
         stagewise: whether it can be run stage by stage.
         linear_classifier: whether embedding -> logits is one linear layer.
+        stage_inputs: the shapes that stages 1 to 4 expect as input; empty unless ``stagewise``.
     """
 
     name: str
@@ -65,6 +66,7 @@ class NetInfo:
     input_size: tuple[int, int] = (224, 224)
     stagewise: bool = False
     linear_classifier: bool = True
+    stage_inputs: tuple[StageInfo, ...] = ()
 
     @property
     def has_tokens(self) -> bool:

@@ -136,7 +136,7 @@ def register_method(name: str) -> Callable[[T], T]:
 class MethodCatalog(dict[str, MethodEntry]):
     """Methods by name: the built-in ones, those of installed packages, those of ``--plugin`` files.
 
-    ``errors`` holds the plugins of installed packages that could not be read; they do not stop the others.
+    ``errors`` holds the plugins that could not be read; they do not stop the others.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         plugins: paths of plugin files.
 
     Raises:
-        PluginError: for a plugin file that is missing, does not parse, or registers no method.
+        PluginError: for a plugin file that is missing or registers no method.
     """
     found = MethodCatalog()
     for path in sorted(_builtin_folder().glob("[a-z]*.py")):
@@ -178,7 +178,11 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         path = Path(plugin)
         if not path.is_file():
             raise PluginError(f"plugin {plugin}: no such file")
-        entries = read_source(path, f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}")
+        try:
+            entries = read_source(path, f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}")
+        except PluginError as error:
+            found.errors.append(error)
+            continue
         if not entries:
             raise PluginError(f'plugin {plugin}: registers no method; decorate a class with @register_method("name")')
         for entry in entries:

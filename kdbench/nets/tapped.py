@@ -82,7 +82,15 @@ class TappedNet(nn.Module):
 
     def forward(self, images: Tensor, needs: Collection[str] = ("logits",)) -> Outputs:
         """Run the net on raw images (B, 3, h, w) in [0, 1]; compute what ``needs`` names (see ``kdbench.method.NEEDS``)."""
-        inputs = self.preprocess(images)
+        return self.run(self.preprocess(images), needs)
+
+    @property
+    def preprocessing(self) -> tuple[object, ...]:
+        """Equal for nets that preprocess alike, which then may share their input."""
+        return (self.input_size, *self.mean.flatten().tolist(), *self.std.flatten().tolist())
+
+    def run(self, inputs: Tensor, needs: Collection[str] = ("logits",)) -> Outputs:
+        """Run the net on what ``preprocess`` returned."""
         stages = None
         if "stages" in needs:
             final, stages = self._tap(inputs)
@@ -122,13 +130,15 @@ class TappedNet(nn.Module):
 
     def describe(self) -> NetInfo:
         """Shapes of the four stages and of the embedding, by running the net once without data (device "meta")."""
-        from kdbench.nets.stagewise import can_run_stagewise
+        from kdbench.nets.stagewise import can_run_stagewise, describe_inputs
 
         training = self.training
         self.eval()
         device = self.mean.device
+        images = torch.zeros(1, 3, *self.input_size, device=device)
         with torch.no_grad():
-            outputs = self(torch.zeros(1, 3, *self.input_size, device=device), {"logits", "stages", "embedding"})
+            outputs = self(images, {"logits", "stages", "embedding"})
+            stage_inputs = describe_inputs(self, self.preprocess(images))
         self.train(training)
         assert outputs.stages is not None
         assert outputs.embedding is not None
@@ -149,6 +159,7 @@ class TappedNet(nn.Module):
             input_size=self.input_size,
             stagewise=can_run_stagewise(self),
             linear_classifier=isinstance(self.classifier, nn.Linear),
+            stage_inputs=stage_inputs,
         )
 
 

@@ -1,0 +1,85 @@
+"""Checkpoint files: a header with length and SHA-256, then tensors and plain values that load without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdbench.store import CellFolder, DamagedFileError, write_bytes
+
+_MAGIC = "kdbench-checkpoint"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors, numbers, strings, lists, dicts), whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    body = buffer.getvalue()
+    header = {"kind": _MAGIC, "version": 1, "length": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    write_bytes(path, json.dumps(header).encode() + b"\n" + body)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what ``save_checkpoint`` wrote, with ``weights_only=True``.
+
+    Raises:
+        DamagedFileError: if the file is cut, altered or no checkpoint.
+    """
+    try:
+        head, _, body = path.read_bytes().partition(b"\n")
+        header = json.loads(head)
+        if header["kind"] != _MAGIC or header["length"] != len(body) or header["sha256"] != hashlib.sha256(body).hexdigest():
+            raise DamagedFileError(f"{path} is damaged (length or checksum does not match)")
+        return torch.load(io.BytesIO(body), map_location=device, weights_only=True)  # type: ignore[no-any-return]
+    except DamagedFileError:
+        raise
+    except Exception as error:
+        raise DamagedFileError(f"{path} is damaged ({type(error).__name__})") from None
+
+
+def checkpoint_path(folder: CellFolder, epoch: int) -> Path:
+    """The file of the checkpoint after ``epoch`` epochs."""
+    return folder.path / f"checkpoint-{epoch:05d}.ckpt"
+
+
+def checkpoint_epoch(path: Path) -> int:
+    """Number of epochs that a checkpoint file holds, by its name."""
+    return int(path.stem.partition("-")[2])
+
+
+def load_checkpoints(folder: CellFolder) -> dict[int, dict[str, Any]]:
+    """All sound checkpoints of a cell by epoch; damaged ones are removed and reported in the cell's log."""
+    sound = {}
+    for path in folder.checkpoints():
+        try:
+            sound[checkpoint_epoch(path)] = load_checkpoint(path)
+        except (DamagedFileError, ValueError) as error:
+            folder.say(f"checkpoint ignored: {error}")
+            path.unlink(missing_ok=True)
+    return sound
+
+
+def common_start(available: dict[str, set[int]]) -> dict[int, list[str]]:
+    """Group cells by the epoch from which they go on together.
+
+    All cells of an interrupted cohort share the last epoch that every one of them has saved. A cell without a
+    checkpoint (it was damaged, or is new) starts from 0 on its own and does not hold the others back.
+
+    Args:
+        available: name of a cell -> epochs of its sound checkpoints.
+
+    Returns:
+        start epoch -> names, latest start first.
+    """
+    saved = {name: epochs for name, epochs in available.items() if epochs}
+    groups: dict[int, list[str]] = {}
+    common = set.intersection(*saved.values()) if saved else set()
+    for name, epochs in available.items():
+        start = 0 if not epochs else max(common) if common else max(epochs)
+        groups.setdefault(start, []).append(name)
+    return dict(sorted(groups.items(), reverse=True))

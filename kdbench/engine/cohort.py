@@ -1,0 +1,140 @@
+"""Students in lockstep: one batch, one teacher forward, then one step of every cell, each on its own."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapperDict
+from torch import Tensor, nn
+
+from kdbench.data.pipeline import DevicePipeline, TrainingBatch
+from kdbench.engine.cell import CellTrainer, NonFiniteLossError, Stopwatch
+from kdbench.errors import KdbenchError
+from kdbench.method import Outputs
+from kdbench.nets.tapped import TappedNet
+
+
+class SharedStateError(KdbenchError):
+    """A method that changed in place what its cohort shares."""
+
+
+class Shared:
+    """What the cells of a cohort share in one step, with a memory of its versions so that a change in place is seen."""
+
+    def __init__(self, data: TrainingBatch, teacher: TappedNet | None, needs: frozenset[str]) -> None:
+        self.data = data
+        self._inputs: dict[tuple[object, ...], Tensor] = {}
+        self.teacher: Outputs | None = None
+        if teacher is not None:
+            with torch.no_grad():
+                self.teacher = teacher.run(self.input_for(teacher, data.images), needs)
+                if data.strong is not None and "strong" in needs:
+                    self.teacher.strong = teacher.run(self.input_for(teacher, data.strong), needs)
+        self._versions = [value._version for value in self._tensors()]
+
+    def input_for(self, net: TappedNet, images: Tensor) -> Tensor:
+        """Images as ``net`` wants them; nets that preprocess alike share one tensor."""
+        key = (id(images), *net.preprocessing)
+        if key not in self._inputs:
+            self._inputs[key] = net.preprocess(images)
+        return self._inputs[key]
+
+    def was_changed(self) -> bool:
+        """Whether a shared tensor was written to since the step began."""
+        return [value._version for value in self._tensors()] != self._versions
+
+    def _tensors(self) -> list[Tensor]:
+        batch, found = self.data.batch, [self.data.images]
+        found += [value for value in (batch.labels, batch.index, batch.targets, self.data.strong) if value is not None]
+        for outputs in (self.teacher, self.teacher.strong if self.teacher else None):
+            if outputs is not None:
+                found += [outputs.logits, *(stage.map for stage in outputs.stages or ())]
+                found += [value for value in (outputs.embedding, outputs.images) if value is not None]
+        return found
+
+
+class CohortModel(nn.Module):
+    """The model that mmengine's runner trains. The teacher is no submodule: it is in no state, and ``train()`` leaves it alone.
+
+    Args:
+        cells: the students.
+        teacher: frozen, or None.
+        on_failure: called with a cell, the kind of its failure, a sentence, and the traceback.
+    """
+
+    def __init__(
+        self,
+        cells: list[CellTrainer],
+        teacher: TappedNet | None,
+        pipeline: DevicePipeline,
+        device: torch.device,
+        on_failure: Callable[[CellTrainer, str, str, str], None],
+    ) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(cells)
+        self.pipeline = pipeline
+        self.device = device
+        self.on_failure = on_failure
+        self.failed: set[str] = set()
+        self.watches = {cell.trainee.key: Stopwatch(device) for cell in cells}
+        self._teacher = (teacher,)
+        self._step = 0
+
+    @property
+    def alive(self) -> list[CellTrainer]:
+        """Cells that have not failed."""
+        return [cell for cell in self.cells if cell.trainee.key not in self.failed]  # type: ignore[union-attr, misc]
+
+    def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
+        """One step of every living cell. Called by the runner; returns nothing to log, since logging would wait for the device."""
+        shared = self._share(data)
+        for cell in self.alive:
+            key = cell.trainee.key
+            student = cell.student
+            images = shared.input_for(student, data.images)
+            strong = shared.input_for(student, data.strong) if data.strong is not None and "strong" in cell.needs else None
+            try:
+                with self.watches[key], cell.stream.active(), torch.enable_grad():
+                    cell.step(data.batch, images, strong, shared.teacher, optim_wrapper[key])
+                if shared.was_changed():
+                    raise SharedStateError("the method changed the batch or the teacher's outputs in place; clone before writing")
+            except Exception as error:
+                self.fail(cell, error)
+                if shared.was_changed():
+                    data = self.pipeline.make(data.batch.epoch, self._step)
+                    shared = self._share(data)
+        self._step += 1
+        return {}
+
+    def val_step(self, data: Any) -> list[Any]:
+        """Not used: evaluation is done by ``EvaluationLoop``. mmengine wants it to be there."""
+        return []
+
+    def start_epoch(self) -> None:
+        self._step = 0
+
+    def _share(self, data: TrainingBatch) -> Shared:
+        needs: set[str] = {"logits"}
+        wanted = False
+        for cell in self.alive:
+            if cell.method.uses_teacher:
+                wanted = True
+                needs |= cell.needs
+        return Shared(data, self._teacher[0] if wanted else None, frozenset(needs))
+
+    def fail(self, cell: CellTrainer, error: Exception) -> None:
+        """Take a cell out of the cohort and report why."""
+        self.failed.add(cell.trainee.key)
+        if isinstance(error, NonFiniteLossError):
+            kind = "non-finite loss"
+        elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
+            kind = "out of memory"
+        else:
+            kind = "exception"
+        sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
+        details = "".join(traceback.format_exception(error))
+        self.on_failure(cell, kind, sentence.strip().splitlines()[0] if sentence.strip() else kind, details)
+        cell.optim_wrapper.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,89 @@
+"""timm's optimisers and schedules for one cell, inside mmengine's optimiser wrapper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from timm.optim import create_optimizer_v2
+from timm.optim._param_groups import param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+from kdbench.errors import KdbenchError
+from kdbench.suite import OptimizerSpec, Recipe
+
+#: Optimisers of torch that have a fused kernel for the CPU and CUDA: one call per step instead of several per tensor.
+_FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")
+
+
+class QuietOptimWrapper(OptimWrapper):
+    """mmengine's wrapper without its reading of the gradient norm, which would wait for the device in every step."""
+
+    def _clip_grad(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self.clip_func(parameters, **self.clip_grad_kwargs)
+
+
+def build_optim_wrapper(student: nn.Module, method: nn.Module, recipe: Recipe) -> QuietOptimWrapper:
+    """Optimiser over the student's and the method's trainable parameters.
+
+    Biases and other one-dimensional parameters are exempt from weight decay, and so is what the net itself names in
+    ``no_weight_decay()`` (position embeddings, class tokens).
+
+    Raises:
+        KdbenchError: for an optimiser that timm does not know.
+    """
+    spec = recipe.optimizer
+    groups = [*_groups(student, spec, spec.honour_no_weight_decay), *_groups(method, spec, False)]
+    options: dict[str, Any] = {"betas": spec.betas} if spec.betas else {}
+    if spec.name.lower() in _FUSED:
+        options["fused"] = True
+    try:
+        optimizer = create_optimizer_v2(
+            groups, opt=spec.name, lr=spec.lr, weight_decay=spec.weight_decay, momentum=spec.momentum, **options
+        )
+    except (ValueError, AssertionError, TypeError) as error:
+        raise KdbenchError(f"optimizer {spec.name!r}: {error}") from error
+    clip = {"max_norm": recipe.clip_norm} if recipe.clip_norm else None
+    return QuietOptimWrapper(optimizer, clip_grad=clip)
+
+
+def _groups(module: nn.Module, spec: OptimizerSpec, honour: bool) -> Iterable[dict[str, Any]]:
+    exempt = module.no_weight_decay() if honour and hasattr(module, "no_weight_decay") else ()  # type: ignore[operator]
+    return param_groups_weight_decay(module, spec.weight_decay, no_weight_decay_list=exempt)  # type: ignore[no-any-return]
+
+
+class Schedule:
+    """timm's schedule of one cell's learning rate; a function of the epoch and step alone, so it has no state to save."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> None:
+        spec = recipe.schedule
+        self.per_step = spec.per == "step"
+        self.steps_per_epoch = steps_per_epoch
+        self._schedule: Any = None
+        if spec.name != "constant":
+            self._schedule, _ = create_scheduler_v2(
+                optimizer,
+                sched=spec.name,
+                num_epochs=recipe.epochs,
+                warmup_epochs=spec.warmup_epochs,
+                warmup_lr=spec.warmup_lr,
+                min_lr=spec.min_lr,
+                decay_epochs=spec.decay_epochs,
+                decay_rate=spec.decay_rate,
+                decay_milestones=list(spec.milestones),
+                step_on_epochs=not self.per_step,
+                updates_per_epoch=steps_per_epoch,
+            )
+
+    def set(self, epoch: int, step: int) -> None:
+        """Set the learning rate for ``step`` of ``epoch`` (both from 0)."""
+        if self._schedule is None:
+            return
+        if self.per_step:
+            self._schedule.step_update(epoch * self.steps_per_epoch + step)
+        elif step == 0:
+            self._schedule.step(epoch)

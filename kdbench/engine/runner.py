@@ -1,0 +1,216 @@
+"""mmengine's runner with what a cohort needs: evaluation of every cell, exact resume, no file or log of mmengine's own."""
+
+from __future__ import annotations
+
+import logging
+import time
+import types
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch import Tensor
+
+from kdbench.data.images import ImageSet
+from kdbench.engine.cell import CellTrainer
+from kdbench.engine.cohort import CohortModel
+from kdbench.measure import measure
+
+#: Images per forward pass of an evaluation.
+EVALUATION_BATCH = 250
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@torch.no_grad()
+def predict_all(predict: Callable[[Tensor], Tensor], data: ImageSet, device: torch.device) -> Tensor:
+    """Logits (N, C) of a whole split, in batches of raw images in [0, 1]."""
+    parts = [
+        predict(data.images[start : start + EVALUATION_BATCH].to(device).float() / 255)
+        for start in range(0, len(data), EVALUATION_BATCH)
+    ]
+    return torch.cat(parts)
+
+
+class EvaluationLoop(BaseLoop):
+    """After every epoch: each living cell is measured on the split, and the row of its history is written.
+
+    Args:
+        runner: the runner.
+        dataloader: the split (mmengine's name for it).
+        evaluator: the teacher's logits (N, C) on that split, or None.
+    """
+
+    def __init__(self, runner: Runner, dataloader: Evaluated, evaluator: Any = None) -> None:
+        super().__init__(runner, dataloader)
+        self.split = dataloader
+
+    def run(self) -> dict[str, Any]:
+        model: CohortModel = self.runner.model
+        model.eval()
+        rows: dict[str, dict[str, float]] = {}
+        for cell in model.alive:
+            try:
+                rows[cell.trainee.key] = self._end_epoch(model, cell)
+            except Exception as error:
+                model.fail(cell, error)
+        self.runner.call_hook("after_val_epoch", metrics=rows)
+        return rows
+
+    def _end_epoch(self, model: CohortModel, cell: CellTrainer) -> dict[str, float]:
+        seconds, steps = model.watches[cell.trainee.key].read()
+        cell.step_seconds += seconds
+        cell.steps_timed += steps
+        means = cell.end_epoch()
+        logits = predict_all(cell.predict, self.split.data, model.device)
+        row = {
+            "epoch": cell.epoch,
+            "lr": cell.optim_wrapper.optimizer.param_groups[0]["lr"],
+            "loss": sum(means.values()),
+            **{f"loss_{name}": value for name, value in means.items()},
+            **measure(logits, self.split.labels, self.split.teacher_logits),
+        }
+        cell.history.append(row)
+        cell.last_logits = logits  # type: ignore[assignment]
+        return row
+
+
+class Evaluated:
+    """A split to evaluate on, with the teacher's logits on it."""
+
+    def __init__(self, data: ImageSet, teacher_logits: Tensor | None, device: torch.device) -> None:
+        self.data = data
+        self.labels = data.labels.to(device)
+        self.teacher_logits = teacher_logits
+        self.dataset = data
+
+
+class ScheduleHook(Hook):
+    """Sets the learning rates before every step."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        runner.train_dataloader.epoch = runner.epoch
+        runner.model.start_epoch()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        for cell in runner.model.alive:
+            cell.schedule.set(runner.epoch, batch_idx)
+
+
+class ProgressHook(Hook):
+    """Reports every epoch, and stops the run when no cell is left."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit = emit
+        self._begun = time.perf_counter()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._begun = time.perf_counter()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        seconds = time.perf_counter() - self._begun
+        for cell in runner.model.alive:
+            cell.train_seconds += seconds / max(1, len(runner.model.alive))
+            row = cell.history[-1]
+            cell.trainee.folder.say(
+                f"epoch {row['epoch']}/{runner.max_epochs}  loss {row['loss']:.4f}  top-1 {row['top1']:.2f}  lr {row['lr']:.3g}"
+            )
+            self.emit(
+                {"event": "epoch", "cell": cell.trainee.key, "epoch": row["epoch"], "epochs": runner.max_epochs, "top1": row["top1"]}
+            )
+        if not runner.model.alive:
+            runner.train_loop.stop_training = True
+
+
+class CheckpointHook(Hook):
+    """Saves all cells after the first epoch and then every few seconds.
+
+    Resume is exact from any checkpoint, so how often one is written changes no result; writing takes at most a twentieth
+    of the time.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._saved_at = float("-inf")
+        self._cost = 0.0
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        begun = time.monotonic()
+        if runner.epoch >= runner.max_epochs or begun - self._saved_at < max(self.seconds, 20 * self._cost):
+            return
+        for cell in runner.model.alive:
+            cell.save()
+        for cell in runner.model.alive:
+            cell.drop_old_checkpoints()
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - begun
+
+
+class CohortRunner(Runner):
+    """mmengine's runner of one cohort.
+
+    mmengine's own checkpoints hold objects that torch refuses to load with ``weights_only`` (``HistoryBuffer``), and one
+    file for all cells. Here each cell has a file of tensors and plain values (``CellTrainer.save``), and ``resume_at``
+    sets the loop's counters; what mmengine's message hub holds is not needed to go on.
+
+    Args:
+        model: the cohort.
+        split: where it is evaluated after every epoch.
+        epochs: number of epochs in all.
+        work_dir: an existing folder; nothing is written there.
+        emit: receives events.
+        checkpoint_seconds: least time between checkpoints.
+    """
+
+    def __init__(
+        self, model: CohortModel, split: Evaluated, epochs: int, work_dir: Path, emit: Emit, checkpoint_seconds: float = 5.0
+    ) -> None:
+        super().__init__(
+            model=model,
+            work_dir=str(work_dir),
+            train_dataloader=model.pipeline,
+            train_cfg={"type": EpochBasedTrainLoop, "max_epochs": epochs},
+            val_dataloader=split,
+            val_cfg={"type": EvaluationLoop},
+            val_evaluator=types.SimpleNamespace(),
+            optim_wrapper=OptimWrapperDict(**{cell.trainee.key: cell.optim_wrapper for cell in model.alive}),
+            default_hooks=dict.fromkeys(
+                ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+            ),
+            custom_hooks=[ScheduleHook(), ProgressHook(emit), CheckpointHook(checkpoint_seconds)],
+            randomness={"seed": 0},
+            log_level="ERROR",
+            experiment_name=f"kdbench-{uuid.uuid4().hex}",
+        )
+
+    def resume_at(self, epoch: int) -> None:
+        """Go on after ``epoch`` epochs; the cells have been restored before."""
+        loop = self.build_train_loop(self._train_loop)
+        loop._epoch = epoch
+        loop._iter = epoch * len(self.train_dataloader)
+        self._train_loop = loop
+
+    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+        logger: MMLogger = MMLogger.get_instance(self._experiment_name, logger_name="kdbench", log_level=log_level)
+        logger.setLevel(logging.ERROR)
+        return logger
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        return types.SimpleNamespace(dataset_meta=None)
+
+    def wrap_model(self, model_wrapper_cfg: Any, model: Any) -> Any:
+        return model  # the cells are on their device already, and the teacher is no submodule
+
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        return  # provenance is in every result; collecting mmengine's takes seconds
+
+    def dump_config(self) -> None:
+        return

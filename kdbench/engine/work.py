@@ -1,0 +1,292 @@
+"""What a worker does: train one teacher, or one cohort, from the plan to files in the store."""
+
+from __future__ import annotations
+
+import csv
+import io
+import resource
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import kdbench.engine.backend  # isort: skip - first, so that its message comes before a traceback
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.data.catalog import load_dataset
+from kdbench.data.images import Dataset, ImageSet
+from kdbench.data.pipeline import DevicePipeline
+from kdbench.engine.cell import CellTrainer, Trainee
+from kdbench.engine.checkpoint import common_start, load_checkpoints
+from kdbench.engine.cohort import CohortModel
+from kdbench.engine.runner import CohortRunner, Emit, Evaluated, predict_all
+from kdbench.engine.teacher import load_teacher, save_weights
+from kdbench.errors import KdbenchError
+from kdbench.measure import measure
+from kdbench.method import NetInfo, Task
+from kdbench.nets.tapped import TappedNet, state_hash
+from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
+from kdbench.provenance import provenance
+from kdbench.seeding import seed_for
+from kdbench.store import FORMAT, CellFolder, Store, write_bytes, write_json
+
+
+def setup(threads: int, device: str | None = None) -> torch.device:
+    """Fix the number of CPU threads (results depend on it in the last bits) and choose the device."""
+    torch.set_num_threads(threads)
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def train_teacher(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, data: Path | None, emit: Emit) -> None:
+    """Train a teacher from scratch on the whole training split and keep its weights.
+
+    Raises:
+        KdbenchError: if its training failed.
+    """
+    dataset = load_dataset(plan.suite.dataset.name, data)
+    folder = CellFolder(store.teacher(teacher))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
+    scratch: Any = plan.catalog.find("scratch").load()
+    trainee = Trainee(
+        key=teacher.name,
+        name=teacher.name,
+        net=teacher.net,
+        recipe=teacher.recipe,
+        method=scratch,
+        hyperparameters={},
+        net_seed=seed_for("teacher", teacher.hash, "init"),
+        method_seed=seed_for("teacher", teacher.hash, "method"),
+        folder=folder,
+    )
+    session = _Session(dataset, dataset.train, Evaluated(dataset.test, None, device), device, emit)
+
+    def keep(cell: CellTrainer) -> None:
+        _write_history(cell)
+        checksum = save_weights(cell.student, folder.path / "weights.safetensors")
+        write_json(
+            folder.result,
+            {
+                "format": FORMAT,
+                "kind": "teacher",
+                "name": teacher.name,
+                "hash": teacher.hash,
+                "checksum": checksum,
+                "metrics": {"last": cell.history[-1]},
+                "cost": _cost(cell, device),
+                "dataset_checksum": dataset.checksum(),
+                "provenance": provenance(device),
+            },
+        )
+        _finish(cell)
+        emit({"event": "done", "cell": trainee.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
+
+    session.train([trainee], None, None, seed_for("teacher", teacher.hash, "data"), keep)
+    if store.result_of_teacher(teacher) is None:
+        raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure()['reason']}; see {folder.log}")
+
+
+def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device, data: Path | None, emit: Emit) -> None:
+    """Train the cells of a cohort that are not done; each ends as ``result.json`` or ``failed.json``.
+
+    Raises:
+        KdbenchError: if the teacher or the data cannot be loaded.
+    """
+    dataset = load_dataset(plan.suite.dataset.name, data)
+    teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
+    split = dataset.split(cohort.cells[0].split)
+    teacher_logits = predict_all(lambda images: teacher(images).logits, split, device)
+    teacher_metrics = measure(teacher_logits, split.labels.to(device))
+    checksum_before = teacher_result["checksum"]
+    limit = plan.suite.dataset.images_per_class
+    train = dataset.train.first_per_class(limit) if limit else dataset.train
+    evaluated = Evaluated(split, teacher_logits, device)
+    session = _Session(dataset, train, evaluated, device, emit)
+    cells = {cell.key: cell for cell in cohort.cells}
+    first = cohort.cells[0]
+
+    def keep(trained: CellTrainer) -> None:
+        if state_hash(teacher.net) != checksum_before:
+            raise KdbenchError("the teacher's parameters or buffers changed during training")
+        cell = cells[trained.trainee.key]
+        logits = _last_logits(trained, evaluated, device)
+        _write_history(trained)
+        _write_predictions(trained.trainee.folder, logits, evaluated.labels)
+        save_weights(trained.student, trained.trainee.folder.path / "student.safetensors")
+        best = max(trained.history, key=lambda row: row["top1"])
+        write_json(
+            trained.trainee.folder.result,
+            {
+                "format": FORMAT,
+                "kind": "cell",
+                "hash": cell.hash,
+                "metrics": {"last": _scores(trained.history[-1]), "best": _scores(best)},
+                "losses": {name: value for name, value in trained.history[-1].items() if name.startswith("loss")},
+                "teacher": {"name": cell.teacher.name, "hash": cell.teacher.hash, "checksum": checksum_before, **teacher_metrics},
+                "cost": _cost(trained, device),
+                "dataset_checksum": dataset.checksum(),
+                "train_images": len(train),
+                "provenance": provenance(device),
+            },
+        )
+        _finish(trained)
+        row = trained.history[-1]
+        emit({"event": "done", "cell": cell.key, "top1": row["top1"], "seconds": trained.train_seconds})
+
+    trainees = [_trainee(plan, cell, store) for cell in cohort.cells]
+    data_seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
+    session.train(trainees, teacher, teacher.describe(), data_seed, keep)
+
+
+def _trainee(plan: Plan, cell: Cell, store: Store) -> Trainee:
+    method: Any = plan.catalog[cell.method].load()
+    return Trainee(
+        key=cell.key,
+        name=cell.student,
+        net=cell.student_net,
+        recipe=cell.recipe,
+        method=method,
+        hyperparameters=cell.hyperparameters,
+        net_seed=seed_for("student", cell.suite, cell.protocol, cell.student, cell.seed),
+        method_seed=seed_for("method", cell.suite, cell.protocol, cell.pair, cell.method, cell.seed),
+        folder=store.cell(cell),
+    )
+
+
+class _Session:
+    """Trainees on one data set, split into groups that go on from the same epoch."""
+
+    def __init__(self, dataset: Dataset, train: ImageSet, split: Evaluated, device: torch.device, emit: Emit) -> None:
+        self.task = Task(dataset.num_classes, len(train), train.labels, dataset.name)
+        self.data = train
+        self.split = split
+        self.device = device
+        self.emit = emit
+
+    def train(
+        self,
+        trainees: Sequence[Trainee],
+        teacher: TappedNet | None,
+        teacher_info: NetInfo | None,
+        data_seed: int,
+        keep: Callable[[CellTrainer], None],
+    ) -> None:
+        recipe = trainees[0].recipe
+        strong = any("strong" in trainee.method.needs for trainee in trainees)
+        pipeline = DevicePipeline(self.data, recipe, self.task.num_classes, data_seed, self.device, strong)
+        task = Task(self.task.num_classes, self.task.num_train, self.task.train_labels, self.task.dataset, recipe.epochs)
+        saved = {trainee.key: load_checkpoints(trainee.folder) for trainee in trainees}
+        groups = common_start({key: set(states) for key, states in saved.items()})
+        by_key = {trainee.key: trainee for trainee in trainees}
+        for start, keys in groups.items():
+            states = {key: saved[key].get(start) for key in keys}
+            self._train_group([by_key[key] for key in keys], start, states, teacher, teacher_info, task, pipeline, keep)
+
+    def _train_group(
+        self,
+        trainees: Sequence[Trainee],
+        start: int,
+        states: dict[str, dict[str, Any] | None],
+        teacher: TappedNet | None,
+        teacher_info: NetInfo | None,
+        task: Task,
+        pipeline: DevicePipeline,
+        keep: Callable[[CellTrainer], None],
+    ) -> None:
+        cells = []
+        for trainee in trainees:
+            try:
+                cell = CellTrainer(trainee, task, teacher_info, len(pipeline), self.device)
+                state = states[trainee.key]
+                if state is not None:
+                    cell.restore(state)
+                    trainee.folder.say(f"resumed after epoch {cell.epoch}")
+                    self.emit({"event": "resumed", "cell": trainee.key, "epoch": cell.epoch})
+                cells.append(cell)
+            except Exception as error:
+                self._refuse(trainee, error)
+        if not cells:
+            return
+        model = CohortModel(cells, teacher, pipeline, self.device, self._on_failure)
+        with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
+            runner = CohortRunner(model, self.split, task.epochs, Path(work_dir), self.emit)
+            runner.resume_at(start)
+            runner.train()
+        for cell in model.alive:
+            try:
+                keep(cell)
+            except OSError:
+                raise
+            except Exception as error:
+                model.fail(cell, error)
+
+    def _refuse(self, trainee: Trainee, error: Exception) -> None:
+        sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
+        self._record(trainee, "exception", sentence, 0, "".join(traceback.format_exception(error)))
+
+    def _on_failure(self, cell: CellTrainer, kind: str, sentence: str, details: str) -> None:
+        self._record(cell.trainee, kind, sentence, cell.epoch, details)
+
+    def _record(self, trainee: Trainee, kind: str, sentence: str, epoch: int, details: str) -> None:
+        trainee.folder.say(f"failed ({kind}): {sentence}\n{details}")
+        write_json(trainee.folder.failed, {"kind": kind, "reason": sentence, "epoch": epoch})
+        self.emit({"event": "failed", "cell": trainee.key, "kind": kind, "reason": sentence})
+
+
+def _scores(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name != "lr" and not name.startswith("loss")}
+
+
+def _last_logits(cell: CellTrainer, split: Evaluated, device: torch.device) -> Tensor:
+    logits = getattr(cell, "last_logits", None)
+    if logits is None:
+        cell.eval()
+        logits = predict_all(cell.predict, split.data, device)
+    return logits  # type: ignore[no-any-return]
+
+
+def _write_predictions(folder: CellFolder, logits: Tensor, labels: Tensor) -> None:
+    probability, predicted = logits.double().softmax(dim=1).max(dim=1)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        predicted=predicted.cpu().numpy().astype(np.int32),
+        probability=probability.cpu().numpy().astype(np.float32),
+        correct=(predicted == labels).cpu().numpy(),
+    )
+    write_bytes(folder.predictions, buffer.getvalue())
+
+
+def _cost(cell: CellTrainer, device: torch.device) -> dict[str, Any]:
+    cuda = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "student_parameters": sum(parameter.numel() for parameter in cell.student.parameters()),
+        "extra_parameters": cell.extra_parameters(),
+        "step_seconds": cell.step_seconds / max(1, cell.steps_timed),
+        "train_seconds": cell.train_seconds,
+        "steps": cell.epoch * cell.steps_per_epoch,
+        # of the whole cohort's process
+        "peak_memory_bytes": int(peak),
+    }
+
+
+def _write_history(cell: CellTrainer) -> None:
+    columns = list(dict.fromkeys(name for row in cell.history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(cell.history)
+    write_bytes(cell.trainee.folder.history, text.getvalue().encode())
+
+
+def _finish(cell: CellTrainer) -> None:
+    """Remove what only an unfinished cell needs."""
+    for path in cell.trainee.folder.checkpoints():
+        path.unlink(missing_ok=True)
+    cell.trainee.folder.failed.unlink(missing_ok=True)
+    cell.trainee.folder.say(f"done in {cell.train_seconds:.1f} s")

@@ -1,0 +1,379 @@
+"""Suites to cells, cells to cohorts. Everything here but ``check_cells`` works without torch."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import shlex
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kdbench.data.catalog import find_dataset
+from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError, UnsupportedPairError
+from kdbench.nets.spec import NetSpec
+from kdbench.registry import MethodCatalog, MethodEntry, PluginError
+from kdbench.suite import PAIR_SEPARATOR, Recipe, Suite, split_pair
+
+if TYPE_CHECKING:
+    from kdbench.method import NetInfo
+
+#: Raised when what a configuration means changes, so that older results count as stale.
+CONFIG_VERSION = 1
+
+SPLITS = ("test", "validation")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user wants of a suite; empty means the protocol's own choice."""
+
+    protocol: str = ""
+    methods: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    split: str = "test"
+    set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """One teacher: a net, and how it comes to its weights. ``hash`` covers everything that they depend on."""
+
+    name: str
+    net: NetSpec
+    family: str
+    recipe: Recipe
+    recipe_name: str
+    config: Mapping[str, Any]
+    expected_top1: float = 0.0
+
+    @cached_property
+    def hash(self) -> str:
+        return _hash(self.config)
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the run directory."""
+        return f"teachers/{self.name}-{self.hash}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained student: suite x protocol x pair x method x seed, with everything that its result depends on."""
+
+    suite: str
+    protocol: str
+    split: str
+    teacher: TeacherPlan
+    student: str
+    student_net: NetSpec
+    method: str
+    seed: int
+    recipe_name: str
+    recipe: Recipe
+    config: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    reason: str | None = None
+
+    @property
+    def pair(self) -> str:
+        return f"{self.teacher.name}{PAIR_SEPARATOR}{self.student}"
+
+    @cached_property
+    def hash(self) -> str:
+        return _hash(self.config)
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the run directory."""
+        return f"{self.suite}/{self.protocol}/{self.pair}/{self.method}/seed{self.seed}-{self.hash}"
+
+    @property
+    def key(self) -> str:
+        """A short name that is unique within a plan."""
+        return f"{self.pair}/{self.method}/seed{self.seed}"
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        return self.config["method"]["hyperparameters"]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cells that are trained in lockstep on the same batches with one teacher."""
+
+    teacher: TeacherPlan
+    recipe_name: str
+    seed: int
+    cells: tuple[Cell, ...]
+
+    @property
+    def name(self) -> str:
+        students = sorted({cell.student for cell in self.cells})
+        return f"{self.teacher.name}{PAIR_SEPARATOR}{'+'.join(students)}, {self.recipe_name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a choice. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
+
+    suite: Suite
+    protocol: str
+    choice: Choice
+    catalog: MethodCatalog
+    cells: tuple[Cell, ...]
+    skipped: tuple[Cell, ...] = ()
+    broken: tuple[Cell, ...] = ()
+
+    @property
+    def teachers(self) -> list[TeacherPlan]:
+        """Every teacher once, in the order of the cells."""
+        return list({cell.teacher.hash: cell.teacher for cell in self.cells}.values())
+
+    def cohorts(self, solo: bool = False, cells: Sequence[Cell] | None = None) -> list[Cohort]:
+        """Group cells that may share their batches and their teacher; with ``solo`` every cell stands alone."""
+        groups: dict[Any, list[Cell]] = {}
+        for cell in self.cells if cells is None else cells:
+            group = (cell.teacher.hash, cell.recipe_name, cell.seed, *((cell.folder,) if solo else ()))
+            groups.setdefault(group, []).append(cell)
+        return [Cohort(members[0].teacher, members[0].recipe_name, members[0].seed, tuple(members)) for members in groups.values()]
+
+
+def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
+    """List the cells of a choice, in the order pair, seed, method. Nothing is built: see ``check_cells``.
+
+    Raises:
+        KdbenchError: for an unknown name or a hyper-parameter of the wrong name or type.
+    """
+    protocol_name = choice.protocol or suite.default_protocol
+    if protocol_name not in suite.protocols:
+        raise UnknownNameError("protocol", protocol_name, suite.protocols, f"suite {suite.name}")
+    if choice.split not in SPLITS:
+        raise UnknownNameError("split", choice.split, SPLITS)
+    protocol = suite.protocols[protocol_name]
+    from_plugins = [name for name, entry in catalog.items() if entry.path in {Path(plugin) for plugin in choice.plugins}]
+    methods = choose_methods(catalog, choice.methods or (*suite.methods.default, *from_plugins))
+    for name in (*suite.methods.set, *choice.set):
+        catalog.find(name)
+    hyperparameters = {
+        name: catalog[name].resolve(suite.dataset.name, suite.methods.set.get(name, {}), choice.set.get(name, {}))
+        for name in dict.fromkeys((*methods, *choice.set))
+    }
+    cells = []
+    for pair in suite.choose_pairs(protocol_name, choice.pairs):
+        teacher_name, student_name = split_pair(pair)
+        teacher = plan_teacher(suite, protocol_name, teacher_name)
+        for seed in choice.seeds or protocol.seeds:
+            for method in methods:
+                cells.append(
+                    _plan_cell(suite, protocol_name, choice, catalog, teacher, student_name, method, hyperparameters[method], seed)
+                )
+    return Plan(suite, protocol_name, choice, catalog, tuple(cells))
+
+
+def choose_methods(catalog: MethodCatalog, patterns: Sequence[str]) -> list[str]:
+    """Methods that match names or globs, in the given order.
+
+    Raises:
+        UnknownNameError: for a name or a glob that matches none.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        matches = [name for name in catalog if fnmatch.fnmatchcase(name, pattern)]
+        if not matches:
+            raise UnknownNameError("method", pattern, catalog)
+        chosen.update(dict.fromkeys(matches))
+    return list(chosen)
+
+
+def plan_teacher(suite: Suite, protocol: str, name: str) -> TeacherPlan:
+    """The teacher ``name`` as a protocol trains it."""
+    net = suite.net(name)
+    family = net_family(net, name)
+    recipe_name = suite.teacher_recipe[family]  # type: ignore[index]
+    recipe = suite.recipe(recipe_name, protocol, teacher=True)
+    dataset = find_dataset(suite.dataset.name)
+    config = {
+        "config_version": CONFIG_VERSION,
+        "kind": "teacher",
+        "dataset": {"name": dataset.name, "version": dataset.version},
+        "net": _net_config(net),
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": suite.teacher_seed,
+        "cpu_threads": suite.cpu_threads,
+    }
+    return TeacherPlan(name, net, family, recipe, recipe_name, config, suite.teacher_at_least)
+
+
+def net_family(net: NetSpec, name: str) -> str:
+    """The family of a net: as declared, else as timm's class tells (which imports torch)."""
+    if net.family is not None:
+        return net.family
+    from kdbench.nets.tapped import describe
+
+    return describe(net, 10, name).family
+
+
+def check_cells(plan: Plan) -> Plan:
+    """Build every net and method of a plan without memory for weights, and separate the cells that cannot run.
+
+    Raises:
+        KdbenchError: for wrong wiring: unknown taps, nets that cannot be built, hyper-parameters out of range.
+    """
+    from kdbench.nets.tapped import describe
+
+    num_classes = find_dataset(plan.suite.dataset.name).num_classes
+    possible, skipped, broken = [], [], []
+    verdicts: dict[Any, tuple[list[Cell], str | None]] = {}
+    for cell in plan.cells:
+        key = (cell.teacher.name, cell.student, cell.method)
+        if key not in verdicts:
+            teacher = describe(cell.teacher.net, num_classes, cell.teacher.name)
+            student = describe(cell.student_net, num_classes, cell.student)
+            try:
+                reason = _refusal(cell, plan.catalog[cell.method], student, teacher, num_classes)
+                verdicts[key] = (possible if reason is None else skipped, reason)
+            except PluginError as error:
+                verdicts[key] = (broken, f"{error}\n{error.details}")
+        where, reason = verdicts[key]
+        where.append(replace(cell, reason=reason))
+    return replace(plan, cells=tuple(possible), skipped=tuple(skipped), broken=tuple(broken))
+
+
+def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo, num_classes: int) -> str | None:
+    """Why a method cannot run on a pair, or None; wrong wiring raises."""
+    import torch
+
+    from kdbench.method import NEEDS, Task
+
+    cls: Any = entry.load()
+    unknown = sorted({*cls.needs, *cls.predict_needs} - NEEDS)
+    if unknown:
+        raise UnknownNameError(f"tap in the needs of method {cell.method}:", unknown[0], NEEDS)
+    try:
+        reason = cls.supports(student, teacher)
+        if reason is not None:
+            return str(reason)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            labels = torch.zeros(1024, dtype=torch.int64)
+            cls(student, teacher, Task(num_classes, 1024, labels, cell.config["dataset"]["name"]), **cell.hyperparameters)
+    except UnsupportedPairError as error:
+        return str(error)
+    except HyperparameterError as error:
+        raise HyperparameterError(f"method {cell.method}: {error}") from None
+    except KdbenchError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"method {cell.method} cannot be built for {cell.pair}: {type(error).__name__}: {error}", traceback.format_exc()
+        ) from error
+    return None
+
+
+def replay_command(cell: Cell, choice: Choice, out: str, suite_name: str = "") -> str:
+    """The shell command that trains one cell again, alone; ``suite_name`` where the suite is a file of its own."""
+    words = ["kdbench", "run", suite_name or cell.suite]
+    words += ["--protocol", cell.protocol, "--pairs", cell.pair, "--methods", cell.method, "--seeds", str(cell.seed)]
+    if cell.split != "test":
+        words += ["--split", cell.split]
+    for plugin in choice.plugins:
+        words += ["--plugin", plugin]
+    for name, value in choice.set.get(cell.method, {}).items():
+        words += ["--set", f"{cell.method}.{name}={json.dumps(value)}"]
+    return shlex.join([*words, "--out", out, "--solo", "--retry-failed"])
+
+
+def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["ofa.eps=1.5"]`` to ``{"ofa": {"eps": 1.5}}``; values are YAML.
+
+    Raises:
+        KdbenchError: for another form.
+    """
+    parsed: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        target, separator, value = assignment.partition("=")
+        method, dot, name = target.strip().partition(".")
+        if not (separator and dot and method and name):
+            raise KdbenchError(f"--set {assignment!r} is not of the form METHOD.NAME=VALUE")
+        try:
+            parsed.setdefault(method, {})[name] = _number_or(yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise KdbenchError(f"--set {assignment!r}: the value does not parse as YAML") from None
+    return parsed
+
+
+def _number_or(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 (no dot) as a string.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _plan_cell(
+    suite: Suite,
+    protocol: str,
+    choice: Choice,
+    catalog: MethodCatalog,
+    teacher: TeacherPlan,
+    student: str,
+    method: str,
+    hyperparameters: Mapping[str, Any],
+    seed: int,
+) -> Cell:
+    net = suite.net(student)
+    family = net_family(net, student)
+    recipe_name = suite.student_recipe[family]  # type: ignore[index]
+    recipe = suite.recipe(recipe_name, protocol)
+    entry = catalog[method]
+    dataset = find_dataset(suite.dataset.name)
+    config = {
+        "config_version": CONFIG_VERSION,
+        "kind": "cell",
+        "suite": suite.name,
+        "protocol": {"name": protocol, "version": suite.protocols[protocol].version},
+        "split": choice.split,
+        "dataset": {"version": dataset.version, **suite.dataset.model_dump()},
+        "teacher": {"name": teacher.name, "hash": teacher.hash},
+        "student": {"name": student, "net": _net_config(net)},
+        "recipe": {"name": recipe_name, **recipe.model_dump(mode="json")},
+        "method": {
+            "name": method,
+            "version": entry.version,
+            "hyperparameters": dict(hyperparameters),
+            **({} if entry.builtin else {"source": entry.source_hash()}),
+        },
+        "seed": seed,
+        "cpu_threads": suite.cpu_threads,
+    }
+    facts = {
+        "dataset_title": dataset.title,
+        "teacher_display": teacher.net.display or teacher.name,
+        "student_display": net.display or student,
+        "teacher_family": teacher.family,
+        "student_family": family,
+        "method_display": entry.display,
+        "method_family": entry.family,
+        "fidelity": entry.fidelity,
+        "plugin": None if entry.builtin else str(Path(entry.path).name),
+    }
+    return Cell(suite.name, protocol, choice.split, teacher, student, net, method, seed, recipe_name, recipe, config, facts)
+
+
+def _net_config(net: NetSpec) -> dict[str, Any]:
+    return net.model_dump(mode="json", exclude={"display", "family"})
+
+
+def _hash(config: Mapping[str, Any]) -> str:
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,0 +1,135 @@
+"""Intervals and tests over pairs. scipy.stats is imported where it is used: it costs most of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Differences closer than this are one value: what is left of rounding when percentages are subtracted.
+RESOLUTION = 1e-9
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its two-sided confidence limits; the limits are NaN with fewer than two values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class SignedRank:
+    """Wilcoxon's signed-rank test: two-sided ``p``, number of non-zero differences, and the smallest p that so many can give."""
+
+    p: float
+    n: int
+    smallest: float
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval of the mean of independent values (finite; NaN is refused).
+
+    Raises:
+        ValueError: for a value that is not finite.
+    """
+    data = _finite(values)
+    if data.size == 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    mean = float(data.mean())
+    if data.size == 1:
+        return Interval(mean, np.nan, np.nan, 1)
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.5 + level / 2, data.size - 1) * data.std(ddof=1) / np.sqrt(data.size))
+    return Interval(mean, mean - half, mean + half, data.size)
+
+
+def signed_rank(differences: Sequence[float]) -> SignedRank:
+    """Wilcoxon's signed-rank test that differences are symmetric about zero (Wilcoxon 1945), two-sided and exact.
+
+    Zeros are dropped, as Wilcoxon did. Without ties in size scipy's exact distribution is used; it does not hold with
+    ties, so there the distribution over all signs is counted, given the ranks that occurred.
+
+    Raises:
+        ValueError: for a difference that is not finite.
+    """
+    data = np.round(_finite(differences) / RESOLUTION) * RESOLUTION
+    data = data[data != 0]
+    if data.size == 0:
+        return SignedRank(1.0, 0, 1.0)
+    smallest = min(1.0, 2.0 ** (1 - data.size))
+    from scipy import stats
+
+    ranks = stats.rankdata(np.round(np.abs(data) / RESOLUTION))
+    if len(np.unique(ranks)) == data.size:
+        p = float(stats.wilcoxon(data, method="exact").pvalue)
+    else:
+        p = _sign_flip_p(ranks, data > 0)
+    return SignedRank(p, int(data.size), smallest)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm 1979); the order of the arguments is kept."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.minimum(1.0, np.maximum.accumulate((p.size - np.arange(p.size)) * p[order]))
+    corrected = np.empty_like(stepped)
+    corrected[order] = stepped
+    return [float(value) for value in corrected]
+
+
+def wins_ties_losses(gains: Sequence[float], band: float) -> tuple[int, int, int]:
+    """Count gains above ``band``, within it (its edge included), and below ``-band``."""
+    data = np.asarray(gains, float)
+    wins = int((data > band + RESOLUTION).sum())
+    losses = int((data < -band - RESOLUTION).sum())
+    return wins, int(data.size - wins - losses), losses
+
+
+def leave_one_out(gains: Sequence[float], *groupings: Sequence[Hashable]) -> tuple[float, float]:
+    """Smallest and largest mean when all values of one group are left out, over all groups of all groupings.
+
+    NaN twice when nothing can be left out (every grouping has one group).
+    """
+    data = np.asarray(gains, float)
+    means = []
+    for grouping in groupings:
+        labels = list(grouping)
+        for group in set(labels):
+            kept = np.array([label != group for label in labels], bool)
+            if kept.any():
+                means.append(float(data[kept].mean()))
+    return (min(means), max(means)) if means else (np.nan, np.nan)
+
+
+def ranks_in_rows(values: np.ndarray, higher_is_better: bool) -> np.ndarray:
+    """Rank the columns within each row, 1 for the best; equal values share the mean of their places. No NaN allowed."""
+    keys = np.round(_finite(values) / RESOLUTION) * (-1 if higher_is_better else 1)
+    better = (keys[:, None, :] < keys[:, :, None]).sum(axis=2)
+    equal = (keys[:, None, :] == keys[:, :, None]).sum(axis=2)
+    return better + (equal + 1) / 2
+
+
+def _sign_flip_p(ranks: np.ndarray, positive: np.ndarray) -> float:
+    """Two-sided p of the sum of positive ranks when each sign is a fair coin: counts how many sign patterns give each sum."""
+    doubled = np.round(2 * ranks).astype(int)  # mean ranks of ties are halves; doubled they are whole numbers
+    ways = np.zeros(doubled.sum() + 1)
+    ways[0] = 1.0
+    for rank in doubled:
+        shifted = np.zeros_like(ways)
+        shifted[rank:] = ways[: ways.size - rank]
+        ways = (ways + shifted) / 2
+    total = int(doubled[positive].sum())
+    nearer = min(total, int(doubled.sum()) - total)  # the distribution is symmetric: the lower tail serves for both
+    return min(1.0, 2 * float(ways[: nearer + 1].sum()))
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    data = np.asarray(values, float)
+    if not np.isfinite(data).all():
+        raise ValueError(f"expected finite values, got {data[~np.isfinite(data)][0]}")
+    return data

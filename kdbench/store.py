@@ -1,0 +1,307 @@
+"""Results on disk: where they lie, how they are written so that they are whole or absent, how they are read as a table.
+
+Works without torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import KdbenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kdbench.plan import Cell, TeacherPlan
+
+#: Version of the layout of a run directory.
+FORMAT = 1
+
+METRICS = ("top1", "top5", "nll", "ece", "agreement", "teacher_kl")
+
+
+class DamagedFileError(KdbenchError):
+    """A file of the store that is cut, altered or unreadable."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash the old or the new one is there, never a part: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON with a checksum over its other keys."""
+    body = dict(content)
+    body["file_checksum"] = _checksum(content)
+    write_bytes(path, (json.dumps(body, indent=1, allow_nan=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what ``write_json`` wrote.
+
+    Raises:
+        DamagedFileError: if the file is cut or its checksum does not match.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        checksum = content.pop("file_checksum")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+    if checksum != _checksum(content):
+        raise DamagedFileError(f"{path} is damaged (its checksum does not match)")
+    return content  # type: ignore[no-any-return]
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=True).encode()).hexdigest()
+
+
+class Store:
+    """A run directory. ``OUT/SUITE/PROTOCOL/TEACHER--STUDENT/METHOD/seedN-HASH/`` holds a cell, ``OUT/teachers/`` the teachers."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def check(self, writable: bool = False) -> None:
+        """Refuse a directory of a newer format, or one that cannot be written.
+
+        Raises:
+            KdbenchError: in one line.
+        """
+        marker = self.root / "format.json"
+        if self.root.exists() and not self.root.is_dir():
+            raise KdbenchError(f"run directory {self.root} is not a directory")
+        try:
+            present = marker.exists()
+        except PermissionError:
+            raise KdbenchError(f"run directory {self.root} cannot be read") from None
+        if present:
+            try:
+                found = json.loads(marker.read_text())["format"]
+            except (ValueError, KeyError, TypeError, OSError):
+                raise KdbenchError(f"{marker} is damaged; it should hold {{\"format\": {FORMAT}}}") from None
+            if not isinstance(found, int) or found > FORMAT:
+                raise KdbenchError(
+                    f"run directory {self.root} has format {found}, written by a newer kdbench; this one reads up to {FORMAT}"
+                )
+        if writable:
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                if present:
+                    with open(self.root / f".writable-{os.getpid()}", "wb"):
+                        pass
+                    (self.root / f".writable-{os.getpid()}").unlink()
+                else:
+                    write_bytes(marker, json.dumps({"format": FORMAT}).encode())
+            except OSError as error:
+                raise KdbenchError(f"run directory {self.root} cannot be written ({error.strerror})") from None
+
+    @contextlib.contextmanager
+    def exclusive(self, suite: str, protocol: str) -> Iterator[None]:
+        """Hold the suite's protocol in this run directory; the lock goes with the process, however it ends.
+
+        Raises:
+            KdbenchError: if another process holds it.
+        """
+        path = self.root / suite / protocol / ".lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+") as file:
+            for attempt in range(20):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if attempt == 19:
+                        file.seek(0)
+                        raise KdbenchError(
+                            f"another kdbench run ({file.read().strip() or 'unknown process'}) is writing {path.parent}"
+                        ) from None
+                    time.sleep(0.1)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            yield
+
+    def cell(self, cell: Cell) -> CellFolder:
+        return CellFolder(self.root / cell.folder)
+
+    def teacher(self, teacher: TeacherPlan) -> Path:
+        return self.root / teacher.folder
+
+    def result_of_teacher(self, teacher: TeacherPlan) -> dict[str, Any] | None:
+        """The result of a trained teacher, or None when it is absent or damaged."""
+        folder = self.teacher(teacher)
+        try:
+            result = read_json(folder / "result.json")
+        except (FileNotFoundError, DamagedFileError):
+            return None
+        return result if (folder / "weights.safetensors").exists() else None
+
+
+class CellFolder:
+    """The folder of one cell and the files in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.result = path / "result.json"
+        self.failed = path / "failed.json"
+        self.skipped = path / "skipped.json"
+        self.history = path / "history.csv"
+        self.predictions = path / "predictions.npz"
+        self.log = path / "log.txt"
+
+    def prepare(self, cell: Cell) -> None:
+        """Write the cell's configuration and what tables need to know of it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts})
+        if cell.reason is None:
+            self.skipped.unlink(missing_ok=True)
+        else:
+            write_json(self.skipped, {"reason": cell.reason})
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint files, oldest first."""
+        return sorted(self.path.glob("checkpoint-*.ckpt"))
+
+    def state(self) -> str:
+        """``done``, ``failed``, ``skipped``, ``interrupted`` (a checkpoint is there) or ``planned``; a damaged result counts as absent."""
+        if self.result.exists():
+            with contextlib.suppress(DamagedFileError):
+                read_json(self.result)
+                return "done"
+        if self.failed.exists():
+            return "failed"
+        if self.skipped.exists():
+            return "skipped"
+        return "interrupted" if self.checkpoints() else "planned"
+
+    def is_damaged(self) -> bool:
+        """Whether there is a result that cannot be read."""
+        if not self.result.exists():
+            return False
+        try:
+            read_json(self.result)
+        except DamagedFileError:
+            return True
+        return False
+
+    def forget_failure(self) -> None:
+        """Make a failed cell planned again, from its beginning."""
+        self.failed.unlink(missing_ok=True)
+        for checkpoint in self.checkpoints():
+            checkpoint.unlink()
+
+    def failure(self) -> dict[str, Any]:
+        """Why the cell failed: ``kind``, ``reason``, ``epoch``."""
+        try:
+            return read_json(self.failed)
+        except (DamagedFileError, FileNotFoundError):
+            return {"kind": "unknown", "reason": "its record is damaged", "epoch": 0}
+
+    def say(self, text: str) -> None:
+        """Append lines to the cell's log."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
+
+
+def load_results(out: Path | str = "runs", suite: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+    """Read a run directory as a tidy table: one row per cell, plain numbers, cells that are not done included.
+
+    Columns: what the cell is (suite, protocol, split, pair, teacher, student, method, seed and their display names and
+    families), ``state`` and ``reason``, for each metric M of the last epoch ``M`` and of the best epoch on the evaluated split
+    ``best_M`` (accuracies, agreement and calibration error in percent; nll and teacher_kl in nats), the teacher's re-measured
+    accuracy, cost and provenance.
+
+    Args:
+        out: the run directory.
+        suite, protocol: read only these.
+
+    Raises:
+        KdbenchError: if the directory does not exist or has a newer format.
+    """
+    import pandas as pd
+
+    store = Store(out)
+    if not store.root.exists():
+        raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
+    store.check()
+    pattern = f"{suite or '*'}/{protocol or '*'}/*--*/*/seed*-*/config.json"
+    rows = [row for path in sorted(store.root.glob(pattern)) if (row := _row(path, store.root)) is not None]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+COLUMNS = [
+    *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display", "student_display"),
+    *("teacher_family", "student_family", "method", "method_display", "method_family", "fidelity", "seed", "state", "reason"),
+    *("epochs", *METRICS, *(f"best_{metric}" for metric in METRICS), "best_epoch", "teacher_top1", "teacher_top5"),
+    *("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes"),
+    *("device", "commit", "dirty", "finished", "hyperparameters", "config_hash", "path"),
+]
+
+
+def _row(config_path: Path, root: Path) -> dict[str, Any] | None:
+    folder = CellFolder(config_path.parent)
+    try:
+        stored = read_json(config_path)
+        config, facts = stored["config"], stored["facts"]
+        row: dict[str, Any] = {
+            "suite": config["suite"],
+            "protocol": config["protocol"]["name"],
+            "split": config["split"],
+            "dataset": config["dataset"]["name"],
+            "teacher": config["teacher"]["name"],
+            "student": config["student"]["name"],
+            "pair": f"{config['teacher']['name']}--{config['student']['name']}",
+            "method": config["method"]["name"],
+            "seed": config["seed"],
+            "epochs": config["recipe"]["epochs"],
+            "hyperparameters": json.dumps(config["method"]["hyperparameters"]),
+            "config_hash": stored["hash"],
+            "path": str(config_path.parent.relative_to(root)),
+            "reason": "",
+            **{key: value for key, value in facts.items() if key in COLUMNS},
+        }
+        row["state"] = state = folder.state()
+        if state == "failed":
+            row["reason"] = folder.failure()["reason"]
+        elif state == "skipped":
+            row["reason"] = read_json(folder.skipped)["reason"]
+        elif state == "done":
+            row.update(_measured(read_json(folder.result)))
+    except (DamagedFileError, KeyError, TypeError):
+        return None
+    return row
+
+
+def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    metrics, cost, provenance = result["metrics"], result["cost"], result["provenance"]
+    return {
+        **{name: metrics["last"][name] for name in METRICS},
+        **{f"best_{name}": metrics["best"][name] for name in METRICS},
+        "best_epoch": metrics["best"]["epoch"],
+        "teacher_top1": result["teacher"]["top1"],
+        "teacher_top5": result["teacher"]["top5"],
+        **{key: cost[key] for key in ("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes")},
+        **{key: provenance[key] for key in ("device", "commit", "dirty", "finished")},
+    }

@@ -1,0 +1,73 @@
+"""Attention transfer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench.blocks import match_maps
+from kdbench.method import non_negative, positive, stage_numbers
+
+
+def attention(feature_map: Tensor, p: int = 2) -> Tensor:
+    """(B, c, h, w) to (B, h * w): mean over the channels of the p-th power, each sample scaled to unit length.
+
+    Activation-based attention of Zagoruyko & Komodakis 2017, sec. 3.1.
+    """
+    return F.normalize(feature_map.pow(p).mean(dim=1).flatten(1), dim=1)
+
+
+def at_loss(student_map: Tensor, teacher_map: Tensor, p: int = 2) -> Tensor:
+    """Mean squared difference of the two attention maps, over batch and positions (Zagoruyko & Komodakis 2017).
+
+    Maps (B, c, h, w), any widths; the larger one is average-pooled to the size of the smaller before the attention is
+    taken. 0, with zero gradient, when one map is the other times a number per sample; always 0 for 1 x 1 maps.
+    """
+    student_map, teacher_map = match_maps(student_map, teacher_map)
+    return (attention(student_map, p) - attention(teacher_map, p)).pow(2).mean()
+
+
+@register_method("at")
+class AT(Method):
+    """Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017 (arXiv:1612.03928).
+
+    Defaults are those of RepDistiller on CIFAR-100 (weight 1000, squares, every stage); no logit term. The maps of
+    token nets are their patch tokens, class tokens dropped. Needs no projector: widths may differ.
+
+    Traps: the mean over positions makes the loss shrink with the resolution, so the weight of 32 px maps (up to
+    32 x 32) is small for 224 px nets (56 x 56) and wants retuning there. An odd ``p`` lets features of opposite sign
+    cancel, as in the reference code (the paper takes absolute values, the same for even ``p`` and after a ReLU).
+    """
+
+    display, family, fidelity = "AT", "hint", "reference"
+    needs = frozenset({"logits", "stages"})
+
+    def __init__(
+        self,
+        student: NetInfo,
+        teacher: NetInfo,
+        task: Task,
+        *,
+        stages: tuple[int, ...] = (1, 2, 3, 4),
+        p: int = 2,
+        ce_weight: float = 1.0,
+        at_weight: float = 1000.0,
+    ) -> None:
+        super().__init__(student, teacher, task)
+        stage_numbers(stages=stages)
+        positive(p=p)
+        non_negative(ce_weight=ce_weight, at_weight=at_weight)
+        self.stages = stages
+        self.p = p
+        self.ce_weight = ce_weight
+        self.at_weight = at_weight
+
+    def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        assert student.stages is not None
+        assert teacher.stages is not None
+        losses = [at_loss(student.stages[n - 1].map, teacher.stages[n - 1].map, self.p) for n in self.stages]
+        return {
+            "ce": self.ce_weight * batch.task_loss(student.logits),
+            "at": self.at_weight * sum(losses[1:], losses[0]),
+        }

@@ -1,0 +1,62 @@
+"""Relation distillation by the probability that one sample of the batch is the neighbour of another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench.distributed import gather_batch
+from kdbench.method import non_negative
+
+#: Added to norms and inside the logarithm. Below the resolution of half precision, so half precision is left first.
+_EPS = 1e-7
+
+
+def pkt_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
+    """KL divergence of the neighbour distributions of both nets, mean over B^2 (Passalis and Tefas 2018).
+
+    Embeddings (B, d_s) and (B, d_t). A sample's distribution over the batch, itself included, is its cosine similarity,
+    shifted to [0, 1], over the row's sum. 0, with hardly any gradient, when both agree up to the lengths of the
+    embeddings. The order of the batch does not matter. 0 for a single sample.
+    """
+    student, teacher = _neighbours(student_embedding), _neighbours(teacher_embedding)
+    return (teacher * ((teacher + _EPS) / (student + _EPS)).log()).mean()
+
+
+def _neighbours(embedding: Tensor) -> Tensor:
+    """(B, B), rows sum to 1."""
+    embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    # vector_norm, not a square root of a sum: a zero vector has a zero gradient instead of NaN.
+    unit = embedding / (torch.linalg.vector_norm(embedding, dim=1, keepdim=True) + _EPS)
+    with torch.autocast(unit.device.type, enabled=False):
+        similarity = ((unit @ unit.t() + 1) / 2).clamp_min(0.0)  # rounding may go below -1
+    return similarity / similarity.sum(dim=1, keepdim=True)
+
+
+@register_method("pkt")
+class PKT(Method):
+    """Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018
+    (arXiv:1803.10837).
+
+    On the pooled embeddings, of any two widths: no projector. The mean is over B^2 entries, not over the B rows, hence
+    the large weight. The batch is that of all processes.
+    """
+
+    display, family, fidelity = "PKT", "relation", "reference"
+    needs = frozenset({"logits", "embedding"})
+
+    def __init__(
+        self, student: NetInfo, teacher: NetInfo, task: Task, *, ce_weight: float = 1.0, pkt_weight: float = 30000.0
+    ) -> None:
+        super().__init__(student, teacher, task)
+        non_negative(ce_weight=ce_weight, pkt_weight=pkt_weight)
+        self.ce_weight = ce_weight
+        self.pkt_weight = pkt_weight
+
+    def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        student_embedding, teacher_embedding = gather_batch(student.embedding), gather_batch(teacher.embedding)
+        return {
+            "ce": self.ce_weight * batch.task_loss(student.logits),
+            "pkt": self.pkt_weight * pkt_loss(student_embedding, teacher_embedding),
+        }

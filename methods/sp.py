@@ -1,0 +1,54 @@
+"""Relation distillation by which samples of the batch activate a net alike."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench.distributed import gather_batch
+from kdbench.method import non_negative
+
+
+def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Squared difference of the row-normalised similarity matrices, mean over B^2 (Tung and Mori 2019, eq. 4).
+
+    Maps (B, ...), flattened after the batch; their shapes may differ. 0, with zero gradient, when one map is the other
+    times a factor. The order of the batch does not matter. 0 for a single sample.
+    """
+    return (_similarities(teacher_map) - _similarities(student_map)).square().mean()
+
+
+def _similarities(value: Tensor) -> Tensor:
+    """(B, B): inner products of the samples, each row with Euclidean norm 1."""
+    flat = value.flatten(1).to(torch.promote_types(value.dtype, torch.float32))
+    with torch.autocast(flat.device.type, enabled=False):  # the differences are small beside the entries
+        return F.normalize(flat @ flat.t(), dim=1)
+
+
+@register_method("sp")
+class SP(Method):
+    """Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019 (arXiv:1907.09682).
+
+    On the last map before the pooling, class tokens left out; any two shapes, no projector. The batch is that of all
+    processes, so that their number changes nothing; the usual code takes the batch of each process.
+    """
+
+    display, family, fidelity = "SP", "relation", "reference"
+    needs = frozenset({"logits", "stages"})
+
+    def __init__(
+        self, student: NetInfo, teacher: NetInfo, task: Task, *, ce_weight: float = 1.0, sp_weight: float = 3000.0
+    ) -> None:
+        super().__init__(student, teacher, task)
+        non_negative(ce_weight=ce_weight, sp_weight=sp_weight)
+        self.ce_weight = ce_weight
+        self.sp_weight = sp_weight
+
+    def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        student_map, teacher_map = gather_batch(student.stages[-1].map), gather_batch(teacher.stages[-1].map)
+        return {
+            "ce": self.ce_weight * batch.task_loss(student.logits),
+            "sp": self.sp_weight * sp_loss(student_map, teacher_map),
+        }
