@@ -205,10 +205,12 @@ class CellFolder:
         return False
 
     def forget_failure(self) -> None:
-        """Make a failed cell planned again, from its beginning."""
+        """Make a failed cell planned again: from its beginning, or from its checkpoint if only its process died."""
+        crashed = self.failure()["kind"] in ("crash", "teacher")
         self.failed.unlink(missing_ok=True)
-        for checkpoint in self.checkpoints():
-            checkpoint.unlink()
+        if not crashed:
+            for checkpoint in self.checkpoints():
+                checkpoint.unlink()
 
     def failure(self) -> dict[str, Any]:
         """Why the cell failed: ``kind``, ``reason``, ``epoch``."""

@@ -67,6 +67,8 @@ class CATKD(Method):
     map first goes through ``embedding_map``: then, for every net, the mean of the class maps is the logits less their
     bias, as the paper requires. A ViT's classifier was trained on the class token: its patch tokens are not its
     evidence, and only the mean of these maps, not their layout, is what it decides by.
+
+    Trap: on a 1 x 1 map normalisation leaves only signs, and the term teaches nothing.
     """
 
     display, family, fidelity = "CAT-KD", "hint", "reference"

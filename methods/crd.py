@@ -28,14 +28,14 @@ _DENSE_UP_TO = 64
 class CRD(Method):
     """Tian et al., Contrastive Representation Distillation, ICLR 2020 (arXiv:1910.10699).
 
-    Both embeddings are mapped linearly to ``dim`` numbers of unit length; ``ContrastMemory`` tells each sample's pair from
-    ``num_negatives`` samples of other classes. No KD term. The weight 1 is that of OFA-KD's protocol; the preset for
-    CIFAR-100 at 32 px, 0.8, that of the official code.
+    Both embeddings are mapped linearly to ``dim`` numbers of unit length; ``ContrastMemory`` tells each sample's pair
+    from ``num_negatives`` samples of other classes. No KD term. The weight 1 is that of OFA-KD's protocol; the preset
+    for CIFAR-100 at 32 px, 0.8, that of the official code.
 
-    Negatives are drawn with replacement on the device (as OFA-KD does; the official code repeats only where there are fewer
-    than ``num_negatives``), so the method works on data sets of any size. If all samples have one class they are drawn from
-    all of them. Under several processes the banks are updated with the batch of all of them: the released code loses
-    the updates of all but the first.
+    Negatives are drawn with replacement on the device (as OFA-KD does; the official code repeats only where there are
+    fewer than ``num_negatives``), so the method works on data sets of any size. If all samples have one class they are
+    drawn from all of them. Under several processes the banks are updated with the batch of all of them: the released
+    code loses the updates of all but the first.
 
     Trap: after mixup the bank's row of a sample holds the embedding of a mixture, as in OFA-KD.
     """
@@ -84,8 +84,8 @@ class CRD(Method):
 class ContrastMemory(nn.Module):
     """The two memory banks of CRD and the loss on them (Tian et al., arXiv:1910.10699; official code).
 
-    The student's embeddings are scored against the teacher's bank and the other way round; after scoring, the rows of the
-    batch move towards its embeddings. The normalisers Z are set at the first batch and then frozen.
+    The student's embeddings are scored against the teacher's bank and the other way round; after scoring, the rows of
+    the batch move towards its embeddings. The normalisers Z are set at the first batch and then frozen.
 
     Args:
         num_samples: rows N of a bank, one per training sample.
@@ -165,8 +165,8 @@ class ContrastMemory(nn.Module):
 class OtherClassSampler(nn.Module):
     """Draws training samples of other classes than a sample's own, uniformly and with replacement, without rejection.
 
-    The samples are sorted by class once. A draw from the N - n samples that are not of a class with n samples is shifted
-    past the block of that class.
+    The samples are sorted by class once. A draw from the N - n samples that are not of a class with n samples is
+    shifted past the block of that class.
 
     Args:
         train_labels: (N,) int64. Values are not read on the "meta" device.
@@ -182,7 +182,7 @@ class OtherClassSampler(nn.Module):
         super().__init__()
         if train_labels.is_meta:
             order = torch.empty_like(train_labels)
-            start = count = span = train_labels.new_empty(num_classes)
+            start, count, span = train_labels.new_empty(3, num_classes)
         else:
             order = train_labels.argsort(stable=True)
             count = torch.bincount(train_labels, minlength=num_classes)
@@ -262,5 +262,5 @@ def _chunks(values: Tensor, index: Tensor, dense: bool, bank: Tensor) -> tuple[t
 
 
 def _with_gradient(value: Tensor, source: Tensor, gradient: Tensor) -> Tensor:
-    """``value`` as a function of ``source`` whose gradient is known: the added term is 0, its derivative is ``gradient``."""
+    """``value`` as a function of ``source`` with a known gradient: the added term is 0, its derivative ``gradient``."""
     return value + ((source - source.detach()) * gradient).sum()

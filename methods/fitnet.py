@@ -15,12 +15,12 @@ class FitNet(Method):
     """Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (arXiv:1412.6550).
 
     The version for different architectures that the papers on heterogeneous pairs compare with: at each of the four
-    stages an aligner (``aligner``) gives the student's feature the shape of the teacher's, class tokens dropped, and the
-    mean squared error to it is added; all stages are trained jointly with the supervised loss, without the two phases of
-    the original paper. The weights are those of PAT (arXiv:2501.08885), which also adds KD at T = 1.
+    stages an aligner (``aligner``) gives the student's feature the shape of the teacher's, class tokens dropped, and
+    the mean squared error to it is added; all stages are trained jointly with the supervised loss, without the two
+    phases of the original paper. The weights are those of PAT (arXiv:2501.08885), which also adds KD at T = 1.
 
-    Ours: pairs whose grids do not divide each other. The CIFAR-100 papers that train from 32 px with one hint layer and a
-    weight of 100 use another aligner (with BatchNorm and ReLU), hence no preset for them.
+    Ours: pairs whose grids do not divide each other. The CIFAR-100 papers that train from 32 px with one hint layer
+    and a weight of 100 use another aligner (with BatchNorm and ReLU), hence no preset for them.
 
     Trap: features are not normalised, so the loss has the scale of the teacher's features, which differs by orders of
     magnitude between architectures. A bad figure for a ConvNeXt teacher is a property of the method.
@@ -74,11 +74,11 @@ def aligner(student: StageInfo, teacher: StageInfo) -> Aligner:
     - map to map, equal grids: 1 x 1 convolution without bias;
     - map to tokens: student finer or equal, convolution with kernel and stride r; teacher finer, its r x r neighbouring
       tokens are joined on channels and the student gets a 1 x 1 convolution to c_t * r^2;
-    - tokens to map: student finer or equal, r x r neighbouring tokens joined on channels, then a 1 x 1 convolution; teacher
-      finer, a linear layer to c_t * r^2 whose outputs are laid out as r x r positions;
-    - tokens to tokens: student finer or equal, neighbours joined, then a linear layer; teacher with more tokens, a linear
-      layer from each token to L_t * c_t / L_s numbers, read channel-first as (c_t, L_t). The last is a reshape and no
-      spatial upsampling: it mixes positions, as the published baseline does.
+    - tokens to map: student finer or equal, r x r neighbouring tokens joined on channels, then a 1 x 1 convolution;
+      teacher finer, a linear layer to c_t * r^2 whose outputs are laid out as r x r positions;
+    - tokens to tokens: student finer or equal, neighbours joined, then a linear layer; teacher with more tokens, a
+      linear layer from each token to L_t * c_t / L_s numbers, read channel-first as (c_t, L_t). The last is a reshape
+      and no spatial upsampling: it mixes positions, as the published baseline does.
 
     Everything else (ours): the student's map is pooled or interpolated to the teacher's grid, then a 1 x 1 convolution.
     """

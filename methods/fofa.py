@@ -32,7 +32,7 @@ class PatchGrid(nn.Module):
         self.embed = nn.Conv2d(channels, dim, patch, stride=patch)
 
     def forward(self, value: Tensor) -> Tensor:
-        return self.embed(resize_map(value, self.size))  # type: ignore[no-any-return]
+        return self.embed(resize_map(value, self.size))
 
 
 class RegionAttention(nn.Module):
@@ -79,7 +79,7 @@ class ToTokens(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         channels = self.widen(self.norm_tokens(tokens)).transpose(1, 2)
-        return self.spread(self.norm_channels(channels)).unflatten(2, self.size)  # type: ignore[no-any-return]
+        return self.spread(self.norm_channels(channels)).unflatten(2, self.size)
 
 
 class ToMap(nn.Module):
@@ -113,7 +113,7 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, value: Tensor) -> Tensor:
-        return value * self.gate(value.mean((2, 3), keepdim=True))  # type: ignore[no-any-return]
+        return value * self.gate(value.mean((2, 3), keepdim=True))
 
 
 class Prompt(nn.Module):
@@ -169,7 +169,8 @@ def sinusoids(length: int, dim: int) -> Tensor:
 
 @register_method("fofa")
 class FOFA(Method):
-    """Lin et al., Perspective-Aware Teaching: Adapting Knowledge for Heterogeneous Distillation, ICCV 2025 (arXiv:2501.08885).
+    """Lin et al., Perspective-Aware Teaching: Adapting Knowledge for Heterogeneous Distillation, ICCV 2025
+    (arXiv:2501.08885).
 
     Its first version is called Feature-based One-For-All (FOFA).
 
@@ -254,12 +255,14 @@ class FOFA(Method):
         prompted, prompted_logits = self.prompt_teacher(teacher)
         if self.feedback and self.training:
             self._keep_feedback(aligned, prompted)
+        # Under autocast the prompted logits come in half precision.
+        prompted_logits = prompted_logits.to(torch.promote_types(prompted_logits.dtype, teacher.logits.dtype))
         features = [hcl_loss(ours, theirs) for ours, theirs in zip(aligned, prompted, strict=True)]
         terms = {
             "ce": batch.task_loss(student.logits),
             "kd": kl_divergence(student.logits, teacher.logits, self.temperature),
             "feature": torch.stack(features).sum(),
-            "clean": kl_divergence(prompted_logits, teacher.logits.to(prompted_logits.dtype)),
+            "clean": kl_divergence(prompted_logits, teacher.logits),
         }
         return {name: self.weights[name] * term for name, term in terms.items()}
 

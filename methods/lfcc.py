@@ -16,9 +16,9 @@ from kdbench.method import non_negative, one_of, positive, stage_numbers
 def contrast_loss(student_embedding: Tensor, teacher_embedding: Tensor, temperature: float) -> Tensor:
     """Contrast of each sample's student and teacher embeddings against those of the other samples of the batch.
 
-    Embeddings (..., B, d) of length 1. With A = <s_i, t_j> / temperature, the cross-entropy of its rows and of its columns
-    with the diagonal as target, averaged over both directions, the batch and the leading dimensions. A batch of one has no
-    negatives: then 1 - <s, t>.
+    Embeddings (..., B, d) of length 1. With A = <s_i, t_j> / temperature, the cross-entropy of its rows and of its
+    columns with the diagonal as target, averaged over both directions, the batch and the leading dimensions. A batch
+    of one has no negatives: then 1 - <s, t>.
     """
     similarity = student_embedding @ teacher_embedding.mT
     if similarity.shape[-1] == 1:
@@ -30,17 +30,18 @@ def contrast_loss(student_embedding: Tensor, teacher_embedding: Tensor, temperat
 
 @register_method("lfcc")
 class LFCC(Method):
-    """Wu et al., Aligning in a Compact Space: Contrastive Knowledge Distillation between Heterogeneous Architectures, 2024 (arXiv:2405.18524).
+    """Wu et al., Aligning in a Compact Space: Contrastive Knowledge Distillation between Heterogeneous Architectures,
+    2024 (arXiv:2405.18524).
 
-    A reconstruction: only the abstract was read, and no code is published. Known are multi-scale low-pass filters of two
-    kinds on the intermediate features of both nets, one of them average pooling, a compact space, and contrast between
-    samples. Everything else here is our choice and a hyper-parameter, so figures of the paper must not be set beside ours
-    as if they were reproduced.
+    A reconstruction: only the abstract was read, and no code is published. Known are multi-scale low-pass filters of
+    two kinds on the intermediate features of both nets, one of them average pooling, a compact space, and contrast
+    between samples. Everything else here is our choice and a hyper-parameter, so figures of the paper must not be set
+    beside ours as if they were reproduced.
 
-    At each stage and for each scale g that both maps can hold, the teacher's map is average-pooled to g x g; the student's
-    goes through a learnable smoothing filter (``LowPass``) first. Each is flattened, mapped to ``dim`` numbers by its own
-    linear layer and normalised; ``contrast_loss`` compares them within the batch, over all processes. The loss is the
-    supervised one, plus KD, plus the mean of the contrasts over stages and scales.
+    At each stage and for each scale g that both maps can hold, the teacher's map is average-pooled to g x g; the
+    student's goes through a learnable smoothing filter (``LowPass``) first. Each is flattened, mapped to ``dim``
+    numbers by its own linear layer and normalised; ``contrast_loss`` compares them within the batch, over all
+    processes. The loss is the supervised one, plus KD, plus the mean of the contrasts over stages and scales.
     """
 
     display, family, fidelity = "LFCC", "hybrid", "reconstruction"
@@ -101,8 +102,9 @@ class LFCC(Method):
 class LowPass(nn.Module):
     """Learnable smoothing: depthwise convolutions whose kernels are non-negative and sum to 1.
 
-    A kernel is a softmax over its taps, so its gain is 1 for constants and below 1 for every other frequency, whatever the
-    parameters: it can only smooth. It starts as a box filter. Borders are replicated, so that a constant stays one.
+    A kernel is a softmax over its taps, so its gain is 1 for constants and below 1 for every other frequency, whatever
+    the parameters: it can only smooth. It starts as a box filter. Borders are replicated, so that a constant stays
+    one.
 
     Args:
         channels: of the map.

@@ -24,8 +24,9 @@ def ofa_loss(
 ) -> Tensor:
     """OFA loss (Hao et al., arXiv:2310.19444; the exponent is the paper's gamma).
 
-    -sum_c [(p_t + m)^eps - m] log p_s, mean over the batch. Logits (B, C); ``target_mask`` m (B, C) is one-hot. With eps = 1
-    it is the cross-entropy with the teacher's distribution, whose gradient is that of KD; no factor T^2, as in the code.
+    -sum_c [(p_t + m)^eps - m] log p_s, mean over the batch. Logits (B, C); ``target_mask`` m (B, C) is one-hot. With
+    eps = 1 it is the cross-entropy with the teacher's distribution, whose gradient is that of KD; no factor T^2, as in
+    the code.
     """
     student_log = F.log_softmax(student_logits / temperature, dim=1)
     teacher_prob = F.softmax(teacher_logits / temperature, dim=1)
@@ -35,20 +36,22 @@ def ofa_loss(
 
 @register_method("ofa")
 class OFA(Method):
-    """Hao et al., One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation, NeurIPS 2023 (arXiv:2310.19444).
+    """Hao et al., One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation,
+    NeurIPS 2023 (arXiv:2310.19444).
 
-    Training-only branches map the student's four stages to class logits; each branch and the final logits learn from the
-    teacher's logits with ``ofa_loss``. Loss, branches, their initialisation and their sizes are those of the official code.
+    Training-only branches map the student's four stages to class logits; each branch and the final logits learn from
+    the teacher's logits with ``ofa_loss``. Loss, branches, their initialisation and their sizes are those of the
+    official code.
 
-    ``eps`` is one exponent, or one for each stage and a last one for the final logits. The code's default is 1; the preset
-    for ImageNet-1K, 1.5, is the value that its README gives for DeiT-T to ResNet18. Of the teacher only the width of the
-    embedding enters the branches. After mixup or cutmix the target is the class with the largest share.
+    ``eps`` is one exponent, or one for each stage and a last one for the final logits. The code's default is 1; the
+    preset for ImageNet-1K, 1.5, is the value that its README gives for DeiT-T to ResNet18. Of the teacher only the
+    width of the embedding enters the branches. After mixup or cutmix the target is the class with the largest share.
 
-    Ours, where the official code has no answer: log-softmax in place of the logarithm of a softmax; class tokens counted
-    with current timm; token grids are merged to 7 x 7 or, if that is smaller, to the grid of the student's last stage (equal
-    to the code's rule at 224 px), odd grids padded with zeros; a linear layer where a stage needs no merging but is not as
-    wide as the embedding; the largest number of heads up to 4 that divides the width; in a BatchNorm that sees a single
-    value per channel (batch of one, 1 x 1 map) the running statistics.
+    Ours, where the official code has no answer: log-softmax in place of the logarithm of a softmax; class tokens
+    counted with current timm; token grids are merged to 7 x 7 or, if that is smaller, to the grid of the student's
+    last stage (equal to the code's rule at 224 px), odd grids padded with zeros; a linear layer where a stage needs no
+    merging but is not as wide as the embedding; the largest number of heads up to 4 that divides the width; in a
+    BatchNorm that sees a single value per channel (batch of one, 1 x 1 map) the running statistics.
     """
 
     display, family, fidelity = "OFA-KD", "hybrid", "reference"
@@ -109,7 +112,7 @@ def branch(student: NetInfo, teacher: NetInfo, number: int) -> nn.Module:
 
 
 class MapBranch(nn.Sequential):
-    """Branch of a CNN: ``halvings`` separable convolutions to ``width`` channels (a 1 x 1 convolution if none), pooling, linear."""
+    """Branch of a CNN: ``halvings`` separable convolutions (if none, a 1 x 1 one) to ``width``, pooling, linear."""
 
     def __init__(self, channels: int, width: int, num_classes: int, halvings: int) -> None:
         layers: list[nn.Module] = []
@@ -159,7 +162,7 @@ class TokenBranch(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Join 2 x 2 neighbours of (B, h, w, d) on channels, normalise, and map to ``width``: (B, ceil(h/2), ceil(w/2), width)."""
+    """Join 2 x 2 neighbours of (B, h, w, d) on channels, normalise, map: (B, ceil(h/2), ceil(w/2), width)."""
 
     def __init__(self, channels: int, width: int, act: nn.Module) -> None:
         super().__init__()
@@ -201,7 +204,7 @@ def _exponents(eps: Any, stages: int) -> tuple[float, ...]:
     values = tuple(eps) if isinstance(eps, (tuple, list)) else (eps,)
     if len(values) not in (1, stages + 1):
         raise HyperparameterError(
-            f"eps = {eps!r}: must be one number, or {stages + 1}: one for each of {stages} stages and one for the final logits"
+            f"eps = {eps!r}: must be one number, or {stages + 1} (one for each stage, one for the final logits)"
         )
     for value in values:
         positive(eps=value)

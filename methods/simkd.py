@@ -20,13 +20,13 @@ class SimKD(Method):
     A projector (1 x 1, 3 x 3, 1 x 1 convolutions with batch normalisation, half the teacher's width inside) maps the
     student's last map onto the teacher's; the mean squared error is the only loss. At test time the teacher's
     classifier reads the pooled projection: projector and classifier belong to the deployed net and count in its
-    size, and the student's own classifier is never trained. The larger map is average-pooled to the size of the smaller.
+    size, and the student's own classifier is never trained. The larger map is average-pooled to the smaller grid.
 
-    Ours: the teacher's classifier is copied into buffers at the first step, so that the checkpoint predicts without the
-    teacher. Stage 4 lies before the final normalisation of ViT, Swin, MLP and ConvNeXt, and a ViT's classifier reads
-    its class token, so the target is ``embedding_map`` of the teacher's map: its mean over the positions is the vector that
-    enters the classifier, for every net, and for a ResNet it is the map itself, as in the paper. With a perfect
-    projection the prediction is the teacher's.
+    Ours: the teacher's classifier is copied into buffers at the first step, so that the checkpoint predicts without
+    the teacher. Stage 4 lies before the final normalisation of ViT, Swin, MLP and ConvNeXt, and a ViT's classifier
+    reads its class token, so the target is ``embedding_map`` of the teacher's map: its mean over the positions is the
+    vector that enters the classifier, for every net, and for a ResNet it is the map itself, as in the paper. With a
+    perfect projection the prediction is the teacher's.
 
     A final ReLU in the projector, as in the official code, reaches no negative target. It is kept only while the
     teacher's maps and vectors have shown no negative value (a ResNet; never a net with a layer normalisation), which is

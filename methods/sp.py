@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
 from kdbench.distributed import gather_batch
 from kdbench.method import non_negative
 
+#: A row below this, of a sample without any activation, is 0 with gradient 0 (normalising it would give one of 1e12).
+_MIN_NORM = 1e-12
+
 
 def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Squared difference of the row-normalised similarity matrices, mean over B^2 (Tung and Mori 2019, eq. 4).
+    """Squared difference of the row-normalised similarity matrices, mean over B^2 (Tung and Mori 2019).
 
     Maps (B, ...), flattened after the batch; their shapes may differ. 0, with zero gradient, when one map is the other
     times a factor. The order of the batch does not matter. 0 for a single sample.
@@ -24,7 +26,9 @@ def _similarities(value: Tensor) -> Tensor:
     """(B, B): inner products of the samples, each row with Euclidean norm 1."""
     flat = value.flatten(1).to(torch.promote_types(value.dtype, torch.float32))
     with torch.autocast(flat.device.type, enabled=False):  # the differences are small beside the entries
-        return F.normalize(flat @ flat.t(), dim=1)
+        gram = flat @ flat.t()
+    norm = torch.linalg.vector_norm(gram, dim=1, keepdim=True)
+    return gram / norm.masked_fill(norm <= _MIN_NORM, torch.inf)
 
 
 @register_method("sp")

@@ -144,6 +144,8 @@ class TAS(Method):
         assert student.embedding is not None
         assert teacher.embedding is not None
         fused_embedding, fused_logits = self.fuse(student, teacher)
+        # Under autocast the fusion net's logits come in half precision.
+        fused_logits = fused_logits.to(torch.promote_types(fused_logits.dtype, student.logits.dtype))
         embedding = {
             "student": gather_batch(F.normalize(self.embed_student(student.embedding), dim=1)),
             "teacher": gather_batch(F.normalize(self.embed_teacher(teacher.embedding), dim=1)),

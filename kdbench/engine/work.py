@@ -6,6 +6,7 @@ import csv
 import io
 import resource
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,11 @@ def setup(threads: int, device: str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def now() -> float:
+    """Seconds on a clock that never goes back."""
+    return time.monotonic()
+
+
 def train_teacher(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, data: Path | None, emit: Emit) -> None:
     """Train a teacher from scratch on the whole training split and keep its weights.
 
@@ -51,18 +57,7 @@ def train_teacher(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.
     folder = CellFolder(store.teacher(teacher))
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
-    scratch: Any = plan.catalog.find("scratch").load()
-    trainee = Trainee(
-        key=teacher.name,
-        name=teacher.name,
-        net=teacher.net,
-        recipe=teacher.recipe,
-        method=scratch,
-        hyperparameters={},
-        net_seed=seed_for("teacher", teacher.hash, "init"),
-        method_seed=seed_for("teacher", teacher.hash, "method"),
-        folder=folder,
-    )
+    trainee = teacher_trainee(plan, teacher, store)
     session = _Session(dataset, dataset.train, Evaluated(dataset.test, None, device), device, emit)
 
     def keep(cell: CellTrainer) -> None:
@@ -137,12 +132,29 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
         row = trained.history[-1]
         emit({"event": "done", "cell": cell.key, "top1": row["top1"], "seconds": trained.train_seconds})
 
-    trainees = [_trainee(plan, cell, store) for cell in cohort.cells]
+    trainees = [trainee_of(plan, cell, store) for cell in cohort.cells]
     data_seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
     session.train(trainees, teacher, teacher.describe(), data_seed, keep)
 
 
-def _trainee(plan: Plan, cell: Cell, store: Store) -> Trainee:
+def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store) -> Trainee:
+    """What is trained for a teacher: its net, from scratch."""
+    scratch: Any = plan.catalog.find("scratch").load()
+    return Trainee(
+        key=teacher.name,
+        name=teacher.name,
+        net=teacher.net,
+        recipe=teacher.recipe,
+        method=scratch,
+        hyperparameters={},
+        net_seed=seed_for("teacher", teacher.hash, "init"),
+        method_seed=seed_for("teacher", teacher.hash, "method"),
+        folder=CellFolder(store.teacher(teacher)),
+    )
+
+
+def trainee_of(plan: Plan, cell: Cell, store: Store) -> Trainee:
+    """What is trained for a cell."""
     method: Any = plan.catalog[cell.method].load()
     return Trainee(
         key=cell.key,

@@ -65,7 +65,8 @@ class State:
 
     def with_map(self, value: Tensor) -> State:
         """The state with the map (B, c, h, w) in place of its own and its class tokens kept."""
-        return replace(self, value=_to_layout(value, self.layout, self.class_tokens), grid=tuple(value.shape[2:]))
+        grid = (value.shape[2], value.shape[3])
+        return replace(self, value=_to_layout(value, self.layout, self.class_tokens), grid=grid)
 
     def feature(self, layout: str) -> Feature:
         """The state as the ``Feature`` that ``TappedNet`` hands out; ``layout`` is that of its net."""
@@ -142,7 +143,8 @@ class StagewiseNet:
         given = None if class_tokens is None else tuple(class_tokens.shape)
         if given != expected:
             raise StagewiseError(f"net {self.net.name}: class tokens of shape {given}, expected {expected}")
-        return State(_to_layout(value, cut.layout, class_tokens), cut.layout, tuple(value.shape[2:]), count)
+        grid = (value.shape[2], value.shape[3])
+        return State(_to_layout(value, cut.layout, class_tokens), cut.layout, grid, count)
 
     def _patch_grid(self, image_size: Sequence[int]) -> tuple[int, int]:
         model: Any = self.net.net
@@ -157,7 +159,7 @@ class StagewiseNet:
         shape = (height, width) if net.dynamic_img_size else (height * width,)
         patches = net.pos_embed if net.pos_embed is not None else net.cls_token
         tokens: Tensor = net._pos_embed(patches.new_zeros(1, *shape, net.embed_dim))
-        return net.norm_pre(tokens[:, :count])  # type: ignore[no-any-return]
+        return net.norm_pre(tokens[:, :count])
 
     @staticmethod
     def _state(value: Tensor, cut: _Cut, grid: tuple[int, int] | None) -> State:
@@ -192,7 +194,10 @@ def describe_inputs(net: TappedNet, images: Tensor) -> tuple[StageInfo, ...]:
     for number in range(1, NUM_STAGES):
         state = net.stagewise.stage(number, state)
         states.append(state)
-    return tuple(StageInfo(state.map.shape[1], *state.grid, net.layout, state.num_class_tokens) for state in states)
+    return tuple(
+        StageInfo(state.map.shape[1], state.grid[0], state.grid[1], net.layout, state.num_class_tokens)
+        for state in states
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What stands under every table, leaderboard and picture, built from the results themselves: data, rule, spread, coverage."""
+"""What stands under every table, leaderboard and picture, built from the results: data, rule, spread, coverage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def build_caption(results: Results) -> str:
     identity = results.identity()
     metric = results.metric
     direction = "higher" if metric.higher_is_better else "lower"
-    where = f"{metric.title} ({metric.unit}, {direction} is better) on {identity['dataset']}, {identity['split']} split"
+    dataset = next((title for title in results.cells["dataset_title"] if title), identity["dataset"])
+    where = f"{metric.title} ({metric.unit}, {direction} is better) on {dataset}, {identity['split']} split"
     how = [
         f"suite {identity['suite']}",
         f"protocol {identity['protocol']}",
@@ -60,7 +61,8 @@ def spread_text(results: Results) -> str:
         return (
             f"{seeds_text(seeds).capitalize()}{', one per figure' if len(seeds) > 1 else ''}: no spread can be given."
         )
-    return f"Mean ± sample standard deviation over {seeds_text(seeds)}; without ± the figure is one seed's."
+    single = "; a figure without ± is one seed's" if (results.scores["n"] == 1).any() else ""
+    return f"Mean ± sample standard deviation over {seeds_text(seeds)}{single}."
 
 
 def coverage_text(results: Results) -> str:
@@ -139,8 +141,8 @@ def data_notes(results: Results) -> list[str]:
 
 def listed(names: Iterable[object], most: int = 8) -> str:
     """Join names, the first ``most`` of them."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def first_line(reason: str, width: int = 160) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,7 @@ _TEXT_DEFAULTS = {
     "commit": "",
     "finished": "",
     "config_hash": "",
+    "dataset_title": "",
     "hyperparameters": "",
 }
 _NUMBERS = ("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters")
@@ -83,6 +86,21 @@ class Results:
     metric: Metric
     select: str
     superseded: int
+
+    @cached_property
+    def method_info(self) -> dict[str, dict[str, Any]]:
+        """``methods`` as plain dictionaries, in the same order."""
+        return _as_dicts(self.methods)
+
+    @cached_property
+    def pair_info(self) -> dict[str, dict[str, Any]]:
+        """``pairs`` as plain dictionaries, in the same order."""
+        return _as_dicts(self.pairs)
+
+    @cached_property
+    def score_info(self) -> dict[Any, dict[str, Any]]:
+        """``scores`` as plain dictionaries, by (pair, method)."""
+        return _as_dicts(self.scores)
 
     @property
     def empty(self) -> bool:
@@ -208,12 +226,17 @@ def common_pairs(means: pd.DataFrame, methods: Sequence[str]) -> tuple[list[str]
     reached = has.any(axis=1).sum()
     counts = has.sum()
     compared = [name for name in methods if counts[name] and 2 * counts[name] >= reached]
-    common = has.index[has[compared].all(axis=1)] if compared else []
-    return compared, list(common)
+    if not compared:
+        return [], []
+    return compared, list(has.index[has[compared].all(axis=1)])
+
+
+def _as_dicts(table: pd.DataFrame) -> dict[Any, dict[str, Any]]:
+    return {key: {str(name): value for name, value in row.items()} for key, row in table.to_dict("index").items()}
 
 
 def _latest(cells: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Keep one row per cell: a done one before others, then the one that finished last, then the configuration's hash."""
+    """Keep one row per cell: a done one before others, then the one that finished last."""
     identity = ["pair", "method", "seed"]
     if not cells.duplicated(identity).any():
         return cells, 0
@@ -285,11 +308,8 @@ def _pairs(cells: pd.DataFrame, metric: Metric) -> pd.DataFrame:
 
 def _order(*keys: object) -> np.ndarray:
     """Positions that sort by the first key, then the second, and so on."""
-    return (
-        pd.DataFrame({i: np.asarray(key) for i, key in enumerate(keys)})
-        .sort_values(list(range(len(keys))))
-        .index.to_numpy()
-    )
+    table = pd.DataFrame({f"key{i}": np.asarray(key) for i, key in enumerate(keys)})
+    return table.sort_values(list(table.columns)).index.to_numpy()
 
 
 def _position(column: pd.Series, order: Sequence[str]) -> pd.Series:

@@ -1,9 +1,10 @@
-"""Writes a ``Table`` as markdown, LaTeX, CSV, HTML or plain text. The table decides what stands where; this only how it looks."""
+"""Writes a ``Table`` as markdown, LaTeX, CSV, HTML or plain text: the table says what, this how it looks."""
 
 from __future__ import annotations
 
 import html
 import re
+import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from kdbench.report.table import Cell, Header, Table
 
 FORMATS = ("markdown", "latex", "csv", "html", "text")
 
-_GROUP_TITLES = {"baseline": "baselines", "summary": ""}
+_GROUP_TITLES = {"baseline": "baselines"}
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -68,8 +69,8 @@ def render(table: Table, format: str) -> str:
 
     Args:
         table: from ``build_table`` or ``published_ledger``.
-        format: ``"markdown"``, ``"latex"`` (needs booktabs alone), ``"csv"`` (tidy, plain numbers), ``"html"`` (a fragment)
-            or ``"text"``.
+        format: ``"markdown"``, ``"latex"`` (needs booktabs alone), ``"csv"`` (tidy, plain numbers), ``"html"`` (a
+            fragment) or ``"text"``.
 
     Raises:
         UnknownNameError: for another format.
@@ -120,22 +121,21 @@ def _one_line(text: str) -> str:
     return " ".join(str(text).split())
 
 
+_RANKED = "Best in bold, second underlined"
 _STYLES = {
-    "markdown": _Style(
-        escape_markdown, "**{}**".format, "<ins>{}</ins>".format, "<sup>{}</sup>".format, "Best in bold, second underlined"
-    ),
+    "markdown": _Style(escape_markdown, "**{}**".format, "<ins>{}</ins>".format, "<sup>{}</sup>".format, _RANKED),
     "latex": _Style(
-        escape_latex, r"\textbf{{{}}}".format, r"\underline{{{}}}".format, r"\textsuperscript{{{}}}".format,
-        "Best in bold, second underlined",
+        escape_latex, r"\textbf{{{}}}".format, r"\underline{{{}}}".format, r"\textsuperscript{{{}}}".format, _RANKED
     ),
     "html": _Style(
-        lambda text: html.escape(_one_line(text)), "<b>{}</b>".format, "<u>{}</u>".format, "<sup>{}</sup>".format,
-        "Best in bold, second underlined",
+        lambda text: html.escape(_one_line(text)),
+        "<b>{}</b>".format,
+        "<u>{}</u>".format,
+        "<sup>{}</sup>".format,
+        _RANKED,
     ),
-    "text": _Style(
-        _one_line, "**{}**".format, "_{}_".format, "[{}]".format, "**best**, _second_"
-    ),
-}  # fmt: skip
+    "text": _Style(_one_line, "**{}**".format, "_{}_".format, "[{}]".format, "**best**, _second_"),
+}
 
 
 def _cell(cell: Cell, style: _Style) -> str:
@@ -152,6 +152,14 @@ def _title(header: Header, style: _Style) -> str:
     return style.escape(header.title) + (" (rec.)" if header.reconstruction else "")
 
 
+def _lines(title: str, width: int = 12) -> list[str]:
+    """A column's title on lines of about ``width`` characters, so that a column is not wider than its figures need."""
+    teacher, arrow, student = _one_line(title).partition(" → ")
+    if arrow:
+        return [f"{teacher} →", student]
+    return textwrap.wrap(teacher, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
 def _legend(table: Table, style: _Style) -> list[str]:
     kinds = {cell.kind for row in table.cells for cell in row}
     ranked = f"{style.legend}; teacher and baselines take no part." if table.ranked else ""
@@ -160,7 +168,7 @@ def _legend(table: Table, style: _Style) -> list[str]:
 
 
 def _notes(table: Table, style: _Style) -> list[str]:
-    notes = [style.escape(text) for text in _legend(table, _STYLES["text"] if style is _STYLES["text"] else style)]
+    notes = [style.escape(text) for text in _legend(table, style)]
     for note in table.notes:
         mark = style.raised(style.escape(note.mark)) + " " if note.mark else ""
         notes.append(mark + style.escape(note.text))
@@ -241,10 +249,14 @@ def _text(table: Table) -> str:
     style = _STYLES["text"]
     tops = ["", *(_group_title(header.group) for header in table.columns)]
     shown = [top if i == 0 or top != tops[i - 1] else "" for i, top in enumerate(tops)]
-    titles = [table.corner, *(_title(header, style) for header in table.columns)]
-    headers = [f"{top}\n{title}" for top, title in zip(shown, titles, strict=True)] if any(shown) else titles
+    titles = [[table.corner], *(_lines(_title(header, style)) for header in table.columns)]
+    height = max(map(len, titles))
+    stacks = [[""] * (height - len(title)) + title for title in titles]
+    if any(shown):
+        stacks = [[top, *stack] for top, stack in zip(shown, stacks, strict=True)]
+    headers = ["\n".join(stack) for stack in stacks]
     body = tabulate(
-        _body(table, style, "-- {}".format),
+        _body(table, style, "{}:".format),
         headers,
         tablefmt="simple",
         disable_numparse=True,
@@ -255,7 +267,7 @@ def _text(table: Table) -> str:
 
 def _html(table: Table) -> str:
     style = _STYLES["html"]
-    comment = f"<!-- {comment_text(table).replace('--', '- -')} -->"
+    comment = f"<!-- {comment_text(table).replace('-->', '-- >')} -->"
     if table.message:
         return f'{comment}\n<p class="kdbench-empty">{style.escape(table.message)}</p>\n'
     lines = [comment, '<table class="kdbench-table">', f"<caption>{style.escape(table.caption)}</caption>", "<thead>"]
@@ -321,6 +333,14 @@ def _latex(table: Table) -> str:
             r"\\ ".join(notes) + r"\end{minipage}",
         ]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _latex_title(header: Header, side: str, style: _Style) -> str:
+    """A column's title; on several lines where it is long (tabular in tabular, so that no package is needed)."""
+    lines = [style.escape(line) for line in _lines(header.title + (" (rec.)" if header.reconstruction else ""))]
+    if len(lines) == 1:
+        return lines[0]
+    return rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}" + r" \\ ".join(lines) + r"\end{tabular}"
 
 
 def _latex_cell(cell: Cell, style: _Style) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+
+Floats: TypeAlias = "Sequence[float] | np.ndarray"
 
 #: Differences closer than this are one value: what is left of rounding when percentages are subtracted.
 RESOLUTION = 1e-9
@@ -23,14 +26,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class SignedRank:
-    """Wilcoxon's signed-rank test: two-sided ``p``, number of non-zero differences, and the smallest p that so many can give."""
+    """Wilcoxon's signed-rank test: two-sided ``p``, non-zero differences ``n``, the smallest p that ``n`` can give."""
 
     p: float
     n: int
     smallest: float
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def mean_interval(values: Floats, level: float = 0.95) -> Interval:
     """Student's t interval of the mean of independent values (finite; NaN is refused).
 
     Raises:
@@ -48,7 +51,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, data.size)
 
 
-def signed_rank(differences: Sequence[float]) -> SignedRank:
+def signed_rank(differences: Floats) -> SignedRank:
     """Wilcoxon's signed-rank test that differences are symmetric about zero (Wilcoxon 1945), two-sided and exact.
 
     Zeros are dropped, as Wilcoxon did. Without ties in size scipy's exact distribution is used; it does not hold with
@@ -72,7 +75,7 @@ def signed_rank(differences: Sequence[float]) -> SignedRank:
     return SignedRank(p, int(data.size), smallest)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Floats) -> list[float]:
     """Holm's step-down correction (Holm 1979); the order of the arguments is kept."""
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
@@ -82,7 +85,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def wins_ties_losses(gains: Sequence[float], band: float) -> tuple[int, int, int]:
+def wins_ties_losses(gains: Floats, band: float) -> tuple[int, int, int]:
     """Count gains above ``band``, within it (its edge included), and below ``-band``."""
     data = np.asarray(gains, float)
     wins = int((data > band + RESOLUTION).sum())
@@ -90,7 +93,7 @@ def wins_ties_losses(gains: Sequence[float], band: float) -> tuple[int, int, int
     return wins, int(data.size - wins - losses), losses
 
 
-def leave_one_out(gains: Sequence[float], *groupings: Sequence[Hashable]) -> tuple[float, float]:
+def leave_one_out(gains: Floats, *groupings: Sequence[Hashable]) -> tuple[float, float]:
     """Smallest and largest mean when all values of one group are left out, over all groups of all groupings.
 
     NaN twice when nothing can be left out (every grouping has one group).
@@ -115,7 +118,7 @@ def ranks_in_rows(values: np.ndarray, higher_is_better: bool) -> np.ndarray:
 
 
 def _sign_flip_p(ranks: np.ndarray, positive: np.ndarray) -> float:
-    """Two-sided p of the sum of positive ranks when each sign is a fair coin: counts how many sign patterns give each sum."""
+    """Two-sided p of the sum of positive ranks when each sign is a fair coin: counts the sign patterns of each sum."""
     doubled = np.round(2 * ranks).astype(int)  # mean ranks of ties are halves; doubled they are whole numbers
     ways = np.zeros(doubled.sum() + 1)
     ways[0] = 1.0
@@ -128,7 +131,7 @@ def _sign_flip_p(ranks: np.ndarray, positive: np.ndarray) -> float:
     return min(1.0, 2 * float(ways[: nearer + 1].sum()))
 
 
-def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def _finite(values: Floats) -> np.ndarray:
     data = np.asarray(values, float)
     if not np.isfinite(data).all():
         raise ValueError(f"expected finite values, got {data[~np.isfinite(data)][0]}")

@@ -1,10 +1,11 @@
-"""One ``Table`` of typed cells: results by pair and method, with what is best, what is missing and why. No formatting here."""
+"""One ``Table`` of typed cells: results by pair and method, what is best, missing and why. Formatting is apart."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,26 @@ from kdbench.report.frame import NET_FAMILY_TITLES, Results, collect, common_pai
 from kdbench.report.statistics import ranks_in_rows
 
 LAYOUTS = ("pairs", "methods")
-RECONSTRUCTION_NOTE = "(rec.): our reconstruction from what is published about the method, without its authors' code; it is not a reproduction of it."
+RECONSTRUCTION_NOTE = (
+    "(rec.): our reconstruction from what is published about the method, without its authors' code; "
+    "it is not a reproduction of it."
+)
 
-_CSV_COLUMNS = (
-    "suite protocol dataset split pair teacher student teacher_family student_family method method_family fidelity "
-    "metric select mean sd n state reason teacher_value"
-).split()
+_CSV_IDENTITY = [
+    "suite",
+    "protocol",
+    "dataset",
+    "split",
+    "pair",
+    "teacher",
+    "student",
+    "teacher_family",
+    "student_family",
+]
+_CSV_COLUMNS = [
+    *_CSV_IDENTITY,
+    *("method", "method_family", "fidelity", "metric", "select", "mean", "sd", "n", "state", "reason", "teacher_value"),
+]
 
 
 @dataclass(frozen=True)
@@ -28,8 +43,8 @@ class Cell:
     """One cell of a table.
 
     Attributes:
-        kind: ``value`` (mean, sd, n), ``gain`` (signed), ``rank``, ``count`` (``coverage`` = k of n), ``text``, ``absent``
-            (not run), ``unsupported``, ``failed``, or ``empty`` (nothing belongs here).
+        kind: ``value`` (mean, sd, n), ``gain`` (signed), ``rank``, ``count`` (``coverage`` = k of n), ``text``,
+            ``absent`` (not run), ``unsupported``, ``failed``, or ``empty`` (nothing belongs here).
         best: 1 for the best of its comparison, 2 for the second, 0 otherwise.
         marks: keys of the table's notes.
         coverage: for a summary over fewer pairs than its row says: (pairs used, pairs there are).
@@ -68,7 +83,7 @@ class Note:
 class Table:
     """A table before formatting; ``render.render`` writes it.
 
-    ``cells[row][column]``; ``records`` is the tidy form for CSV; ``message`` replaces the table when there is no figure.
+    ``cells[row][column]``; ``records`` is the tidy form for CSV; ``message`` replaces a table without figures.
     """
 
     corner: str
@@ -121,7 +136,12 @@ def build_table(
         where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
         command = " ".join(f"kdbench table {where} --layout {layout} --metric {metric} --select {select}".split())
     label = re.sub(r"[^A-Za-z0-9]+", "-", f"kdbench-{identity['suite']}-{identity['protocol']}-{metric}").strip("-")
-    shared = {"command": command, "results_hash": results_hash(results), "label": label, "records": _records(results)}
+    shared: dict[str, Any] = {
+        "command": command,
+        "results_hash": results_hash(results),
+        "label": label,
+        "records": _records(results),
+    }
     if results.empty:
         return Table("", (), (), (), caption="", notes=(), message=nothing_text(results), **shared)
     table = _Builder(results, results.metric.decimals if decimals is None else decimals).build(shared)
@@ -136,36 +156,31 @@ class _Builder:
         self.metric = results.metric
         self.decimals = decimals
         self.means = results.means()
-        methods = results.methods
+        self.methods, self.pairs = results.method_info, results.pair_info
         self.competing = [
-            name for name in methods.index if methods.at[name, "family"] != "baseline" and name != "scratch"
+            name for name, row in self.methods.items() if row["family"] != "baseline" and name != "scratch"
         ]
         self.compared, self.common = common_pairs(self.means, self.competing)
-        self.reached = int(self.means[self.competing].notna().any(axis=1).sum()) if self.competing else 0
         self.letters: dict[str, str] = {}
         self.failures: dict[str, list[str]] = {}
         self.most_seeds = int(results.scores["n"].max())
         self.fewer = False
 
-    def build(self, shared: dict) -> Table:
-        pairs, methods = self.results.pairs, self.results.methods
-        teacher = bool(pairs["teacher_value"].notna().any())
-        rows = [
-            Header(str(title), "pair", f"{NET_FAMILY_TITLES.get(family, family)} students" if family else "")
-            for title, family in zip(pairs["title"], pairs["student_family"], strict=True)
-        ]
+    def build(self, shared: dict[str, Any]) -> Table:
+        teacher = any(np.isfinite(row["teacher_value"]) for row in self.pairs.values())
+        rows = []
+        for row in self.pairs.values():
+            family = row["student_family"]
+            group = f"{NET_FAMILY_TITLES.get(family, family)} students" if family else ""
+            rows.append(Header(row["title"], "pair", group))
         columns = [Header("Teacher", "baseline", "baseline")] if teacher else []
-        for name in methods.index:
-            baseline = name not in self.competing
-            reconstruction = methods.at[name, "fidelity"] == "reconstruction"
-            family = "baseline" if baseline else str(methods.at[name, "family"])
-            columns.append(
-                Header(str(methods.at[name, "title"]), "baseline" if baseline else "method", family, reconstruction)
-            )
-        cells = [self._pair_row(pair, teacher) for pair in pairs.index]
-        for title, row in self._summaries(teacher):
+        for name, row in self.methods.items():
+            kind, family = ("method", row["family"]) if name in self.competing else ("baseline", "baseline")
+            columns.append(Header(row["title"], kind, family, row["fidelity"] == "reconstruction"))
+        cells = [self._pair_row(pair, teacher) for pair in self.pairs]
+        for title, summary in self._summaries(teacher):
             rows.append(Header(title, "summary", "summary"))
-            cells.append(row)
+            cells.append(summary)
         return Table(
             "teacher → student",
             tuple(rows),
@@ -178,14 +193,14 @@ class _Builder:
         )
 
     def _pair_row(self, pair: str, teacher: bool) -> list[Cell]:
-        row = [self._score(pair, name) for name in self.results.methods.index]
+        row = [self._score(pair, name) for name in self.methods]
         self._rank(row, self.metric.higher_is_better)
-        return [self._value(self.results.pairs.at[pair, "teacher_value"]), *row] if teacher else row
+        return [self._value(self.pairs[pair]["teacher_value"]), *row] if teacher else row
 
     def _score(self, pair: str, method: str) -> Cell:
-        if (pair, method) not in self.results.scores.index:
+        score = self.results.score_info.get((pair, method))
+        if score is None:
             return Cell("absent")
-        score = self.results.scores.loc[(pair, method)]
         failed = self._failed(pair, method, score) if score["failed"] else ()
         if score["state"] == "done":
             fewer = score["n"] < self.most_seeds
@@ -196,12 +211,12 @@ class _Builder:
             return Cell("failed", marks=failed)
         if score["state"] == "skipped":
             reason = first_line(score["skipped_reason"]) or "no reason was recorded"
-            return Cell("unsupported", marks=(self.letters.setdefault(reason, _letter(len(self.letters))),))
+            return Cell("unsupported", marks=(self.letters.setdefault(reason, letter(len(self.letters))),))
         return Cell("absent")
 
-    def _failed(self, pair: str, method: str, score: pd.Series) -> tuple[str, ...]:
+    def _failed(self, pair: str, method: str, score: dict[str, Any]) -> tuple[str, ...]:
         reason = first_line(score["failed_reason"]) or "no reason was recorded"
-        title = f"{self.results.methods.at[method, 'title']} on {self.results.pairs.at[pair, 'title']}"
+        title = f"{self.methods[method]['title']} on {self.pairs[pair]['title']}"
         some = f" ({score['failed']} of {score['cells']} seeds)" if score["cells"] > 1 else ""
         self.failures.setdefault(reason, []).append(title + some)
         return ("†",)
@@ -211,7 +226,7 @@ class _Builder:
 
     def _rank(self, row: list[Cell], higher_is_better: bool) -> None:
         """Mark best and second among the competing methods, at printed precision; in place."""
-        names = list(self.results.methods.index)
+        names = list(self.methods)
         places = [i for i, name in enumerate(names) if name in self.competing and np.isfinite(row[i].value)]
         places = [i for i in places if row[i].coverage is None]
         if len(places) < 2:
@@ -225,7 +240,7 @@ class _Builder:
     # Rows under the pairs.
 
     def _summaries(self, teacher: bool) -> list[tuple[str, list[Cell]]]:
-        names = list(self.results.methods.index)
+        names = list(self.methods)
         suffix = "" if len(self.common) == len(self.means) else f" ({len(self.common)} of {len(self.means)} pairs)"
         suffix = suffix if self.common else ""
         average = [self._average(self.means[name], name) for name in names]
@@ -239,7 +254,7 @@ class _Builder:
         if reference:
             gains = [self._gain(name, reference) for name in names]
             self._rank(gains, higher_is_better=True)
-            title = f"average gain over {self.results.methods.at[reference, 'display']}{suffix}"
+            title = f"average gain over {self.methods[reference]['display']}{suffix}"
             rows.append((title, [*blank, *gains]))
         ranks = self._ranks(names)
         if ranks:
@@ -296,19 +311,18 @@ class _Builder:
         for reason, where in self.failures.items():
             notes.append(Note("†", f"failed: {listed(where)}: {reason}"))
         notes += [Note(letter, f"not applicable: {reason}") for reason, letter in self.letters.items()]
-        if (self.results.methods["fidelity"] == "reconstruction").any():
+        if any(row["fidelity"] == "reconstruction" for row in self.methods.values()):
             notes.append(Note("", RECONSTRUCTION_NOTE))
         if len(self.common) < len(self.means) and self.competing:
-            titles = self.results.methods["title"]
-            left_out = [titles[name] for name in self.competing if name not in self.compared]
+            left_out = [self.methods[name]["title"] for name in self.competing if name not in self.compared]
             text = "Averages, gains and ranks are over the pairs that all compared methods have"
             if not self.common:
-                text = "No pair has all compared methods: each average is over the method's own pairs, and they do not compare"
+                text = "No pair has all methods: each average is over the method's own pairs, and they do not compare"
             if left_out:
                 text += f"; not compared, for want of pairs: {listed(left_out)}"
             notes.append(Note("", f"{text}. (k/n): over k of n pairs only."))
-        if self.competing and "scratch" in self.results.methods.index:
-            title = str(self.results.methods.at["scratch", "title"])
+        if self.competing and "scratch" in self.methods:
+            title = self.methods["scratch"]["title"]
             notes.append(Note("", f"Pairs harmed: pairs on which the method's mean is worse than that of {title!r}."))
         if not self.metric.higher_is_better:
             notes.append(Note("", "Gains are counted so that a positive one is an improvement."))
@@ -319,7 +333,7 @@ def _records(results: Results) -> pd.DataFrame:
     """One row per pair x method, plain numbers."""
     scores = results.scores.reset_index()
     if scores.empty:
-        return pd.DataFrame(columns=list(_CSV_COLUMNS))
+        return pd.DataFrame(columns=_CSV_COLUMNS)
     pairs = results.pairs[["teacher", "student", "teacher_family", "student_family", "teacher_value"]]
     methods = results.methods[["family", "fidelity"]].rename(columns={"family": "method_family"})
     tidy = scores.join(pairs, on="pair").join(methods, on="method")
@@ -333,10 +347,10 @@ def _records(results: Results) -> pd.DataFrame:
         .sort_values(["_p", "_m"])
         .index
     )
-    return tidy.loc[order, list(_CSV_COLUMNS)].reset_index(drop=True)
+    return tidy.loc[order, _CSV_COLUMNS].reset_index(drop=True)
 
 
-def _letter(index: int) -> str:
+def letter(index: int) -> str:
     """a, b, ... z, aa, ab, ..."""
     text = ""
     index += 1

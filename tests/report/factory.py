@@ -99,16 +99,7 @@ def frame(figures: Mapping[str, Mapping[str, float | Sequence[float] | None]], *
 
 def small() -> pd.DataFrame:
     """Three pairs, three students, four methods besides scratch, two seeds, whole."""
-    return frame(
-        {
-            "swin_tiny--resnet18": {
-                "scratch": [80.0, 82.0], "kd": [83.0, 85.0], "dkd": [84.0, 86.0], "ofa": [86.0, 88.0], "tas": [79.0, 81.0]
-            },
-            "convnext_tiny--deit_tiny": {
-                "scratch": [70.0, 70.0], "kd": [72.0, 72.0], "dkd": [71.0, 71.0], "ofa": [74.0, 75.0], "tas": [73.0, 73.0]
-            },
-            "swin_tiny--resmlp_12": {
-                "scratch": [60.0, 60.0], "kd": [65.0, 65.0], "dkd": [66.0, 66.0], "ofa": [64.0, 64.0], "tas": [66.0, 66.0]
-            },
-        }
-    )  # fmt: skip
+    cnn = {"scratch": [80.0, 82.0], "kd": [83.0, 85.0], "dkd": [84.0, 86.0], "ofa": [86.0, 88.0], "tas": [79.0, 81.0]}
+    vit = {"scratch": [70.0, 70.0], "kd": [72.0, 72.0], "dkd": [71.0, 71.0], "ofa": [74.0, 75.0], "tas": [73.0, 73.0]}
+    mlp = {"scratch": [60.0, 60.0], "kd": [65.0, 65.0], "dkd": [66.0, 66.0], "ofa": [64.0, 64.0], "tas": [66.0, 66.0]}
+    return frame({"swin_tiny--resnet18": cnn, "convnext_tiny--deit_tiny": vit, "swin_tiny--resmlp_12": mlp})

@@ -1,0 +1,182 @@
+"""The command line: verbs and their arguments. Nothing here imports torch; a verb that needs it does so itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kdbench import __version__
+from kdbench.errors import KdbenchError, nearest
+
+DESCRIPTION = """Benchmark suite for knowledge distillation between different architectures.
+
+kdbench run with nothing else trains the suite "digits" on this machine, in minutes, and prints a leaderboard."""
+
+EPILOG = "exit status: 0 all done; 1 some cells failed; 2 the request is wrong; 130 interrupted"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line on an error, with the nearest valid name, and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments:"):
+            word = message.split(":", 1)[1].split()[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            message = f"unknown argument {word!r}; {nearest(word, options)}" if word.startswith("-") else f"unexpected argument {word!r}"
+        elif "invalid choice:" in message:
+            head, _, rest = message.partition("invalid choice:")
+            word = rest.split("(")[0].strip().strip("'")
+            valid = [choice for action in self._actions if action.choices for choice in action.choices]
+            name = head.removeprefix("argument ").strip().rstrip(":")
+            message = f"unknown {name} {word!r}; {nearest(word, [str(choice) for choice in valid])}"
+        self.exit(2, f"kdbench: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        subparser = _subparsers(parser).get(options.verb or "", parser)
+        subparser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if not options.verb:
+        parser.print_help()
+        return 0
+    from kdbench import commands
+
+    try:
+        return int(getattr(commands, options.verb.replace("-", "_"))(options))
+    except KdbenchError as error:
+        print(f"kdbench: {error}", file=sys.stderr)
+        details = getattr(error, "details", "")
+        if details and os.environ.get("KDBENCH_DEBUG"):
+            print(details, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kdbench: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = _Parser(
+        prog="kdbench",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kdbench {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
+
+    listing = _verb(verbs, "list", "what there is: methods, pairs, suites, nets, data sets")
+    listing.add_argument("what", nargs="?", choices=("methods", "pairs", "suites", "nets", "datasets"), default=None)
+    listing.add_argument("--suite", default=None, metavar="SUITE", help="whose pairs to list (default: of all suites)")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    _plugins(listing)
+
+    plan = _verb(verbs, "plan", "cells, their state, what will be trained together, and what it costs; trains nothing")
+    _choice(plan)
+    _out(plan)
+    _where(plan)
+    plan.add_argument("--no-probe", dest="probe", action="store_false", help="estimate without timing a few steps")
+    plan.add_argument("--cells", action="store_true", help="list every cell")
+
+    run = _verb(verbs, "run", "train the cells that are not done, then print the leaderboard")
+    _choice(run)
+    _out(run)
+    _where(run)
+    run.add_argument("--retry-failed", action="store_true", help="train failed cells again")
+    run.add_argument("--yes", action="store_true", help="do not ask before long runs")
+
+    status = _verb(verbs, "status", "done, running, failed (why), to do")
+    _choice(status)
+    _out(status)
+
+    table = _verb(verbs, "table", "pairs by methods, for a paper")
+    _choice(table)
+    _out(table)
+    table.add_argument("--format", choices=("text", "markdown", "latex", "csv", "html"), default="text", help="default: text")
+    table.add_argument("--layout", choices=("pairs", "methods"), default="pairs", help="what the rows are (default: pairs)")
+    table.add_argument(
+        "--select", choices=("last", "best"), default="last",
+        help="the last epoch's figure (default), or the best test epoch's, which is optimistic",
+    )  # fmt: skip
+    table.add_argument(
+        "--metric", default="top1", choices=("top1", "top5", "nll", "ece", "agreement", "teacher_kl"), help="default: top1"
+    )
+    table.add_argument("--against-published", action="store_true", help="our figures beside those of papers, with their sources")
+    table.add_argument("--to", metavar="FILE", help="write to a file")
+
+    leaderboard = _verb(verbs, "leaderboard", "methods ranked, with intervals, wins and harms, cost")
+    _choice(leaderboard)
+    _out(leaderboard)
+    leaderboard.add_argument("--format", choices=("text", "markdown"), default="text", help="default: text")
+    leaderboard.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
+    leaderboard.add_argument("--tie-band", type=float, default=0.2, metavar="POINTS", help="differences within it are ties (default: 0.2)")
+    leaderboard.add_argument("--to", metavar="FILE", help="write to a file; .png, .svg and .pdf draw a picture")
+    return parser
+
+
+def _verb(verbs: argparse._SubParsersAction[_Parser], name: str, text: str) -> _Parser:
+    return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOG, allow_abbrev=False)
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", nargs="?", default="digits", metavar="SUITE", help="a suite, or the path of its YAML file (default: digits)")
+    group = parser.add_argument_group("choice (names or globs, separated by commas)")
+    group.add_argument("--protocol", default="", metavar="NAME", help="how much of the suite (default: the suite's own)")
+    group.add_argument("--methods", default="", metavar="A,B", help="default: the suite's own")
+    group.add_argument("--pairs", default="", metavar="T--S,...", help="default: the protocol's own")
+    group.add_argument("--seeds", default="", metavar="0,1,2", help="default: the protocol's own")
+    group.add_argument(
+        "--split", default="test", choices=("test", "validation"),
+        help="what students are measured on; use validation to search hyper-parameters (default: test)",
+    )  # fmt: skip
+    group.add_argument(
+        "--set", dest="set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="a hyper-parameter; may be repeated"
+    )
+    _plugins(group)
+
+
+def _plugins(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("--plugin", dest="plugins", action="append", default=[], metavar="FILE", help="a method of your own; may be repeated")
+
+
+def _out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", default=os.environ.get("KDBENCH_OUT") or "runs", metavar="DIR", help="run directory (default: $KDBENCH_OUT or runs)"
+    )
+
+
+def _where(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where")
+    group.add_argument("--data", default=os.environ.get("KDBENCH_DATA"), metavar="DIR", help="where data sets lie (default: $KDBENCH_DATA)")
+    group.add_argument("--on", choices=("local", "inprocess"), default="local", help="local processes (default), or this process")
+    group.add_argument("--workers", type=_count, default=None, metavar="N", help="processes at a time (default: one per GPU, or cores by threads)")
+    group.add_argument("--device", default=None, metavar="NAME", help="cpu, cuda (default: cuda if there is one)")
+    group.add_argument("--solo", action="store_true", help="train every cell in a cohort of its own (same numbers, more time)")
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1 or more)")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""What the verbs do. Each function takes the parsed options and returns an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.listing import print_listing
+from kdbench.plan import Cell, Choice, Plan, check_cells, make_plan, parse_set, replay_command
+from kdbench.registry import MethodCatalog, catalog
+from kdbench.store import Store, load_results
+from kdbench.suite import load_suite
+
+LONG_RUN_SECONDS = 24 * 3600
+
+
+def list(options: argparse.Namespace) -> int:  # noqa: A001 - named as the verb
+    """``kdbench list``."""
+    methods = catalog(options.plugins)
+    print_listing(options.what, methods, options.suite, options.json)
+    return _say_plugin_errors(methods)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """``kdbench plan``."""
+    from kdbench.estimate import estimate
+    from kdbench.planview import print_plan
+
+    store = Store(options.out)
+    store.check()
+    made, methods = _make_plan(options)
+    made = check_cells(made)
+    todo = [cell for cell in made.cells if store.cell(cell).state() not in ("done", "failed")]
+    cohorts = made.cohorts(options.solo, todo)
+    workers = _workers(options, made)
+    cost = None
+    if cohorts:
+        cost = estimate(
+            made,
+            cohorts,
+            store,
+            workers,
+            device=options.device,
+            data=_data(options),
+            probe=options.probe,
+            progress=lambda text: print(f"{text} ...", file=sys.stderr, flush=True) if sys.stderr.isatty() else None,
+        )
+    print_plan(made, store, cohorts, cost, all_cells=options.cells)
+    return _say_plugin_errors(methods)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``kdbench run``."""
+    from kdbench.launch.execute import execute, sort_out
+    from kdbench.progress import make_progress
+
+    store = Store(options.out)
+    made, methods = _make_plan(options)
+    store.check()
+    made = check_cells(made)
+    _check_device(options.device)
+    store.check(writable=True)
+    suite_name = _suite_name(options)
+    begun = time.monotonic()
+    with store.exclusive(made.suite.name, made.protocol):
+        todo = sort_out(made, store, options.retry_failed, lambda text: print(f"note: {text}", flush=True))
+        cohorts = made.cohorts(options.solo, todo.train)
+        if todo.train:
+            workers = _workers(options, made)
+            print(_opening(made, todo.train, todo.done, cohorts, workers), flush=True)
+            progress = make_progress(len(made.cells), len(todo.done))
+            try:
+                with _sigterm_as_interrupt():
+                    summary = execute(
+                        made,
+                        todo,
+                        store,
+                        _launcher(options, workers),
+                        suite_name,
+                        data=str(_data(options)) if options.data else None,
+                        device=options.device,
+                        solo=options.solo,
+                        on_jobs=progress.start,
+                        on_event=progress.event,
+                        on_tick=progress.tick,
+                    )
+            except KeyboardInterrupt:
+                progress.stop()
+                done = sum(store.cell(cell).state() == "done" for cell in made.cells)
+                print(f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {_again()}", flush=True)
+                return 130
+            progress.stop()
+        else:
+            from kdbench.launch.execute import summarize
+
+            summary = summarize(made, todo, store)
+            print(f"nothing to train: {len(todo.done)} cells are done already", flush=True)
+    _closing(made, store, options)
+    print(f"\n{len(summary.done) + len(summary.done_before)} done, {len(summary.failed) + len(made.broken)} failed, "
+          f"{len(summary.skipped)} skipped, in {time.monotonic() - begun:.0f} s; results in {store.root}")  # fmt: skip
+    _say_skipped(made.skipped)
+    failures = [*summary.failed, *((cell, (cell.reason or "").splitlines()[0]) for cell in made.broken)]
+    for cell, reason in failures:
+        folder = store.cell(cell)
+        print(f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {folder.log}\n"
+              f"  replay: {replay_command(cell, made.choice, options.out, suite_name)}")  # fmt: skip
+    problems = _say_plugin_errors(methods)
+    return 1 if failures or problems else 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """``kdbench status``."""
+    from kdbench.planview import print_status
+
+    store = Store(options.out)
+    store.check()
+    made, methods = _make_plan(options)
+    print_status(made, store)
+    return _say_plugin_errors(methods)
+
+
+def table(options: argparse.Namespace) -> int:
+    """``kdbench table``."""
+    from kdbench.report.render import render
+    from kdbench.report.table import build_table
+
+    frame, made = _results(options)
+    if options.against_published:
+        from kdbench.report.published import published_ledger
+
+        text = published_ledger(frame, format=options.format, select=options.select)
+    else:
+        built = build_table(frame, layout=options.layout, metric=options.metric, select=options.select, command=_again())
+        text = render(built, options.format)
+    return _write(text, options.to)
+
+
+def leaderboard(options: argparse.Namespace) -> int:
+    """``kdbench leaderboard``."""
+    from kdbench.report.leaderboard import build_leaderboard
+
+    frame, _ = _results(options)
+    board = build_leaderboard(frame, tie_band=options.tie_band, select=options.select)
+    if options.to and Path(options.to).suffix in (".png", ".svg", ".pdf"):
+        from kdbench.report.picture import draw_leaderboard
+
+        draw_leaderboard(board, Path(options.to))
+        return 0
+    if options.format == "markdown":
+        from kdbench.report.leaderboard import leaderboard_markdown
+
+        return _write(leaderboard_markdown(board), options.to)
+    if options.to is None and sys.stdout.isatty():
+        _print_board(board)
+        return 0
+    from kdbench.report.leaderboard import leaderboard_text
+
+    return _write(leaderboard_text(board), options.to)
+
+
+def _make_plan(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
+    methods = catalog(tuple(os.path.abspath(plugin) if Path(plugin).is_file() else plugin for plugin in options.plugins))
+    suite = load_suite(options.suite)
+    chosen = Choice(
+        protocol=options.protocol,
+        methods=_words(options.methods),
+        pairs=_words(options.pairs),
+        seeds=_seeds(options.seeds),
+        split=options.split,
+        set=parse_set(options.set),
+        plugins=tuple(os.path.abspath(plugin) for plugin in options.plugins),
+    )
+    try:
+        return make_plan(suite, chosen, methods), methods
+    except UnknownNameError:
+        _say_plugin_errors(methods)
+        raise
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    words = _words(text)
+    wrong = next((word for word in words if not word.isdigit()), None)
+    if wrong is not None:
+        raise KdbenchError(f"--seeds: {wrong!r} is not a whole number of 0 or more")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def _data(options: argparse.Namespace) -> Path | None:
+    return Path(options.data) if options.data else None
+
+
+def _suite_name(options: argparse.Namespace) -> str:
+    return os.path.abspath(options.suite) if Path(options.suite).is_file() else str(options.suite)
+
+
+def _check_device(name: str | None) -> None:
+    if name is None:
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise KdbenchError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def _workers(options: argparse.Namespace, made: Plan) -> int:
+    if options.workers:
+        return int(options.workers)
+    gpus = _gpus(options)
+    return gpus or max(1, (os.cpu_count() or 1) // made.suite.cpu_threads)
+
+
+def _gpus(options: argparse.Namespace) -> int:
+    if options.device not in (None, "cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _launcher(options: argparse.Namespace, workers: int) -> Any:
+    if options.on == "inprocess":
+        from kdbench.launch.inprocess import InProcessLauncher
+
+        return InProcessLauncher()
+    from kdbench.launch.local import LocalLauncher
+
+    return LocalLauncher(workers, _gpus(options))
+
+
+def _opening(made: Plan, train: Sequence[Cell], done: Sequence[Cell], cohorts: Sequence[Any], workers: int) -> str:
+    known = f", {len(done)} done before" if done else ""
+    teachers = len({cell.teacher.hash for cell in train})
+    return (
+        f"{made.suite.name}, protocol {made.protocol}: {len(train)} cells to train in {len(cohorts)} cohorts behind "
+        f"{teachers} teachers{known}; {workers} workers"
+    )
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Any:
+    """End in order on SIGTERM too: stop the workers, keep what is done."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _again() -> str:
+    return shlex.join(["kdbench", *sys.argv[1:]])
+
+
+def _closing(made: Plan, store: Store, options: argparse.Namespace) -> None:
+    from kdbench.report.leaderboard import build_leaderboard, leaderboard_text
+
+    frame = _only_planned(load_results(store.root, made.suite.name, made.protocol), made)
+    if not (frame["state"] == "done").any():
+        return
+    board = build_leaderboard(frame)
+    print()
+    if sys.stdout.isatty():
+        _print_board(board)
+    else:
+        print(leaderboard_text(board))
+
+
+def _print_board(board: Any) -> None:
+    from rich.console import Console
+
+    from kdbench.report.leaderboard import leaderboard_rich
+
+    Console().print(leaderboard_rich(board))
+
+
+def _results(options: argparse.Namespace) -> tuple[Any, Plan]:
+    """Rows of the run directory that belong to the choice."""
+    made, _ = _make_plan(options)
+    return _only_planned(load_results(options.out, made.suite.name, made.protocol), made), made
+
+
+def _only_planned(frame: Any, made: Plan) -> Any:
+    """Rows of a plan's cells, current configurations only."""
+    wanted = {cell.folder for cell in (*made.cells, *made.skipped, *made.broken)}
+    return frame[frame["path"].isin(wanted)].reset_index(drop=True)
+
+
+def _write(text: str, path: str | None) -> int:
+    if path is None:
+        print(text.rstrip("\n"))
+        return 0
+    try:
+        Path(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    except OSError as error:
+        raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
+    return 0
+
+
+def _say_skipped(cells: Sequence[Cell]) -> None:
+    reasons: dict[tuple[str, str], int] = {}
+    for cell in cells:
+        key = (f"{cell.method} on {cell.pair}", cell.reason or "")
+        reasons[key] = reasons.get(key, 0) + 1
+    for (what, reason), count in reasons.items():
+        print(f"skipped: {what}{f' ({count} seeds)' if count > 1 else ''}: {reason}")
+
+
+def _say_plugin_errors(methods: MethodCatalog) -> int:
+    for error in methods.errors:
+        print(f"kdbench: {error}\n{error.details}", file=sys.stderr)
+    return 1 if methods.errors else 0
+
+
+__all__ = ["leaderboard", "list", "plan", "run", "status", "table"]

@@ -1,0 +1,80 @@
+"""Seconds per step, measured with a few steps of untrained nets: the base of an estimate where nothing was measured yet."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+import kdbench.engine.backend  # noqa: F401 - its message comes before a traceback
+from kdbench.data.catalog import load_dataset
+from kdbench.data.images import ImageSet
+from kdbench.data.pipeline import DevicePipeline
+from kdbench.engine.cell import CellTrainer
+from kdbench.engine.cohort import CohortModel
+from kdbench.engine.teacher import freeze
+from kdbench.engine.work import trainee_of
+from kdbench.method import Task
+from kdbench.nets.tapped import TappedNet
+from kdbench.plan import Cohort, Plan, TeacherPlan
+from kdbench.store import Store
+
+#: Steps that are timed, after one that is not.
+TIMED_STEPS = 3
+
+
+def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | None) -> tuple[float, float]:
+    """Time a cohort with nets that are not trained. Writes nothing.
+
+    Returns:
+        seconds per step of the whole cohort, seconds per evaluation of all its cells.
+    """
+    dataset = load_dataset(plan.suite.dataset.name, data)
+    limit = plan.suite.dataset.images_per_class
+    train = dataset.train.first_per_class(limit) if limit else dataset.train
+    teacher = freeze(TappedNet(cohort.teacher.net, dataset.num_classes, cohort.teacher.name).to(device))
+    recipe = cohort.cells[0].recipe
+    strong = any("strong" in plan.catalog[cell.method].needs for cell in cohort.cells)
+    pipeline = DevicePipeline(train, recipe, dataset.num_classes, 0, device, strong)
+    task = Task(dataset.num_classes, len(train), train.labels, dataset.name, recipe.epochs)
+    store = Store("unused")
+    cells = [CellTrainer(trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), device) for cell in cohort.cells]
+    model = CohortModel(cells, teacher, pipeline, device, lambda *failure: None)
+    return _time(model, pipeline, dataset.split(cohort.cells[0].split), device)
+
+
+def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: Path | None) -> tuple[float, float]:
+    """The same for the training of a teacher."""
+    from kdbench.engine.work import teacher_trainee
+
+    dataset = load_dataset(plan.suite.dataset.name, data)
+    pipeline = DevicePipeline(dataset.train, teacher.recipe, dataset.num_classes, 0, device)
+    task = Task(dataset.num_classes, len(dataset.train), dataset.train.labels, dataset.name, teacher.recipe.epochs)
+    cell = CellTrainer(teacher_trainee(plan, teacher, Store("unused")), task, None, len(pipeline), device)
+    model = CohortModel([cell], None, pipeline, device, lambda *failure: None)
+    return _time(model, pipeline, dataset.test, device)
+
+
+def _time(model: CohortModel, pipeline: DevicePipeline, split: ImageSet, device: torch.device) -> tuple[float, float]:
+    wrappers = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
+    model.train()
+    seconds = []
+    for step in range(TIMED_STEPS + 1):
+        begun = _now(device)
+        model.train_step(pipeline.make(0, step % len(pipeline)), wrappers)  # type: ignore[arg-type]
+        seconds.append(_now(device) - begun)
+    model.eval()
+    count = min(len(split), 250)
+    images = split.images[:count].to(device).float() / 255
+    begun = _now(device)
+    for cell in model.alive:
+        cell.predict(images)
+    evaluation = (_now(device) - begun) * len(split) / count
+    return sorted(seconds[1:])[TIMED_STEPS // 2], evaluation
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

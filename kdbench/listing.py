@@ -1,0 +1,109 @@
+"""``kdbench list``: methods, pairs, suites, nets and data sets, as tables or JSON. Works without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from kdbench.data.catalog import DATASETS
+from kdbench.nets.zoo import ZOO
+from kdbench.registry import MethodCatalog
+from kdbench.suite import Suite, load_suite, suite_files
+
+KINDS = ("methods", "pairs", "suites", "nets", "datasets")
+#: Width of a column of prose, in characters.
+PROSE = 52
+
+
+def print_listing(what: str | None, methods: MethodCatalog, suite: str | None, as_json: bool) -> None:
+    """Print one kind, or the names of all."""
+    kinds = [what] if what else list(KINDS)
+    content = {kind: _rows(kind, methods, suite) for kind in kinds}
+    if as_json:
+        print(json.dumps(content[what] if what else content, indent=1))
+        return
+    if what is None:
+        for kind, rows in content.items():
+            print(f"{kind}: {', '.join(_first(row) for row in rows)}")
+        print("\nkdbench list methods (or pairs, suites, nets, datasets) tells more about each.")
+        return
+    rows = content[what]
+    if what == "methods":
+        rows = [{**row, "needs": " ".join(row["needs"]), "hyper-parameters": _defaults(row)} for row in rows]
+        for row in rows:
+            del row["hyperparameters"], row["version"], row["presets"], row["display"]
+    if not rows:
+        print(f"no {what}")
+        return
+    widths = [PROSE if key in ("paper", "hyper-parameters", "images", "source", "title", "protocols") else None for key in rows[0]]
+    print(tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths))
+
+
+def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str, Any]]:
+    if kind == "methods":
+        return [
+            {
+                "name": entry.name,
+                "display": entry.display,
+                "family": entry.family,
+                "fidelity": entry.fidelity,
+                "needs": sorted(entry.needs),
+                "paper": entry.paper,
+                "version": entry.version,
+                "hyperparameters": {name: parameter.default for name, parameter in entry.hyperparameters.items()},
+                "presets": {key: dict(value) for key, value in entry.presets.items()},
+            }
+            for entry in sorted(methods.values(), key=lambda entry: (_FAMILY_ORDER.index(entry.family) if entry.family in _FAMILY_ORDER else 9, entry.name))
+        ]
+    if kind == "suites":
+        return [_suite_row(load_suite(name)) for name in suite_files()]
+    if kind == "pairs":
+        return [row for name in ([suite] if suite else suite_files()) for row in _pair_rows(load_suite(name))]
+    if kind == "nets":
+        return [{"name": name, "timm": net.timm, "family": net.family, "display": net.display} for name, net in ZOO.items()]
+    return [
+        {"name": entry.name, "classes": entry.num_classes, "images": entry.images, "source": entry.source}
+        for entry in DATASETS.values()
+    ]
+
+
+_FAMILY_ORDER = ("baseline", "logits", "hint", "relation", "hybrid")
+
+
+def _suite_row(suite: Suite) -> dict[str, Any]:
+    return {
+        "name": suite.name,
+        "title": suite.title,
+        "dataset": suite.dataset.name,
+        "pairs": len(suite.pairs),
+        "protocols": "; ".join(
+            f"{name}{' (default)' if name == suite.default_protocol else ''}: {protocol.description}"
+            for name, protocol in suite.protocols.items()
+        ),
+    }
+
+
+def _pair_rows(suite: Suite) -> Sequence[dict[str, Any]]:
+    rows = []
+    for pair in suite.pairs:
+        teacher, _, student = pair.partition("--")
+        rows.append(
+            {
+                "pair": pair,
+                "suite": suite.name,
+                "teacher": f"{suite.net(teacher).timm} ({suite.net(teacher).family or '?'})",
+                "student": f"{suite.net(student).timm} ({suite.net(student).family or '?'})",
+            }
+        )
+    return rows
+
+
+def _defaults(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()) or "-"
+
+
+def _first(row: dict[str, Any]) -> str:
+    return str(row.get("name", row.get("pair")))

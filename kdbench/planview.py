@@ -1,0 +1,89 @@
+"""How a plan and the state of its cells are shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from kdbench.estimate import Estimate
+from kdbench.plan import Cell, Cohort, Plan
+from kdbench.progress import format_seconds
+from kdbench.store import Store
+
+
+def print_plan(plan: Plan, store: Store, cohorts: Sequence[Cohort], cost: Estimate | None, all_cells: bool = False) -> None:
+    """What will be trained together, what is skipped and why, and what it costs."""
+    states = {cell.folder: store.cell(cell).state() for cell in plan.cells}
+    counts = Counter(states.values())
+    total = len(plan.cells) + len(plan.skipped) + len(plan.broken)
+    print(f"suite {plan.suite.name}, protocol {plan.protocol}: {plan.suite.protocols[plan.protocol].description}")
+    known = ", ".join(f"{count} {_STATE_WORDS.get(state, state)}" for state, count in counts.items())
+    print(f"{total} cells: {known}" + (f", {len(plan.skipped)} skipped" if plan.skipped else ""))
+    print("\nteachers")
+    for teacher in plan.teachers:
+        result = store.result_of_teacher(teacher)
+        state = f"trained, top-1 {result['metrics']['last']['top1']:.1f}" if result else "to be trained"
+        print(f"  {teacher.name}: {state}")
+    if cohorts:
+        print("\ncohorts (trained in lockstep, one teacher forward)")
+        seconds = {job.name: job for job in cost.jobs} if cost else {}
+        rows = []
+        for cohort in cohorts:
+            job = seconds.get(cohort.name)
+            methods = " ".join(dict.fromkeys(cell.method for cell in cohort.cells))
+            rows.append(
+                [cohort.name, len(cohort.cells), methods, f"{format_seconds(job.seconds)} ({job.source})" if job else "-"]
+            )
+        print(tabulate(rows, headers=["cohort", "cells", "methods", "time"], tablefmt="simple", maxcolwidths=[None, None, 60, None]))
+    if all_cells:
+        print("\ncells")
+        for cell in plan.cells:
+            print(f"  {cell.key}  {states[cell.folder]}  {cell.folder}")
+    _print_reasons("skipped", plan.skipped)
+    _print_reasons("cannot be imported", plan.broken)
+    if cost is None:
+        print("\nnothing is left to train")
+    else:
+        print(
+            f"\nestimate: {format_seconds(cost.wall_seconds)} with {cost.workers} workers "
+            f"({cost.compute_seconds / 3600:.2f} hours of computing), {cost.disk_bytes / 1e6:.0f} MB of disk, "
+            f"{cost.memory_bytes / 1e6:.0f} MB for the weights and optimiser states of the largest cohort"
+        )
+
+
+def print_status(plan: Plan, store: Store) -> None:
+    """Done, running, failed (why), to do."""
+    rows: dict[str, Counter[str]] = {}
+    failed, stale = [], 0
+    for cell in plan.cells:
+        folder = store.cell(cell)
+        state = folder.state()
+        rows.setdefault(cell.pair, Counter())[state] += 1
+        if state == "failed":
+            failed.append((cell, folder.failure()["reason"], folder.log))
+        stale += sum(1 for other in folder.path.parent.glob(f"seed{cell.seed}-*") if other.name != folder.path.name)
+    print(f"suite {plan.suite.name}, protocol {plan.protocol}, in {store.root}")
+    columns = ("done", "interrupted", "failed", "skipped", "planned")
+    table = [[pair, *(count[state] or "" for state in columns)] for pair, count in rows.items()]
+    headers = ["pair", *(_STATE_WORDS.get(state, state) for state in columns)]
+    print(tabulate(table, headers=headers, tablefmt="simple"))
+    for cell, reason, log in failed:
+        print(f"failed: {cell.key}: {reason}\n  log: {log}")
+    if stale:
+        print(f"stale: {stale} results of older configurations are kept and not shown")
+    if not any(count["done"] for count in rows.values()):
+        print("nothing is done yet; kdbench run trains it")
+
+
+_STATE_WORDS = {"interrupted": "begun", "planned": "to do"}
+
+
+def _print_reasons(title: str, cells: Sequence[Cell]) -> None:
+    if not cells:
+        return
+    print(f"\n{title}")
+    seeds: Counter[tuple[str, str, str]] = Counter((cell.method, cell.pair, cell.reason or "") for cell in cells)
+    for (method, pair, reason), count in seeds.items():
+        print(f"  {method} on {pair}{f' ({count} seeds)' if count > 1 else ''}: {reason.splitlines()[0]}")

@@ -1,0 +1,179 @@
+"""What a run shows while it goes on: a live view on a terminal, a plain line every few seconds otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from kdbench.launch.job import Event, Job
+
+#: Least seconds between two plain lines.
+PLAIN_INTERVAL = 5.0
+
+
+class Progress:
+    """Follows jobs by their events; subclasses show what it knows."""
+
+    def __init__(self, total_cells: int, done_cells: int = 0) -> None:
+        self.total = total_cells
+        self.done = done_cells
+        self.failed = 0
+        self.begun = time.monotonic()
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.failures: list[str] = []
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Begin with the jobs of a run."""
+        for job in jobs:
+            self.jobs[job.name] = {
+                "kind": job.kind, "cells": len(job.members), "state": "waiting", "epoch": 0, "epochs": 0, "top1": {}, "error": None,
+            }  # fmt: skip
+
+    def event(self, event: Event) -> None:
+        """Take in an event of a job."""
+        job = self.jobs.get(event["job"])
+        if job is None:
+            return
+        kind = event["event"]
+        if kind == "started":
+            job["state"] = "running"
+        elif kind == "epoch":
+            job["epoch"], job["epochs"] = event["epoch"], event["epochs"]
+            job["top1"][event["cell"]] = event["top1"]
+        elif kind == "resumed":
+            job["epoch"] = event["epoch"]
+        elif kind == "done" and job["kind"] == "cohort":
+            self.done += 1
+        elif kind == "done":
+            job["top1"][event["cell"]] = event["top1"]
+        elif kind == "failed" and job["kind"] == "cohort":
+            self.failed += 1
+            self.failures.append(f"{event['cell']}: {event['reason']}")
+        elif kind == "restarted":
+            self.failures.append(f"{event['job']}: {event['error']}; started again from its last checkpoint")
+        elif kind == "finished":
+            job["state"] = "finished"
+            if event["error"]:
+                self.failures.append(f"{event['job']}: {event['error']}")
+
+    def tick(self) -> None:
+        """Show what has changed."""
+
+    def stop(self) -> None:
+        """End the display."""
+
+    def share_done(self) -> float:
+        """Share of the work that is done, in [0, 1], each job weighted by its cells."""
+        total = sum(job["cells"] for job in self.jobs.values())
+        if not total:
+            return 1.0
+        return sum(job["cells"] * _share(job) for job in self.jobs.values()) / total
+
+    def left(self) -> str:
+        """Time left, as text; empty while too little is known."""
+        share, elapsed = self.share_done(), time.monotonic() - self.begun
+        if share < 0.03 or elapsed < 5:
+            return ""
+        return format_seconds(elapsed * (1 - share) / share)
+
+    def running(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(name, job) for name, job in self.jobs.items() if job["state"] == "running"]
+
+
+class PlainProgress(Progress):
+    """A line every few seconds, at most."""
+
+    def __init__(self, total_cells: int, done_cells: int = 0, stream: TextIO | None = None) -> None:
+        super().__init__(total_cells, done_cells)
+        self.stream = stream or sys.stdout
+        self._last = time.monotonic()
+
+    def tick(self) -> None:
+        if time.monotonic() - self._last >= PLAIN_INTERVAL:
+            self._line()
+
+    def stop(self) -> None:
+        self._line()
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        running = "; ".join(f"{name} {_describe(job)}" for name, job in self.running())
+        parts = [f"[{format_seconds(time.monotonic() - self.begun)}]", f"cells {self.done}/{self.total}"]
+        if self.failed:
+            parts.append(f"failed {self.failed}")
+        if left := self.left():
+            parts.append(f"about {left} left")
+        if running:
+            parts.append(f"| {running}")
+        print("  ".join(parts), file=self.stream, flush=True)
+
+
+class LiveProgress(Progress):
+    """A live view of what runs, with failures at the bottom."""
+
+    def __init__(self, total_cells: int, done_cells: int, console: Any) -> None:
+        from rich.live import Live
+
+        super().__init__(total_cells, done_cells)
+        self.live = Live(self._view(), console=console, refresh_per_second=4, transient=True)
+        self.live.start()
+
+    def tick(self) -> None:
+        self.live.update(self._view())
+
+    def stop(self) -> None:
+        self.live.stop()
+
+    def _view(self) -> Any:
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True)
+        grid.add_column(width=24)
+        grid.add_column(no_wrap=True)
+        head = f"{self.done}/{self.total} cells" + (f", [red]{self.failed} failed[/]" if self.failed else "")
+        left = self.left()
+        grid.add_row(
+            f"[bold]{head}[/]",
+            ProgressBar(total=1.0, completed=self.share_done()),
+            f"{format_seconds(time.monotonic() - self.begun)}{f', about {left} left' if left else ''}",
+        )
+        for name, job in self.running():
+            grid.add_row(f"  {escape(name)}", ProgressBar(total=1.0, completed=_share(job)), escape(_describe(job)))
+        return Group(grid, *(Text(f"  {line}", style="red") for line in self.failures[-5:]))
+
+
+def make_progress(total_cells: int, done_cells: int) -> Progress:
+    """The live view when standard output is a terminal, plain lines otherwise."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        return LiveProgress(total_cells, done_cells, Console())
+    return PlainProgress(total_cells, done_cells)
+
+
+def format_seconds(seconds: float) -> str:
+    """``75`` to ``1:15``, ``3700`` to ``1:01:40``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _share(job: dict[str, Any]) -> float:
+    if job["state"] == "finished":
+        return 1.0
+    return job["epoch"] / job["epochs"] if job["epochs"] else 0.0
+
+
+def _describe(job: dict[str, Any]) -> str:
+    if not job["epochs"]:
+        return "starting"
+    scores = job["top1"].values()
+    best = f", top-1 {min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else f", top-1 {next(iter(scores)):.1f}" if scores else ""
+    return f"epoch {job['epoch']}/{job['epochs']}{best}"

@@ -1,0 +1,156 @@
+"""A leaderboard as plain text, markdown, and a table of rich for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdbench.report.leaderboard import Leaderboard, Standing
+from kdbench.report.render import escape_markdown
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+#: Narrower terminals than this do without the columns that are not essential.
+FULL_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    text: Callable[[Standing], str]
+    left: bool = False
+    essential: bool = True
+
+
+def leaderboard_text(leaderboard: Leaderboard) -> str:
+    """The ranking as plain text, with its caption and notes."""
+    from tabulate import tabulate
+
+    if leaderboard.message:
+        return f"{leaderboard.message}\n"
+    columns = _columns(leaderboard)
+    rows = [[column.text(standing) for column in columns] for standing in leaderboard.standings]
+    titles = [column.title.replace(" ", "\n", 1) for column in columns]
+    aligned = ["left" if column.left else "right" for column in columns]
+    body = tabulate(rows, titles, tablefmt="simple", disable_numparse=True, colalign=aligned)
+    return "\n".join([leaderboard.caption, "", body, "", *leaderboard.notes]) + "\n"
+
+
+def leaderboard_markdown(leaderboard: Leaderboard) -> str:
+    """The ranking as a GitHub table; a comment holds the command and the hash of the results."""
+    from tabulate import tabulate
+
+    command = " ".join(leaderboard.command.split()).replace("-->", "-- >")
+    comment = f"<!-- {command} (results {leaderboard.results_hash}) -->"
+    if leaderboard.message:
+        return f"{comment}\n\n{escape_markdown(leaderboard.message)}\n"
+    columns = _columns(leaderboard)
+    rows = [[escape_markdown(column.text(standing)) for column in columns] for standing in leaderboard.standings]
+    titles = [escape_markdown(column.title) for column in columns]
+    aligned = ["left" if column.left else "right" for column in columns]
+    body = tabulate(rows, titles, tablefmt="pipe", disable_numparse=True, colalign=aligned)
+    notes = [f"- {escape_markdown(note)}" for note in leaderboard.notes]
+    return "\n".join([comment, "", body, "", escape_markdown(leaderboard.caption), "", *notes]) + "\n"
+
+
+def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> RichTable:
+    """The ranking for the terminal.
+
+    Args:
+        leaderboard: from ``build_leaderboard``.
+        width: columns of the terminal; below ``FULL_WIDTH`` the less important columns are left out.
+    """
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left"
+    )
+    if leaderboard.message:
+        table.add_column(Text(leaderboard.message))
+        return table
+    where = f"{leaderboard.suite}, protocol {leaderboard.protocol}, {leaderboard.dataset}"
+    table.title = Text(f"{where}: {leaderboard.metric}, {leaderboard.select} epoch")
+    table.caption = Text("\n".join([leaderboard.caption, *leaderboard.notes]))
+    narrow = width is not None and width < FULL_WIDTH
+    columns = [column for column in _columns(leaderboard) if column.essential or not narrow]
+    for column in columns:
+        # The name takes what is left; figures are never cut.
+        title = Text(column.title.replace(" ", "\n", 1))
+        if column.left:
+            table.add_column(title, justify="left", min_width=8, overflow="fold")
+        else:
+            table.add_column(title, justify="right", no_wrap=True)
+    for standing in leaderboard.standings:
+        style = "dim" if standing.rank is None else "bold" if standing.rank == 1 else ""
+        table.add_row(*(Text(column.text(standing)) for column in columns), style=style)
+    return table
+
+
+def _columns(board: Leaderboard) -> list[_Column]:
+    decimals = board.decimals
+
+    def signed(value: float) -> str:
+        return "" if math.isnan(value) else _signed(value, decimals)
+
+    def span(low: float, high: float) -> str:
+        return "" if math.isnan(low) else f"[{_signed(low, decimals)}, {_signed(high, decimals)}]"
+
+    columns = [_Column("#", lambda s: "" if s.rank is None else str(s.rank)), _Column("method", _name, left=True)]
+    if board.reference:
+        columns += [
+            _Column(f"gain over {board.reference_display}", lambda s: signed(s.gain)),
+            _Column("95 % interval", lambda s: span(s.low, s.high)),
+            _Column("left out", lambda s: span(s.left_out_low, s.left_out_high), essential=False),
+        ]
+    else:
+        columns.append(
+            _Column(f"mean {board.metric}", lambda s: "" if math.isnan(s.mean) else f"{s.mean:.{decimals}f}")
+        )
+    columns.append(_Column("average rank", lambda s: "" if math.isnan(s.average_rank) else f"{s.average_rank:.2f}"))
+    if board.reference:
+        columns += [
+            _Column("win/tie/loss", lambda s: "" if s.wins is None else f"{s.wins}/{s.ties}/{s.losses}"),
+            _Column("p (Holm)", _p_text),
+        ]
+    if board.reference != "scratch" and any(s.harmed for s in board.standings):
+        columns.append(_Column("over scratch", lambda s: signed(s.gain_over_scratch), essential=False))
+    if any(s.harmed for s in board.standings):
+        columns.append(_Column("pairs harmed", lambda s: f"{s.harmed[0]}/{s.harmed[1]}" if s.harmed else ""))
+    return [
+        *columns,
+        _Column("step time", lambda s: "" if math.isnan(s.step_ratio) else f"{s.step_ratio:.2f}×", essential=False),
+        _Column("extra parameters", lambda s: count_text(s.extra_parameters), essential=False),
+        _Column("pairs", lambda s: f"{s.pairs}/{board.pairs}", essential=False),
+    ]
+
+
+def _name(standing: Standing) -> str:
+    return standing.display + (" (rec.)" if standing.reconstruction else "")
+
+
+def _signed(value: float, decimals: int) -> str:
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def _p_text(standing: Standing) -> str:
+    if standing.p_holm is None:
+        return ""
+    if not standing.attainable:
+        return "n.a."
+    return "<0.001" if standing.p_holm < 0.001 else f"{standing.p_holm:.3f}"
+
+
+def count_text(count: float) -> str:
+    """A number of parameters in three digits: ``1.23 M``."""
+    if math.isnan(count):
+        return ""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:g}"
