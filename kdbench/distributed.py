@@ -32,7 +32,7 @@ class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,) = gradients
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # it may be shared with another gather
         dist.all_reduce(gradient)
         start = rank() * ctx.length
         return gradient[start : start + ctx.length]

@@ -55,6 +55,8 @@ class CC(Method):
         self.embed_teacher = nn.Linear(teacher.embedding_dim, dim)
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        assert student.embedding is not None
+        assert teacher.embedding is not None
         dtype = self.embed_student.weight.dtype
         student_embedding = gather_batch(self.embed_student(student.embedding.to(dtype)))
         teacher_embedding = gather_batch(self.embed_teacher(teacher.embedding.to(dtype)))

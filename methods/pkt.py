@@ -55,6 +55,8 @@ class PKT(Method):
         self.pkt_weight = pkt_weight
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        assert student.embedding is not None
+        assert teacher.embedding is not None
         student_embedding, teacher_embedding = gather_batch(student.embedding), gather_batch(teacher.embedding)
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),

@@ -131,6 +131,8 @@ class RKD(Method):
         self.ce_weight = ce_weight
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        assert student.embedding is not None
+        assert teacher.embedding is not None
         distance, angle = rkd_terms(gather_batch(student.embedding), gather_batch(teacher.embedding))
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),

@@ -87,6 +87,8 @@ class RSD(Method):
         return self.reduce(F.gelu(hidden))
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        assert student.embedding is not None
+        assert teacher.embedding is not None
         projected = self.project(gather_batch(student.embedding))
         loss = rsd_loss(projected, gather_batch(teacher.embedding), self.kappa)
         return {"ce": self.ce_weight * batch.task_loss(student.logits), "rsd": self.rsd_weight * loss}

@@ -51,6 +51,8 @@ class SP(Method):
         self.sp_weight = sp_weight
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        assert student.stages is not None
+        assert teacher.stages is not None
         student_map, teacher_map = gather_batch(student.stages[-1].map), gather_batch(teacher.stages[-1].map)
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),

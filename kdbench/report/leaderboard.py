@@ -87,6 +87,7 @@ class Leaderboard:
     dataset: str
     split: str
     metric: str
+    metric_title: str
     unit: str
     higher_is_better: bool
     decimals: int
@@ -117,7 +118,7 @@ def build_leaderboard(
     """Rank the methods of one suite and protocol.
 
     Everything about a method is computed from its own pairs and the reference's, so no other method changes it; only
-    Holm's correction and the ranks depend on who else is there. A method that lacks a pair of the reference has no rank.
+    Holm's correction and the ranks depend on who else is there. A method that lacks a pair of the reference gets none.
 
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
@@ -150,6 +151,7 @@ def build_leaderboard(
     board = Leaderboard(
         **identity,
         metric=metric,
+        metric_title=results.metric.title,
         unit=results.metric.unit,
         higher_is_better=results.metric.higher_is_better,
         decimals=results.metric.decimals + 1,

@@ -95,10 +95,10 @@ def _columns(board: Leaderboard) -> list[_Column]:
     decimals = board.decimals
 
     def signed(value: float) -> str:
-        return "" if math.isnan(value) else _signed(value, decimals)
+        return "" if math.isnan(value) else signed_text(value, decimals)
 
     def span(low: float, high: float) -> str:
-        return "" if math.isnan(low) else f"[{_signed(low, decimals)}, {_signed(high, decimals)}]"
+        return "" if math.isnan(low) else f"[{signed_text(low, decimals)}, {signed_text(high, decimals)}]"
 
     columns = [_Column("#", lambda s: "" if s.rank is None else str(s.rank)), _Column("method", _name, left=True)]
     if board.reference:
@@ -115,7 +115,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
     if board.reference:
         columns += [
             _Column("win/tie/loss", lambda s: "" if s.wins is None else f"{s.wins}/{s.ties}/{s.losses}"),
-            _Column("p (Holm)", _p_text),
+            _Column("p (Holm)", p_text),
         ]
     if board.reference != "scratch" and any(s.harmed for s in board.standings):
         columns.append(_Column("over scratch", lambda s: signed(s.gain_over_scratch), essential=False))
@@ -133,12 +133,12 @@ def _name(standing: Standing) -> str:
     return standing.display + (" (rec.)" if standing.reconstruction else "")
 
 
-def _signed(value: float, decimals: int) -> str:
+def signed_text(value: float, decimals: int) -> str:
     text = f"{value:+.{decimals}f}"
     return text[1:] if float(text) == 0 else text
 
 
-def _p_text(standing: Standing) -> str:
+def p_text(standing: Standing) -> str:
     if standing.p_holm is None:
         return ""
     if not standing.attainable:

@@ -65,8 +65,8 @@ def load_published(folder: Path | str | None = None) -> pd.DataFrame:
         folder: holds the CSV files; by default that of the project. Where the project is not there, no row is returned.
 
     Returns:
-        The columns of the files, numbers as numbers, and ``dataset_key``, ``teacher_key``, ``student_key``, ``method_key``:
-        the normalised names by which they are joined.
+        The columns of the files, numbers as numbers, and the normalised names by which they are joined:
+        ``dataset_key``, ``teacher_key``, ``student_key``, ``method_key``.
 
     Raises:
         KdbenchError: for a folder that does not exist, or a file without the columns.
@@ -91,7 +91,7 @@ def normalise_net(name: str) -> str:
 
 
 def normalise_method(name: str) -> str:
-    """One key per method: ``PAT`` and ``fofa`` are the same. What stands in brackets belongs to the name: it is a variant."""
+    """One key per method: ``PAT`` and ``fofa`` are the same. Brackets belong to the name: they mark a variant."""
     text = str(name)
     if text.startswith("released checkpoint"):
         return "teacher"
@@ -103,8 +103,8 @@ def published_ledger(
 ) -> Table:
     """Set our top-1 beside the published figures of the same data set, nets and method.
 
-    A row per published figure: what was published, ours with its spread, the difference, evidence, source, a note. The same
-    figure in several papers is one row with all its sources. ``render`` writes it; its CSV holds plain numbers.
+    A row per published figure: what was published, ours with its spread, the difference, evidence, source, a note. The
+    same figure in several papers is one row with all its sources. ``render`` writes it; its CSV holds plain numbers.
 
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
@@ -306,12 +306,12 @@ def _notes(results: Results) -> list[str]:
     notes = [
         "Difference: ours minus published, in points.",
         f"Nearly all published figures are those of the best epoch on the test set; ours are those of the {ours}.",
-        "Evidence: primary = the authors' own files; quoted = quoted by a later paper or an issue; secondary = a third party's "
-        "summary. A figure that is not listed could not be read.",
+        "Evidence: primary = the authors' own files; quoted = quoted by a later paper or an issue; secondary = a third "
+        "party's summary. A figure that is not listed could not be read.",
     ]
     if protocol != "paper":
         notes.append(
-            f"Ours were trained under the protocol {protocol!r}, not as published: differences say nothing of reproduction."
+            f"Ours were trained under the protocol {protocol!r}, not as published: this is no test of reproduction."
         )
     if any(row["fidelity"] == "reconstruction" for row in results.method_info.values()):
         notes.append(RECONSTRUCTION_NOTE)

@@ -163,7 +163,7 @@ def _lines(title: str, width: int = 12) -> list[str]:
 def _legend(table: Table, style: _Style) -> list[str]:
     kinds = {cell.kind for row in table.cells for cell in row}
     ranked = f"{style.legend}; teacher and baselines take no part." if table.ranked else ""
-    absent = "--: not run (yet)." if "absent" in kinds else ""
+    absent = "--: no result (yet)." if "absent" in kinds else ""
     return [text for text in (" ".join(part for part in (ranked, absent) if part),) if text]
 
 
@@ -305,8 +305,8 @@ def _latex(table: Table) -> str:
         rf"\setlength{{\tabcolsep}}{{{4 if width <= 9 else 2}pt}}",
     ]
     lines += [rf"\caption{{{style.escape(table.caption)}}}", rf"\label{{tab:{table.label}}}"]
-    aligned = "".join("l" if side == "left" else "r" for side in _alignment(table))
-    lines += [rf"\begin{{tabular}}{{{aligned}}}", r"\toprule"]
+    aligned = ["l" if side == "left" else "r" for side in _alignment(table)]
+    lines += [rf"\begin{{tabular}}{{{''.join(_latex_columns(table, aligned))}}}", r"\toprule"]
     spans = _spans(table.columns)
     if any(_group_title(group) for group, _ in spans):
         lines += _latex_groups(spans, style)
@@ -333,6 +333,15 @@ def _latex(table: Table) -> str:
             r"\\ ".join(notes) + r"\end{minipage}",
         ]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _latex_columns(table: Table, aligned: Sequence[str]) -> list[str]:
+    """Column types; columns of long text become paragraphs."""
+    longest = [max((len(row[i].text) for row in table.cells), default=0) for i in range(len(table.columns))]
+    return [
+        aligned[0],
+        *(r"p{0.2\linewidth}" if n > 30 else side for n, side in zip(longest, aligned[1:], strict=True)),
+    ]
 
 
 def _latex_title(header: Header, side: str, style: _Style) -> str:

@@ -190,9 +190,13 @@ def test_bfloat16_embeddings_give_the_loss_of_the_same_numbers_in_full_precision
 def test_mixed_precision_does_not_reach_into_the_loss(name):
     loss, _, width = LOSSES[name]
     student, teacher = vectors(seed=1).float(), vectors(6, width, 2).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        value = loss(student, teacher)
-    assert torch.equal(value, loss(student, teacher))
+
+    def mixed(student):
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(student, teacher)
+
+    mixed_results, expected = gradient(mixed, student), gradient(lambda student: loss(student, teacher), student)
+    assert all(map(torch.equal, mixed_results, expected))
 
 
 @every_loss
