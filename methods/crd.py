@@ -218,10 +218,11 @@ def nce_loss(scores: Tensor, z: Tensor, num_samples: int) -> tuple[Tensor, Tenso
     batch, noise = len(scores), (scores.shape[1] - 1) / num_samples
     log_p = scores - z.log()
     p = log_p.exp()
-    log_total = (p + (noise + _EPS)).log()
+    total = p + (noise + _EPS)
+    slope = p.div_(total)
+    log_total = total.log_()
     negatives = (math.log(noise) - log_total[:, 1:]).sum() if noise else scores.new_zeros(())
     loss = -((log_p[:, 0] - log_total[:, 0]).sum() + negatives) / batch
-    slope = p.div_(p + (noise + _EPS))
     slope[:, 0] -= 1
     return loss, slope.div_(batch)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdbench.report.leaderboard import Leaderboard, Standing
-from kdbench.report.render import escape_markdown
+from kdbench.report.markup import escape_markdown
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -177,8 +177,9 @@ def _draw_legend(axes: Axes, standings: Sequence[Standing]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0.0, axes.get_position().y1), bbox_transform=figure.transFigure, ncols=len(handles), frameon=False, fontsize=7.5,
-        handletextpad=0.1, columnspacing=0.9, borderaxespad=0.2,
+        handles=handles, loc="lower left", bbox_to_anchor=(0.0, axes.get_position().y1),
+        bbox_transform=figure.transFigure, ncols=len(handles), frameon=False, fontsize=7.5, handletextpad=0.1,
+        columnspacing=0.9, borderaxespad=0.2,
     )  # fmt: skip
 
 
@@ -201,7 +202,8 @@ def _limits(board: Leaderboard, standings: Sequence[Standing]) -> tuple[float, f
 
 
 def _label(standing: Standing) -> str:
-    return standing.display if standing.rank is None else f"{standing.rank}.  {standing.display}"
+    name = standing.display if len(standing.display) <= 30 else f"{standing.display[:29]}…"
+    return name if standing.rank is None else f"{standing.rank}.  {name}"
 
 
 def _axis_title(board: Leaderboard) -> str:
@@ -226,6 +228,7 @@ def _caption(board: Leaderboard, standings: Sequence[Standing]) -> list[str]:
         parts.append(
             f"Marker: mean gain. {bar}Grey tick: one pair (arrow: pairs beyond the axis). Win/tie/loss: pairs against "
             f"{board.reference_display}, a gain within ±{board.tie_band:g} is a tie. Harmed: worse than from scratch. "
-            "n.a.: no p below 0.05 is attainable with so few pairs. Number: rank; without one, no place is taken."
+            "n.a.: no p below 0.05 is attainable with so few pairs. "
+            "Without a number: not ranked (a baseline, or pairs are missing)."
         )
     return [line for part in parts for line in textwrap.wrap(part, 165)]

@@ -135,7 +135,9 @@ def build_table(
     if not command:
         where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
         command = " ".join(f"kdbench table {where} --layout {layout} --metric {metric} --select {select}".split())
-    label = re.sub(r"[^A-Za-z0-9]+", "-", f"kdbench-{identity['suite']}-{identity['protocol']}-{metric}").strip("-")
+    label = re.sub(
+        r"[^A-Za-z0-9]+", "-", f"kdbench-{identity['suite']}-{identity['protocol']}-{metric}-{layout}"
+    ).strip("-")
     shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),

@@ -1,0 +1,1 @@
+"""Tests of kdbench.report; `factory` makes synthetic results."""
