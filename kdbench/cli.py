@@ -17,6 +17,8 @@ kdbench run with nothing else trains the suite "digits" on this machine, in minu
 
 EPILOG = "exit status: 0 all done; 1 some cells failed; 2 the request is wrong; 130 interrupted"
 
+METRICS = ("top1", "top5", "nll", "ece", "agreement", "teacher_kl")
+
 
 class _Parser(argparse.ArgumentParser):
     """One line on an error, with the nearest valid name, and exit status 2."""
@@ -108,9 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--select", choices=("last", "best"), default="last",
         help="the last epoch's figure (default), or the best test epoch's, which is optimistic",
     )  # fmt: skip
-    table.add_argument(
-        "--metric", default="top1", choices=("top1", "top5", "nll", "ece", "agreement", "teacher_kl"), help="default: top1"
-    )
+    table.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
     table.add_argument("--against-published", action="store_true", help="our figures beside those of papers, with their sources")
     table.add_argument("--to", metavar="FILE", help="write to a file")
 
@@ -119,8 +119,22 @@ def build_parser() -> argparse.ArgumentParser:
     _out(leaderboard)
     leaderboard.add_argument("--format", choices=("text", "markdown"), default="text", help="default: text")
     leaderboard.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
-    leaderboard.add_argument("--tie-band", type=float, default=0.2, metavar="POINTS", help="differences within it are ties (default: 0.2)")
+    leaderboard.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
+    leaderboard.add_argument(
+        "--tie-band", type=float, default=None, metavar="X", help="differences within it are ties (default: 0.2 points, 0.01 nats)"
+    )
     leaderboard.add_argument("--to", metavar="FILE", help="write to a file; .png, .svg and .pdf draw a picture")
+
+    test = _verb(verbs, "test", "check methods against the contract, on every kind of pair")
+    test.add_argument(
+        "methods", nargs="*", metavar="METHOD", help="names or globs (default: those of --plugin, or else all methods)"
+    )
+    _plugins(test)
+
+    new = _verb(verbs, "new-method", "write a working method to start from")
+    new.add_argument("name", metavar="NAME", help="lower-case letters, digits and _")
+    new.add_argument("--to", metavar="FILE", help="where to write it (default: NAME.py)")
+    _plugins(new)
     return parser
 
 

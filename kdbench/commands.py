@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shlex
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.listing import print_listing
-from kdbench.plan import Cell, Choice, Plan, check_cells, make_plan, parse_set, replay_command
+from kdbench.plan import Cell, Choice, Plan, check_cells, choose_methods, make_plan, parse_set, replay_command
 from kdbench.registry import MethodCatalog, catalog
 from kdbench.store import Store, load_results
 from kdbench.suite import load_suite
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
             summary = summarize(made, todo, store)
             print(f"nothing to train: {len(todo.done)} cells are done already", flush=True)
-    _closing(made, store, options)
+    _closing(made, store)
     print(f"\n{len(summary.done) + len(summary.done_before)} done, {len(summary.failed) + len(made.broken)} failed, "
           f"{len(summary.skipped)} skipped, in {time.monotonic() - begun:.0f} s; results in {store.root}")  # fmt: skip
     _say_skipped(made.skipped)
@@ -130,41 +131,42 @@ def status(options: argparse.Namespace) -> int:
 
 def table(options: argparse.Namespace) -> int:
     """``kdbench table``."""
+    from kdbench.report.published import published_ledger
     from kdbench.report.render import render
     from kdbench.report.table import build_table
 
-    frame, made = _results(options)
-    if options.against_published:
-        from kdbench.report.published import published_ledger
-
-        text = published_ledger(frame, format=options.format, select=options.select)
-    else:
-        built = build_table(frame, layout=options.layout, metric=options.metric, select=options.select, command=_again())
-        text = render(built, options.format)
-    return _write(text, options.to)
+    texts = []
+    for frame in _results(options):
+        if options.against_published:
+            built = published_ledger(frame, select=options.select, command=_again())
+        else:
+            built = build_table(frame, options.layout, options.metric, options.select, command=_again())
+        texts.append(render(built, options.format))
+    return _write("\n\n".join(text.rstrip("\n") for text in texts), options.to)
 
 
 def leaderboard(options: argparse.Namespace) -> int:
     """``kdbench leaderboard``."""
     from kdbench.report.leaderboard import build_leaderboard
+    from kdbench.report.leaderboard_render import leaderboard_markdown, leaderboard_text
 
-    frame, _ = _results(options)
-    board = build_leaderboard(frame, tie_band=options.tie_band, select=options.select)
+    boards = [
+        build_leaderboard(frame, tie_band=options.tie_band, metric=options.metric, select=options.select, command=_again())
+        for frame in _results(options)
+    ]
     if options.to and Path(options.to).suffix in (".png", ".svg", ".pdf"):
         from kdbench.report.picture import draw_leaderboard
 
-        draw_leaderboard(board, Path(options.to))
+        if boards[0].message:
+            raise KdbenchError(boards[0].message)
+        draw_leaderboard(boards[0], Path(options.to))
         return 0
-    if options.format == "markdown":
-        from kdbench.report.leaderboard import leaderboard_markdown
-
-        return _write(leaderboard_markdown(board), options.to)
-    if options.to is None and sys.stdout.isatty():
-        _print_board(board)
+    if options.format == "text" and options.to is None and sys.stdout.isatty():
+        for board in boards:
+            _print_board(board)
         return 0
-    from kdbench.report.leaderboard import leaderboard_text
-
-    return _write(leaderboard_text(board), options.to)
+    draw = leaderboard_markdown if options.format == "markdown" else leaderboard_text
+    return _write("\n\n".join(draw(board).rstrip("\n") for board in boards), options.to)
 
 
 def _make_plan(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
@@ -269,8 +271,10 @@ def _again() -> str:
     return shlex.join(["kdbench", *sys.argv[1:]])
 
 
-def _closing(made: Plan, store: Store, options: argparse.Namespace) -> None:
-    from kdbench.report.leaderboard import build_leaderboard, leaderboard_text
+def _closing(made: Plan, store: Store) -> None:
+    """Print the leaderboard of a plan, if anything of it is done."""
+    from kdbench.report.leaderboard import build_leaderboard
+    from kdbench.report.leaderboard_render import leaderboard_text
 
     frame = _only_planned(load_results(store.root, made.suite.name, made.protocol), made)
     if not (frame["state"] == "done").any():
@@ -286,15 +290,39 @@ def _closing(made: Plan, store: Store, options: argparse.Namespace) -> None:
 def _print_board(board: Any) -> None:
     from rich.console import Console
 
-    from kdbench.report.leaderboard import leaderboard_rich
+    from kdbench.report.leaderboard_render import leaderboard_rich
 
-    Console().print(leaderboard_rich(board))
+    console = Console()
+    console.print(board.message if board.message else leaderboard_rich(board, console.width))
 
 
-def _results(options: argparse.Namespace) -> tuple[Any, Plan]:
-    """Rows of the run directory that belong to the choice."""
-    made, _ = _make_plan(options)
-    return _only_planned(load_results(options.out, made.suite.name, made.protocol), made), made
+def _results(options: argparse.Namespace) -> Sequence[Any]:
+    """Rows of the run directory that belong to the choice, as one frame for each protocol and split.
+
+    Raises:
+        KdbenchError: if there are none.
+    """
+    from kdbench.report.frame import split_frame
+
+    made, methods = _make_plan(options)
+    rows = load_results(options.out, made.suite.name, made.protocol)
+    rows = rows[rows["split"] == options.split]
+    # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
+    chosen = dataclasses.replace(
+        made.choice,
+        methods=made.choice.methods or ("*",),
+        pairs=made.choice.pairs or ("*",),
+        seeds=made.choice.seeds or tuple(sorted({int(seed) for seed in rows["seed"]})),
+    )
+    current = {cell.folder for cell in make_plan(made.suite, chosen, methods).cells}
+    foreign = ~rows["method"].isin([*methods]) if not made.choice.methods else rows["method"] != rows["method"]
+    shown = rows[rows["path"].isin(current) | foreign].reset_index(drop=True)
+    frames = split_frame(shown)
+    if not frames:
+        raise KdbenchError(
+            f"no results of suite {made.suite.name}, protocol {made.protocol} in {options.out}; kdbench run {made.suite.name} makes them"
+        )
+    return frames
 
 
 def _only_planned(frame: Any, made: Plan) -> Any:
@@ -329,4 +357,4 @@ def _say_plugin_errors(methods: MethodCatalog) -> int:
     return 1 if methods.errors else 0
 
 
-__all__ = ["leaderboard", "list", "plan", "run", "status", "table"]
+__all__ = ["leaderboard", "list", "new_method", "plan", "run", "status", "table", "test"]

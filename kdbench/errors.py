@@ -29,11 +29,21 @@ class UnsupportedPairError(KdbenchError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``did you mean 'x'?``, or the list of what is valid when nothing is near."""
     choices = list(choices)
-    by_lower = {choice.lower(): choice for choice in choices}
-    match = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    match = _match(name, choices)
     if match:
-        return f"did you mean {by_lower[match[0]]!r}?"
+        return f"did you mean {match!r}?"
     if not choices:
         return "there is none"
     shown = ", ".join(choices[:12])
     return f"valid: {shown}{', ...' if len(choices) > 12 else ''}"
+
+
+def is_near(name: str, choices: Iterable[str]) -> bool:
+    """Whether ``nearest`` would name one of ``choices``."""
+    return _match(name, choices) is not None
+
+
+def _match(name: str, choices: Iterable[str]) -> str | None:
+    by_lower = {choice.lower(): choice for choice in choices}
+    match = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[match[0]] if match else None

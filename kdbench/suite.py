@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib.util
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,20 +14,36 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdbench.data.catalog import find_dataset
-from kdbench.errors import KdbenchError, UnknownNameError, nearest
+from kdbench.errors import KdbenchError, UnknownNameError, is_near, nearest
 from kdbench.nets.spec import FAMILIES, Family, NetSpec
 from kdbench.nets.zoo import ZOO
 
 PAIR_SEPARATOR = "--"
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+#: Seeds fit into every integer type that they pass through on their way into tables.
+MAX_SEED = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+#: Bounds of a suite file, which aliases could make explode.
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 50
 
 
 class SuiteError(KdbenchError):
     """A suite file that does not parse or contradicts itself; names the file and the line."""
+
+
+class _Contradiction(ValueError):
+    """A problem that a validator found, with the place in the file where it is to be corrected."""
+
+    def __init__(self, message: str, *location: Any) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 class _Strict(BaseModel):
@@ -47,7 +65,7 @@ class OptimizerSpec(_Strict):
     lr: Positive
     weight_decay: NonNegative = 0.0
     momentum: NonNegative = 0.9
-    betas: tuple[NonNegative, NonNegative] | None = None
+    betas: tuple[Share, Share] | None = None
     honour_no_weight_decay: bool = True
 
 
@@ -72,14 +90,16 @@ class Recipe(_Strict):
     optimizer: OptimizerSpec
     schedule: ScheduleSpec = ScheduleSpec()
     augment: Augment = Augment()
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Share = 0.0
     clip_norm: Positive | None = None
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Recipe:
         if self.schedule.name != "constant" and self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs = {self.schedule.warmup_epochs} leaves no epoch of epochs = {self.epochs} for the schedule"
+            raise _Contradiction(
+                f"schedule.warmup_epochs = {self.schedule.warmup_epochs} leaves no epoch of epochs = {self.epochs} for the schedule",
+                "schedule",
+                "warmup_epochs",
             )
         return self
 
@@ -96,10 +116,16 @@ class Protocol(_Strict):
 
     description: str
     version: Count = 1
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     pairs: tuple[str, ...] = ("*",)
     recipe: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Protocol:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise _Contradiction("a seed is listed twice", "seeds")
+        return self
 
 
 class MethodsSpec(_Strict):
@@ -124,31 +150,33 @@ class Suite(_Strict):
     default_protocol: str
     methods: MethodsSpec
     cpu_threads: Count = 1
-    teacher_seed: Annotated[int, Field(ge=0)] = 0
+    teacher_seed: Seed = 0
     #: Smallest top-1 (%) on the evaluated split that a trained teacher is expected to reach.
     teacher_at_least: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _names_exist(self) -> Suite:
-        find_dataset(self.dataset.name)
-        if len(set(self.pairs)) != len(self.pairs):
-            raise ValueError("pairs: a pair is listed twice")
-        for pair in self.pairs:
-            for net in split_pair(pair):
-                self.net(net)
+        with _at("dataset", "name"):
+            find_dataset(self.dataset.name)
+        for position, pair in enumerate(self.pairs):
+            with _at("pairs", position):
+                if pair in self.pairs[:position]:
+                    raise KdbenchError(f"pair {pair!r} is listed twice")
+                for net in split_pair(pair):
+                    self.net(net)
         for kind, chosen in (("student_recipe", self.student_recipe), ("teacher_recipe", self.teacher_recipe)):
             missing = [family for family in FAMILIES if family not in chosen]
             if missing:
-                raise ValueError(f"{kind}: no recipe for {', '.join(missing)}")
-            for recipe in chosen.values():
-                if recipe not in self.recipes:
-                    raise ValueError(f"{kind}: unknown recipe {recipe!r}; {nearest(recipe, self.recipes)}")
-        if self.default_protocol not in self.protocols:
-            raise ValueError(f"default_protocol: unknown protocol {self.default_protocol!r}; {nearest(self.default_protocol, self.protocols)}")
+                raise _Contradiction(f"no recipe for {', '.join(missing)}", kind)
+            for family, recipe in chosen.items():
+                with _at(kind, family):
+                    _find("recipe", recipe, self.recipes)
+        with _at("default_protocol"):
+            _find("protocol", self.default_protocol, self.protocols)
         for name, protocol in self.protocols.items():
-            for pattern in protocol.pairs:
-                if not any(fnmatch.fnmatchcase(pair, pattern) for pair in self.pairs):
-                    raise ValueError(f"protocols.{name}.pairs: {pattern!r} matches no pair")
+            for position, pattern in enumerate(protocol.pairs):
+                with _at("protocols", name, "pairs", position):
+                    self.choose_pairs(name, [pattern])
             for recipe in {*self.student_recipe.values()}:
                 self.recipe(recipe, name)
             for recipe in {*self.teacher_recipe.values()}:
@@ -161,19 +189,21 @@ class Suite(_Strict):
             return self.nets[name]
         if name in ZOO:
             return ZOO[name]
-        if importlib.util.find_spec("timm") is not None and _timm_has(name):
+        own = {*self.nets, *ZOO}
+        if importlib.util.find_spec("timm") is None:
+            raise UnknownNameError("net", name, own)
+        if re.match(NAME_PATTERN, name) and _timm_has(name):  # the name becomes that of a folder
             return NetSpec(timm=name, weights="train")
-        raise UnknownNameError("net", name, {*self.nets, *ZOO})
+        raise UnknownNameError("net", name, own if is_near(name, own) else {*own, *_timm_names()})
 
     def recipe(self, name: str, protocol: str, teacher: bool = False) -> Recipe:
         """The recipe ``name`` as a protocol changes it."""
-        chosen = self.protocols[protocol]
-        changes = chosen.teacher if teacher else chosen.recipe
-        where = f"protocols.{protocol}.{'teacher' if teacher else 'recipe'}"
+        kind = "teacher" if teacher else "recipe"
         try:
-            return Recipe.model_validate(merge(self.recipes[name].model_dump(), changes))
+            return Recipe.model_validate(merge(self.recipes[name].model_dump(), getattr(self.protocols[protocol], kind)))
         except ValidationError as error:
-            raise ValueError(f"{where}: {_first_problem(error, Recipe)[1]}") from None
+            location, problem = _first_problem(error, Recipe)
+            raise _Contradiction(problem, "protocols", protocol, kind, *location) from None
 
     def choose_pairs(self, protocol: str, patterns: Sequence[str] = ()) -> list[str]:
         """Pairs of a protocol; ``patterns`` (globs over all pairs of the suite) replace the protocol's own choice.
@@ -237,50 +267,80 @@ def load_suite(name: str) -> Suite:
 def read_suite(path: Path) -> Suite:
     """Read one suite file; see ``load_suite``."""
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        if path.stat().st_size > MAX_BYTES:
+            raise SuiteError(f"{path}: larger than {MAX_BYTES:,} bytes, which no suite is")
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        _check_tree(tree)
+        content = None if tree is None else yaml.SafeLoader("").construct_document(tree)
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: cannot be read ({error})") from None
+    except yaml.reader.ReaderError as error:
+        raise SuiteError(f"{path}: character {error.position + 1} cannot be in a YAML file ({error.reason})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise SuiteError(f"{path}{line}: {getattr(error, 'problem', None) or error}") from None
     except RecursionError:
         raise SuiteError(f"{path}: nested too deeply") from None
+    except (ValueError, OverflowError, TypeError) as error:  # a value that looks like a date or a number and is none
+        raise SuiteError(f"{path}: a value cannot be read ({error}); quote it if it is text") from None
     if not isinstance(content, dict):
         raise SuiteError(f"{path}, line 1: a suite is a mapping with the keys {', '.join(Suite.model_fields)}")
     try:
         return Suite.model_validate(content)
-    except KdbenchError as error:
-        raise SuiteError(f"{path}: {error}") from None
     except ValidationError as error:
         location, problem = _first_problem(error, Suite)
         raise SuiteError(f"{path}, line {_line_of(tree, location)}: {problem}") from None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
+def _check_tree(root: yaml.Node | None) -> None:
+    """Refuse a key given twice, of which YAML would silently keep the last, and aliases that make a small file explode."""
+    count, stack = 0, [(root, 0)]
+    while stack:
+        node, depth = stack.pop()
+        count += 1
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            what = "nested too deeply, or an alias refers to itself" if depth > MAX_DEPTH else "aliases expand to too many values"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark if node else None)
+        if isinstance(node, yaml.SequenceNode):
+            stack += [(child, depth + 1) for child in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, child in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                    seen.add(key.value)
+                stack += [(key, depth + 1), (child, depth + 1)]
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {key_node.value!r} is given twice", key_node.start_mark)
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+@contextlib.contextmanager
+def _at(*location: Any) -> Iterator[None]:
+    """Say where in the file a problem lies that is found inside the block."""
+    try:
+        yield
+    except KdbenchError as error:
+        raise _Contradiction(str(error), *location) from None
+
+
+def _find(kind: str, name: str, valid: Iterable[str]) -> None:
+    if name not in valid:
+        raise UnknownNameError(kind, name, valid)
 
 
 def _first_problem(error: ValidationError, root: type[BaseModel]) -> tuple[tuple[Any, ...], str]:
     """Location and one line of the first problem of a validation, with the nearest valid key for an unknown one."""
     problem = error.errors(include_url=False)[0]
-    location = tuple(problem["loc"])
+    location = tuple(key for key in problem["loc"] if key != "[key]")  # pydantic's word for "the key itself"
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, _Contradiction):
+        location += cause.location
     where = ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
         return location, f"unknown key {where!r}; {nearest(str(location[-1]), _valid_keys(root, location[:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    if message.startswith("Input "):
+        message = "i" + message[1:]
     if problem["type"] == "missing":
         return location[:-1], f"{where} is missing"
     given = f" (found {problem['input']!r})" if not isinstance(problem["input"], (dict, list, BaseModel)) else ""
@@ -323,3 +383,9 @@ def _timm_has(name: str) -> bool:
     import timm
 
     return bool(timm.is_model(name.split(".")[0]))
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return list(timm.list_models())

@@ -295,6 +295,14 @@ def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
     few = {1: "One seed: the spread between seeds is unknown", 2: "Only two seeds: their spread is poorly known"}
     most = int(results.scores["n"].max())
     notes.append(f"{few[most]}; intervals are over pairs alone." if most in few else f"Over {seeds_text(seeds)}.")
+    counts = results.scores["n"][results.scores["n"] > 0]
+    if counts.min() < most:
+        fewer = [
+            results.method_info[name]["title"] for name in sorted(set(counts.index[counts < most].map(lambda k: k[1])))
+        ]
+        notes.append(
+            f"Some pairs have fewer than {most} seeds: {listed(fewer)}. Their gains may compare different seeds."
+        )
     if board.reference:
         notes.append(_interval_note(pairs))
         notes += _test_notes(board)

@@ -35,7 +35,7 @@ def many(pairs: int = 9, seed: int = 0, methods: tuple[str, ...] = ("dkd", "ofa"
 
 def test_gains_ranks_wins_and_harms_by_hand():
     standings = by_name(build_leaderboard(factory.small()))
-    assert [s for s in standings] == ["ofa", "dkd", "kd", "tas", "scratch"]
+    assert list(standings) == ["ofa", "dkd", "kd", "tas", "scratch"]
     assert [s.rank for s in standings.values()] == [1, 2, 3, 4, None]
     assert [s.gain for s in standings.values()] == pytest.approx([1.5, 1 / 3, 0, -2 / 3, -10 / 3])
     assert [s.average_rank for s in standings.values()][:4] == [2.0, 2.5, 3.0, 2.5]
@@ -210,6 +210,14 @@ def test_an_empty_store_says_so_in_one_line(frame):
     assert len(leaderboard_text(board).splitlines()) == 1
     assert "No results yet" in leaderboard_markdown(board)
     leaderboard_rich(board)
+
+
+def test_methods_with_fewer_seeds_are_named():
+    frame = factory.small()
+    assert not any(note.startswith("Some pairs") for note in build_leaderboard(frame).notes)
+    one = frame.index[(frame["method"] == "ofa") & (frame["seed"] == 1)][0]
+    notes = build_leaderboard(frame.drop(one)).notes
+    assert any(note.startswith("Some pairs have fewer than 2 seeds: OFA.") for note in notes)
 
 
 def test_different_protocols_are_refused():

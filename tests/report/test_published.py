@@ -87,6 +87,7 @@ def test_nets_of_other_sizes_keep_their_own_keys():
     [
         ("KD", "kd"), ("OFA", "ofa"), ("OFA-KD", "ofa"), ("FitNet", "fitnet"), ("CRD", "crd"), ("PAT", "fofa"),
         ("FBT", "tas"), ("RSD", "rsd"), ("from scratch", "scratch"), ("teacher", "teacher"),
+        ("released checkpoint resnet18 (no distillation)", "teacher"),
     ],
 )  # fmt: skip
 def test_methods_are_found_by_the_names_of_papers(name, key):

@@ -101,7 +101,8 @@ def test_every_latex_row_has_as_many_columns_as_the_table(layout):
 def test_latex_compiles(tmp_path, packages):
     bodies = [render(build_table(odd_frame(), layout), "latex") for layout in ("pairs", "methods")]
     bodies.append(render(build_table(pd.DataFrame()), "latex"))
-    document = f"\\documentclass{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\n{''.join(bodies)}\\end{{document}}\n"
+    head = f"\\documentclass{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\n"
+    document = head + "".join(bodies) + "\\end{document}\n"
     (tmp_path / "t.tex").write_text(document, encoding="utf-8")
     command = ["pdflatex", "-no-shell-escape", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, errors="replace")

@@ -1,0 +1,261 @@
+"""The bench that methods are tried on: very small nets of every family, batches of noise, and steps as the engine takes them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.engine.optim import build_optim_wrapper
+from kdbench.engine.teacher import freeze
+from kdbench.method import Batch, Method, NetInfo, Outputs, Task
+from kdbench.nets.spec import FAMILIES, NetSpec
+from kdbench.nets.tapped import TappedNet, state_hash
+from kdbench.seeding import RandomStream
+from kdbench.suite import OptimizerSpec, Recipe, ScheduleSpec
+
+CLASSES = 7
+SAMPLES = 56
+BATCH = 8
+EPOCHS = 50
+
+#: Every family with another width, grid and input size on each side: stage 4 of the CNNs has 2 x 2 positions (on 1 x 1
+#: some methods have no gradient, by their theory), of the ViTs 5 x 5 and 4 x 4, of the MLPs 8 x 8 and 4 x 4.
+TEACHERS = {
+    "cnn": NetSpec(
+        timm="resnet_32px_large", family="cnn",
+        args={"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 36), "stem_width": 8, "stem_stride": 2},
+    ),
+    "vit": NetSpec(
+        timm="vit_32px_large", family="vit", input_size=(40, 40),
+        args={"img_size": 40, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3},
+    ),
+    "mlp": NetSpec(timm="mixer_32px_large", family="mlp", args={"patch_size": 4, "embed_dim": 40, "num_blocks": 4}),
+}  # fmt: skip
+STUDENTS = {
+    "cnn": NetSpec(
+        timm="resnet_32px_small", family="cnn",
+        args={"channels": (8, 12, 16, 24), "stem_width": 8, "stem_stride": 2},
+    ),
+    "vit": NetSpec(
+        timm="vit_32px_small", family="vit", args={"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    ),
+    "mlp": NetSpec(timm="mixer_32px_small", family="mlp", args={"patch_size": 8, "embed_dim": 24, "num_blocks": 4}),
+}  # fmt: skip
+
+_RECIPE = Recipe(
+    epochs=EPOCHS,
+    batch_size=BATCH,
+    optimizer=OptimizerSpec(name="adamw", lr=2e-3),
+    schedule=ScheduleSpec(name="constant"),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Families of a teacher and a student."""
+
+    teacher: str
+    student: str
+
+    def __str__(self) -> str:
+        return f"{self.teacher} -> {self.student}"
+
+
+PAIRS = tuple(Pair(teacher, student) for teacher in FAMILIES for student in FAMILIES)
+
+
+@functools.lru_cache(maxsize=None)
+def _net(family: str, teacher: bool, /) -> tuple[TappedNet, NetInfo]:
+    """A net with weights of its own. Students are copied for each ``Trial``, teachers shared: see ``teacher_hashes``."""
+    spec = (TEACHERS if teacher else STUDENTS)[family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11 if teacher else 12)
+        net = TappedNet(spec, CLASSES, f"{family} {'teacher' if teacher else 'student'}")
+        classifier: Any = net.classifier
+        # timm's MLPs start with a classifier of zeros, which lets no gradient through; nets in training have another.
+        torch.nn.init.normal_(classifier.weight, std=classifier.weight.shape[1] ** -0.5)
+        if teacher:
+            freeze(net)
+    return net, net.describe()
+
+
+def teacher_hashes() -> dict[str, str]:
+    """Checksums of the teachers, which all trials share."""
+    return {family: state_hash(_net(family, True)[0]) for family in FAMILIES}
+
+
+def renew_nets() -> None:
+    """Build the nets anew, after a method has changed a teacher."""
+    _net.cache_clear()
+
+
+def net_info(family: str, teacher: bool) -> NetInfo:
+    """Shapes of the net of a family."""
+    return _net(family, teacher)[1]
+
+
+@functools.lru_cache(maxsize=1)
+def _samples() -> tuple[Tensor, Tensor, Tensor]:
+    """Images, their strongly augmented view (SAMPLES, 3, 32, 32) in [0, 1], and labels."""
+    generator = torch.Generator().manual_seed(13)
+    images = torch.rand(SAMPLES, 3, 32, 32, generator=generator)
+    strong = (images.flip(3) + 0.3 * torch.rand(SAMPLES, 3, 32, 32, generator=generator)).clamp(0, 1)
+    return images, strong, torch.randint(CLASSES, (SAMPLES,), generator=generator)
+
+
+def task() -> Task:
+    """The task: random labels of a made-up data set."""
+    return Task(CLASSES, SAMPLES, _samples()[2].clone(), "conformance", EPOCHS)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch with its images: what the engine hands to a step."""
+
+    batch: Batch
+    images: Tensor
+    strong: Tensor
+
+
+def sample(size: int = BATCH, start: int = 0, *, mixed: bool = False, epoch: int = 0) -> Sample:
+    """Samples [start, start + size); with ``mixed`` labels as after mixup."""
+    images, strong, labels = (value[start : start + size].clone() for value in _samples())
+    targets = None
+    if mixed:
+        hard = torch.nn.functional.one_hot(labels, CLASSES).float()
+        targets = 0.7 * hard + 0.3 * hard.flip(0)
+    batch = Batch(labels, torch.arange(start, start + size), targets, epoch / EPOCHS, epoch, label_smoothing=0.1)
+    return Sample(batch, images, strong)
+
+
+class Trial:
+    """A method with nets of its own on one pair, stepped as the engine steps a cell.
+
+    Args:
+        cls: the method's class.
+        pair: the families.
+        hyperparameters: those that differ from the defaults.
+        seed: of the method's initial parameters and of everything drawn in a step.
+
+    Raises:
+        Exception: whatever the method raises.
+    """
+
+    def __init__(self, cls: type[Method], pair: Pair, hyperparameters: Mapping[str, Any] | None = None, seed: int = 0) -> None:
+        self.pair = pair
+        self.student = copy.deepcopy(_net(pair.student, False)[0]).train()
+        self.teacher = _net(pair.teacher, True)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.method = cls(net_info(pair.student, False), net_info(pair.teacher, True), task(), **(hyperparameters or {}))
+        self.method.train()
+        self.needs = frozenset(self.method.needs)
+        self.stream = RandomStream(seed)
+        self._wrapper: Any = None
+
+    def student_outputs(self, data: Sample) -> Outputs:
+        """What the student gives to the method."""
+        return self._outputs(self.student, data)
+
+    def teacher_outputs(self, data: Sample) -> Outputs | None:
+        """What the teacher gives; None for a method without one."""
+        if not self.method.uses_teacher:
+            return None
+        with torch.no_grad():
+            return self._outputs(self.teacher, data)
+
+    def _outputs(self, net: TappedNet, data: Sample) -> Outputs:
+        outputs = net.run(net.preprocess(data.images), self.needs)
+        if "strong" in self.needs:
+            outputs.strong = net.run(net.preprocess(data.strong), self.needs)
+        return outputs
+
+    def terms(self, data: Sample, student: Outputs | None = None, teacher: Outputs | None = None) -> dict[str, Tensor]:
+        """The loss terms of a batch, checked for their form; outputs are the nets' own unless given.
+
+        Raises:
+            Wrong: for an exception in forward, or anything but a dict of finite scalar tensors.
+        """
+        student = student or self.student_outputs(data)
+        teacher = teacher or self.teacher_outputs(data)
+        try:
+            terms = self.method(data.batch, student, teacher)
+        except Exception as error:
+            raise Wrong("terms", f"forward raised {one_line(error)}; {self._hint(error)}", trace(error)) from error
+        return checked_terms(terms)
+
+    def _hint(self, error: Exception) -> str:
+        """What to do about an exception in forward."""
+        about_none = "NoneType" in str(error) or isinstance(error, AssertionError)
+        missing = sorted({"stages", "embedding", "classifier", "stagewise", "strong"} - self.needs)
+        if about_none and missing:
+            return f'a field of Outputs that needs does not name is None: add what you use to needs ({", ".join(missing)})'
+        return "correct it (KDBENCH_DEBUG=1 shows the traceback)"
+
+    def step(self, data: Sample) -> dict[str, Tensor]:
+        """Forward, backward and a step of the optimiser; returns the detached terms."""
+        with self.stream.active():
+            terms = self.terms(data)
+            self.optimizer.update_params(torch.stack([term.reshape(()) for term in terms.values()]).sum())
+        return {name: term.detach() for name, term in terms.items()}
+
+    def backward(self, terms: Mapping[str, Tensor]) -> None:
+        """Backward of the sum of the terms, with gradients left in place.
+
+        Raises:
+            Wrong: if it raises.
+        """
+        try:
+            torch.stack([term.reshape(()) for term in terms.values()]).sum().backward()
+        except RuntimeError as error:
+            raise Wrong(
+                "student",
+                f"the backward pass raised {one_line(error)}; the terms must depend on the student's outputs by "
+                "differentiable operations, and buffers must be cloned before they change",
+                trace(error),
+            ) from error
+
+    @property
+    def optimizer(self) -> Any:
+        """The engine's optimiser over student and method."""
+        if self._wrapper is None:
+            self._wrapper = build_optim_wrapper(self.student.net, self.method, _RECIPE)
+        return self._wrapper
+
+    def backbone(self) -> Iterator[tuple[str, Tensor]]:
+        """The student's parameters without its classifier's."""
+        head = {id(parameter) for parameter in self.student.classifier.parameters()}
+        return ((name, p) for name, p in self.student.net.named_parameters() if id(p) not in head)
+
+
+def checked_terms(terms: Any) -> dict[str, Tensor]:
+    """``terms`` if they are a dict of finite scalar tensors.
+
+    Raises:
+        Wrong: if they are not.
+    """
+    if not isinstance(terms, dict) or not terms:
+        raise Wrong("terms", f"forward returned {type(terms).__name__}; return a dict of named loss terms, at least one")
+    for name, term in terms.items():
+        if not isinstance(name, str):
+            raise Wrong("terms", f"the name {name!r} of a loss term is no string; name each term by a string")
+        if not isinstance(term, Tensor):
+            raise Wrong("terms", f"loss term {name!r} is a {type(term).__name__}; return a scalar tensor")
+        if term.numel() != 1:
+            raise Wrong("terms", f"loss term {name!r} has the shape {tuple(term.shape)}; reduce it to a scalar, for example by mean()")
+        if not bool(term.isfinite().all()):
+            raise Wrong("terms", f"loss term {name!r} is {float(term):g}; make it finite (log_softmax, a lower bound for divisors)")
+    return terms
+
+
+def with_logits(outputs: Outputs, change: Any) -> Outputs:
+    """Outputs whose logits, those of the strong view too, went through ``change``."""
+    strong = None if outputs.strong is None else with_logits(outputs.strong, change)
+    return replace(outputs, logits=change(outputs.logits), strong=strong)

@@ -1,0 +1,376 @@
+"""The checks of a method's behaviour. Each is a function of a class and a pair that raises or yields ``Wrong``."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.conformance.bench import BATCH, CLASSES, SAMPLES, Pair, Trial, checked_terms, net_info, sample, with_logits
+from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.conformance.watch import Given, Reads, marks
+from kdbench.errors import UnsupportedPairError
+from kdbench.method import NEEDS, Method, Outputs, Task
+from kdbench.nets.tapped import state_hash
+from kdbench.registry import MethodEntry
+
+#: Steps within which the loss of one repeated batch must have fallen, and by which share of its size.
+STEPS, FALL = 40, 0.01
+#: Difference of logits at which everything must stay finite.
+GAP = 1000.0
+
+_FAMILIES = ("baseline", "logits", "hint", "relation", "hybrid")
+_FIDELITIES = ("reference", "paper", "reconstruction")
+_PRESETS = ("cifar100", "cifar100-32", "imagenet1k", "digits")
+
+
+def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
+    """What the file declares, against what the class has."""
+
+    def wrong(advice: str) -> Wrong:
+        return Wrong("declaration", advice)
+
+    if not issubclass(cls, Method):
+        yield wrong(f"{cls.__name__} is no subclass of Method; write class {cls.__name__}(Method)")
+        return
+    if entry.family not in _FAMILIES:
+        yield wrong(f"family = {entry.family!r}; write one of {', '.join(_FAMILIES)}")
+    if entry.fidelity not in _FIDELITIES:
+        yield wrong(f"fidelity = {entry.fidelity!r}; write one of {', '.join(_FIDELITIES)}")
+    for attribute in ("needs", "predict_needs"):
+        unknown = sorted(set(getattr(cls, attribute)) - NEEDS)
+        if unknown:
+            yield wrong(f"{attribute} names {unknown[0]!r}; only {', '.join(sorted(NEEDS))} can be tapped")
+    for name in ("family", "fidelity", "version", "uses_teacher"):
+        if getattr(cls, name) != getattr(entry, name):
+            yield wrong(f"{name} is {getattr(cls, name)!r} but was read as {getattr(entry, name)!r}; write it as a literal in the class")
+    if frozenset(cls.needs) != entry.needs:
+        yield wrong("needs differs from what is written in the class; write it as a literal and leave it alone")
+    if not isinstance(entry.version, int) or entry.version < 1:
+        yield wrong(f"version = {entry.version!r}; write a whole number of 1 or more")
+    if not entry.paper:
+        yield wrong("the class has no docstring; begin it with the paper (authors, title, venue, year)")
+    for name, parameter in entry.hyperparameters.items():
+        try:
+            parameter.check(parameter.default, entry.name)
+        except Exception:
+            yield wrong(f"the default of {name}, {parameter.default!r}, is no {parameter.annotation}; correct one of them")
+    for dataset in entry.presets:
+        if dataset not in _PRESETS:
+            yield wrong(f"presets names the data set {dataset!r}; known are {', '.join(_PRESETS)}")
+        try:
+            Trial(cls, Pair("vit", "mlp"), entry.resolve(dataset))
+        except UnsupportedPairError:
+            pass
+        except Exception as error:
+            yield wrong(f"the preset of {dataset} cannot be built ({one_line(error)}); correct its names and values")
+
+
+def reason_against(cls: type[Method], pair: Pair) -> str | None:
+    """What ``supports`` says against a pair.
+
+    Raises:
+        Wrong: if it raises or says something that is no sentence.
+    """
+    try:
+        reason: Any = cls.supports(net_info(pair.student, False), net_info(pair.teacher, True))
+    except Exception as error:
+        raise Wrong("build", f"supports() raised {one_line(error)}; return a reason, or None when the pair runs", trace(error)) from error
+    if reason is not None and not (isinstance(reason, str) and reason.strip()):
+        raise Wrong("build", f"supports() returned {reason!r}; return a sentence that says why the pair is impossible, or None")
+    return reason
+
+
+def built(cls: type[Method], pair: Pair) -> Trial:
+    """Build a method for a pair, with memory and without.
+
+    Raises:
+        Wrong: if one of them fails.
+        UnsupportedPairError: if the method refuses the pair.
+    """
+    infos = net_info(pair.student, False), net_info(pair.teacher, True)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            shadow = cls(*infos, Task(CLASSES, SAMPLES, torch.zeros(SAMPLES, dtype=torch.int64), "conformance"))
+    except UnsupportedPairError:
+        raise
+    except Exception as error:
+        raise Wrong(
+            "build",
+            f"__init__ raised {one_line(error)} where a plan is checked (device meta); size modules from NetInfo and "
+            "StageInfo, and read no value of a tensor there",
+            trace(error),
+        ) from error
+    try:
+        trial = Trial(cls, pair)
+    except Exception as error:
+        raise Wrong("build", f"__init__ raised {one_line(error)}; build it from NetInfo, StageInfo and Task alone", trace(error)) from error
+    if not isinstance(getattr(trial.method, "task", None), Task):
+        raise Wrong("build", "the method has no task; begin __init__ with super().__init__(student, teacher, task)")
+    if _shapes(shadow) != _shapes(trial.method):
+        raise Wrong("build", "its parameters differ between the devices meta and cpu; create the same ones whatever the device")
+    return trial
+
+
+def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    """One forward and backward pass, and everything that it must reach or leave alone."""
+    trial = built(cls, pair)
+    data = sample()
+    with trial.stream.active():
+        student, teacher = trial.student_outputs(data), trial.teacher_outputs(data)
+        given = Given(data, student, teacher)
+        shapes, hashed = _shapes(trial.method), state_hash(trial.teacher)
+        before = {"student": marks(trial.student), "teacher": marks(trial.teacher)}
+        terms = trial.terms(data, student, teacher)
+        if not any(term.requires_grad for term in terms.values()):
+            raise Wrong("student", "no loss term depends on the student; compute the terms from student outputs without detach()")
+        written = given.written()
+        if written:  # before the backward pass, which may raise for the same reason
+            yield Wrong("in place", f"{written[0]} was changed in place; clone before writing")
+            return
+        trial.backward(terms)
+    if _shapes(trial.method) != shapes:
+        yield Wrong("build", "forward created or replaced parameters, buffers or modules; create them all in __init__")
+    for net, mark in before.items():
+        changed = [name for name, value in marks(getattr(trial, net)).items() if value != mark[name]]
+        if changed and (net, changed[0]) != ("teacher", "train or eval mode"):
+            yield Wrong("global state", f"forward changed the {net}'s {changed[0]}; leave the nets as they are")
+    yield from _after_backward(trial, hashed)
+    with trial.stream.active():
+        again, mixed = trial.terms(sample(start=BATCH)), trial.terms(sample(mixed=True))
+    if list(again) != list(terms):
+        raise Wrong("terms", f"the terms are {', '.join(terms)} in one step and {', '.join(again)} in the next; return the same names always")
+    if list(mixed) != list(terms):
+        raise Wrong("terms", "the names of the terms change with labels after mixup; return the same names always")
+
+
+def _after_backward(trial: Trial, teacher_hash: str) -> Iterator[Wrong]:
+    backbone = list(trial.backbone())
+    if not any(p.grad is not None and bool(p.grad.ne(0).any()) for _, p in backbone):
+        yield Wrong("student", "no gradient reaches the student's backbone; compute a term from the student's outputs without detach()")
+    for name, parameter in trial.student.net.named_parameters():
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            yield Wrong("student", f"the gradient of the student's {name} is not finite; guard roots, logarithms and divisions at 0")
+            break
+    if any(parameter.grad is not None for parameter in trial.teacher.parameters()):
+        yield Wrong("teacher", "the teacher received a gradient; do not unfreeze its parameters")
+    if any(module.training for module in trial.teacher.modules()):
+        yield Wrong("teacher", "the teacher was put into train mode; leave its mode alone")
+    if state_hash(trial.teacher) != teacher_hash:
+        yield Wrong("teacher", "a parameter or buffer of the teacher changed; never write to the teacher")
+    in_groups = {id(p) for group in trial.optimizer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trial.method.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) not in in_groups:
+            yield Wrong("parameters", f"parameter {name} is in no group of the optimiser; create it in __init__")
+        elif parameter.grad is None:
+            yield Wrong("parameters", f"parameter {name} gets no gradient; use it in a loss term, or make it a buffer or requires_grad=False")
+        elif not bool(parameter.grad.isfinite().all()):
+            yield Wrong("parameters", f"the gradient of parameter {name} is not finite; guard roots, logarithms and divisions at 0")
+
+
+def batch_of_one(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    trial = Trial(cls, pair)
+    advice = "relations need a second sample and batch statistics more than one value: give them a value for one"
+    with trial.stream.active(), _as("batch of one", advice):
+        terms = trial.terms(sample(1))
+        trial.backward(terms)
+        _need_finite(trial, "batch of one", "the gradient of {} is not finite on a single image; " + advice)
+        usual = trial.terms(sample())
+    if list(usual) != list(terms):
+        yield Wrong("batch of one", f"the terms are {', '.join(usual)}, for one image {', '.join(terms)}; return the same names always")
+
+
+def learning(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    trial = Trial(cls, pair)
+    data = sample()
+    start = copy.deepcopy(trial.stream.state_dict())
+    first = last = 0.0
+    for number in range(STEPS):
+        trial.stream.load_state_dict(start)  # the same draws in every step: a repeated batch, not only repeated images
+        last = float(sum(term.double() for term in trial.step(data).values()))
+        first = last if number == 0 else first
+        if last < first - FALL * abs(first):
+            return
+    yield Wrong(
+        "learning",
+        f"the loss is {first:.4g} at first and {last:.4g} after {STEPS} steps on one batch; check what is detached and gradients written by hand",
+    )
+
+
+def extreme_logits(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    advice = "use log_softmax and not log(softmax), and take products and powers in float32"
+    labels = sample().batch.labels
+    sure = {"student": GAP * F.one_hot(labels, CLASSES), "teacher": GAP * F.one_hot((labels + 1) % CLASSES, CLASSES)}
+    for dtype in (torch.float32, torch.bfloat16):
+        for who in (("student", "teacher"), ("teacher",)):
+            trial = Trial(cls, pair)
+            data = sample()
+            nets = {"student": trial.student_outputs(data), "teacher": trial.teacher_outputs(data)}
+            changed: dict[str, Any] = {}
+            for name, outputs in nets.items():
+                push = sure[name] if name in who else 0
+                changed[name] = outputs and with_logits(outputs, lambda value, push=push: (value + push).to(dtype))
+            kind = str(dtype).removeprefix("torch.")
+            with trial.stream.active(), _as("logits", f"with {kind} logits {GAP:g} apart; {advice}"):
+                trial.backward(trial.terms(data, changed["student"], changed["teacher"]))
+                _need_finite(trial, "logits", f"the gradient of {{}} is not finite with {kind} logits {GAP:g} apart; {advice}")
+    yield from ()
+
+
+def precision(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    advice = "bring tensors to one dtype before they meet, and take what needs precision in float32"
+    trial = Trial(cls, pair)
+    with trial.stream.active(), _as("precision", f"under autocast to bfloat16; {advice}"):
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = trial.terms(sample())
+        trial.backward(terms)
+        _need_finite(trial, "precision", f"the gradient of {{}} is not finite under autocast to bfloat16; {advice}")
+    yield from ()
+
+
+def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    trial = Trial(cls, pair)
+    for number in range(2):
+        trial.step(sample(start=number * BATCH))
+    buffer = io.BytesIO()
+    try:
+        torch.save(trial.method.state_dict(), buffer)
+        saved = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except Exception as error:
+        raise Wrong("state", f"its state_dict cannot be saved and loaded ({one_line(error)}); keep only tensors in it", trace(error)) from error
+    other = Trial(cls, pair, seed=1)
+    other.student.load_state_dict(trial.student.state_dict())
+    other.stream.load_state_dict(copy.deepcopy(trial.stream.state_dict()))
+    try:
+        other.method.load_state_dict(saved)
+    except Exception as error:
+        raise Wrong(
+            "state", f"a fresh instance cannot load its state_dict ({one_line(error)}); give every buffer its shape in __init__", trace(error)
+        ) from error
+    for data in (sample(start=2 * BATCH), sample(start=3 * BATCH)):
+        pair_of_terms = []
+        for instance in (trial, other):
+            with instance.stream.active():
+                pair_of_terms.append(instance.terms(data))
+        if not _equal(*pair_of_terms):
+            yield Wrong("state", "after loading its state_dict the loss differs; keep all that the loss depends on in parameters and buffers")
+            return
+    if not torch.equal(_prediction(trial, sample()), _prediction(other, sample())):
+        yield Wrong("state", "after loading its state_dict the prediction differs; keep all that predict uses in parameters and buffers")
+
+
+def seeds(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    first, second = Trial(cls, pair), Trial(cls, pair)
+    if not _equal(first.method.state_dict(), second.method.state_dict()):
+        yield Wrong("seed", "two instances from one seed differ; draw initial values from torch's default generator only")
+        return
+    for number in range(2):
+        data = sample(start=number * BATCH)
+        if not _equal(first.step(data), second.step(data)):
+            yield Wrong("seed", "the same seed gives another loss; draw from the default generators, and let nothing depend on time, id() or order of sets")
+            return
+    other = Trial(cls, pair, seed=1)
+    for trial in (first, other):
+        trial.step(sample())
+    if torch.equal(first.stream.state_dict()["torch"], other.stream.state_dict()["torch"]):
+        yield Wrong("seed", "forward seeds torch's generator; never call manual_seed, each cell has its own stream")
+
+
+def prediction(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    trial = Trial(cls, pair)
+    trial.step(sample())
+    for size in (BATCH, 1):
+        try:
+            logits = _prediction(trial, sample(size))
+        except Exception as error:
+            raise Wrong("prediction", f"predict raised {one_line(error)}; use only what predict_needs names, and no teacher", trace(error)) from error
+        if not isinstance(logits, Tensor) or logits.shape != (size, CLASSES):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            yield Wrong("prediction", f"predict returned {shape} for {size} images; return logits of shape (B, C)")
+            return
+        if not bool(logits.isfinite().all()):
+            yield Wrong("prediction", "predict returned values that are not finite; check the buffers that it uses")
+            return
+
+
+def waiting(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    trial = Trial(cls, pair)
+    data = sample()
+    with trial.stream.active():
+        trial.terms(data)  # what is copied once, at the first step, may wait
+        student, teacher = trial.student_outputs(data), trial.teacher_outputs(data)
+        with Reads() as reads:
+            trial.method(data.batch, student, teacher)
+    if reads.found:
+        yield Wrong(
+            "waiting",
+            f"forward calls {', '.join(sorted(reads.found))}, which waits for the device in every step; stay in tensors "
+            "(torch.where, masks as factors) and on the device of what you get",
+        )
+
+
+def _prediction(trial: Trial, data: Any) -> Tensor:
+    """Logits as the engine predicts: eval mode, no gradient, no teacher."""
+    modes = trial.student.training
+    trial.student.eval()
+    trial.method.eval()
+    try:
+        with torch.no_grad(), trial.stream.active():
+            outputs: Outputs = trial.student(data.images, frozenset(trial.method.predict_needs))
+            return trial.method.predict(outputs)
+    finally:
+        trial.student.train(modes)
+        trial.method.train()
+
+
+class _as:
+    """Report what goes wrong inside under another check, with a hint."""
+
+    def __init__(self, check: str, hint: str) -> None:
+        self.check, self.hint = check, hint
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, tb: Any) -> None:
+        if isinstance(error, Wrong) and error.check != self.check:
+            seen = error.advice.split("; ")[0]
+            raise Wrong(self.check, f"{seen}: {self.hint}", error.details) from error
+
+
+def _need_finite(trial: Trial, check: str, sentence: str) -> None:
+    named = (*trial.student.net.named_parameters(prefix="student"), *trial.method.named_parameters(prefix="method"))
+    for name, parameter in named:
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            raise Wrong(check, sentence.format(name))
+
+
+def _shapes(method: torch.nn.Module) -> dict[str, Any]:
+    return {name: tuple(value.shape) for name, value in (*method.named_parameters(), *method.named_buffers())}
+
+
+def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return list(first) == list(second) and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+Check = Callable[[type[Method], Pair], Iterator[Wrong]]
+
+#: What every supported pair must pass, and what one, two or three pairs show (each family once on each side).
+ON_EVERY_PAIR: Sequence[tuple[str, Check]] = (("terms", one_step), ("batch of one", batch_of_one))
+ON_SOME_PAIRS: Sequence[tuple[str, Check, int]] = (
+    ("learning", learning, 3),
+    ("logits", extreme_logits, 2),
+    ("precision", precision, 3),
+    ("state", state, 2),
+    ("seed", seeds, 1),
+    ("prediction", prediction, 3),
+    ("waiting", waiting, 3),
+)
+
+__all__ = ["ON_EVERY_PAIR", "ON_SOME_PAIRS", "Check", "built", "checked_terms", "declaration", "reason_against"]

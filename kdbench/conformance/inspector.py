@@ -1,0 +1,155 @@
+"""All checks of one method, one after the other; a failure of one does not stop the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from kdbench.conformance import watch
+from kdbench.conformance.bench import PAIRS, Pair, renew_nets, teacher_hashes
+from kdbench.conformance.checks import ON_EVERY_PAIR, ON_SOME_PAIRS, Check, declaration, reason_against
+from kdbench.conformance.findings import Examination, Failure, Skip, Wrong, merged, one_line, trace
+from kdbench.conformance.settings import ranges, settings
+from kdbench.errors import UnsupportedPairError
+from kdbench.method import Method
+from kdbench.registry import MethodEntry
+
+#: The order in which pairs are chosen for checks that need only some: each family once on either side in the first three.
+_PREFERRED = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"), *PAIRS)
+
+
+def check_method(entry: MethodEntry, skips: list[Skip] | None = None) -> list[Failure]:
+    """Run all checks of a method and return those it does not pass; empty when it conforms.
+
+    Args:
+        entry: the method, from ``kdbench.registry.catalog(plugins)``.
+        skips: if given, the pairs that the method says it cannot run on are added to it.
+    """
+    found = examine(entry)
+    if skips is not None:
+        skips += found.skips
+    return found.failures
+
+
+def examine(entry: MethodEntry, progress: Callable[[str], None] = lambda check: None) -> Examination:
+    """Run all checks of a method.
+
+    Args:
+        entry: the method.
+        progress: called with the name of each check before it runs.
+    """
+    begun = time.monotonic()
+    inspector = _Inspector(entry, progress)
+    before, teachers = watch.global_state(), teacher_hashes()
+    try:
+        inspector.run()
+        if teacher_hashes() != teachers:
+            inspector.fail("teacher", (), "a parameter or buffer of a teacher changed; never write to the teacher")
+    finally:
+        watch.restore(before)
+        if teacher_hashes() != teachers:
+            renew_nets()
+    return Examination(entry.name, merged(inspector.failures), inspector.skips, time.monotonic() - begun)
+
+
+class _Inspector:
+    def __init__(self, entry: MethodEntry, progress: Callable[[str], None]) -> None:
+        self.entry = entry
+        self.progress = progress
+        self.failures: list[Failure] = []
+        self.skips: list[Skip] = []
+
+    def run(self) -> None:
+        cls = self._imported()
+        if cls is None:
+            return
+        before = len(self.failures)
+        self._guard("declaration", (), lambda: declaration(self.entry, cls))
+        if not issubclass(cls, Method) or len(self.failures) > before and not self._has_known_needs(cls):
+            return
+        sound = self._every_pair(cls)
+        if not sound:
+            return
+        some = [pair for pair in dict.fromkeys(_PREFERRED) if pair in sound]
+        for name, check, number in ON_SOME_PAIRS:
+            for pair in some[:number]:
+                self._on_pair(name, check, cls, pair)
+        self._named("ranges", lambda: ranges(self.entry, cls, some[0]))
+        self._named("settings", lambda: settings(self.entry, cls, some[:3]))
+
+    def _imported(self) -> Any:
+        self.progress("import")
+        try:
+            return self.entry.load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit() in a plugin must not end the others
+            details = getattr(error, "details", "") or trace(error)
+            self.fail("import", (), f"{one_line(error)}; correct what its traceback shows (KDBENCH_DEBUG=1)", details)
+            return None
+
+    @staticmethod
+    def _has_known_needs(cls: type[Method]) -> bool:
+        from kdbench.method import NEEDS
+
+        return set(cls.needs) | set(cls.predict_needs) <= NEEDS
+
+    def _every_pair(self, cls: type[Method]) -> list[Pair]:
+        """Run what every pair must pass; the pairs that it went through."""
+        sound = []
+        for pair in PAIRS:
+            try:
+                reason = reason_against(cls, pair)
+            except Wrong as wrong:
+                self.fail(wrong.check, (str(pair),), wrong.advice, wrong.details)
+                continue
+            if reason is not None:
+                self.skips.append(Skip(self.entry.name, str(pair), reason))
+                continue
+            for name, check in ON_EVERY_PAIR:
+                if not self._on_pair(name, check, cls, pair):
+                    break
+            else:
+                sound.append(pair)
+        if not sound and not self.failures:
+            self.fail("build", (), "supports() refuses every pair; a method must run on at least one kind of pair")
+        return sound
+
+    def _on_pair(self, name: str, check: Check, cls: type[Method], pair: Pair) -> bool:
+        return self._guard(name, (str(pair),), lambda: check(cls, pair))
+
+    def _named(self, name: str, check: Callable[[], Iterator[tuple[str, Wrong]]]) -> None:
+        """A check of hyper-parameters, which says itself what each finding is about."""
+
+        def run() -> Iterator[Wrong]:
+            for _, wrong in check():
+                yield wrong
+
+        self._guard(name, (), run)
+
+    def _guard(self, name: str, where: tuple[str, ...], check: Callable[[], Iterable[Wrong]]) -> bool:
+        """Run a check, turn what it raises into a failure, see that global state is as before. Whether it came to its end."""
+        self.progress(name)
+        before = watch.global_state()
+        complete = False
+        try:
+            for wrong in check():
+                self.fail(wrong.check, where, wrong.advice, wrong.details)
+            complete = True
+        except KeyboardInterrupt:
+            raise
+        except UnsupportedPairError as error:
+            self.skips.append(Skip(self.entry.name, ", ".join(where), str(error)))
+        except Wrong as wrong:
+            self.fail(wrong.check, where, wrong.advice, wrong.details)
+        except BaseException as error:
+            self.fail(name, where, f"raised {one_line(error)}; correct it (KDBENCH_DEBUG=1 shows the traceback)", trace(error))
+        changed = watch.changes(before)
+        if changed:
+            watch.restore(before)
+            self.fail("global state", where, f"building or running it changed the {changed[0]}; leave global state as it is")
+        return complete
+
+    def fail(self, check: str, where: tuple[str, ...], advice: str, details: str = "") -> None:
+        self.failures.append(Failure(self.entry.name, check, advice, where, details))

@@ -1,0 +1,159 @@
+"""The checks of hyper-parameters: that senseless values are refused, and that every one is used."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from kdbench.conformance.bench import BATCH, EPOCHS, Pair, Trial, sample
+from kdbench.conformance.checks import _prediction
+from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.errors import HyperparameterError
+from kdbench.method import Method
+from kdbench.registry import Hyperparameter, MethodEntry
+
+#: Epochs of the steps that two values of a hyper-parameter are compared over: warm-ups and ramps differ in one of them.
+_EPOCHS_SEEN = (0, 1, EPOCHS // 2, EPOCHS - 1)
+
+
+def ranges(entry: MethodEntry, cls: type[Method], pair: Pair) -> Iterator[tuple[str, Wrong]]:
+    """Yield (hyper-parameter, what is wrong) for senseless values that are taken."""
+    for name, parameter in entry.hyperparameters.items():
+        for value, helper in _senseless(name, parameter):
+            try:
+                Trial(cls, pair, {name: value})
+            except HyperparameterError:
+                continue
+            except Exception as error:
+                yield name, Wrong("ranges", f"{name} = {value!r} raised {one_line(error)}; refuse it with {helper} in __init__", trace(error))
+            else:
+                yield name, Wrong("ranges", f"{name} = {value!r} is taken; refuse it with {helper} in __init__ (kdbench.method)")
+
+
+def _senseless(name: str, parameter: Hyperparameter) -> Iterator[tuple[Any, str]]:
+    default = parameter.default
+    several = isinstance(default, tuple)
+    if re.search(r"(^|_)temperatures?($|_)", name) and (several or _is_number(default)):
+        for value in (0.0, -1.0):
+            yield ((value, *default[1:]) if several else value), f"positive({name}={name})"
+    elif re.search(r"(^|_)weights?$", name) and (several or _is_number(default)):
+        yield ((-1.0, *default[1:]) if several else -1.0), f"non_negative({name}={name})"
+    elif name == "stages" and several:
+        yield (5,), "stage_numbers(stages=stages)"
+
+
+def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> Iterator[tuple[str, Wrong]]:
+    """Yield (hyper-parameter, what is wrong) for those whose value makes no difference on any of the pairs."""
+    usual: dict[Pair, tuple[str, str]] = {}
+    for name, parameter in entry.hyperparameters.items():
+        tried: list[Any] = []
+        if not any(_makes_a_difference(cls, pair, name, parameter, usual, tried) for pair in pairs):
+            if tried:
+                shown = ", ".join(map(repr, dict.fromkeys(tried)))
+                yield name, Wrong("settings", f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it")
+            else:
+                yield name, Wrong("settings", f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it")
+
+
+def _makes_a_difference(
+    cls: type[Method],
+    pair: Pair,
+    name: str,
+    parameter: Hyperparameter,
+    usual: dict[Pair, tuple[str, str]],
+    tried: list[Any],
+) -> bool:
+    if pair not in usual:
+        trial = Trial(cls, pair)
+        usual[pair] = _initial(trial), _course(trial)
+    for value in _others(cls, pair, name, parameter):
+        try:
+            trial = Trial(cls, pair, {name: value})
+            tried.append(value)
+            if _initial(trial) != usual[pair][0] or _course(trial) != usual[pair][1]:
+                return True
+        except Wrong:
+            return True  # it fails for this value: no silence
+        except Exception:
+            continue
+    return False
+
+
+def _initial(trial: Trial) -> str:
+    return _digest(trial.method.state_dict())
+
+
+def _course(trial: Trial) -> str:
+    """Hash of losses, gradients, parameters, buffers and predictions over a few steps at several epochs."""
+    seen: dict[str, torch.Tensor] = {}
+    for number, epoch in enumerate(_EPOCHS_SEEN):
+        data = sample(start=number * BATCH, epoch=epoch)
+        with trial.stream.active():
+            terms = trial.terms(data)
+            trial.backward(terms)
+        seen |= {f"{number} {name}": term.detach() for name, term in terms.items()}
+        named = (*trial.student.net.named_parameters(), *trial.method.named_parameters())
+        seen |= {f"{number} gradient {name}": p.grad.clone() for name, p in named if p.grad is not None}
+        trial.student.zero_grad()
+        trial.method.zero_grad()
+        trial.step(data)
+    seen |= trial.method.state_dict()
+    seen["prediction"] = _prediction(trial, sample())
+    return _digest(seen)
+
+
+def _digest(values: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in values.items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _others(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter) -> Iterator[Any]:
+    """Values to try in place of the default, the likeliest to matter first; some will be refused."""
+    default = parameter.default
+    if isinstance(default, bool):
+        yield not default
+    elif isinstance(default, int):
+        yield from _distinct(default, (2 * default, default // 2, default + 1, default - 1, default // 4, default // 8, 3, 2, 1, 5, 8, 16, 0, 100))
+    elif isinstance(default, float):
+        yield from _distinct(default, (2 * default, default / 2, default + 1.0, 0.5, 10 * default, 1e3 * default, default / 100, 0.0, 1.0))
+    elif isinstance(default, str):
+        yield from _choices(cls, pair, name, parameter)
+    elif isinstance(default, tuple):
+        scaled = tuple(2 * item if _is_number(item) else item for item in default)
+        raised = tuple(item + 1 if _is_number(item) else item for item in default)
+        yield from _distinct(default, (default[:-1], default[1:], default[:1], default[-1:], scaled, raised, default[::-1]))
+    else:
+        yield from _distinct(default, (1.0, 0.5, 2.0, 1, 2, 4, 8, True, False, (1,), (1.0,)))
+    if "None" in parameter.annotation and default is not None:
+        yield None
+
+
+def _choices(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter) -> Iterator[str]:
+    """The strings that a hyper-parameter may have: from its Literal annotation, or from the refusal of a senseless one."""
+    text = parameter.annotation
+    if "Literal" not in text:
+        try:
+            Trial(cls, pair, {name: "no such choice"})
+            text = ""
+        except Exception as error:
+            text = str(error).partition("must be")[2]
+    yield from (choice for choice in re.findall(r"['\"]([^'\"]*)['\"]", text) if choice != parameter.default)
+
+
+def _distinct(default: Any, values: Sequence[Any]) -> Iterator[Any]:
+    seen = [default]
+    for value in values:
+        if value not in seen and value != ():
+            seen.append(value)
+            yield value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
