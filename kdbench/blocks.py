@@ -30,6 +30,24 @@ def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
+def embedding_map(feature_map: Tensor, embedding: Tensor) -> Tensor:
+    """Bring a last-stage map into the space of the classifier: its mean over the positions becomes ``embedding``.
+
+    Args:
+        feature_map: (B, d, h, w), the last stage.
+        embedding: (B, d), what enters the classifier.
+
+    Each sample is scaled by one number, the ratio of the spreads over the channels of the embedding and of the map's
+    mean, and shifted by one vector. Where the embedding is the map's mean (ResNet) this is the identity. Where a
+    normalisation lies between (ViT, Swin, MLP, ConvNeXt) it stands in for it, and where the embedding is a class token
+    it replaces the mean. The scale takes no gradient.
+    """
+    pooled = feature_map.mean(dim=(2, 3))
+    scale = (embedding.std(dim=1, keepdim=True) / pooled.std(dim=1, keepdim=True).clamp_min(1e-6)).detach()
+    shift = embedding - scale * pooled
+    return feature_map * scale[:, :, None, None] + shift[:, :, None, None]
+
+
 def conv_bn(channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, relu: bool = False) -> nn.Sequential:
     """Convolution without bias, batch normalisation, and ReLU if asked."""
     layers: list[nn.Module] = [
@@ -37,6 +55,18 @@ def conv_bn(channels_in: int, channels_out: int, kernel: int = 1, stride: int = 
         nn.BatchNorm2d(channels_out),
     ]
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+
+class BatchNormAnySize(nn.BatchNorm2d):
+    """Batch normalisation that falls back on its running statistics where a channel has one value (one 1 x 1 map).
+
+    One value has no variance; torch refuses such a batch in training mode.
+    """
+
+    def forward(self, value: Tensor) -> Tensor:
+        if self.training and value.numel() == value.shape[1]:
+            return F.batch_norm(value, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(value)
 
 
 class SepConv(nn.Sequential):
@@ -49,11 +79,11 @@ class SepConv(nn.Sequential):
         super().__init__(
             nn.Conv2d(channels_in, channels_in, 3, stride=2, padding=1, groups=channels_in, bias=False),
             nn.Conv2d(channels_in, channels_in, 1, bias=False),
-            nn.BatchNorm2d(channels_in),
+            BatchNormAnySize(channels_in),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels_in, channels_in, 3, padding=1, groups=channels_in, bias=False),
             nn.Conv2d(channels_in, channels_out, 1, bias=False),
-            nn.BatchNorm2d(channels_out),
+            BatchNormAnySize(channels_out),
             nn.ReLU(inplace=True),
         )
 

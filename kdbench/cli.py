@@ -30,10 +30,11 @@ class _Parser(argparse.ArgumentParser):
             message = f"unknown argument {word!r}; {nearest(word, options)}" if word.startswith("-") else f"unexpected argument {word!r}"
         elif "invalid choice:" in message:
             head, _, rest = message.partition("invalid choice:")
-            word = rest.split("(")[0].strip().strip("'")
-            valid = [choice for action in self._actions if action.choices for choice in action.choices]
+            word = rest.split("(choose from")[0].strip().strip("'")
             name = head.removeprefix("argument ").strip().rstrip(":")
-            message = f"unknown {name} {word!r}; {nearest(word, [str(choice) for choice in valid])}"
+            named = (action for action in self._actions if name in (*action.option_strings, action.dest, action.metavar))
+            valid = [str(choice) for action in named for choice in action.choices or ()]
+            message = f"unknown {name} {word!r}; {nearest(word, valid)}"
         self.exit(2, f"kdbench: {message}\n")
 
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(getattr(commands, options.verb.replace("-", "_"))(options))
     except KdbenchError as error:
-        print(f"kdbench: {error}", file=sys.stderr)
+        print(f"kdbench: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
         details = getattr(error, "details", "")
         if details and os.environ.get("KDBENCH_DEBUG"):
             print(details, file=sys.stderr)
@@ -121,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     leaderboard.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
     leaderboard.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
     leaderboard.add_argument(
-        "--tie-band", type=float, default=None, metavar="X", help="differences within it are ties (default: 0.2 points, 0.01 nats)"
+        "--tie-band", type=_points, default=None, metavar="X", help="differences within it are ties (default: 0.2 points, 0.01 nats)"
     )
     leaderboard.add_argument("--to", metavar="FILE", help="write to a file; .png, .svg and .pdf draw a picture")
 
@@ -172,7 +173,11 @@ def _plugins(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 
 def _out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", default=os.environ.get("KDBENCH_OUT") or "runs", metavar="DIR", help="run directory (default: $KDBENCH_OUT or runs)"
+        "--out",
+        type=_folder,
+        default=os.environ.get("KDBENCH_OUT") or "runs",
+        metavar="DIR",
+        help="run directory (default: $KDBENCH_OUT or runs)",
     )
 
 
@@ -186,9 +191,24 @@ def _where(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
+    if not (text.isdecimal() and len(text) < 6 and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1 or more)")
+    return int(text)
+
+
+def _folder(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder")
+    return text
+
+
+def _points(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points from 0 to 100")
     return value
 
 

@@ -19,7 +19,7 @@ from kdbench.listing import print_listing
 from kdbench.plan import Cell, Choice, Plan, check_cells, choose_methods, make_plan, parse_set, replay_command
 from kdbench.registry import MethodCatalog, catalog
 from kdbench.store import Store, load_results
-from kdbench.suite import load_suite
+from kdbench.suite import MAX_SEED, load_suite
 
 LONG_RUN_SECONDS = 24 * 3600
 
@@ -111,9 +111,8 @@ def run(options: argparse.Namespace) -> int:
     _say_skipped(made.skipped)
     failures = [*summary.failed, *((cell, (cell.reason or "").splitlines()[0]) for cell in made.broken)]
     for cell, reason in failures:
-        folder = store.cell(cell)
-        print(f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {folder.log}\n"
-              f"  replay: {replay_command(cell, made.choice, options.out, suite_name)}")  # fmt: skip
+        replay = replay_command(cell, made.choice, options.out, suite_name, options.data, options.device)
+        print(f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n  replay: {replay}")
     problems = _say_plugin_errors(methods)
     return 1 if failures or problems else 0
 
@@ -169,6 +168,35 @@ def leaderboard(options: argparse.Namespace) -> int:
     return _write("\n\n".join(draw(board).rstrip("\n") for board in boards), options.to)
 
 
+def test(options: argparse.Namespace) -> int:
+    """``kdbench test``."""
+    methods = catalog(options.plugins)
+    files = {Path(plugin) for plugin in options.plugins}
+    own = [name for name, entry in methods.items() if entry.path in files]
+    try:
+        names = choose_methods(methods, options.methods or own or ([] if files else ["*"]))
+    except UnknownNameError:
+        _say_plugin_errors(methods)
+        raise
+    failed = 0
+    if names:
+        from kdbench.conformance.show import run_checks
+
+        failed = run_checks([methods[name] for name in names])
+    return 1 if _say_plugin_errors(methods) or failed else 0
+
+
+def new_method(options: argparse.Namespace) -> int:
+    """``kdbench new-method``."""
+    from kdbench.template import check_name, next_steps, write_template
+
+    check_name(options.name, catalog(options.plugins))
+    path = Path(options.to or f"{options.name}.py")
+    write_template(options.name, path)
+    print(next_steps(options.name, path))
+    return 0
+
+
 def _make_plan(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
     methods = catalog(tuple(os.path.abspath(plugin) if Path(plugin).is_file() else plugin for plugin in options.plugins))
     suite = load_suite(options.suite)
@@ -194,9 +222,9 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _seeds(text: str) -> tuple[int, ...]:
     words = _words(text)
-    wrong = next((word for word in words if not word.isdigit()), None)
+    wrong = next((word for word in words if not (word.isdecimal() and len(word) < 20 and int(word) <= MAX_SEED)), None)
     if wrong is not None:
-        raise KdbenchError(f"--seeds: {wrong!r} is not a whole number of 0 or more")
+        raise KdbenchError(f"--seeds: {wrong!r} is not a whole number from 0 to {MAX_SEED}")
     return tuple(dict.fromkeys(int(word) for word in words))
 
 

@@ -167,7 +167,7 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
         name: catalog[name].resolve(suite.dataset.name, suite.methods.set.get(name, {}), choice.set.get(name, {}))
         for name in dict.fromkeys((*methods, *choice.set))
     }
-    cells = []
+    cells: list[Cell] = []
     for pair in suite.choose_pairs(protocol_name, choice.pairs):
         teacher_name, student_name = split_pair(pair)
         teacher = plan_teacher(suite, protocol_name, teacher_name)
@@ -176,7 +176,27 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
                 cells.append(
                     _plan_cell(suite, protocol_name, choice, catalog, teacher, student_name, method, hyperparameters[method], seed)
                 )
+    _check_sizes(suite, cells)
     return Plan(suite, protocol_name, choice, catalog, tuple(cells))
+
+
+def _check_sizes(suite: Suite, cells: Sequence[Cell]) -> None:
+    """Refuse more images per class, or larger batches, than the training split holds."""
+    dataset = find_dataset(suite.dataset.name)
+    limit, available = suite.dataset.images_per_class, dataset.train_per_class
+    if limit and available and limit > available:
+        raise KdbenchError(
+            f"suite {suite.name}: dataset.images_per_class = {limit}, but the smallest class of {dataset.name} has {available}"
+        )
+    images = limit * dataset.num_classes if limit else dataset.train_images
+    trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
+    trained |= {("teacher", cell.teacher.recipe_name): (cell.teacher.recipe, dataset.train_images) for cell in cells}
+    for (kind, name), (recipe, size) in trained.items():
+        if size is not None and recipe.batch_size > size:
+            raise KdbenchError(
+                f"suite {suite.name}: batch_size = {recipe.batch_size} of recipe {name} is larger than the {size} images "
+                f"that a {kind} trains on"
+            )
 
 
 def choose_methods(catalog: MethodCatalog, patterns: Sequence[str]) -> list[str]:
@@ -225,12 +245,15 @@ def net_family(net: NetSpec, name: str) -> str:
 def check_cells(plan: Plan) -> Plan:
     """Build every net and method of a plan without memory for weights, and separate the cells that cannot run.
 
+    Plugins that cannot be imported or built join the ``errors`` of the plan's catalog.
+
     Raises:
         KdbenchError: for wrong wiring: unknown taps, nets that cannot be built, hyper-parameters out of range.
     """
     from kdbench.nets.tapped import describe
 
     num_classes = find_dataset(plan.suite.dataset.name).num_classes
+    _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
     possible, skipped, broken = [], [], []
     verdicts: dict[Any, tuple[list[Cell], str | None]] = {}
     for cell in plan.cells:
@@ -243,9 +266,20 @@ def check_cells(plan: Plan) -> Plan:
                 verdicts[key] = (possible if reason is None else skipped, reason)
             except PluginError as error:
                 verdicts[key] = (broken, f"{error}\n{error.details}")
+                if str(error) not in map(str, plan.catalog.errors):
+                    plan.catalog.errors.append(error)
         where, reason = verdicts[key]
         where.append(replace(cell, reason=reason))
     return replace(plan, cells=tuple(possible), skipped=tuple(skipped), broken=tuple(broken))
+
+
+def _check_optimizers(recipes: Sequence[Recipe]) -> None:
+    from timm.optim import list_optimizers
+
+    known = list_optimizers()
+    for name in dict.fromkeys(recipe.optimizer.name for recipe in recipes):
+        if name.lower().removeprefix("lookahead_") not in known:
+            raise UnknownNameError("optimizer", name, known, "timm")
 
 
 def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo, num_classes: int) -> str | None:
@@ -278,7 +312,9 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
     return None
 
 
-def replay_command(cell: Cell, choice: Choice, out: str, suite_name: str = "") -> str:
+def replay_command(
+    cell: Cell, choice: Choice, out: str, suite_name: str = "", data: str | None = None, device: str | None = None
+) -> str:
     """The shell command that trains one cell again, alone; ``suite_name`` where the suite is a file of its own."""
     words = ["kdbench", "run", suite_name or cell.suite]
     words += ["--protocol", cell.protocol, "--pairs", cell.pair, "--methods", cell.method, "--seeds", str(cell.seed)]
@@ -288,6 +324,8 @@ def replay_command(cell: Cell, choice: Choice, out: str, suite_name: str = "") -
         words += ["--plugin", plugin]
     for name, value in choice.set.get(cell.method, {}).items():
         words += ["--set", f"{cell.method}.{name}={json.dumps(value)}"]
+    for option, given in (("--data", data), ("--device", device)):
+        words += [option, given] if given else []
     return shlex.join([*words, "--out", out, "--solo", "--retry-failed"])
 
 
@@ -305,7 +343,7 @@ def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise KdbenchError(f"--set {assignment!r} is not of the form METHOD.NAME=VALUE")
         try:
             parsed.setdefault(method, {})[name] = _number_or(yaml.safe_load(value))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise KdbenchError(f"--set {assignment!r}: the value does not parse as YAML") from None
     return parsed
 

@@ -56,13 +56,14 @@ def print_plan(plan: Plan, store: Store, cohorts: Sequence[Cohort], cost: Estima
 def print_status(plan: Plan, store: Store) -> None:
     """Done, running, failed (why), to do."""
     rows: dict[str, Counter[str]] = {}
-    failed, stale = [], 0
+    failed, damaged, stale = [], [], 0
     for cell in plan.cells:
         folder = store.cell(cell)
         state = folder.state()
         rows.setdefault(cell.pair, Counter())[state] += 1
         if state == "failed":
             failed.append((cell, folder.failure()["reason"], folder.log))
+        damaged += [folder.result] if folder.is_damaged() else []
         stale += sum(1 for other in folder.path.parent.glob(f"seed{cell.seed}-*") if other.name != folder.path.name)
     print(f"suite {plan.suite.name}, protocol {plan.protocol}, in {store.root}")
     columns = ("done", "interrupted", "failed", "skipped", "planned")
@@ -71,6 +72,8 @@ def print_status(plan: Plan, store: Store) -> None:
     print(tabulate(table, headers=headers, tablefmt="simple"))
     for cell, reason, log in failed:
         print(f"failed: {cell.key}: {reason}\n  log: {log}")
+    for path in damaged:
+        print(f"damaged: {path}; kdbench run trains the cell again")
     if stale:
         print(f"stale: {stale} results of older configurations are kept and not shown")
     if not any(count["done"] for count in rows.values()):

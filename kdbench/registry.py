@@ -240,7 +240,10 @@ def _read_entry_point(point: importlib.metadata.EntryPoint) -> list[MethodEntry]
         raise PluginError(f"plugin {point.name}: {type(error).__name__}: {error}", traceback.format_exc()) from None
     if spec is None or spec.origin is None:
         raise PluginError(f"plugin {point.name}: module {point.module} was not found")
-    return read_source(Path(spec.origin), point.module)
+    entries = read_source(Path(spec.origin), point.module)
+    if not entries:
+        raise PluginError(f"plugin {point.name}: module {point.module} registers no method")
+    return entries
 
 
 def _import_source(module: str, path: Path) -> None:
@@ -254,10 +257,10 @@ def _import_source(module: str, path: Path) -> None:
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[module] = loaded
         spec.loader.exec_module(loaded)
-    except KdbenchError:
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin must not end the run of the others
         sys.modules.pop(module, None)
+        if isinstance(error, KdbenchError):
+            raise
         raise PluginError(
             f"plugin {path} raised when it was imported: {type(error).__name__}: {error}", traceback.format_exc()
         ) from error

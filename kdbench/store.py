@@ -231,9 +231,10 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     """Read a run directory as a tidy table: one row per cell, plain numbers, cells that are not done included.
 
     Columns: what the cell is (suite, protocol, split, pair, teacher, student, method, seed and their display names and
-    families), ``state`` and ``reason``, for each metric M of the last epoch ``M`` and of the best epoch on the evaluated split
-    ``best_M`` (accuracies, agreement and calibration error in percent; nll and teacher_kl in nats), the teacher's re-measured
-    accuracy, cost and provenance.
+    families), ``state`` (done, failed, skipped, running: begun and not ended, planned) and ``reason`` (why it failed or was
+    skipped, or which of its files is damaged), for each metric M of the last epoch ``M`` and of the best epoch on the
+    evaluated split ``best_M`` (accuracies, agreement and calibration error in percent; nll and teacher_kl in nats), the
+    teacher's re-measured accuracy, cost and provenance.
 
     Args:
         out: the run directory.
@@ -248,52 +249,72 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
     store.check()
-    pattern = f"{suite or '*'}/{protocol or '*'}/*--*/*/seed*-*/config.json"
-    rows = [row for path in sorted(store.root.glob(pattern)) if (row := _row(path, store.root)) is not None]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    pattern = f"{suite or '*'}/{protocol or '*'}/*--*/*/seed[0-9]*-*/config.json"
+    frame = pd.DataFrame([_row(path, store.root) for path in sorted(store.root.glob(pattern))], columns=COLUMNS)
+    return frame.astype(dict.fromkeys(_NUMBERS, "float64") | {"seed": "int64"})
 
 
+_COST = ("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes")
+#: Columns of numbers that not every cell has: NaN where they are not known.
+_NUMBERS = (
+    *("epochs", *METRICS, *(f"best_{metric}" for metric in METRICS), "best_epoch"),
+    *("teacher_top1", "teacher_top5", *_COST),
+)
 COLUMNS = [
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display", "student_display"),
     *("teacher_family", "student_family", "method", "method_display", "method_family", "fidelity", "seed", "state", "reason"),
-    *("epochs", *METRICS, *(f"best_{metric}" for metric in METRICS), "best_epoch", "teacher_top1", "teacher_top5"),
-    *("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes"),
+    *_NUMBERS,
     *("device", "commit", "dirty", "finished", "hyperparameters", "config_hash", "path"),
 ]
 
 
-def _row(config_path: Path, root: Path) -> dict[str, Any] | None:
+def _row(config_path: Path, root: Path) -> dict[str, Any]:
     folder = CellFolder(config_path.parent)
+    row = _row_of_path(config_path.parent.relative_to(root))
     try:
-        stored = read_json(config_path)
-        config, facts = stored["config"], stored["facts"]
-        row: dict[str, Any] = {
-            "suite": config["suite"],
-            "protocol": config["protocol"]["name"],
-            "split": config["split"],
-            "dataset": config["dataset"]["name"],
-            "teacher": config["teacher"]["name"],
-            "student": config["student"]["name"],
-            "pair": f"{config['teacher']['name']}--{config['student']['name']}",
-            "method": config["method"]["name"],
-            "seed": config["seed"],
-            "epochs": config["recipe"]["epochs"],
-            "hyperparameters": json.dumps(config["method"]["hyperparameters"]),
-            "config_hash": stored["hash"],
-            "path": str(config_path.parent.relative_to(root)),
-            "reason": "",
-            **{key: value for key, value in facts.items() if key in COLUMNS},
-        }
-        row["state"] = state = folder.state()
+        row.update(_row_of_config(read_json(config_path)))
+        state = folder.state()
+        row["state"] = "running" if state == "interrupted" else state
         if state == "failed":
             row["reason"] = folder.failure()["reason"]
         elif state == "skipped":
             row["reason"] = read_json(folder.skipped)["reason"]
         elif state == "done":
             row.update(_measured(read_json(folder.result)))
-    except (DamagedFileError, KeyError, TypeError):
-        return None
+        elif folder.is_damaged():
+            row["reason"] = f"{folder.result.name} is damaged; kdbench run trains the cell again"
+    except (DamagedFileError, FileNotFoundError) as error:
+        row.update(state="planned", reason=f"{error}; kdbench run writes it again")
+    except (KeyError, TypeError) as error:
+        row.update(state="planned", reason=f"written by another version of kdbench ({type(error).__name__}: {error})")
     return row
+
+
+def _row_of_path(path: Path) -> dict[str, Any]:
+    """What the name of a cell's folder tells."""
+    suite, protocol, pair, method, name = path.parts
+    teacher, _, student = pair.partition("--")
+    seed, _, config_hash = name.removeprefix("seed").partition("-")
+    return {
+        **{"suite": suite, "protocol": protocol, "pair": pair, "method": method, "path": str(path), "config_hash": config_hash},
+        **{"teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
+        **{"method_display": method, "seed": int(seed), "reason": ""},
+    }
+
+
+def _row_of_config(stored: Mapping[str, Any]) -> dict[str, Any]:
+    config = stored["config"]
+    return {
+        "suite": config["suite"],
+        "protocol": config["protocol"]["name"],
+        "split": config["split"],
+        "dataset": config["dataset"]["name"],
+        "seed": config["seed"],
+        "epochs": config["recipe"]["epochs"],
+        "hyperparameters": json.dumps(config["method"]["hyperparameters"]),
+        "config_hash": stored["hash"],
+        **{key: value for key, value in stored["facts"].items() if key in COLUMNS},
+    }
 
 
 def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,6 +325,6 @@ def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
         "best_epoch": metrics["best"]["epoch"],
         "teacher_top1": result["teacher"]["top1"],
         "teacher_top5": result["teacher"]["top5"],
-        **{key: cost[key] for key in ("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes")},
+        **{key: cost[key] for key in _COST},
         **{key: provenance[key] for key in ("device", "commit", "dirty", "finished")},
     }

@@ -97,7 +97,7 @@ class Recipe(_Strict):
     def _warmup_fits(self) -> Recipe:
         if self.schedule.name != "constant" and self.schedule.warmup_epochs >= self.epochs:
             raise _Contradiction(
-                f"schedule.warmup_epochs = {self.schedule.warmup_epochs} leaves no epoch of epochs = {self.epochs} for the schedule",
+                f"{self.schedule.warmup_epochs} leaves no epoch of epochs = {self.epochs} for the schedule itself",
                 "schedule",
                 "warmup_epochs",
             )
@@ -199,8 +199,9 @@ class Suite(_Strict):
     def recipe(self, name: str, protocol: str, teacher: bool = False) -> Recipe:
         """The recipe ``name`` as a protocol changes it."""
         kind = "teacher" if teacher else "recipe"
+        changes = getattr(self.protocols[protocol], kind)
         try:
-            return Recipe.model_validate(merge(self.recipes[name].model_dump(), getattr(self.protocols[protocol], kind)))
+            return Recipe.model_validate(merge(self.recipes[name].model_dump(), changes))
         except ValidationError as error:
             location, problem = _first_problem(error, Recipe)
             raise _Contradiction(problem, "protocols", protocol, kind, *location) from None
@@ -290,18 +291,20 @@ def read_suite(path: Path) -> Suite:
         return Suite.model_validate(content)
     except ValidationError as error:
         location, problem = _first_problem(error, Suite)
-        raise SuiteError(f"{path}, line {_line_of(tree, location)}: {problem}") from None
+        where = ".".join(map(str, location))
+        raise SuiteError(f"{path}, line {_line_of(tree, location)}: {where and f'{where}: '}{problem}") from None
 
 
 def _check_tree(root: yaml.Node | None) -> None:
-    """Refuse a key given twice, of which YAML would silently keep the last, and aliases that make a small file explode."""
+    """Refuse a key given twice, of which YAML would keep the last, and aliases that make a small file explode."""
     count, stack = 0, [(root, 0)]
     while stack:
         node, depth = stack.pop()
         count += 1
-        if depth > MAX_DEPTH or count > MAX_VALUES:
-            what = "nested too deeply, or an alias refers to itself" if depth > MAX_DEPTH else "aliases expand to too many values"
-            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark if node else None)
+        if depth > MAX_DEPTH:
+            raise _marked("nested too deeply, or an alias refers to itself", node)
+        if count > MAX_VALUES:
+            raise _marked("aliases expand to too many values", node)
         if isinstance(node, yaml.SequenceNode):
             stack += [(child, depth + 1) for child in node.value]
         elif isinstance(node, yaml.MappingNode):
@@ -309,9 +312,13 @@ def _check_tree(root: yaml.Node | None) -> None:
             for key, child in node.value:
                 if isinstance(key, yaml.ScalarNode):
                     if key.value in seen:
-                        raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                        raise _marked(f"key {key.value!r} is given twice", key)
                     seen.add(key.value)
                 stack += [(key, depth + 1), (child, depth + 1)]
+
+
+def _marked(problem: str, node: yaml.Node | None) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark if node else None)
 
 
 @contextlib.contextmanager
@@ -329,22 +336,18 @@ def _find(kind: str, name: str, valid: Iterable[str]) -> None:
 
 
 def _first_problem(error: ValidationError, root: type[BaseModel]) -> tuple[tuple[Any, ...], str]:
-    """Location and one line of the first problem of a validation, with the nearest valid key for an unknown one."""
+    """Location and sentence of the first problem of a validation, with the nearest valid key for an unknown one."""
     problem = error.errors(include_url=False)[0]
     location = tuple(key for key in problem["loc"] if key != "[key]")  # pydantic's word for "the key itself"
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, _Contradiction):
-        location += cause.location
-    where = ".".join(map(str, location))
+        return location + cause.location, str(cause)
     if problem["type"] == "extra_forbidden":
-        return location, f"unknown key {where!r}; {nearest(str(location[-1]), _valid_keys(root, location[:-1]))}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if message.startswith("Input "):
-        message = "i" + message[1:]
+        return location, f"unknown key; {nearest(str(location[-1]), _valid_keys(root, location[:-1]))}"
     if problem["type"] == "missing":
-        return location[:-1], f"{where} is missing"
-    given = f" (found {problem['input']!r})" if not isinstance(problem["input"], (dict, list, BaseModel)) else ""
-    return location, f"{where}: {message}{given}" if where else message
+        return location[:-1], f"{location[-1]} is missing"
+    given = "" if isinstance(problem["input"], (dict, list, BaseModel)) else f" (found {problem['input']!r})"
+    return location, problem["msg"][0].lower() + problem["msg"][1:] + given
 
 
 def _valid_keys(root: type[BaseModel], location: Sequence[Any]) -> list[str]:

@@ -89,7 +89,7 @@ def check_name(name: str, taken: Collection[str]) -> None:
     """
     if not _NAME.fullmatch(name):
         raise KdbenchError(
-            f"method name {name!r}: must begin with a lower-case letter and hold lower-case letters, digits and _ only, at most 40"
+            f"method name {name!r}: must be lower-case letters, digits and _, beginning with a letter, at most 40"
         )
     if keyword.iskeyword(name):
         raise KdbenchError(f"method name {name!r} is a word of Python; choose another")

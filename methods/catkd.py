@@ -9,25 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench.blocks import embedding_map
 from kdbench.method import non_negative, positive
-
-
-def embedding_map(feature_map: Tensor, embedding: Tensor) -> Tensor:
-    """Bring a last-stage map into the space of the classifier: its mean over the positions becomes ``embedding``.
-
-    Args:
-        feature_map: (B, d, h, w), the last stage.
-        embedding: (B, d), what enters the classifier.
-
-    Each sample is scaled by one number, the ratio of the spreads over the channels of the embedding and of the map's
-    mean, and shifted by one vector. Where the embedding is the map's mean (ResNet) this is the identity. Where a
-    normalisation lies between (ViT, Swin, MLP, ConvNeXt) it stands in for it, and where the embedding is a class token
-    it replaces the mean. The scale takes no gradient.
-    """
-    pooled = feature_map.mean(dim=(2, 3))
-    scale = (embedding.std(dim=1, keepdim=True) / pooled.std(dim=1, keepdim=True).clamp_min(1e-6)).detach()
-    shift = embedding - scale * pooled
-    return feature_map * scale[:, :, None, None] + shift[:, :, None, None]
 
 
 def cat_loss(student_cam: Tensor, teacher_cam: Tensor, resolution: int, normalize: bool) -> Tensor:

@@ -197,7 +197,7 @@ class FOFA(Method):
     the teacher was given must allow gradients (``no_grad``, not ``inference_mode``).
     """
 
-    display, family, fidelity = "FOFA (PAT)", "hint", "paper"
+    display, family, fidelity = "FOFA (PAT)", "hybrid", "paper"
     needs = frozenset({"logits", "stages", "stagewise"})
     # Small images need no width of 512; the matrix of small nets must stay a matter of minutes.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"digits": {"dim": 128, "heads": 4}}

@@ -56,7 +56,7 @@ class MSDCRD(Method):
     no feature-wise term.
     """
 
-    display, family, fidelity = "MSDCRD", "hint", "reconstruction"
+    display, family, fidelity = "MSDCRD", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
 
     def __init__(

@@ -118,7 +118,7 @@ class MapBranch(nn.Sequential):
         layers: list[nn.Module] = []
         for left in range(halvings, 0, -1):
             channels_out = width if left == 1 else channels * 2
-            layers.append(_sep_conv(channels, channels_out))
+            layers.append(SepConv(channels, channels_out))
             channels = channels_out
         if not layers:
             layers.append(nn.Conv2d(channels, width, 1))
@@ -176,23 +176,6 @@ class PatchMerging(nn.Module):
         # Order of the neighbours, (row, column): (0, 0), (1, 0), (0, 1), (1, 1).
         joined = torch.cat([grid[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
         return self.act(self.reduction(self.norm(joined)))  # type: ignore[no-any-return]
-
-
-class _BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that also trains on a single value per channel, with its running statistics."""
-
-    def forward(self, value: Tensor) -> Tensor:
-        if self.training and value.numel() == value.shape[1]:
-            return F.batch_norm(value, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(value)
-
-
-def _sep_conv(channels_in: int, channels_out: int) -> SepConv:
-    block = SepConv(channels_in, channels_out)
-    for position, layer in enumerate(block):
-        if isinstance(layer, nn.BatchNorm2d):
-            block[position] = _BatchNorm(layer.num_features)
-    return block
 
 
 def _exponents(eps: Any, stages: int) -> tuple[float, ...]:

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
-from kdbench.blocks import resize_map
+from kdbench.blocks import BatchNormAnySize, resize_map
 from kdbench.method import non_negative, positive
-from kdbench.methods.srrl import BatchNormAnySize
 
 _LEVELS = (4, 2, 1)  # grids of the pyramid, finest first
 

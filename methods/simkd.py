@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
-from kdbench.blocks import resize_map
+from kdbench.blocks import BatchNormAnySize, embedding_map, resize_map
 from kdbench.method import positive
-from kdbench.methods.catkd import embedding_map, why_no_class_maps
-from kdbench.methods.srrl import BatchNormAnySize
+from kdbench.methods.catkd import why_no_class_maps
 
 
 @register_method("simkd")

@@ -9,21 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench.blocks import BatchNormAnySize
 from kdbench.method import non_negative
-
-
-class BatchNormAnySize(nn.BatchNorm2d):
-    """Batch normalisation that falls back on its running statistics where a channel has one value (one 1 x 1 map).
-
-    One value has no variance; torch refuses such a batch in training mode.
-    """
-
-    def forward(self, value: Tensor) -> Tensor:
-        if self.training and value.numel() == value.shape[1]:
-            return F.batch_norm(
-                value, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        return super().forward(value)
 
 
 def srrl_losses(

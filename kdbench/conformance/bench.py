@@ -1,4 +1,4 @@
-"""The bench that methods are tried on: very small nets of every family, batches of noise, and steps as the engine takes them."""
+"""The bench that methods are tried on: tiny nets of every family, noise as data, steps as the engine takes them."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Pair:
 PAIRS = tuple(Pair(teacher, student) for teacher in FAMILIES for student in FAMILIES)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _net(family: str, teacher: bool, /) -> tuple[TappedNet, NetInfo]:
-    """A net with weights of its own. Students are copied for each ``Trial``, teachers shared: see ``teacher_hashes``."""
+    """A net with its own weights. Students are copied for each ``Trial``, teachers shared: see ``teacher_hashes``."""
     spec = (TEACHERS if teacher else STUDENTS)[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11 if teacher else 12)
@@ -148,13 +148,17 @@ class Trial:
         Exception: whatever the method raises.
     """
 
-    def __init__(self, cls: type[Method], pair: Pair, hyperparameters: Mapping[str, Any] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, cls: type[Method], pair: Pair, hyperparameters: Mapping[str, Any] | None = None, seed: int = 0
+    ) -> None:
         self.pair = pair
         self.student = copy.deepcopy(_net(pair.student, False)[0]).train()
         self.teacher = _net(pair.teacher, True)[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.method = cls(net_info(pair.student, False), net_info(pair.teacher, True), task(), **(hyperparameters or {}))
+            self.method = cls(
+                net_info(pair.student, False), net_info(pair.teacher, True), task(), **(hyperparameters or {})
+            )
         self.method.train()
         self.needs = frozenset(self.method.needs)
         self.stream = RandomStream(seed)
@@ -196,7 +200,9 @@ class Trial:
         about_none = "NoneType" in str(error) or isinstance(error, AssertionError)
         missing = sorted({"stages", "embedding", "classifier", "stagewise", "strong"} - self.needs)
         if about_none and missing:
-            return f'a field of Outputs that needs does not name is None: add what you use to needs ({", ".join(missing)})'
+            return (
+                f"a field of Outputs that needs does not name is None: add what you use to needs ({', '.join(missing)})"
+            )
         return "correct it (KDBENCH_DEBUG=1 shows the traceback)"
 
     def step(self, data: Sample) -> dict[str, Tensor]:
@@ -242,20 +248,28 @@ def checked_terms(terms: Any) -> dict[str, Tensor]:
         Wrong: if they are not.
     """
     if not isinstance(terms, dict) or not terms:
-        raise Wrong("terms", f"forward returned {type(terms).__name__}; return a dict of named loss terms, at least one")
+        raise Wrong(
+            "terms", f"forward returned {type(terms).__name__}; return a dict of named loss terms, at least one"
+        )
     for name, term in terms.items():
         if not isinstance(name, str):
             raise Wrong("terms", f"the name {name!r} of a loss term is no string; name each term by a string")
         if not isinstance(term, Tensor):
             raise Wrong("terms", f"loss term {name!r} is a {type(term).__name__}; return a scalar tensor")
         if term.numel() != 1:
-            raise Wrong("terms", f"loss term {name!r} has the shape {tuple(term.shape)}; reduce it to a scalar, for example by mean()")
+            raise Wrong(
+                "terms",
+                f"loss term {name!r} has the shape {tuple(term.shape)}; reduce it to a scalar, for example by mean()",
+            )
         if not bool(term.isfinite().all()):
-            raise Wrong("terms", f"loss term {name!r} is {float(term):g}; make it finite (log_softmax, a lower bound for divisors)")
+            raise Wrong(
+                "terms",
+                f"loss term {name!r} is {float(term):g}; make it finite (log_softmax, a lower bound for divisors)",
+            )
     return terms
 
 
-def with_logits(outputs: Outputs, change: Any) -> Outputs:
-    """Outputs whose logits, those of the strong view too, went through ``change``."""
-    strong = None if outputs.strong is None else with_logits(outputs.strong, change)
-    return replace(outputs, logits=change(outputs.logits), strong=strong)
+def with_logits(outputs: Outputs, added: Tensor | int, dtype: torch.dtype) -> Outputs:
+    """Outputs whose logits, those of the strong view too, have ``added`` on top and another dtype."""
+    strong = None if outputs.strong is None else with_logits(outputs.strong, added, dtype)
+    return replace(outputs, logits=(outputs.logits + added).to(dtype), strong=strong)

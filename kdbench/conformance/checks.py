@@ -11,110 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.conformance.bench import BATCH, CLASSES, SAMPLES, Pair, Trial, checked_terms, net_info, sample, with_logits
+from kdbench.conformance.bench import BATCH, CLASSES, Pair, Trial, sample, with_logits
+from kdbench.conformance.building import built, shapes_of
 from kdbench.conformance.findings import Wrong, one_line, trace
 from kdbench.conformance.watch import Given, Reads, marks
-from kdbench.errors import UnsupportedPairError
-from kdbench.method import NEEDS, Method, Outputs, Task
+from kdbench.method import Method, Outputs
 from kdbench.nets.tapped import state_hash
-from kdbench.registry import MethodEntry
 
 #: Steps within which the loss of one repeated batch must have fallen, and by which share of its size.
 STEPS, FALL = 40, 0.01
 #: Difference of logits at which everything must stay finite.
 GAP = 1000.0
-
-_FAMILIES = ("baseline", "logits", "hint", "relation", "hybrid")
-_FIDELITIES = ("reference", "paper", "reconstruction")
-_PRESETS = ("cifar100", "cifar100-32", "imagenet1k", "digits")
-
-
-def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
-    """What the file declares, against what the class has."""
-
-    def wrong(advice: str) -> Wrong:
-        return Wrong("declaration", advice)
-
-    if not issubclass(cls, Method):
-        yield wrong(f"{cls.__name__} is no subclass of Method; write class {cls.__name__}(Method)")
-        return
-    if entry.family not in _FAMILIES:
-        yield wrong(f"family = {entry.family!r}; write one of {', '.join(_FAMILIES)}")
-    if entry.fidelity not in _FIDELITIES:
-        yield wrong(f"fidelity = {entry.fidelity!r}; write one of {', '.join(_FIDELITIES)}")
-    for attribute in ("needs", "predict_needs"):
-        unknown = sorted(set(getattr(cls, attribute)) - NEEDS)
-        if unknown:
-            yield wrong(f"{attribute} names {unknown[0]!r}; only {', '.join(sorted(NEEDS))} can be tapped")
-    for name in ("family", "fidelity", "version", "uses_teacher"):
-        if getattr(cls, name) != getattr(entry, name):
-            yield wrong(f"{name} is {getattr(cls, name)!r} but was read as {getattr(entry, name)!r}; write it as a literal in the class")
-    if frozenset(cls.needs) != entry.needs:
-        yield wrong("needs differs from what is written in the class; write it as a literal and leave it alone")
-    if not isinstance(entry.version, int) or entry.version < 1:
-        yield wrong(f"version = {entry.version!r}; write a whole number of 1 or more")
-    if not entry.paper:
-        yield wrong("the class has no docstring; begin it with the paper (authors, title, venue, year)")
-    for name, parameter in entry.hyperparameters.items():
-        try:
-            parameter.check(parameter.default, entry.name)
-        except Exception:
-            yield wrong(f"the default of {name}, {parameter.default!r}, is no {parameter.annotation}; correct one of them")
-    for dataset in entry.presets:
-        if dataset not in _PRESETS:
-            yield wrong(f"presets names the data set {dataset!r}; known are {', '.join(_PRESETS)}")
-        try:
-            Trial(cls, Pair("vit", "mlp"), entry.resolve(dataset))
-        except UnsupportedPairError:
-            pass
-        except Exception as error:
-            yield wrong(f"the preset of {dataset} cannot be built ({one_line(error)}); correct its names and values")
-
-
-def reason_against(cls: type[Method], pair: Pair) -> str | None:
-    """What ``supports`` says against a pair.
-
-    Raises:
-        Wrong: if it raises or says something that is no sentence.
-    """
-    try:
-        reason: Any = cls.supports(net_info(pair.student, False), net_info(pair.teacher, True))
-    except Exception as error:
-        raise Wrong("build", f"supports() raised {one_line(error)}; return a reason, or None when the pair runs", trace(error)) from error
-    if reason is not None and not (isinstance(reason, str) and reason.strip()):
-        raise Wrong("build", f"supports() returned {reason!r}; return a sentence that says why the pair is impossible, or None")
-    return reason
-
-
-def built(cls: type[Method], pair: Pair) -> Trial:
-    """Build a method for a pair, with memory and without.
-
-    Raises:
-        Wrong: if one of them fails.
-        UnsupportedPairError: if the method refuses the pair.
-    """
-    infos = net_info(pair.student, False), net_info(pair.teacher, True)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            shadow = cls(*infos, Task(CLASSES, SAMPLES, torch.zeros(SAMPLES, dtype=torch.int64), "conformance"))
-    except UnsupportedPairError:
-        raise
-    except Exception as error:
-        raise Wrong(
-            "build",
-            f"__init__ raised {one_line(error)} where a plan is checked (device meta); size modules from NetInfo and "
-            "StageInfo, and read no value of a tensor there",
-            trace(error),
-        ) from error
-    try:
-        trial = Trial(cls, pair)
-    except Exception as error:
-        raise Wrong("build", f"__init__ raised {one_line(error)}; build it from NetInfo, StageInfo and Task alone", trace(error)) from error
-    if not isinstance(getattr(trial.method, "task", None), Task):
-        raise Wrong("build", "the method has no task; begin __init__ with super().__init__(student, teacher, task)")
-    if _shapes(shadow) != _shapes(trial.method):
-        raise Wrong("build", "its parameters differ between the devices meta and cpu; create the same ones whatever the device")
-    return trial
 
 
 def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
@@ -124,17 +31,20 @@ def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     with trial.stream.active():
         student, teacher = trial.student_outputs(data), trial.teacher_outputs(data)
         given = Given(data, student, teacher)
-        shapes, hashed = _shapes(trial.method), state_hash(trial.teacher)
+        shapes, hashed = shapes_of(trial.method), state_hash(trial.teacher)
         before = {"student": marks(trial.student), "teacher": marks(trial.teacher)}
         terms = trial.terms(data, student, teacher)
         if not any(term.requires_grad for term in terms.values()):
-            raise Wrong("student", "no loss term depends on the student; compute the terms from student outputs without detach()")
+            raise Wrong(
+                "student",
+                "no loss term depends on the student; compute the terms from student outputs without detach()",
+            )
         written = given.written()
         if written:  # before the backward pass, which may raise for the same reason
             yield Wrong("in place", f"{written[0]} was changed in place; clone before writing")
             return
         trial.backward(terms)
-    if _shapes(trial.method) != shapes:
+    if shapes_of(trial.method) != shapes:
         yield Wrong("build", "forward created or replaced parameters, buffers or modules; create them all in __init__")
     for net, mark in before.items():
         changed = [name for name, value in marks(getattr(trial, net)).items() if value != mark[name]]
@@ -144,7 +54,10 @@ def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     with trial.stream.active():
         again, mixed = trial.terms(sample(start=BATCH)), trial.terms(sample(mixed=True))
     if list(again) != list(terms):
-        raise Wrong("terms", f"the terms are {', '.join(terms)} in one step and {', '.join(again)} in the next; return the same names always")
+        raise Wrong(
+            "terms",
+            f"the terms are {', '.join(terms)} in one step, {', '.join(again)} in the next; return the same names always",
+        )
     if list(mixed) != list(terms):
         raise Wrong("terms", "the names of the terms change with labels after mixup; return the same names always")
 
@@ -152,10 +65,16 @@ def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
 def _after_backward(trial: Trial, teacher_hash: str) -> Iterator[Wrong]:
     backbone = list(trial.backbone())
     if not any(p.grad is not None and bool(p.grad.ne(0).any()) for _, p in backbone):
-        yield Wrong("student", "no gradient reaches the student's backbone; compute a term from the student's outputs without detach()")
+        yield Wrong(
+            "student",
+            "no gradient reaches the student's backbone; compute a term from the student's outputs without detach()",
+        )
     for name, parameter in trial.student.net.named_parameters():
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            yield Wrong("student", f"the gradient of the student's {name} is not finite; guard roots, logarithms and divisions at 0")
+            yield Wrong(
+                "student",
+                f"the gradient of the student's {name} is not finite; guard roots, logarithms and divisions at 0",
+            )
             break
     if any(parameter.grad is not None for parameter in trial.teacher.parameters()):
         yield Wrong("teacher", "the teacher received a gradient; do not unfreeze its parameters")
@@ -170,9 +89,15 @@ def _after_backward(trial: Trial, teacher_hash: str) -> Iterator[Wrong]:
         if id(parameter) not in in_groups:
             yield Wrong("parameters", f"parameter {name} is in no group of the optimiser; create it in __init__")
         elif parameter.grad is None:
-            yield Wrong("parameters", f"parameter {name} gets no gradient; use it in a loss term, or make it a buffer or requires_grad=False")
+            yield Wrong(
+                "parameters",
+                f"parameter {name} gets no gradient; use it in a loss term, or make it a buffer or requires_grad=False",
+            )
         elif not bool(parameter.grad.isfinite().all()):
-            yield Wrong("parameters", f"the gradient of parameter {name} is not finite; guard roots, logarithms and divisions at 0")
+            yield Wrong(
+                "parameters",
+                f"the gradient of parameter {name} is not finite; guard roots, logarithms and divisions at 0",
+            )
 
 
 def batch_of_one(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
@@ -184,7 +109,10 @@ def batch_of_one(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         _need_finite(trial, "batch of one", "the gradient of {} is not finite on a single image; " + advice)
         usual = trial.terms(sample())
     if list(usual) != list(terms):
-        yield Wrong("batch of one", f"the terms are {', '.join(usual)}, for one image {', '.join(terms)}; return the same names always")
+        yield Wrong(
+            "batch of one",
+            f"the terms are {', '.join(usual)}, for one image {', '.join(terms)}; return the same names always",
+        )
 
 
 def learning(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
@@ -200,7 +128,8 @@ def learning(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             return
     yield Wrong(
         "learning",
-        f"the loss is {first:.4g} at first and {last:.4g} after {STEPS} steps on one batch; check what is detached and gradients written by hand",
+        f"the loss is {first:.4g} at first and {last:.4g} after {STEPS} steps on one batch; check what is detached, and "
+        "gradients written by hand",
     )
 
 
@@ -216,11 +145,13 @@ def extreme_logits(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             changed: dict[str, Any] = {}
             for name, outputs in nets.items():
                 push = sure[name] if name in who else 0
-                changed[name] = outputs and with_logits(outputs, lambda value, push=push: (value + push).to(dtype))
+                changed[name] = outputs and with_logits(outputs, push, dtype)
             kind = str(dtype).removeprefix("torch.")
             with trial.stream.active(), _as("logits", f"with {kind} logits {GAP:g} apart; {advice}"):
                 trial.backward(trial.terms(data, changed["student"], changed["teacher"]))
-                _need_finite(trial, "logits", f"the gradient of {{}} is not finite with {kind} logits {GAP:g} apart; {advice}")
+                _need_finite(
+                    trial, "logits", f"the gradient of {{}} is not finite with {kind} logits {GAP:g} apart; {advice}"
+                )
     yield from ()
 
 
@@ -244,7 +175,11 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         torch.save(trial.method.state_dict(), buffer)
         saved = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     except Exception as error:
-        raise Wrong("state", f"its state_dict cannot be saved and loaded ({one_line(error)}); keep only tensors in it", trace(error)) from error
+        raise Wrong(
+            "state",
+            f"its state_dict cannot be saved and loaded ({one_line(error)}); keep only tensors in it",
+            trace(error),
+        ) from error
     other = Trial(cls, pair, seed=1)
     other.student.load_state_dict(trial.student.state_dict())
     other.stream.load_state_dict(copy.deepcopy(trial.stream.state_dict()))
@@ -252,7 +187,9 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         other.method.load_state_dict(saved)
     except Exception as error:
         raise Wrong(
-            "state", f"a fresh instance cannot load its state_dict ({one_line(error)}); give every buffer its shape in __init__", trace(error)
+            "state",
+            f"a fresh instance cannot load its state_dict ({one_line(error)}); give every buffer its shape in __init__",
+            trace(error),
         ) from error
     for data in (sample(start=2 * BATCH), sample(start=3 * BATCH)):
         pair_of_terms = []
@@ -260,21 +197,33 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             with instance.stream.active():
                 pair_of_terms.append(instance.terms(data))
         if not _equal(*pair_of_terms):
-            yield Wrong("state", "after loading its state_dict the loss differs; keep all that the loss depends on in parameters and buffers")
+            yield Wrong(
+                "state",
+                "after loading its state_dict the loss differs; keep all that it depends on in parameters and buffers",
+            )
             return
     if not torch.equal(_prediction(trial, sample()), _prediction(other, sample())):
-        yield Wrong("state", "after loading its state_dict the prediction differs; keep all that predict uses in parameters and buffers")
+        yield Wrong(
+            "state",
+            "after loading its state_dict the prediction differs; keep all that predict uses in parameters and buffers",
+        )
 
 
 def seeds(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     first, second = Trial(cls, pair), Trial(cls, pair)
     if not _equal(first.method.state_dict(), second.method.state_dict()):
-        yield Wrong("seed", "two instances from one seed differ; draw initial values from torch's default generator only")
+        yield Wrong(
+            "seed", "two instances from one seed differ; draw initial values from torch's default generator only"
+        )
         return
     for number in range(2):
         data = sample(start=number * BATCH)
         if not _equal(first.step(data), second.step(data)):
-            yield Wrong("seed", "the same seed gives another loss; draw from the default generators, and let nothing depend on time, id() or order of sets")
+            yield Wrong(
+                "seed",
+                "the same seed gives another loss; draw from the default generators, and let nothing depend on time, id() "
+                "or the order of sets",
+            )
             return
     other = Trial(cls, pair, seed=1)
     for trial in (first, other):
@@ -290,7 +239,11 @@ def prediction(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         try:
             logits = _prediction(trial, sample(size))
         except Exception as error:
-            raise Wrong("prediction", f"predict raised {one_line(error)}; use only what predict_needs names, and no teacher", trace(error)) from error
+            raise Wrong(
+                "prediction",
+                f"predict raised {one_line(error)}; use only what predict_needs names, and no teacher",
+                trace(error),
+            ) from error
         if not isinstance(logits, Tensor) or logits.shape != (size, CLASSES):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             yield Wrong("prediction", f"predict returned {shape} for {size} images; return logits of shape (B, C)")
@@ -311,7 +264,7 @@ def waiting(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     if reads.found:
         yield Wrong(
             "waiting",
-            f"forward calls {', '.join(sorted(reads.found))}, which waits for the device in every step; stay in tensors "
+            f"forward calls {', '.join(sorted(reads.found))}, which waits for the device; stay in tensors "
             "(torch.where, masks as factors) and on the device of what you get",
         )
 
@@ -351,10 +304,6 @@ def _need_finite(trial: Trial, check: str, sentence: str) -> None:
             raise Wrong(check, sentence.format(name))
 
 
-def _shapes(method: torch.nn.Module) -> dict[str, Any]:
-    return {name: tuple(value.shape) for name, value in (*method.named_parameters(), *method.named_buffers())}
-
-
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return list(first) == list(second) and all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -372,5 +321,3 @@ ON_SOME_PAIRS: Sequence[tuple[str, Check, int]] = (
     ("prediction", prediction, 3),
     ("waiting", waiting, 3),
 )
-
-__all__ = ["ON_EVERY_PAIR", "ON_SOME_PAIRS", "Check", "built", "checked_terms", "declaration", "reason_against"]

@@ -12,8 +12,8 @@ from kdbench.errors import KdbenchError
 CHECKS: dict[str, str] = {
     "import": "its file can be imported and registers a subclass of Method",
     "declaration": "its class attributes and hyper-parameters have the names, types and values that the contract knows",
-    "build": "it is built for all nine kinds of pair, also without memory, or supports() gives a reason; nothing is created later",
-    "terms": "forward returns a dict of finite scalar tensors, under the same names in every step, for hard and mixed labels",
+    "build": "it is built for all nine kinds of pair, or supports() gives a reason; nothing is created after __init__",
+    "terms": "forward returns a dict of finite scalar tensors under the same names in every step, also after mixup",
     "student": "the gradient reaches the student's backbone and is finite",
     "teacher": "the teacher gets no gradient, stays in eval mode and keeps every parameter and buffer",
     "parameters": "each of its trainable parameters gets a finite gradient and sits in a group of the optimiser",

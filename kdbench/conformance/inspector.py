@@ -8,14 +8,15 @@ from typing import Any
 
 from kdbench.conformance import watch
 from kdbench.conformance.bench import PAIRS, Pair, renew_nets, teacher_hashes
-from kdbench.conformance.checks import ON_EVERY_PAIR, ON_SOME_PAIRS, Check, declaration, reason_against
+from kdbench.conformance.building import declaration, reason_against
+from kdbench.conformance.checks import ON_EVERY_PAIR, ON_SOME_PAIRS, Check
 from kdbench.conformance.findings import Examination, Failure, Skip, Wrong, merged, one_line, trace
 from kdbench.conformance.settings import ranges, settings
 from kdbench.errors import UnsupportedPairError
 from kdbench.method import Method
 from kdbench.registry import MethodEntry
 
-#: The order in which pairs are chosen for checks that need only some: each family once on either side in the first three.
+#: The order in which pairs are chosen for checks that need only some: the first three have each family on either side.
 _PREFERRED = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"), *PAIRS)
 
 
@@ -66,7 +67,7 @@ class _Inspector:
             return
         before = len(self.failures)
         self._guard("declaration", (), lambda: declaration(self.entry, cls))
-        if not issubclass(cls, Method) or len(self.failures) > before and not self._has_known_needs(cls):
+        if not issubclass(cls, Method) or (len(self.failures) > before and not self._has_known_needs(cls)):
             return
         sound = self._every_pair(cls)
         if not sound:
@@ -129,7 +130,7 @@ class _Inspector:
         self._guard(name, (), run)
 
     def _guard(self, name: str, where: tuple[str, ...], check: Callable[[], Iterable[Wrong]]) -> bool:
-        """Run a check, turn what it raises into a failure, see that global state is as before. Whether it came to its end."""
+        """Run a check, turn what it raises into a failure, compare global state. Whether it came to its end."""
         self.progress(name)
         before = watch.global_state()
         complete = False
@@ -144,11 +145,15 @@ class _Inspector:
         except Wrong as wrong:
             self.fail(wrong.check, where, wrong.advice, wrong.details)
         except BaseException as error:
-            self.fail(name, where, f"raised {one_line(error)}; correct it (KDBENCH_DEBUG=1 shows the traceback)", trace(error))
+            self.fail(
+                name, where, f"raised {one_line(error)}; correct it (KDBENCH_DEBUG=1 shows the traceback)", trace(error)
+            )
         changed = watch.changes(before)
         if changed:
             watch.restore(before)
-            self.fail("global state", where, f"building or running it changed the {changed[0]}; leave global state as it is")
+            self.fail(
+                "global state", where, f"building or running it changed the {changed[0]}; leave global state as it is"
+            )
         return complete
 
     def fail(self, check: str, where: tuple[str, ...], advice: str, details: str = "") -> None:

@@ -29,9 +29,21 @@ def ranges(entry: MethodEntry, cls: type[Method], pair: Pair) -> Iterator[tuple[
             except HyperparameterError:
                 continue
             except Exception as error:
-                yield name, Wrong("ranges", f"{name} = {value!r} raised {one_line(error)}; refuse it with {helper} in __init__", trace(error))
+                yield (
+                    name,
+                    Wrong(
+                        "ranges",
+                        f"{name} = {value!r} raised {one_line(error)}; refuse it with {helper} in __init__",
+                        trace(error),
+                    ),
+                )
             else:
-                yield name, Wrong("ranges", f"{name} = {value!r} is taken; refuse it with {helper} in __init__ (kdbench.method)")
+                yield (
+                    name,
+                    Wrong(
+                        "ranges", f"{name} = {value!r} is taken; refuse it with {helper} in __init__ (kdbench.method)"
+                    ),
+                )
 
 
 def _senseless(name: str, parameter: Hyperparameter) -> Iterator[tuple[Any, str]]:
@@ -54,9 +66,21 @@ def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> It
         if not any(_makes_a_difference(cls, pair, name, parameter, usual, tried) for pair in pairs):
             if tried:
                 shown = ", ".join(map(repr, dict.fromkeys(tried)))
-                yield name, Wrong("settings", f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it")
+                yield (
+                    name,
+                    Wrong(
+                        "settings",
+                        f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it",
+                    ),
+                )
             else:
-                yield name, Wrong("settings", f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it")
+                yield (
+                    name,
+                    Wrong(
+                        "settings",
+                        f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it",
+                    ),
+                )
 
 
 def _makes_a_difference(
@@ -120,15 +144,38 @@ def _others(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter)
     if isinstance(default, bool):
         yield not default
     elif isinstance(default, int):
-        yield from _distinct(default, (2 * default, default // 2, default + 1, default - 1, default // 4, default // 8, 3, 2, 1, 5, 8, 16, 0, 100))
+        yield from _distinct(
+            default,
+            (
+                2 * default,
+                default // 2,
+                default + 1,
+                default - 1,
+                default // 4,
+                default // 8,
+                3,
+                2,
+                1,
+                5,
+                8,
+                16,
+                0,
+                100,
+            ),
+        )
     elif isinstance(default, float):
-        yield from _distinct(default, (2 * default, default / 2, default + 1.0, 0.5, 10 * default, 1e3 * default, default / 100, 0.0, 1.0))
+        yield from _distinct(
+            default,
+            (2 * default, default / 2, default + 1.0, 0.5, 10 * default, 1e3 * default, default / 100, 0.0, 1.0),
+        )
     elif isinstance(default, str):
         yield from _choices(cls, pair, name, parameter)
     elif isinstance(default, tuple):
         scaled = tuple(2 * item if _is_number(item) else item for item in default)
         raised = tuple(item + 1 if _is_number(item) else item for item in default)
-        yield from _distinct(default, (default[:-1], default[1:], default[:1], default[-1:], scaled, raised, default[::-1]))
+        yield from _distinct(
+            default, (default[:-1], default[1:], default[:1], default[-1:], scaled, raised, default[::-1])
+        )
     else:
         yield from _distinct(default, (1.0, 0.5, 2.0, 1, 2, 4, 8, True, False, (1,), (1.0,)))
     if "None" in parameter.annotation and default is not None:
@@ -136,7 +183,7 @@ def _others(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter)
 
 
 def _choices(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter) -> Iterator[str]:
-    """The strings that a hyper-parameter may have: from its Literal annotation, or from the refusal of a senseless one."""
+    """The strings that may be chosen: from a Literal annotation, or from the refusal of a senseless one."""
     text = parameter.annotation
     if "Literal" not in text:
         try:

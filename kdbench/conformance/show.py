@@ -1,4 +1,4 @@
-"""``kdbench test``: a line per method while the checks run, what failed beneath it, and the pairs that were left out at the end."""
+"""``kdbench test``: a line per method, what failed beneath it, at the end the pairs that were left out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from tabulate import tabulate
 
-from kdbench.conformance.inspector import examine
 from kdbench.conformance.findings import Examination, Skip
+from kdbench.conformance.inspector import examine
 from kdbench.registry import MethodEntry
 
 
@@ -64,4 +64,6 @@ def _table(skips: Sequence[Skip]) -> str:
     for skip in skips:
         rows.setdefault((skip.method, skip.reason), []).append(skip.pair)
     content = [(method, ", ".join(pairs), reason) for (method, reason), pairs in rows.items()]
-    return tabulate(content, headers=("method", "teacher -> student", "reason"), tablefmt="simple", maxcolwidths=[None, 40, 60])
+    return tabulate(
+        content, headers=("method", "teacher -> student", "reason"), tablefmt="simple", maxcolwidths=[None, 40, 60]
+    )

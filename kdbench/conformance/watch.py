@@ -18,7 +18,19 @@ from kdbench.method import Outputs
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _READS = frozenset(
-    {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__", "nonzero", "masked_select"}
+    {
+        "item",
+        "tolist",
+        "numpy",
+        "cpu",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "__array__",
+        "nonzero",
+        "masked_select",
+    }
 )
 
 
@@ -29,8 +41,15 @@ def global_state() -> dict[str, Any]:
         "default dtype (torch.set_default_dtype)": torch.get_default_dtype(),
         "default device (torch.set_default_device)": torch.get_default_device(),
         "number of threads (torch.set_num_threads)": torch.get_num_threads(),
-        "deterministic algorithms": (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
-        "cuDNN's flags": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+        "deterministic algorithms": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        "cuDNN's flags": (
+            torch.backends.cudnn.enabled,
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.deterministic,
+        ),
         "precision of matrix products": torch.get_float32_matmul_precision(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "anomaly detection": torch.is_anomaly_enabled(),
@@ -139,7 +158,9 @@ class Reads(TorchFunctionMode):
             self.found.add(name.strip("_"))
         elif name == "__getitem__" and _is_mask(args[1]):
             self.found.add("indexing with a mask")
-        elif name == "cuda" or (name == "to" and any(isinstance(arg, (torch.device, str)) for arg in (*args[1:], *(kwargs or {}).values()))):
+        elif name == "cuda" or (
+            name == "to" and any(isinstance(arg, (torch.device, str)) for arg in (*args[1:], *(kwargs or {}).values()))
+        ):
             self.found.add(name)
         return func(*args, **(kwargs or {}))
 

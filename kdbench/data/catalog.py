@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class DatasetEntry:
     """One data set: ``loader`` is the module whose ``load(folder)`` returns a ``Dataset``.
 
-    ``version`` is raised when splits or pixels change; it is part of every result's identity.
+    ``version`` is raised when splits or pixels change; it is part of every result's identity. ``train_images`` and
+    ``train_per_class`` (of the smallest class) let a plan refuse what the training split cannot give, before it is loaded;
+    None where it is not known.
     """
 
     name: str
@@ -27,6 +29,8 @@ class DatasetEntry:
     source: str
     loader: str
     version: int = 1
+    train_images: int | None = None
+    train_per_class: int | None = None
 
 
 DATASETS: dict[str, DatasetEntry] = {
@@ -37,6 +41,8 @@ DATASETS: dict[str, DatasetEntry] = {
         images="1,797 images of 8 x 8 px, scaled to 32 x 32: 997 train, 300 validation, 500 test",
         source="comes inside scikit-learn (load_digits; UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak 1998)",
         loader="kdbench.data.digits",
+        train_images=997,
+        train_per_class=94,
     ),
 }
 

@@ -91,7 +91,9 @@ class CohortModel(nn.Module):
     def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
         """One step of every living cell. Called by the runner; returns nothing to log, since logging would wait for the device."""
         shared = self._share(data)
-        for cell in self.alive:
+        alive = self.alive
+        first = self._step % max(1, len(alive))  # taking turns: the first cell of a step finds cold caches
+        for cell in alive[first:] + alive[:first]:
             key = cell.trainee.key
             student = cell.student
             images = shared.input_for(student, data.images)

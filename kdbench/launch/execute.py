@@ -10,7 +10,7 @@ from typing import Any
 
 from kdbench.launch.job import Event, Job, Launcher, job_for_cohort, job_for_teacher
 from kdbench.plan import Cell, Plan
-from kdbench.store import Store, write_json
+from kdbench.store import CellFolder, Store, write_json
 
 #: How often a job whose process died is started again, from its last checkpoint, before its cells count as failed.
 MAX_CRASHES = 2
@@ -44,6 +44,9 @@ def sort_out(plan: Plan, store: Store, retry_failed: bool, note: Callable[[str],
             note(f"{folder.result} is damaged: the cell is trained again")
             folder.result.unlink()
         folder.prepare(cell)
+    for teacher in plan.teachers:
+        if store.result_of_teacher(teacher) is None and CellFolder(store.teacher(teacher)).result.exists():
+            note(f"{store.teacher(teacher)} is damaged: teacher {teacher.name} is trained again if a cell needs it")
     for cell in plan.broken:
         folder = store.cell(cell)
         write_json(folder.failed, {"kind": "plugin", "reason": (cell.reason or "").splitlines()[0], "epoch": 0})

@@ -88,7 +88,11 @@ def perform(job: Job, emit: Callable[[Event], None]) -> None:
         teacher = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
         work.train_teacher(plan, teacher[0], store, device, data, emit)
     else:
-        cells = _find({cell.folder: cell for cell in plan.cells}, job)
+        found = _find({cell.folder: cell for cell in plan.cells}, job)
+        # A job that is started again after its process died may have ended some of its cells before.
+        cells = [cell for cell in found if store.cell(cell).state() not in ("done", "failed")]
+        if not cells:
+            return
         cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells))
         work.train_cohort(plan, cohort, store, device, data, emit)
 

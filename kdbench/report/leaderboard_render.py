@@ -151,6 +151,6 @@ def count_text(count: float) -> str:
     if math.isnan(count):
         return ""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= size:
+        if count >= 0.9995 * size:
             return f"{count / size:.3g}{unit}"
     return f"{count:g}"
