@@ -65,7 +65,9 @@ class BatchNormAnySize(nn.BatchNorm2d):
 
     def forward(self, value: Tensor) -> Tensor:
         if self.training and value.numel() == value.shape[1]:
-            return F.batch_norm(value, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return F.batch_norm(
+                value, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         return super().forward(value)
 
 

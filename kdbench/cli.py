@@ -27,12 +27,18 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments:"):
             word = message.split(":", 1)[1].split()[0]
             options = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown argument {word!r}; {nearest(word, options)}" if word.startswith("-") else f"unexpected argument {word!r}"
+            message = (
+                f"unknown argument {word!r}; {nearest(word, options)}"
+                if word.startswith("-")
+                else f"unexpected argument {word!r}"
+            )
         elif "invalid choice:" in message:
             head, _, rest = message.partition("invalid choice:")
             word = rest.split("(choose from")[0].strip().strip("'")
             name = head.removeprefix("argument ").strip().rstrip(":")
-            named = (action for action in self._actions if name in (*action.option_strings, action.dest, action.metavar))
+            named = (
+                action for action in self._actions if name in (*action.option_strings, action.dest, action.metavar)
+            )
             valid = [str(choice) for action in named for choice in action.choices or ()]
             message = f"unknown {name} {word!r}; {nearest(word, valid)}"
         self.exit(2, f"kdbench: {message}\n")
@@ -105,14 +111,20 @@ def build_parser() -> argparse.ArgumentParser:
     table = _verb(verbs, "table", "pairs by methods, for a paper")
     _choice(table)
     _out(table)
-    table.add_argument("--format", choices=("text", "markdown", "latex", "csv", "html"), default="text", help="default: text")
-    table.add_argument("--layout", choices=("pairs", "methods"), default="pairs", help="what the rows are (default: pairs)")
+    table.add_argument(
+        "--format", choices=("text", "markdown", "latex", "csv", "html"), default="text", help="default: text"
+    )
+    table.add_argument(
+        "--layout", choices=("pairs", "methods"), default="pairs", help="what the rows are (default: pairs)"
+    )
     table.add_argument(
         "--select", choices=("last", "best"), default="last",
         help="the last epoch's figure (default), or the best test epoch's, which is optimistic",
     )  # fmt: skip
     table.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
-    table.add_argument("--against-published", action="store_true", help="our figures beside those of papers, with their sources")
+    table.add_argument(
+        "--against-published", action="store_true", help="our figures beside those of papers, with their sources"
+    )
     table.add_argument("--to", metavar="FILE", help="write to a file")
 
     leaderboard = _verb(verbs, "leaderboard", "methods ranked, with intervals, wins and harms, cost")
@@ -122,7 +134,11 @@ def build_parser() -> argparse.ArgumentParser:
     leaderboard.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
     leaderboard.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
     leaderboard.add_argument(
-        "--tie-band", type=_points, default=None, metavar="X", help="differences within it are ties (default: 0.2 points, 0.01 nats)"
+        "--tie-band",
+        type=_points,
+        default=None,
+        metavar="X",
+        help="differences within it are ties (default: 0.2 points, 0.01 nats)",
     )
     leaderboard.add_argument("--to", metavar="FILE", help="write to a file; .png, .svg and .pdf draw a picture")
 
@@ -140,7 +156,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _verb(verbs: argparse._SubParsersAction[_Parser], name: str, text: str) -> _Parser:
-    return verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOG, allow_abbrev=False)
+    return verbs.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOG, allow_abbrev=False
+    )
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -151,9 +169,17 @@ def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def _choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", nargs="?", default="digits", metavar="SUITE", help="a suite, or the path of its YAML file (default: digits)")
+    parser.add_argument(
+        "suite",
+        nargs="?",
+        default="digits",
+        metavar="SUITE",
+        help="a suite, or the path of its YAML file (default: digits)",
+    )
     group = parser.add_argument_group("choice (names or globs, separated by commas)")
-    group.add_argument("--protocol", default="", metavar="NAME", help="how much of the suite (default: the suite's own)")
+    group.add_argument(
+        "--protocol", default="", metavar="NAME", help="how much of the suite (default: the suite's own)"
+    )
     group.add_argument("--methods", default="", metavar="A,B", help="default: the suite's own")
     group.add_argument("--pairs", default="", metavar="T--S,...", help="default: the protocol's own")
     group.add_argument("--seeds", default="", metavar="0,1,2", help="default: the protocol's own")
@@ -162,13 +188,25 @@ def _choice(parser: argparse.ArgumentParser) -> None:
         help="what students are measured on; use validation to search hyper-parameters (default: test)",
     )  # fmt: skip
     group.add_argument(
-        "--set", dest="set", action="append", default=[], metavar="METHOD.NAME=VALUE", help="a hyper-parameter; may be repeated"
+        "--set",
+        dest="set",
+        action="append",
+        default=[],
+        metavar="METHOD.NAME=VALUE",
+        help="a hyper-parameter; may be repeated",
     )
     _plugins(group)
 
 
 def _plugins(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    parser.add_argument("--plugin", dest="plugins", action="append", default=[], metavar="FILE", help="a method of your own; may be repeated")
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a method of your own; may be repeated",
+    )
 
 
 def _out(parser: argparse.ArgumentParser) -> None:
@@ -183,11 +221,26 @@ def _out(parser: argparse.ArgumentParser) -> None:
 
 def _where(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where")
-    group.add_argument("--data", default=os.environ.get("KDBENCH_DATA"), metavar="DIR", help="where data sets lie (default: $KDBENCH_DATA)")
-    group.add_argument("--on", choices=("local", "inprocess"), default="local", help="local processes (default), or this process")
-    group.add_argument("--workers", type=_count, default=None, metavar="N", help="processes at a time (default: one per GPU, or cores by threads)")
+    group.add_argument(
+        "--data",
+        default=os.environ.get("KDBENCH_DATA"),
+        metavar="DIR",
+        help="where data sets lie (default: $KDBENCH_DATA)",
+    )
+    group.add_argument(
+        "--on", choices=("local", "inprocess"), default="local", help="local processes (default), or this process"
+    )
+    group.add_argument(
+        "--workers",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="processes at a time (default: one per GPU, or cores by threads)",
+    )
     group.add_argument("--device", default=None, metavar="NAME", help="cpu, cuda (default: cuda if there is one)")
-    group.add_argument("--solo", action="store_true", help="train every cell in a cohort of its own (same numbers, more time)")
+    group.add_argument(
+        "--solo", action="store_true", help="train every cell in a cohort of its own (same numbers, more time)"
+    )
 
 
 def _count(text: str) -> int:

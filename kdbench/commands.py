@@ -24,7 +24,7 @@ from kdbench.suite import MAX_SEED, load_suite
 LONG_RUN_SECONDS = 24 * 3600
 
 
-def list(options: argparse.Namespace) -> int:  # noqa: A001 - named as the verb
+def list(options: argparse.Namespace) -> int:
     """``kdbench list``."""
     methods = catalog(options.plugins)
     print_listing(options.what, methods, options.suite, options.json)
@@ -97,7 +97,10 @@ def run(options: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 progress.stop()
                 done = sum(store.cell(cell).state() == "done" for cell in made.cells)
-                print(f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {_again()}", flush=True)
+                print(
+                    f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {_again()}",
+                    flush=True,
+                )
                 return 130
             progress.stop()
         else:
@@ -150,7 +153,9 @@ def leaderboard(options: argparse.Namespace) -> int:
     from kdbench.report.leaderboard_render import leaderboard_markdown, leaderboard_text
 
     boards = [
-        build_leaderboard(frame, tie_band=options.tie_band, metric=options.metric, select=options.select, command=_again())
+        build_leaderboard(
+            frame, tie_band=options.tie_band, metric=options.metric, select=options.select, command=_again()
+        )
         for frame in _results(options)
     ]
     if options.to and Path(options.to).suffix in (".png", ".svg", ".pdf"):
@@ -198,7 +203,9 @@ def new_method(options: argparse.Namespace) -> int:
 
 
 def _make_plan(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
-    methods = catalog(tuple(os.path.abspath(plugin) if Path(plugin).is_file() else plugin for plugin in options.plugins))
+    methods = catalog(
+        tuple(os.path.abspath(plugin) if Path(plugin).is_file() else plugin for plugin in options.plugins)
+    )
     suite = load_suite(options.suite)
     chosen = Choice(
         protocol=options.protocol,

@@ -47,7 +47,7 @@ def gather_batch(value: Tensor) -> Tensor:
     if world_size() == 1:
         return value
     if value.requires_grad:
-        return _GatherWithGradient.apply(value)  # type: ignore[no-any-return]
+        return _GatherWithGradient.apply(value)
     parts = [torch.empty_like(value) for _ in range(world_size())]
     dist.all_gather(parts, value.contiguous())
     return torch.cat(parts)

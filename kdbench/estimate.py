@@ -82,9 +82,7 @@ def estimate(
         needs = f"teacher {cohort.teacher.name}"
         jobs.append(JobEstimate(cohort.name, seconds + STARTUP_SECONDS, source, needs if needs in pending else None))
     disk, memory = _space(plan, cohorts)
-    return Estimate(
-        tuple(jobs), workers, sum(job.seconds for job in jobs), wall_time(jobs, workers), disk, memory
-    )
+    return Estimate(tuple(jobs), workers, sum(job.seconds for job in jobs), wall_time(jobs, workers), disk, memory)
 
 
 def wall_time(jobs: Sequence[JobEstimate], workers: int) -> float:
@@ -180,7 +178,8 @@ def _cohort_seconds(
 
     steps = steps_of(plan, cohort.cells[0], _train_images(plan, data, False))
     keys = [
-        (cell.teacher.name, cell.student, cell.method, cell.recipe.batch_size, device_name(device)) for cell in cohort.cells
+        (cell.teacher.name, cell.student, cell.method, cell.recipe.batch_size, device_name(device))
+        for cell in cohort.cells
     ]
     if all(key in measured for key in keys):
         return steps * sum(measured[key] for key in keys), "measured"

@@ -38,7 +38,10 @@ def print_listing(what: str | None, methods: MethodCatalog, suite: str | None, a
     if not rows:
         print(f"no {what}")
         return
-    widths = [PROSE if key in ("paper", "hyper-parameters", "images", "source", "title", "protocols") else None for key in rows[0]]
+    widths = [
+        PROSE if key in ("paper", "hyper-parameters", "images", "source", "title", "protocols") else None
+        for key in rows[0]
+    ]
     print(tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths))
 
 
@@ -56,14 +59,22 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
                 "hyperparameters": {name: parameter.default for name, parameter in entry.hyperparameters.items()},
                 "presets": {key: dict(value) for key, value in entry.presets.items()},
             }
-            for entry in sorted(methods.values(), key=lambda entry: (_FAMILY_ORDER.index(entry.family) if entry.family in _FAMILY_ORDER else 9, entry.name))
+            for entry in sorted(
+                methods.values(),
+                key=lambda entry: (
+                    _FAMILY_ORDER.index(entry.family) if entry.family in _FAMILY_ORDER else 9,
+                    entry.name,
+                ),
+            )
         ]
     if kind == "suites":
         return [_suite_row(load_suite(name)) for name in suite_files()]
     if kind == "pairs":
         return [row for name in ([suite] if suite else suite_files()) for row in _pair_rows(load_suite(name))]
     if kind == "nets":
-        return [{"name": name, "timm": net.timm, "family": net.family, "display": net.display} for name, net in ZOO.items()]
+        return [
+            {"name": name, "timm": net.timm, "family": net.family, "display": net.display} for name, net in ZOO.items()
+        ]
     return [
         {"name": entry.name, "classes": entry.num_classes, "images": entry.images, "source": entry.source}
         for entry in DATASETS.values()

@@ -103,7 +103,7 @@ class Cell:
 
     @property
     def hyperparameters(self) -> Mapping[str, Any]:
-        return self.config["method"]["hyperparameters"]  # type: ignore[no-any-return]
+        return self.config["method"]["hyperparameters"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,10 @@ class Plan:
         for cell in self.cells if cells is None else cells:
             group = (cell.teacher.hash, cell.recipe_name, cell.seed, *((cell.folder,) if solo else ()))
             groups.setdefault(group, []).append(cell)
-        return [Cohort(members[0].teacher, members[0].recipe_name, members[0].seed, tuple(members)) for members in groups.values()]
+        return [
+            Cohort(members[0].teacher, members[0].recipe_name, members[0].seed, tuple(members))
+            for members in groups.values()
+        ]
 
 
 def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
@@ -159,7 +162,9 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
     if choice.split not in SPLITS:
         raise UnknownNameError("split", choice.split, SPLITS)
     protocol = suite.protocols[protocol_name]
-    from_plugins = [name for name, entry in catalog.items() if entry.path in {Path(plugin) for plugin in choice.plugins}]
+    from_plugins = [
+        name for name, entry in catalog.items() if entry.path in {Path(plugin) for plugin in choice.plugins}
+    ]
     methods = choose_methods(catalog, choice.methods or (*suite.methods.default, *from_plugins))
     for name in (*suite.methods.set, *choice.set):
         catalog.find(name)
@@ -174,7 +179,17 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
         for seed in choice.seeds or protocol.seeds:
             for method in methods:
                 cells.append(
-                    _plan_cell(suite, protocol_name, choice, catalog, teacher, student_name, method, hyperparameters[method], seed)
+                    _plan_cell(
+                        suite,
+                        protocol_name,
+                        choice,
+                        catalog,
+                        teacher,
+                        student_name,
+                        method,
+                        hyperparameters[method],
+                        seed,
+                    )
                 )
     _check_sizes(suite, cells)
     return Plan(suite, protocol_name, choice, catalog, tuple(cells))
@@ -254,7 +269,9 @@ def check_cells(plan: Plan) -> Plan:
 
     num_classes = find_dataset(plan.suite.dataset.name).num_classes
     _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
-    possible, skipped, broken = [], [], []
+    possible: list[Cell] = []
+    skipped: list[Cell] = []
+    broken: list[Cell] = []
     verdicts: dict[Any, tuple[list[Cell], str | None]] = {}
     for cell in plan.cells:
         key = (cell.teacher.name, cell.student, cell.method)
@@ -298,7 +315,12 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
             return str(reason)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             labels = torch.zeros(1024, dtype=torch.int64)
-            cls(student, teacher, Task(num_classes, 1024, labels, cell.config["dataset"]["name"]), **cell.hyperparameters)
+            cls(
+                student,
+                teacher,
+                Task(num_classes, 1024, labels, cell.config["dataset"]["name"]),
+                **cell.hyperparameters,
+            )
     except UnsupportedPairError as error:
         return str(error)
     except HyperparameterError as error:
@@ -307,7 +329,8 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
         raise
     except Exception as error:
         raise PluginError(
-            f"method {cell.method} cannot be built for {cell.pair}: {type(error).__name__}: {error}", traceback.format_exc()
+            f"method {cell.method} cannot be built for {cell.pair}: {type(error).__name__}: {error}",
+            traceback.format_exc(),
         ) from error
     return None
 
@@ -405,7 +428,9 @@ def _plan_cell(
         "fidelity": entry.fidelity,
         "plugin": None if entry.builtin else str(Path(entry.path).name),
     }
-    return Cell(suite.name, protocol, choice.split, teacher, student, net, method, seed, recipe_name, recipe, config, facts)
+    return Cell(
+        suite.name, protocol, choice.split, teacher, student, net, method, seed, recipe_name, recipe, config, facts
+    )
 
 
 def _net_config(net: NetSpec) -> dict[str, Any]:

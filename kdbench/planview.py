@@ -13,7 +13,9 @@ from kdbench.progress import format_seconds
 from kdbench.store import Store
 
 
-def print_plan(plan: Plan, store: Store, cohorts: Sequence[Cohort], cost: Estimate | None, all_cells: bool = False) -> None:
+def print_plan(
+    plan: Plan, store: Store, cohorts: Sequence[Cohort], cost: Estimate | None, all_cells: bool = False
+) -> None:
     """What will be trained together, what is skipped and why, and what it costs."""
     states = {cell.folder: store.cell(cell).state() for cell in plan.cells}
     counts = Counter(states.values())
@@ -34,9 +36,21 @@ def print_plan(plan: Plan, store: Store, cohorts: Sequence[Cohort], cost: Estima
             job = seconds.get(cohort.name)
             methods = " ".join(dict.fromkeys(cell.method for cell in cohort.cells))
             rows.append(
-                [cohort.name, len(cohort.cells), methods, f"{format_seconds(job.seconds)} ({job.source})" if job else "-"]
+                [
+                    cohort.name,
+                    len(cohort.cells),
+                    methods,
+                    f"{format_seconds(job.seconds)} ({job.source})" if job else "-",
+                ]
             )
-        print(tabulate(rows, headers=["cohort", "cells", "methods", "time"], tablefmt="simple", maxcolwidths=[None, None, 60, None]))
+        print(
+            tabulate(
+                rows,
+                headers=["cohort", "cells", "methods", "time"],
+                tablefmt="simple",
+                maxcolwidths=[None, None, 60, None],
+            )
+        )
     if all_cells:
         print("\ncells")
         for cell in plan.cells:

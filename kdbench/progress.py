@@ -175,5 +175,11 @@ def _describe(job: dict[str, Any]) -> str:
     if not job["epochs"]:
         return "starting"
     scores = job["top1"].values()
-    best = f", top-1 {min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else f", top-1 {next(iter(scores)):.1f}" if scores else ""
+    best = (
+        f", top-1 {min(scores):.1f} to {max(scores):.1f}"
+        if len(scores) > 1
+        else f", top-1 {next(iter(scores)):.1f}"
+        if scores
+        else ""
+    )
     return f"epoch {job['epoch']}/{job['epochs']}{best}"

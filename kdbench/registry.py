@@ -63,7 +63,9 @@ class Hyperparameter:
         """
         converted, ok = _coerce(value, self.annotation)
         if not ok:
-            raise HyperparameterError(f"{where}.{self.name} = {value!r}: expected {self.annotation}, got {type(value).__name__}")
+            raise HyperparameterError(
+                f"{where}.{self.name} = {value!r}: expected {self.annotation}, got {type(value).__name__}"
+            )
         return converted
 
 
@@ -151,7 +153,9 @@ class MethodCatalog(dict[str, MethodEntry]):
     def add(self, entry: MethodEntry) -> None:
         known = self.get(entry.name)
         if known is not None and known.path.resolve() != entry.path.resolve():
-            raise PluginError(f"{entry.path}: method {entry.name!r} is already defined in {known.path}; choose another name")
+            raise PluginError(
+                f"{entry.path}: method {entry.name!r} is already defined in {known.path}; choose another name"
+            )
         self[entry.name] = entry
 
 
@@ -179,7 +183,9 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         if not path.is_file():
             raise PluginError(f"plugin {plugin}: no such file")
         try:
-            entries = read_source(path, f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}")
+            entries = read_source(
+                path, f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+            )
         except PluginError as error:
             found.errors.append(error)
             continue
@@ -229,7 +235,9 @@ def read_source(path: Path, module: str, builtin: bool = False) -> list[MethodEn
 def _builtin_folder() -> Path:
     spec = importlib.util.find_spec("kdbench.methods")
     if spec is None or not spec.submodule_search_locations:
-        raise KdbenchError("kdbench is not installed completely: the package kdbench.methods is missing (pip install -e .)")
+        raise KdbenchError(
+            "kdbench is not installed completely: the package kdbench.methods is missing (pip install -e .)"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -345,7 +353,9 @@ def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]
             raise PluginError(f"plugin {path}: hyper-parameter {name}.{argument.name} has no default")
         hint = argument.annotation
         text = type(argument.default).__name__ if hint is argument.empty else getattr(hint, "__name__", str(hint))
-        parameters[argument.name] = Hyperparameter(argument.name, argument.default, hint if isinstance(hint, str) else text)
+        parameters[argument.name] = Hyperparameter(
+            argument.name, argument.default, hint if isinstance(hint, str) else text
+        )
     return {**{key: getattr(cls, key, _DEFAULTS[key]) for key in _ATTRIBUTES}, "hyperparameters": parameters}
 
 

@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path} is damaged ({type(error).__name__}: {error})") from None
     if checksum != _checksum(content):
         raise DamagedFileError(f"{path} is damaged (its checksum does not match)")
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -97,7 +97,7 @@ class Store:
             try:
                 found = json.loads(marker.read_text())["format"]
             except (ValueError, KeyError, TypeError, OSError):
-                raise KdbenchError(f"{marker} is damaged; it should hold {{\"format\": {FORMAT}}}") from None
+                raise KdbenchError(f'{marker} is damaged; it should hold {{"format": {FORMAT}}}') from None
             if not isinstance(found, int) or found > FORMAT:
                 raise KdbenchError(
                     f"run directory {self.root} has format {found}, written by a newer kdbench; this one reads up to {FORMAT}"
@@ -261,8 +261,29 @@ _NUMBERS = (
     *("teacher_top1", "teacher_top5", *_COST),
 )
 COLUMNS = [
-    *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display", "student_display"),
-    *("teacher_family", "student_family", "method", "method_display", "method_family", "fidelity", "seed", "state", "reason"),
+    *(
+        "suite",
+        "protocol",
+        "split",
+        "dataset",
+        "dataset_title",
+        "pair",
+        "teacher",
+        "student",
+        "teacher_display",
+        "student_display",
+    ),
+    *(
+        "teacher_family",
+        "student_family",
+        "method",
+        "method_display",
+        "method_family",
+        "fidelity",
+        "seed",
+        "state",
+        "reason",
+    ),
     *_NUMBERS,
     *("device", "commit", "dirty", "finished", "hyperparameters", "config_hash", "path"),
 ]
@@ -296,7 +317,14 @@ def _row_of_path(path: Path) -> dict[str, Any]:
     teacher, _, student = pair.partition("--")
     seed, _, config_hash = name.removeprefix("seed").partition("-")
     return {
-        **{"suite": suite, "protocol": protocol, "pair": pair, "method": method, "path": str(path), "config_hash": config_hash},
+        **{
+            "suite": suite,
+            "protocol": protocol,
+            "pair": pair,
+            "method": method,
+            "path": str(path),
+            "config_hash": config_hash,
+        },
         **{"teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
         **{"method_display": method, "seed": int(seed), "reason": ""},
     }

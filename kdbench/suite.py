@@ -194,7 +194,8 @@ class Suite(_Strict):
             raise UnknownNameError("net", name, own)
         if re.match(NAME_PATTERN, name) and _timm_has(name):  # the name becomes that of a folder
             return NetSpec(timm=name, weights="train")
-        raise UnknownNameError("net", name, own if is_near(name, own) else {*own, *_timm_names()})
+        every = {*own, *_timm_names()}
+        raise UnknownNameError("net", name, every if is_near(name, every) else own)
 
     def recipe(self, name: str, protocol: str, teacher: bool = False) -> Recipe:
         """The recipe ``name`` as a protocol changes it."""
@@ -244,8 +245,12 @@ def suite_files() -> dict[str, Path]:
     """The packaged suites: name -> file."""
     spec = importlib.util.find_spec("kdbench.pairs")
     if spec is None or not spec.submodule_search_locations:
-        raise KdbenchError("kdbench is not installed completely: the package kdbench.pairs is missing (pip install -e .)")
-    return {path.stem: path for folder in spec.submodule_search_locations for path in sorted(Path(folder).glob("*.yaml"))}
+        raise KdbenchError(
+            "kdbench is not installed completely: the package kdbench.pairs is missing (pip install -e .)"
+        )
+    return {
+        path.stem: path for folder in spec.submodule_search_locations for path in sorted(Path(folder).glob("*.yaml"))
+    }
 
 
 def load_suite(name: str) -> Suite:

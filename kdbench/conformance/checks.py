@@ -56,7 +56,7 @@ def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     if list(again) != list(terms):
         raise Wrong(
             "terms",
-            f"the terms are {', '.join(terms)} in one step, {', '.join(again)} in the next; return the same names always",
+            f"the terms are {', '.join(terms)} in one step, {', '.join(again)} in the next; always return the same",
         )
     if list(mixed) != list(terms):
         raise Wrong("terms", "the names of the terms change with labels after mixup; return the same names always")
@@ -128,8 +128,8 @@ def learning(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             return
     yield Wrong(
         "learning",
-        f"the loss is {first:.4g} at first and {last:.4g} after {STEPS} steps on one batch; check what is detached, and "
-        "gradients written by hand",
+        f"the loss is {first:.4g} at first and {last:.4g} after {STEPS} steps on one batch; check what is detached "
+        "and gradients written by hand",
     )
 
 
@@ -221,8 +221,8 @@ def seeds(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         if not _equal(first.step(data), second.step(data)):
             yield Wrong(
                 "seed",
-                "the same seed gives another loss; draw from the default generators, and let nothing depend on time, id() "
-                "or the order of sets",
+                "the same seed gives another loss; draw from the default generators, and let nothing depend on time, "
+                "id() or the order of sets",
             )
             return
     other = Trial(cls, pair, seed=1)

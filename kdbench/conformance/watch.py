@@ -92,8 +92,8 @@ def restore(before: dict[str, Any]) -> None:
 
 
 def _numpy_state() -> tuple[Any, ...]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the legacy global generator is what is watched
-    return (name, keys.tobytes(), *rest)  # type: ignore[union-attr]
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global generator is what is watched
+    return (name, np.asarray(keys).tobytes(), *rest)
 
 
 def marks(net: nn.Module) -> dict[str, Any]:

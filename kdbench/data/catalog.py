@@ -60,4 +60,4 @@ def find_dataset(name: str) -> DatasetEntry:
 
 def load_dataset(name: str, folder: Path | None = None) -> Dataset:
     """Load a data set; ``folder`` says where data sets lie on this machine (``digits`` needs none)."""
-    return importlib.import_module(find_dataset(name).loader).load(folder)  # type: ignore[no-any-return]
+    return importlib.import_module(find_dataset(name).loader).load(folder)

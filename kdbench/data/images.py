@@ -34,7 +34,9 @@ class ImageSet:
         for label in self.labels.unique():
             positions = (self.labels == label).nonzero().flatten()
             if len(positions) < count:
-                raise KdbenchError(f"images_per_class = {count}, but class {int(label)} has only {len(positions)} training images")
+                raise KdbenchError(
+                    f"images_per_class = {count}, but class {int(label)} has only {len(positions)} training images"
+                )
             chosen.append(positions[:count])
         index = torch.cat(chosen).sort().values
         return ImageSet(self.images[index], self.labels[index])

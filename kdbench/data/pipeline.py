@@ -46,7 +46,13 @@ class DevicePipeline:
     """
 
     def __init__(
-        self, data: ImageSet, recipe: Recipe, num_classes: int, seed: int, device: torch.device | str, strong_view: bool = False
+        self,
+        data: ImageSet,
+        recipe: Recipe,
+        num_classes: int,
+        seed: int,
+        device: torch.device | str,
+        strong_view: bool = False,
     ) -> None:
         if recipe.batch_size > len(data):
             raise KdbenchError(f"batch_size = {recipe.batch_size}, but there are only {len(data)} training images")

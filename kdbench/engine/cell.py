@@ -85,7 +85,9 @@ class CellTrainer(nn.Module):
         """What the method taps, of either net."""
         return frozenset(self.method.needs)
 
-    def step(self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: OptimWrapper) -> None:
+    def step(
+        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: OptimWrapper
+    ) -> None:
         """One step on a batch; ``images`` are already preprocessed for the student.
 
         Raises:

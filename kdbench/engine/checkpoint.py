@@ -33,9 +33,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         head, _, body = path.read_bytes().partition(b"\n")
         header = json.loads(head)
-        if header["kind"] != _MAGIC or header["length"] != len(body) or header["sha256"] != hashlib.sha256(body).hexdigest():
+        if (
+            header["kind"] != _MAGIC
+            or header["length"] != len(body)
+            or header["sha256"] != hashlib.sha256(body).hexdigest()
+        ):
             raise DamagedFileError(f"{path} is damaged (length or checksum does not match)")
-        return torch.load(io.BytesIO(body), map_location=device, weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(io.BytesIO(body), map_location=device, weights_only=True)
     except DamagedFileError:
         raise
     except Exception as error:

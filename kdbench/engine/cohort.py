@@ -86,7 +86,8 @@ class CohortModel(nn.Module):
     @property
     def alive(self) -> list[CellTrainer]:
         """Cells that have not failed."""
-        return [cell for cell in self.cells if cell.trainee.key not in self.failed]  # type: ignore[union-attr, misc]
+        cells: Any = self.cells
+        return [cell for cell in cells if cell.trainee.key not in self.failed]
 
     def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
         """One step of every living cell. Called by the runner; returns nothing to log, since logging would wait for the device."""
@@ -97,12 +98,16 @@ class CohortModel(nn.Module):
             key = cell.trainee.key
             student = cell.student
             images = shared.input_for(student, data.images)
-            strong = shared.input_for(student, data.strong) if data.strong is not None and "strong" in cell.needs else None
+            strong = (
+                shared.input_for(student, data.strong) if data.strong is not None and "strong" in cell.needs else None
+            )
             try:
                 with self.watches[key], cell.stream.active(), torch.enable_grad():
                     cell.step(data.batch, images, strong, shared.teacher, optim_wrapper[key])
                 if shared.was_changed():
-                    raise SharedStateError("the method changed the batch or the teacher's outputs in place; clone before writing")
+                    raise SharedStateError(
+                        "the method changed the batch or the teacher's outputs in place; clone before writing"
+                    )
             except Exception as error:
                 self.fail(cell, error)
                 if shared.was_changed():

@@ -53,7 +53,7 @@ def build_optim_wrapper(student: nn.Module, method: nn.Module, recipe: Recipe) -
 
 def _groups(module: nn.Module, spec: OptimizerSpec, honour: bool) -> Iterable[dict[str, Any]]:
     exempt = module.no_weight_decay() if honour and hasattr(module, "no_weight_decay") else ()  # type: ignore[operator]
-    return param_groups_weight_decay(module, spec.weight_decay, no_weight_decay_list=exempt)  # type: ignore[no-any-return]
+    return param_groups_weight_decay(module, spec.weight_decay, no_weight_decay_list=exempt)
 
 
 class Schedule:

@@ -39,7 +39,10 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
     pipeline = DevicePipeline(train, recipe, dataset.num_classes, 0, device, strong)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, recipe.epochs)
     store = Store("unused")
-    cells = [CellTrainer(trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), device) for cell in cohort.cells]
+    cells = [
+        CellTrainer(trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), device)
+        for cell in cohort.cells
+    ]
     model = CohortModel(cells, teacher, pipeline, device, lambda *failure: None)
     return _time(model, pipeline, dataset.split(cohort.cells[0].split), device)
 
@@ -62,7 +65,7 @@ def _time(model: CohortModel, pipeline: DevicePipeline, split: ImageSet, device:
     seconds = []
     for step in range(TIMED_STEPS + 1):
         begun = _now(device)
-        model.train_step(pipeline.make(0, step % len(pipeline)), wrappers)  # type: ignore[arg-type]
+        model.train_step(pipeline.make(0, step % len(pipeline)), wrappers)
         seconds.append(_now(device) - begun)
     model.eval()
     count = min(len(split), 250)

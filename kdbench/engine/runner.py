@@ -77,7 +77,7 @@ class EvaluationLoop(BaseLoop):
             **measure(logits, self.split.labels, self.split.teacher_logits),
         }
         cell.history.append(row)
-        cell.last_logits = logits  # type: ignore[assignment]
+        cell.last_logits = logits
         return row
 
 
@@ -122,7 +122,13 @@ class ProgressHook(Hook):
                 f"epoch {row['epoch']}/{runner.max_epochs}  loss {row['loss']:.4f}  top-1 {row['top1']:.2f}  lr {row['lr']:.3g}"
             )
             self.emit(
-                {"event": "epoch", "cell": cell.trainee.key, "epoch": row["epoch"], "epochs": runner.max_epochs, "top1": row["top1"]}
+                {
+                    "event": "epoch",
+                    "cell": cell.trainee.key,
+                    "epoch": row["epoch"],
+                    "epochs": runner.max_epochs,
+                    "top1": row["top1"],
+                }
             )
         if not runner.model.alive:
             runner.train_loop.stop_training = True
@@ -171,7 +177,13 @@ class CohortRunner(Runner):
     """
 
     def __init__(
-        self, model: CohortModel, split: Evaluated, epochs: int, work_dir: Path, emit: Emit, checkpoint_seconds: float = 5.0
+        self,
+        model: CohortModel,
+        split: Evaluated,
+        epochs: int,
+        work_dir: Path,
+        emit: Emit,
+        checkpoint_seconds: float = 5.0,
     ) -> None:
         super().__init__(
             model=model,
@@ -193,7 +205,7 @@ class CohortRunner(Runner):
 
     def resume_at(self, epoch: int) -> None:
         """Go on after ``epoch`` epochs; the cells have been restored before."""
-        loop = self.build_train_loop(self._train_loop)
+        loop: Any = self.build_train_loop(self.__dict__["_train_loop"])
         loop._epoch = epoch
         loop._iter = epoch * len(self.train_dataloader)
         self._train_loop = loop

@@ -21,7 +21,9 @@ def save_weights(net: TappedNet, path: Path) -> str:
     return state_hash(net.net)
 
 
-def load_teacher(plan: TeacherPlan, store: Store, num_classes: int, device: torch.device) -> tuple[TappedNet, dict[str, Any]]:
+def load_teacher(
+    plan: TeacherPlan, store: Store, num_classes: int, device: torch.device
+) -> tuple[TappedNet, dict[str, Any]]:
     """Load a trained teacher, frozen: eval mode, no gradients.
 
     Returns:
@@ -42,7 +44,9 @@ def load_teacher(plan: TeacherPlan, store: Store, num_classes: int, device: torc
             f"weights of teacher {plan.name} are damaged ({type(error).__name__}); remove {folder} to train it again"
         ) from None
     if state_hash(net.net) != result["checksum"]:
-        raise KdbenchError(f"weights of teacher {plan.name} do not match their checksum; remove {folder} to train it again")
+        raise KdbenchError(
+            f"weights of teacher {plan.name} do not match their checksum; remove {folder} to train it again"
+        )
     return freeze(net.to(device)), result
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import kdbench.engine.backend  # isort: skip - first, so that its message comes before a traceback
+import kdbench.engine.backend  # isort: skip  # noqa: F401 - first, so that its message comes before a traceback
 
 import numpy as np
 import torch
@@ -47,7 +47,9 @@ def now() -> float:
     return time.monotonic()
 
 
-def train_teacher(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, data: Path | None, emit: Emit) -> None:
+def train_teacher(
+    plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, data: Path | None, emit: Emit
+) -> None:
     """Train a teacher from scratch on the whole training split and keep its weights.
 
     Raises:
@@ -121,7 +123,12 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
                 "hash": cell.hash,
                 "metrics": {"last": _scores(trained.history[-1]), "best": _scores(best)},
                 "losses": {name: value for name, value in trained.history[-1].items() if name.startswith("loss")},
-                "teacher": {"name": cell.teacher.name, "hash": cell.teacher.hash, "checksum": checksum_before, **teacher_metrics},
+                "teacher": {
+                    "name": cell.teacher.name,
+                    "hash": cell.teacher.hash,
+                    "checksum": checksum_before,
+                    **teacher_metrics,
+                },
                 "cost": _cost(trained, device),
                 "dataset_checksum": dataset.checksum(),
                 "train_images": len(train),
@@ -190,7 +197,9 @@ class _Session:
         recipe = trainees[0].recipe
         strong = any("strong" in trainee.method.needs for trainee in trainees)
         pipeline = DevicePipeline(self.data, recipe, self.task.num_classes, data_seed, self.device, strong)
-        task = Task(self.task.num_classes, self.task.num_train, self.task.train_labels, self.task.dataset, recipe.epochs)
+        task = Task(
+            self.task.num_classes, self.task.num_train, self.task.train_labels, self.task.dataset, recipe.epochs
+        )
         saved = {trainee.key: load_checkpoints(trainee.folder) for trainee in trainees}
         groups = common_start({key: set(states) for key, states in saved.items()})
         by_key = {trainee.key: trainee for trainee in trainees}
@@ -258,7 +267,7 @@ def _last_logits(cell: CellTrainer, split: Evaluated, device: torch.device) -> T
     if logits is None:
         cell.eval()
         logits = predict_all(cell.predict, split.data, device)
-    return logits  # type: ignore[no-any-return]
+    return logits
 
 
 def _write_predictions(folder: CellFolder, logits: Tensor, labels: Tensor) -> None:
@@ -275,7 +284,9 @@ def _write_predictions(folder: CellFolder, logits: Tensor, labels: Tensor) -> No
 
 def _cost(cell: CellTrainer, device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {
         "student_parameters": sum(parameter.numel() for parameter in cell.student.parameters()),
         "extra_parameters": cell.extra_parameters(),

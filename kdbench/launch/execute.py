@@ -37,7 +37,9 @@ class Todo:
 
 def sort_out(plan: Plan, store: Store, retry_failed: bool, note: Callable[[str], None]) -> Todo:
     """Prepare the folders of all cells and decide what is left to train. A damaged result is trained again, and that is said."""
-    train, done, failed = [], [], []
+    train: list[Cell] = []
+    done: list[Cell] = []
+    failed: list[Cell] = []
     for cell in (*plan.cells, *plan.skipped, *plan.broken):
         folder = store.cell(cell)
         if folder.is_damaged():

@@ -51,7 +51,7 @@ class Job:
         content = json.loads(text)
         choice = content.pop("choice")
         members = tuple(content.pop("members"))
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in choice.items()}
+        lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in choice.items()}
         return cls(choice=Choice(**lists), members=members, **content)
 
 
@@ -100,13 +100,17 @@ def perform(job: Job, emit: Callable[[Event], None]) -> None:
 def _find(known: Mapping[str, Any], job: Job) -> list[Any]:
     missing = [member for member in job.members if member not in known]
     if missing:
-        raise KdbenchError(f"{missing[0]} is not in the plan any more: the suite or a plugin changed while the run was going on")
+        raise KdbenchError(
+            f"{missing[0]} is not in the plan any more: the suite or a plugin changed while the run was going on"
+        )
     return [known[member] for member in job.members]
 
 
 def job_for_teacher(plan: Plan, teacher: TeacherPlan, **common: Any) -> Job:
     """The job that trains a teacher."""
-    return Job(name=f"teacher {teacher.name}", kind="teacher", members=(teacher.folder,), **_log(common, teacher.folder))
+    return Job(
+        name=f"teacher {teacher.name}", kind="teacher", members=(teacher.folder,), **_log(common, teacher.folder)
+    )
 
 
 def job_for_cohort(plan: Plan, cohort: Cohort, **common: Any) -> Job:
@@ -114,7 +118,12 @@ def job_for_cohort(plan: Plan, cohort: Cohort, **common: Any) -> Job:
     members = tuple(cell.folder for cell in cohort.cells)
     first = cohort.cells[0]
     label = cohort.name if len(cohort.cells) > 1 else f"{cohort.name} ({first.method})"
-    return Job(name=label, kind="cohort", members=members, **_log(common, f"{first.suite}/{first.protocol}/.workers/{first.hash}"))
+    return Job(
+        name=label,
+        kind="cohort",
+        members=members,
+        **_log(common, f"{first.suite}/{first.protocol}/.workers/{first.hash}"),
+    )
 
 
 def _log(common: dict[str, Any], folder: str) -> dict[str, Any]:

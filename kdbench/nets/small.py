@@ -18,7 +18,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 _MODELS = ("resnet", "convnext", "vit", "swin", "mixer", "resmlp")
-_CLASSIFIER = {"resnet": "fc", "convnext": "head.fc", "vit": "head", "swin": "head.fc", "mixer": "head", "resmlp": "head"}
+_CLASSIFIER = {
+    "resnet": "fc",
+    "convnext": "head.fc",
+    "vit": "head",
+    "swin": "head.fc",
+    "mixer": "head",
+    "resmlp": "head",
+}
 _FIRST_CONV = {
     "resnet": "conv1",
     "convnext": "stem.0",
@@ -59,8 +66,8 @@ class ResNet32px(ResNet):
 
     def __init__(self, stem_stride: int = 1, **kwargs: Any) -> None:
         super().__init__(block=BasicBlock, **kwargs)
-        width = self.conv1.out_channels
-        self.conv1 = nn.Conv2d(self.conv1.in_channels, width, 3, stride=stem_stride, padding=1, bias=False)
+        conv: Any = self.conv1
+        self.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=stem_stride, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
         for info in self.feature_info:
@@ -84,8 +91,10 @@ class ResMLP32px(MlpMixer):
         super().__init__(block_layer=ResBlock, mlp_layer=Mlp, norm_layer=Affine, mlp_ratio=4, **kwargs)
 
 
-def _build(cls: type[nn.Module], variant: str, pretrained: bool, arguments: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
-    return build_model_with_cfg(cls, variant, pretrained, **{**arguments, **overrides})  # type: ignore[no-any-return]
+def _build(
+    cls: type[nn.Module], variant: str, pretrained: bool, arguments: dict[str, Any], overrides: dict[str, Any]
+) -> nn.Module:
+    return build_model_with_cfg(cls, variant, pretrained, **{**arguments, **overrides})
 
 
 @register_model

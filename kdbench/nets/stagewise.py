@@ -117,7 +117,7 @@ class StagewiseNet:
         """State after stage 4 to (embedding (B, d), logits (B, C))."""
         cut = _cut(self.net)
         final = _run(cut.steps[cut.stage_ends[-1] :], state.value)
-        embedding = self.net.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        embedding = self.net.net.forward_head(final, pre_logits=True)
         return embedding, self.net.classifier(embedding)
 
     def state_from_map(self, value: Tensor, class_tokens: Tensor | None = None) -> State:

@@ -56,14 +56,15 @@ class TappedNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.name = name or spec.timm
-        self.net = _create(spec, num_classes, self.name)
-        config = self.net.pretrained_cfg
+        net: Any = _create(spec, num_classes, self.name)
+        self.net = net
+        config = net.pretrained_cfg
         self.family = spec.family or _family(self.net, self.name)
         self.layout = "map" if self.family == "cnn" else "tokens"
         self.input_size: tuple[int, int] = spec.input_size or tuple(config["input_size"][1:])
         self.taps = _resolve_taps(self.net, spec.taps, self.name)
         self._returns_class_tokens = (
-            "return_prefix_tokens" in inspect.signature(self.net.forward_intermediates).parameters
+            "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
         )
         for key in ("mean", "std"):
             value = torch.tensor(getattr(spec, key) or config[key], dtype=torch.float32).view(1, 3, 1, 1)
@@ -72,7 +73,7 @@ class TappedNet(nn.Module):
     @property
     def classifier(self) -> nn.Module:
         """The layer from the embedding to the logits."""
-        return self.net.get_classifier()  # type: ignore[no-any-return, operator]
+        return self.net.get_classifier()
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise raw images (B, 3, h, w) in [0, 1] for this net, resized (bilinear) to its input size where they differ."""
@@ -95,8 +96,8 @@ class TappedNet(nn.Module):
         if "stages" in needs:
             final, stages = self._tap(inputs)
         else:
-            final = self.net.forward_features(inputs)  # type: ignore[operator]
-        embedding = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
+            final = self.net.forward_features(inputs)
+        embedding = self.net.forward_head(final, pre_logits=True)
         return Outputs(
             logits=self.classifier(embedding),
             stages=stages,
@@ -116,7 +117,7 @@ class TappedNet(nn.Module):
     def _tap(self, inputs: Tensor) -> tuple[Tensor, list[Feature]]:
         indices = [tap for tap in self.taps if tap != "final"]
         kwargs: dict[str, Any] = {"return_prefix_tokens": True} if self._returns_class_tokens else {}
-        final, values = self.net.forward_intermediates(inputs, indices=indices, **kwargs)  # type: ignore[operator]
+        final, values = self.net.forward_intermediates(inputs, indices=indices, **kwargs)
         by_index = dict(zip(indices, values, strict=True))
         stages = []
         for tap in self.taps:
@@ -144,13 +145,19 @@ class TappedNet(nn.Module):
         assert outputs.embedding is not None
         for number, stage in enumerate(outputs.stages, 1):
             if stage.map.ndim != 4:
-                raise NetError(f"net {self.name}: stage {number} has shape {tuple(stage.map.shape)}, not (B, c, h, w); set its taps")
+                raise NetError(
+                    f"net {self.name}: stage {number} has shape {tuple(stage.map.shape)}, not (B, c, h, w); set its taps"
+                )
         return NetInfo(
             name=self.name,
             family=self.family,
             stages=tuple(
                 StageInfo(
-                    stage.channels, *stage.size, self.layout, 0 if stage.class_tokens is None else stage.class_tokens.shape[1]
+                    stage.channels,
+                    stage.size[0],
+                    stage.size[1],
+                    self.layout,
+                    0 if stage.class_tokens is None else stage.class_tokens.shape[1],
                 )
                 for stage in outputs.stages
             ),
@@ -186,13 +193,17 @@ def state_hash(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)};".encode())
-        digest.update(array.view(torch.uint8).numpy().tobytes() if array.ndim else array.reshape(1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            array.view(torch.uint8).numpy().tobytes()
+            if array.ndim
+            else array.reshape(1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
 def timm_names() -> list[str]:
     """Names of all timm models, the 32 px ones included."""
-    return timm.list_models()  # type: ignore[no-any-return]
+    return timm.list_models()
 
 
 def _create(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
@@ -214,7 +225,9 @@ def _family(net: nn.Module, name: str) -> str:
         family = _FAMILY_OF_MODULE.get(cls.__module__.rsplit(".", 1)[-1])
         if family and cls.__module__.startswith("timm."):
             return family
-    raise NetError(f"net {name}: the family of {type(net).__name__} is not known; write family: cnn, vit or mlp in the suite")
+    raise NetError(
+        f"net {name}: the family of {type(net).__name__} is not known; write family: cnn, vit or mlp in the suite"
+    )
 
 
 def _resolve_taps(net: nn.Module, taps: tuple[Tap, ...] | None, name: str) -> tuple[Tap, ...]:
@@ -222,7 +235,9 @@ def _resolve_taps(net: nn.Module, taps: tuple[Tap, ...] | None, name: str) -> tu
     if taps is not None:
         numbers = [tap for tap in taps if tap != "final"]
         if any(not 0 <= tap < count for tap in numbers):
-            raise NetError(f"net {name}: tap {next(t for t in numbers if not 0 <= t < count)} is unknown; {name} has stages 0 to {count - 1}")
+            raise NetError(
+                f"net {name}: tap {next(t for t in numbers if not 0 <= t < count)} is unknown; {name} has stages 0 to {count - 1}"
+            )
         if numbers != sorted(set(numbers)) or "final" in taps[:-1]:
             raise NetError(f"net {name}: taps {list(taps)} must increase")
         return taps

@@ -7,7 +7,7 @@ from kdbench.nets.spec import NetSpec
 
 def _small(name: str, family: str, display: str) -> dict[str, NetSpec]:
     return {
-        f"{name}_32px_{size}": NetSpec(timm=f"{name}_32px_{size}", family=family, display=f"{display}-{letter}")  # type: ignore[arg-type]
+        f"{name}_32px_{size}": NetSpec(timm=f"{name}_32px_{size}", family=family, display=f"{display}-{letter}")
         for size, letter in (("large", "L"), ("small", "S"))
     }
 

@@ -21,16 +21,32 @@ TINY: dict[str, Any] = {
     "dataset": {"name": "digits", "images_per_class": 8},
     "nets": {
         # drop path and dropout: nets that draw random numbers while they train
-        "cnn": {"timm": "resnet_32px_small", "family": "cnn", "args": {"channels": [8, 8, 16, 16], "stem_width": 8, "stem_stride": 2}},
+        "cnn": {
+            "timm": "resnet_32px_small",
+            "family": "cnn",
+            "args": {"channels": [8, 8, 16, 16], "stem_width": 8, "stem_stride": 2},
+        },
         "vit": {
             "timm": "vit_32px_small",
             "family": "vit",
-            "args": {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "drop_path_rate": 0.2, "proj_drop_rate": 0.1},
+            "args": {
+                "patch_size": 8,
+                "embed_dim": 32,
+                "depth": 4,
+                "num_heads": 2,
+                "drop_path_rate": 0.2,
+                "proj_drop_rate": 0.1,
+            },
         },
     },
     "pairs": ["cnn--vit", "vit--cnn"],
     "recipes": {
-        "cnn": {"epochs": 3, "batch_size": 20, "optimizer": {"name": "sgd", "lr": 0.05}, "augment": {"crop_padding": 2}},
+        "cnn": {
+            "epochs": 3,
+            "batch_size": 20,
+            "optimizer": {"name": "sgd", "lr": 0.05},
+            "augment": {"crop_padding": 2},
+        },
         "token": {
             "epochs": 3,
             "batch_size": 20,
@@ -57,7 +73,9 @@ class Lab:
         self.device = work.setup(1, "cpu")
         self.events: list[dict[str, Any]] = []
 
-    def plan(self, methods: Sequence[str], pair: str = "cnn--vit", plugins: Sequence[str] = (), seeds: Sequence[int] = (0,)) -> Plan:
+    def plan(
+        self, methods: Sequence[str], pair: str = "cnn--vit", plugins: Sequence[str] = (), seeds: Sequence[int] = (0,)
+    ) -> Plan:
         choice = Choice(methods=tuple(methods), pairs=(pair,), plugins=tuple(plugins), seeds=tuple(seeds))
         return check_cells(make_plan(Suite.model_validate(TINY), choice, catalog(plugins)))
 

@@ -36,7 +36,10 @@ def build(lab: Lab, plan: Plan, store: Store, recipe_batch: int = 20) -> CohortM
     teacher, _ = load_teacher(cohort.teacher, store, 10, lab.device)
     pipeline = DevicePipeline(train, cohort.cells[0].recipe, 10, 7, lab.device)
     task = Task(10, len(train), train.labels, "digits", 3)
-    cells = [CellTrainer(work.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device) for cell in cohort.cells]
+    cells = [
+        CellTrainer(work.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
+        for cell in cohort.cells
+    ]
     return CohortModel(cells, teacher, pipeline, lab.device, lambda *failure: None)
 
 
@@ -163,7 +166,10 @@ def test_cells_give_the_same_numbers_alone_in_a_cohort_and_in_another_order(
 def test_a_method_sees_only_what_it_declared_whatever_its_company_needs(
     lab: Lab, write_plugin: Callable[[str, str], str]
 ) -> None:
-    curious = write_plugin("curious", "assert teacher.stages is None and student.embedding is None\nreturn {'ce': batch.task_loss(student.logits)}")
+    curious = write_plugin(
+        "curious",
+        "assert teacher.stages is None and student.embedding is None\nreturn {'ce': batch.task_loss(student.logits)}",
+    )
     plan = lab.plan(["curious", "fitnet"], plugins=[curious])
     store = lab.train(plan)
     assert [store.cell(cell).state() for cell in plan.cells] == ["done", "done"]
@@ -184,7 +190,12 @@ def test_a_method_sees_only_what_it_declared_whatever_its_company_needs(
         ),
         ("boom", "raise ValueError('wrong shape')", "exception", "ValueError: wrong shape"),
         ("memory", "raise MemoryError('out of memory')", "out of memory", "MemoryError: out of memory"),
-        ("vector", "return {'ce': student.logits.sum(1)}", "exception", "loss term 'ce' must be a scalar tensor, got (20,)"),
+        (
+            "vector",
+            "return {'ce': student.logits.sum(1)}",
+            "exception",
+            "loss term 'ce' must be a scalar tensor, got (20,)",
+        ),
         ("nothing", "return {}", "exception", "forward must return a dict of named loss terms, got dict"),
         (
             "vandal",
@@ -256,7 +267,9 @@ def test_checkpoints_hold_data_only_and_load_with_weights_only(lab: Lab) -> None
     state = torch.load(io.BytesIO(body), weights_only=True)
     assert state["epoch"] == 1
     assert len(state["history"]) == 1
-    assert any(name.startswith("memory") for name in state["method"]) or any("memory_student" in name for name in state["method"])
+    assert any(name.startswith("memory") for name in state["method"]) or any(
+        "memory_student" in name for name in state["method"]
+    )
 
 
 def test_a_truncated_checkpoint_costs_that_cell_alone(lab: Lab) -> None:
@@ -307,7 +320,9 @@ def test_a_result_says_where_it_comes_from(lab: Lab) -> None:
     assert teacher is not None
     assert result["teacher"]["checksum"] == teacher["checksum"]
     assert 0 <= result["teacher"]["top1"] <= 100
-    assert {"kdbench", "commit", "dirty", "python", "versions", "device", "threads", "finished"} <= set(result["provenance"])
+    assert {"kdbench", "commit", "dirty", "python", "versions", "device", "threads", "finished"} <= set(
+        result["provenance"]
+    )
     assert result["hash"] == plan.cells[0].hash
     assert result["cost"]["extra_parameters"] > 0
     assert result["cost"]["steps"] == 3 * 4
