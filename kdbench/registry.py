@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError, nearest
+from kdbench.hyperparameters import Hyperparameter
 
 ENTRY_POINT_GROUP = "kdbench.methods"
 
@@ -37,6 +39,17 @@ _DEFAULTS: dict[str, Any] = {
     "version": 1,
     "presets": {},
 }
+FAMILIES = ("baseline", "logits", "hint", "relation", "hybrid")
+FIDELITIES = ("reference", "paper", "reconstruction")
+_TYPES: dict[str, Any] = {
+    "display": str,
+    "family": str,
+    "fidelity": str,
+    "needs": (set, frozenset, list, tuple),
+    "uses_teacher": bool,
+    "version": int,
+    "presets": Mapping,
+}
 
 
 class PluginError(KdbenchError):
@@ -45,28 +58,6 @@ class PluginError(KdbenchError):
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
         self.details = details
-
-
-@dataclasses.dataclass(frozen=True)
-class Hyperparameter:
-    """A keyword-only argument of a method's ``__init__``: its default and its annotation as written."""
-
-    name: str
-    default: Any
-    annotation: str
-
-    def check(self, value: Any, where: str) -> Any:
-        """Return the value in the annotated type.
-
-        Raises:
-            HyperparameterError: if it has another type.
-        """
-        converted, ok = _coerce(value, self.annotation)
-        if not ok:
-            raise HyperparameterError(
-                f"{where}.{self.name} = {value!r}: expected {self.annotation}, got {type(value).__name__}"
-            )
-        return converted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +87,8 @@ class MethodEntry:
         """
         if self.name not in METHODS:
             _import_source(self.module, self.path)
+        if self.name not in METHODS:
+            raise PluginError(f"plugin {self.path}: importing it registers no method {self.name!r}")
         return METHODS[self.name]
 
     def source_hash(self) -> str:
@@ -218,6 +211,7 @@ def read_source(path: Path, module: str, builtin: bool = False) -> list[MethodEn
             declared = _declarations(node, classes)
         except ValueError:
             declared = _imported_declarations(name, module, path)
+        _check_declared(name, declared, path)
         entries.append(
             MethodEntry(
                 name=name,
@@ -272,6 +266,21 @@ def _import_source(module: str, path: Path) -> None:
         raise PluginError(
             f"plugin {path} raised when it was imported: {type(error).__name__}: {error}", traceback.format_exc()
         ) from error
+
+
+def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
+    """Refuse what would go wrong later: names that are no folder's, attributes of another type or outside their lists."""
+    where = f"plugin {path}: method {name!r}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}", name):
+        raise PluginError(f"{where}: a name has letters, digits, '_', '+' and '-' only, 61 at most")
+    for key, expected in _TYPES.items():
+        if not isinstance(declared[key], expected) or (expected is int and isinstance(declared[key], bool)):
+            raise PluginError(f"{where}: {key} = {declared[key]!r} has the wrong type")
+    for key, valid in (("family", FAMILIES), ("fidelity", FIDELITIES)):
+        if declared[key] not in valid:
+            raise PluginError(f"{where}: unknown {key} {declared[key]!r}; {nearest(declared[key], valid)}")
+    if not all(isinstance(preset, Mapping) for preset in declared["presets"].values()):
+        raise PluginError(f"{where}: presets maps a data set to a mapping of hyper-parameters")
 
 
 def _registered_name(node: ast.ClassDef) -> str | None:
@@ -344,6 +353,8 @@ def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]
     import inspect
 
     _import_source(module, path)
+    if name not in METHODS:
+        raise PluginError(f"plugin {path}: importing it registers no method {name!r}")
     cls = METHODS[name]
     parameters = {}
     for argument in inspect.signature(cls).parameters.values():
@@ -357,53 +368,3 @@ def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]
             argument.name, argument.default, hint if isinstance(hint, str) else text
         )
     return {**{key: getattr(cls, key, _DEFAULTS[key]) for key in _ATTRIBUTES}, "hyperparameters": parameters}
-
-
-def _coerce(value: Any, annotation: str) -> tuple[Any, bool]:
-    """Convert ``value`` to an annotation such as ``float``, ``tuple[float, ...]`` or ``float | None``; (value, whether it fits)."""
-    return _coerce_node(value, ast.parse(annotation, mode="eval").body)
-
-
-def _coerce_node(value: Any, node: ast.expr) -> tuple[Any, bool]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        for side in (node.left, node.right):
-            converted, ok = _coerce_node(value, side)
-            if ok:
-                return converted, True
-        return value, False
-    if isinstance(node, ast.Constant):
-        return value, value is None and node.value is None
-    if isinstance(node, ast.Subscript):
-        return _coerce_container(value, node)
-    name = getattr(node, "id", getattr(node, "attr", ""))
-    if name == "float":
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return (float(value) if ok else value), ok
-    if name == "int":
-        return value, isinstance(value, int) and not isinstance(value, bool)
-    if name in ("tuple", "list", "Sequence"):
-        return (tuple(value) if isinstance(value, (list, tuple)) else value), isinstance(value, (list, tuple))
-    expected = {"str": str, "bool": bool, "dict": dict}.get(name)
-    return value, expected is None or isinstance(value, expected)
-
-
-def _coerce_container(value: Any, node: ast.Subscript) -> tuple[Any, bool]:
-    outer = getattr(node.value, "id", getattr(node.value, "attr", ""))
-    inner = node.slice
-    if outer == "Literal":
-        choices = ast.literal_eval(inner)
-        return value, value in (choices if isinstance(choices, tuple) else (choices,))
-    if outer == "Optional":
-        return (None, True) if value is None else _coerce_node(value, inner)
-    if outer not in ("tuple", "list", "Sequence") or not isinstance(value, (list, tuple)):
-        return value, False
-    if isinstance(inner, ast.Tuple):
-        kinds = list(inner.elts)
-        if len(kinds) == 2 and isinstance(kinds[1], ast.Constant) and kinds[1].value is ...:
-            kinds = [kinds[0]] * len(value)
-    else:
-        kinds = [inner] * len(value)
-    if len(kinds) != len(value):
-        return value, False
-    converted = [_coerce_node(item, kind) for item, kind in zip(value, kinds, strict=True)]
-    return tuple(item for item, _ in converted), all(ok for _, ok in converted)

@@ -66,9 +66,10 @@ class ResNet32px(ResNet):
 
     def __init__(self, stem_stride: int = 1, **kwargs: Any) -> None:
         super().__init__(block=BasicBlock, **kwargs)
-        conv: Any = self.conv1
-        self.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=stem_stride, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        old: Any = self.get_submodule("conv1")
+        stem = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=stem_stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.conv1 = stem
         self.maxpool = nn.Identity()
         for info in self.feature_info:
             info["reduction"] = info["reduction"] * stem_stride // (4 if info["module"] != "act1" else 2)

@@ -45,6 +45,7 @@ TINY: dict[str, Any] = {
             "epochs": 3,
             "batch_size": 20,
             "optimizer": {"name": "sgd", "lr": 0.05},
+            "clip_norm": 5.0,
             "augment": {"crop_padding": 2},
         },
         "token": {
