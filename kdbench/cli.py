@@ -228,6 +228,9 @@ def _where(parser: argparse.ArgumentParser) -> None:
         help="where data sets lie (default: $KDBENCH_DATA)",
     )
     group.add_argument(
+        "--download", action="store_true", help="fetch the suite's data set into --data if it is not there"
+    )
+    group.add_argument(
         "--on", choices=("local", "inprocess"), default="local", help="local processes (default), or this process"
     )
     group.add_argument(

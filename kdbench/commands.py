@@ -16,7 +16,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.listing import print_listing
-from kdbench.plan import Cell, Choice, Plan, check_cells, choose_methods, make_plan, parse_set, replay_command
+from kdbench.plan import Cell, Choice, Cohort, Plan, check_cells, choose_methods, make_plan, parse_set, replay_command
 from kdbench.registry import MethodCatalog, catalog
 from kdbench.store import Store, load_results
 from kdbench.suite import MAX_SEED, load_suite
@@ -41,9 +41,11 @@ def plan(options: argparse.Namespace) -> int:
     made, methods = _make_plan(options)
     made = check_cells(made)
     todo = [cell for cell in made.cells if store.cell(cell).state() not in ("done", "failed")]
-    cohorts = made.cohorts(options.solo, todo)
     workers = _workers(options, made)
+    cohorts = _cohorts(made, todo, options, workers)
     cost = None
+    if options.download:
+        _ready_data(options, made)
     if cohorts:
         cost = estimate(
             made,
@@ -69,14 +71,16 @@ def run(options: argparse.Namespace) -> int:
     store.check()
     made = check_cells(made)
     _check_device(options.device)
+    if any(store.cell(cell).state() != "done" for cell in made.cells):
+        _ready_data(options, made)
     store.check(writable=True)
     suite_name = _suite_name(options)
     begun = time.monotonic()
     with store.exclusive(made.suite.name, made.protocol):
         todo = sort_out(made, store, options.retry_failed, lambda text: print(f"note: {text}", flush=True))
-        cohorts = made.cohorts(options.solo, todo.train)
         if todo.train:
             workers = _workers(options, made)
+            cohorts = _cohorts(made, todo.train, options, workers)
             print(_opening(made, todo.train, todo.done, cohorts, workers), flush=True)
             progress = make_progress(len(made.cells), len(todo.done))
             try:
@@ -89,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
                         suite_name,
                         data=str(_data(options)) if options.data else None,
                         device=options.device,
-                        solo=options.solo,
+                        cohorts=cohorts,
                         on_jobs=progress.start,
                         on_event=progress.event,
                         on_tick=progress.tick,
@@ -239,6 +243,21 @@ def _data(options: argparse.Namespace) -> Path | None:
     return Path(options.data) if options.data else None
 
 
+def _ready_data(options: argparse.Namespace, made: Plan) -> None:
+    """Fetch the data set of a plan if that was asked for, and see that it is there before anything runs."""
+    from kdbench.data.catalog import check_dataset, download_dataset
+
+    name, folder = made.suite.dataset.name, _data(options)
+    if options.download:
+        download_dataset(name, folder, _say_download if sys.stderr.isatty() else None)
+    check_dataset(name, folder)
+
+
+def _say_download(done: int, size: int) -> None:
+    end = "\n" if done >= size else ""
+    print(f"\rdownloading: {done / 1e6:.0f} of {size / 1e6:.0f} MB", end=end, file=sys.stderr, flush=True)
+
+
 def _suite_name(options: argparse.Namespace) -> str:
     return os.path.abspath(options.suite) if Path(options.suite).is_file() else str(options.suite)
 
@@ -259,6 +278,12 @@ def _workers(options: argparse.Namespace, made: Plan) -> int:
         return int(options.workers)
     gpus = _gpus(options)
     return gpus or max(1, (os.cpu_count() or 1) // made.suite.cpu_threads)
+
+
+def _cohorts(made: Plan, cells: Sequence[Cell], options: argparse.Namespace, workers: int) -> Sequence[Cohort]:
+    from kdbench.launch.balance import balance
+
+    return made.cohorts(True, cells) if options.solo else balance(made.cohorts(False, cells), workers)
 
 
 def _gpus(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdbench.data.catalog import load_dataset
+from kdbench.data.catalog import find_dataset, load_dataset
 from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
 from kdbench.store import DamagedFileError, Store, read_json
 
@@ -110,14 +110,15 @@ def steps_of(plan: Plan, cell: Cell, train_images: int) -> int:
     return cell.recipe.epochs * (train_images // cell.recipe.batch_size)
 
 
-def _train_images(plan: Plan, data: Path | None, teacher: bool) -> int:
-    dataset = load_dataset(plan.suite.dataset.name, data)
-    limit = plan.suite.dataset.images_per_class
-    return limit * dataset.num_classes if limit and not teacher else len(dataset.train)
+def _train_images(plan: Plan, data: Path | None, split: str, limit: int | None) -> int:
+    known = find_dataset(plan.suite.dataset.name).training_images(split, limit)
+    return len(load_dataset(plan.suite.dataset.name, data).for_split(split).train) if known is None else known
 
 
 def _steps(plan: Plan, teacher: TeacherPlan, data: Path | None) -> int:
-    return teacher.recipe.epochs * (_train_images(plan, data, True) // teacher.recipe.batch_size)
+    return teacher.recipe.epochs * (
+        _train_images(plan, data, teacher.split, plan.teacher_images_per_class) // teacher.recipe.batch_size
+    )
 
 
 def _measured_steps(store: Store) -> dict[Any, float]:
@@ -176,7 +177,8 @@ def _cohort_seconds(
     from kdbench.engine.probe import probe_cohort
     from kdbench.provenance import device_name
 
-    steps = steps_of(plan, cohort.cells[0], _train_images(plan, data, False))
+    first = cohort.cells[0]
+    steps = steps_of(plan, first, _train_images(plan, data, first.split, plan.images_per_class))
     keys = [
         (cell.teacher.name, cell.student, cell.method, cell.recipe.batch_size, device_name(device))
         for cell in cohort.cells
@@ -196,7 +198,6 @@ def _cohort_seconds(
 
 def _guess(plan: Plan, teacher: TeacherPlan, cell: Cell | None) -> float:
     """Seconds per step from parameter counts: a rough figure where probing took too long already (1 ns per parameter and image)."""
-    from kdbench.data.catalog import find_dataset
     from kdbench.nets.tapped import count_parameters
 
     classes = find_dataset(plan.suite.dataset.name).num_classes
@@ -207,7 +208,6 @@ def _guess(plan: Plan, teacher: TeacherPlan, cell: Cell | None) -> float:
 
 def _space(plan: Plan, cohorts: Sequence[Cohort]) -> tuple[int, int]:
     """Disk that the results will take, and memory of the largest cohort's parameters, gradients and optimiser states."""
-    from kdbench.data.catalog import find_dataset
     from kdbench.nets.tapped import count_parameters
 
     classes = find_dataset(plan.suite.dataset.name).num_classes

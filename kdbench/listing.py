@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from kdbench.data.catalog import DATASETS
+from kdbench.methodtable import extra_parameters, short_count
 from kdbench.nets.zoo import ZOO
 from kdbench.registry import MethodCatalog
 from kdbench.suite import Suite, load_suite, suite_files
@@ -16,6 +17,8 @@ from kdbench.suite import Suite, load_suite, suite_files
 KINDS = ("methods", "pairs", "suites", "nets", "datasets")
 #: Width of a column of prose, in characters.
 PROSE = 52
+#: Width of the table of methods, and of its column of taps.
+WIDTH, TAPS = 120, 10
 
 
 def print_listing(what: str | None, methods: MethodCatalog, suite: str | None, as_json: bool) -> None:
@@ -31,17 +34,13 @@ def print_listing(what: str | None, methods: MethodCatalog, suite: str | None, a
         print("\nkdbench list methods (or pairs, suites, nets, datasets) tells more about each.")
         return
     rows = content[what]
-    if what == "methods":
-        rows = [{**row, "needs": " ".join(row["needs"]), "hyper-parameters": _defaults(row)} for row in rows]
-        for row in rows:
-            del row["hyperparameters"], row["version"], row["presets"], row["display"]
     if not rows:
         print(f"no {what}")
         return
-    widths = [
-        PROSE if key in ("paper", "hyper-parameters", "images", "source", "title", "protocols") else None
-        for key in rows[0]
-    ]
+    if what == "methods":
+        print(_methods_table(rows))
+        return
+    widths = [PROSE if key in ("images", "source", "title", "protocols") else None for key in rows[0]]
     print(tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths))
 
 
@@ -54,6 +53,7 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
                 "family": entry.family,
                 "fidelity": entry.fidelity,
                 "needs": sorted(entry.needs),
+                "extra_parameters": extra_parameters().get(entry.name) if entry.builtin else None,
                 "paper": entry.paper,
                 "version": entry.version,
                 "hyperparameters": {name: parameter.default for name, parameter in entry.hyperparameters.items()},
@@ -110,6 +110,34 @@ def _pair_rows(suite: Suite) -> Sequence[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Methods in 120 columns, the two columns of prose as wide as the others leave room for."""
+    short = [
+        {
+            "name": row["name"],
+            "family": row["family"],
+            "fidelity": row["fidelity"],
+            "taps": " ".join(tap for tap in row["needs"] if tap != "logits") or "-",
+            "extra": short_count(row["extra_parameters"]["usual"] if row["extra_parameters"] else None),
+            "paper": row["paper"],
+            "hyper-parameters": _defaults(row),
+        }
+        for row in rows
+    ]
+    # tabulate gives a heading two spaces more than its letters
+    taken = sum(max(len(key) + 2, *(len(row[key]) for row in short)) for key in ("name", "family", "fidelity", "extra"))
+    prose = max(20, (WIDTH - taken - TAPS - 2 * 6) // 2)
+    table = tabulate(
+        short,
+        headers="keys",
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=("left", "left", "left", "left", "right", "left", "left"),
+        maxcolwidths=[None, None, None, TAPS, None, prose, prose],
+    )
+    return f"{table}\n\nextra: trainable parameters that a method adds for Swin-T to ResNet18 with 100 classes"
 
 
 def _defaults(row: dict[str, Any]) -> str:

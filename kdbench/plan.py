@@ -54,6 +54,8 @@ class TeacherPlan:
     recipe_name: str
     config: Mapping[str, Any]
     expected_top1: float = 0.0
+    #: What is measured where that decides on which images it is trained, else "test".
+    split: str = "test"
 
     @cached_property
     def hash(self) -> str:
@@ -114,11 +116,13 @@ class Cohort:
     recipe_name: str
     seed: int
     cells: tuple[Cell, ...]
+    part: str = ""
 
     @property
     def name(self) -> str:
         students = sorted({cell.student for cell in self.cells})
-        return f"{self.teacher.name}{PAIR_SEPARATOR}{'+'.join(students)}, {self.recipe_name}, seed {self.seed}"
+        parts = (f"{self.teacher.name}{PAIR_SEPARATOR}{'+'.join(students)}", self.recipe_name, f"seed {self.seed}", self.part)
+        return ", ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,21 @@ class Plan:
     cells: tuple[Cell, ...]
     skipped: tuple[Cell, ...] = ()
     broken: tuple[Cell, ...] = ()
+
+    @property
+    def images_per_class(self) -> int | None:
+        """How many images of every class students train on; None for all."""
+        return self.suite.images_per_class(self.protocol)
+
+    @property
+    def teacher_images_per_class(self) -> int | None:
+        """The same of teachers."""
+        return self.suite.images_per_class(self.protocol, teacher=True)
+
+    @property
+    def measured_images_per_class(self) -> int | None:
+        """How many images of every class both are measured on; None for all."""
+        return self.suite.protocols[self.protocol].measured_images_per_class
 
     @property
     def teachers(self) -> list[TeacherPlan]:
@@ -169,13 +188,15 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
     for name in (*suite.methods.set, *choice.set):
         catalog.find(name)
     hyperparameters = {
-        name: catalog[name].resolve(suite.dataset.name, suite.methods.set.get(name, {}), choice.set.get(name, {}))
+        name: catalog[name].resolve(
+            suite.dataset.presets or suite.dataset.name, suite.methods.set.get(name, {}), choice.set.get(name, {})
+        )
         for name in dict.fromkeys((*methods, *choice.set))
     }
     cells: list[Cell] = []
     for pair in suite.choose_pairs(protocol_name, choice.pairs):
         teacher_name, student_name = split_pair(pair)
-        teacher = plan_teacher(suite, protocol_name, teacher_name)
+        teacher = plan_teacher(suite, protocol_name, teacher_name, choice.split)
         for seed in choice.seeds or protocol.seeds:
             for method in methods:
                 cells.append(
@@ -191,21 +212,32 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
                         seed,
                     )
                 )
-    _check_sizes(suite, cells)
+    _check_sizes(suite, protocol_name, choice.split, cells)
     return Plan(suite, protocol_name, choice, catalog, tuple(cells))
 
 
-def _check_sizes(suite: Suite, cells: Sequence[Cell]) -> None:
+def _check_sizes(suite: Suite, protocol: str, split: str, cells: Sequence[Cell]) -> None:
     """Refuse more images per class, or larger batches, than the training split holds."""
     dataset = find_dataset(suite.dataset.name)
-    limit, available = suite.dataset.images_per_class, dataset.train_per_class
-    if limit and available and limit > available:
-        raise KdbenchError(
-            f"suite {suite.name}: dataset.images_per_class = {limit}, but the smallest class of {dataset.name} has {available}"
-        )
-    images = limit * dataset.num_classes if limit else dataset.train_images
+    available = dataset.train_per_class
+    if available and split == "validation":
+        available -= dataset.held_out_per_class
+    own = suite.protocols[protocol]
+    limits = {
+        "dataset.images_per_class": suite.dataset.images_per_class,
+        f"protocols.{protocol}.images_per_class": own.images_per_class,
+        f"protocols.{protocol}.teacher_images_per_class": own.teacher_images_per_class,
+    }
+    for name, limit in limits.items():
+        if limit and available and limit > available:
+            raise KdbenchError(
+                f"suite {suite.name}: {name} = {limit}, but the smallest class of {dataset.name} has {available}"
+            )
+    images, teachers = (
+        dataset.training_images(split, suite.images_per_class(protocol, teacher)) for teacher in (False, True)
+    )
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
-    trained |= {("teacher", cell.teacher.recipe_name): (cell.teacher.recipe, dataset.train_images) for cell in cells}
+    trained |= {("teacher", cell.teacher.recipe_name): (cell.teacher.recipe, teachers) for cell in cells}
     for (kind, name), (recipe, size) in trained.items():
         if size is not None and recipe.batch_size > size:
             raise KdbenchError(
@@ -229,23 +261,30 @@ def choose_methods(catalog: MethodCatalog, patterns: Sequence[str]) -> list[str]
     return list(chosen)
 
 
-def plan_teacher(suite: Suite, protocol: str, name: str) -> TeacherPlan:
-    """The teacher ``name`` as a protocol trains it."""
+def plan_teacher(suite: Suite, protocol: str, name: str, split: str = "test") -> TeacherPlan:
+    """The teacher ``name`` as a protocol trains it for cells that are measured on ``split``."""
     net = suite.net(name)
     family = net_family(net, name)
-    recipe_name = suite.teacher_recipe[family]  # type: ignore[index]
+    recipe_name = suite.recipe_name(name, family, teacher=True)
     recipe = suite.recipe(recipe_name, protocol, teacher=True)
     dataset = find_dataset(suite.dataset.name)
+    # A teacher must not have seen what its students are measured on.
+    split = split if dataset.held_out_per_class else "test"
+    limits = {
+        "images_per_class": suite.images_per_class(protocol, teacher=True),
+        "measured_images_per_class": suite.protocols[protocol].measured_images_per_class,
+    }
     config = {
         "config_version": CONFIG_VERSION,
         "kind": "teacher",
-        "dataset": {"name": dataset.name, "version": dataset.version},
+        "dataset": {"name": dataset.name, "version": dataset.version, **_given(limits)},
+        **({"split": split} if split != "test" else {}),
         "net": _net_config(net),
         "recipe": recipe.model_dump(mode="json"),
         "seed": suite.teacher_seed,
         "cpu_threads": suite.cpu_threads,
     }
-    return TeacherPlan(name, net, family, recipe, recipe_name, config, suite.teacher_at_least)
+    return TeacherPlan(name, net, family, recipe, recipe_name, config, suite.teacher_at_least, split)
 
 
 def net_family(net: NetSpec, name: str) -> str:
@@ -394,17 +433,21 @@ def _plan_cell(
 ) -> Cell:
     net = suite.net(student)
     family = net_family(net, student)
-    recipe_name = suite.student_recipe[family]  # type: ignore[index]
+    recipe_name = suite.recipe_name(student, family)
     recipe = suite.recipe(recipe_name, protocol)
     entry = catalog[method]
     dataset = find_dataset(suite.dataset.name)
+    limits = {
+        "images_per_class": suite.images_per_class(protocol),
+        **_given({"measured_images_per_class": suite.protocols[protocol].measured_images_per_class}),
+    }
     config = {
         "config_version": CONFIG_VERSION,
         "kind": "cell",
         "suite": suite.name,
         "protocol": {"name": protocol, "version": suite.protocols[protocol].version},
         "split": choice.split,
-        "dataset": {"version": dataset.version, **suite.dataset.model_dump()},
+        "dataset": {"version": dataset.version, "name": dataset.name, **limits},
         "teacher": {"name": teacher.name, "hash": teacher.hash},
         "student": {"name": student, "net": _net_config(net)},
         "recipe": {"name": recipe_name, **recipe.model_dump(mode="json")},
@@ -431,6 +474,11 @@ def _plan_cell(
     return Cell(
         suite.name, protocol, choice.split, teacher, student, net, method, seed, recipe_name, recipe, config, facts
     )
+
+
+def _given(limits: Mapping[str, int | None]) -> dict[str, int]:
+    """Limits that are set; what is not set leaves the identity as it was before there was such a limit."""
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _net_config(net: NetSpec) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any, TextIO
 
 from kdbench.launch.job import Event, Job
 
-#: Least seconds between two plain lines.
+#: Least and most seconds between two plain lines; in between, a fortieth of the time that the run has taken.
 PLAIN_INTERVAL = 5.0
+LONGEST_PLAIN_INTERVAL = 60.0
 
 
 class Progress:
@@ -91,7 +92,9 @@ class PlainProgress(Progress):
         self._last = time.monotonic()
 
     def tick(self) -> None:
-        if time.monotonic() - self._last >= PLAIN_INTERVAL:
+        now = time.monotonic()
+        interval = min(max(PLAIN_INTERVAL, (now - self.begun) / 40), LONGEST_PLAIN_INTERVAL)
+        if now - self._last >= interval:
             self._line()
 
     def stop(self) -> None:

@@ -105,14 +105,23 @@ class Recipe(_Strict):
 
 
 class DatasetSpec(_Strict):
-    """The data of a suite. ``images_per_class`` limits what students train on; teachers see the whole training split."""
+    """The data of a suite. ``images_per_class`` limits what students train on; teachers see the whole training split.
+
+    ``presets`` names the methods' presets for this data, where they are not those of the data set's own name (CIFAR-100 is
+    published at 224 px and at 32 px, with other hyper-parameters).
+    """
 
     name: str
     images_per_class: Count | None = None
+    presets: Name | None = None
 
 
 class Protocol(_Strict):
-    """How much of a suite is run. ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers."""
+    """How much of a suite is run. ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers.
+
+    The images of a class can be limited: what students train on (instead of the suite's own limit), what teachers train on, and
+    what both are measured on.
+    """
 
     description: str
     version: Count = 1
@@ -120,6 +129,9 @@ class Protocol(_Strict):
     pairs: tuple[str, ...] = ("*",)
     recipe: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
+    images_per_class: Count | None = None
+    teacher_images_per_class: Count | None = None
+    measured_images_per_class: Count | None = None
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Protocol:
@@ -146,6 +158,8 @@ class Suite(_Strict):
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
     student_recipe: dict[Family, str]
     teacher_recipe: dict[Family, str]
+    #: Recipes of nets that are not trained like others of their family, as teacher or student.
+    net_recipe: dict[Name, str] = {}
     protocols: Annotated[dict[Name, Protocol], Field(min_length=1)]
     default_protocol: str
     methods: MethodsSpec
@@ -171,15 +185,19 @@ class Suite(_Strict):
             for family, recipe in chosen.items():
                 with _at(kind, family):
                     _find("recipe", recipe, self.recipes)
+        for net, recipe in self.net_recipe.items():
+            with _at("net_recipe", net):
+                self.net(net)
+                _find("recipe", recipe, self.recipes)
         with _at("default_protocol"):
             _find("protocol", self.default_protocol, self.protocols)
         for name, protocol in self.protocols.items():
             for position, pattern in enumerate(protocol.pairs):
                 with _at("protocols", name, "pairs", position):
                     self.choose_pairs(name, [pattern])
-            for recipe in {*self.student_recipe.values()}:
+            for recipe in {*self.student_recipe.values(), *self.net_recipe.values()}:
                 self.recipe(recipe, name)
-            for recipe in {*self.teacher_recipe.values()}:
+            for recipe in {*self.teacher_recipe.values(), *self.net_recipe.values()}:
                 self.recipe(recipe, name, teacher=True)
         return self
 
@@ -196,6 +214,16 @@ class Suite(_Strict):
             return NetSpec(timm=name, weights="train")
         every = {*own, *_timm_names()}
         raise UnknownNameError("net", name, every if is_near(name, every) else own)
+
+    def images_per_class(self, protocol: str, teacher: bool = False) -> int | None:
+        """How many images of every class students, or teachers, train on under a protocol; None for all."""
+        limits = self.protocols[protocol]
+        return limits.teacher_images_per_class if teacher else limits.images_per_class or self.dataset.images_per_class
+
+    def recipe_name(self, net: str, family: str, teacher: bool = False) -> str:
+        """The name of the recipe that trains a net."""
+        chosen: Mapping[str, str] = self.teacher_recipe if teacher else self.student_recipe  # type: ignore[assignment]
+        return self.net_recipe.get(net) or chosen[family]
 
     def recipe(self, name: str, protocol: str, teacher: bool = False) -> Recipe:
         """The recipe ``name`` as a protocol changes it."""

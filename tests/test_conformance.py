@@ -14,7 +14,8 @@ from kdbench import cli
 from kdbench.conformance import CHECKS, Failure, Skip, check_method, examine
 from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, sample, teacher_hashes
 from kdbench.conformance.settings import _others
-from kdbench.registry import METHODS, Hyperparameter, catalog
+from kdbench.hyperparameters import Hyperparameter
+from kdbench.registry import METHODS, catalog
 
 BUILT_IN = catalog()
 #: Each family once on either side.
@@ -103,7 +104,7 @@ def test_a_sound_plugin_passes(write, monkeypatch) -> None:
 UNSOUND = {
     "import: the module raises": ("import", {"TOP": "raise RuntimeError('boom')"}, "boom"),
     "import: the module leaves": ("import", {"TOP": "sys.exit(3)"}, "SystemExit"),
-    "declaration: an unknown family": ("declaration", {"CLASS": "family = 'magic'"}, "one of baseline"),
+    "declaration: version 0": ("declaration", {"CLASS": "version = 0"}, "1 or more"),
     "declaration: an unknown tap": (
         "declaration",
         {"CLASS": "needs = frozenset({'logits', 'stage'})"},
@@ -140,7 +141,7 @@ UNSOUND = {
     "terms: a name that comes and goes": (
         "terms",
         {"INIT": "self.n = 0", "FORWARD": "self.n += 1\nterms[f'n{self.n}'] = ce"},
-        "same names",
+        "return the same",
     ),
     "terms: a field that needs does not name": (
         "terms",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,13 +163,15 @@ def test_plugin_is_read_without_being_imported(write_plugin: Callable[..., Path]
     assert "mine" not in METHODS
 
 
-def test_plugin_is_imported_once_when_it_is_built(write_plugin: Callable[..., Path]) -> None:
-    found = catalog([str(write_plugin("built", before="import builtins; builtins.kdbench_count = getattr(builtins, 'kdbench_count', 0) + 1"))])
+def test_plugin_is_imported_once_when_it_is_built(
+    write_plugin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = "import os; os.environ['KDBENCH_COUNT'] = os.environ.get('KDBENCH_COUNT', '') + 'x'"
+    monkeypatch.setenv("KDBENCH_COUNT", "")
+    found = catalog([str(write_plugin("built", before=count))])
     cls = found["built"].load()
     assert found["built"].load() is cls
-    import builtins
-
-    assert builtins.__dict__.pop("kdbench_count") == 1
+    assert os.environ["KDBENCH_COUNT"] == "x"
 
 
 @pytest.mark.parametrize(

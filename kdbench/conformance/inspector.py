@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kdbench.conformance import watch
@@ -76,8 +76,8 @@ class _Inspector:
         for name, check, number in ON_SOME_PAIRS:
             for pair in some[:number]:
                 self._on_pair(name, check, cls, pair)
-        self._named("ranges", lambda: ranges(self.entry, cls, some[0]))
-        self._named("settings", lambda: settings(self.entry, cls, some[:3]))
+        self._guard("ranges", (), lambda: ranges(self.entry, cls, some[0]))
+        self._guard("settings", (), lambda: settings(self.entry, cls, some[:3]))
 
     def _imported(self) -> Any:
         self.progress("import")
@@ -119,15 +119,6 @@ class _Inspector:
 
     def _on_pair(self, name: str, check: Check, cls: type[Method], pair: Pair) -> bool:
         return self._guard(name, (str(pair),), lambda: check(cls, pair))
-
-    def _named(self, name: str, check: Callable[[], Iterator[tuple[str, Wrong]]]) -> None:
-        """A check of hyper-parameters, which says itself what each finding is about."""
-
-        def run() -> Iterator[Wrong]:
-            for _, wrong in check():
-                yield wrong
-
-        self._guard(name, (), run)
 
     def _guard(self, name: str, where: tuple[str, ...], check: Callable[[], Iterable[Wrong]]) -> bool:
         """Run a check, turn what it raises into a failure, compare global state. Whether it came to its end."""

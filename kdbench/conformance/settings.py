@@ -13,74 +13,62 @@ from kdbench.conformance.bench import BATCH, EPOCHS, Pair, Trial, sample
 from kdbench.conformance.checks import _prediction
 from kdbench.conformance.findings import Wrong, one_line, trace
 from kdbench.errors import HyperparameterError
+from kdbench.hyperparameters import Hyperparameter
 from kdbench.method import Method
-from kdbench.registry import Hyperparameter, MethodEntry
+from kdbench.registry import MethodEntry
 
 #: Epochs of the steps that two values of a hyper-parameter are compared over: warm-ups and ramps differ in one of them.
 _EPOCHS_SEEN = (0, 1, EPOCHS // 2, EPOCHS - 1)
 
 
-def ranges(entry: MethodEntry, cls: type[Method], pair: Pair) -> Iterator[tuple[str, Wrong]]:
-    """Yield (hyper-parameter, what is wrong) for senseless values that are taken."""
+def ranges(entry: MethodEntry, cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    """Senseless values of hyper-parameters that are taken, at most one of each."""
     for name, parameter in entry.hyperparameters.items():
-        for value, helper in _senseless(name, parameter):
+        for value, helper in _senseless(entry, name, parameter):
+            advice = f"refuse it with {helper} in __init__ (kdbench.method)"
             try:
                 Trial(cls, pair, {name: value})
             except HyperparameterError:
                 continue
             except Exception as error:
-                yield (
-                    name,
-                    Wrong(
-                        "ranges",
-                        f"{name} = {value!r} raised {one_line(error)}; refuse it with {helper} in __init__",
-                        trace(error),
-                    ),
-                )
+                yield Wrong("ranges", f"{name} = {value!r} raised {one_line(error)}; {advice}", trace(error))
             else:
-                yield (
-                    name,
-                    Wrong(
-                        "ranges", f"{name} = {value!r} is taken; refuse it with {helper} in __init__ (kdbench.method)"
-                    ),
-                )
+                yield Wrong("ranges", f"{name} = {value!r} is taken; {advice}")
+            break
 
 
-def _senseless(name: str, parameter: Hyperparameter) -> Iterator[tuple[Any, str]]:
+def _senseless(entry: MethodEntry, name: str, parameter: Hyperparameter) -> Iterator[tuple[Any, str]]:
+    """Values that must be refused, and the helper that does it. Known by the name of the hyper-parameter."""
     default = parameter.default
-    several = isinstance(default, tuple)
-    if re.search(r"(^|_)temperatures?($|_)", name) and (several or _is_number(default)):
+    several = isinstance(default, tuple) and bool(default)
+    if not several and not _is_number(default):
+        return
+    if re.search(r"(^|_)temperatures?($|_)", name):
         for value in (0.0, -1.0):
             yield ((value, *default[1:]) if several else value), f"positive({name}={name})"
-    elif re.search(r"(^|_)weights?$", name) and (several or _is_number(default)):
+    elif re.search(r"(^|_)weights?$", name) and "non_negative" in entry.path.read_text(encoding="utf-8"):
+        # A negative weight may be meant, but hardly where others are refused.
         yield ((-1.0, *default[1:]) if several else -1.0), f"non_negative({name}={name})"
     elif name == "stages" and several:
         yield (5,), "stage_numbers(stages=stages)"
 
 
-def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> Iterator[tuple[str, Wrong]]:
-    """Yield (hyper-parameter, what is wrong) for those whose value makes no difference on any of the pairs."""
+def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> Iterator[Wrong]:
+    """Hyper-parameters whose value makes no difference on any of the pairs."""
     usual: dict[Pair, tuple[str, str]] = {}
     for name, parameter in entry.hyperparameters.items():
         tried: list[Any] = []
-        if not any(_makes_a_difference(cls, pair, name, parameter, usual, tried) for pair in pairs):
-            if tried:
-                shown = ", ".join(map(repr, dict.fromkeys(tried)))
-                yield (
-                    name,
-                    Wrong(
-                        "settings",
-                        f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it",
-                    ),
-                )
-            else:
-                yield (
-                    name,
-                    Wrong(
-                        "settings",
-                        f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it",
-                    ),
-                )
+        if any(_makes_a_difference(cls, pair, name, parameter, usual, tried) for pair in pairs):
+            continue
+        shown = ", ".join(map(repr, dict.fromkeys(tried)))
+        if tried:
+            yield Wrong(
+                "settings", f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it"
+            )
+        else:
+            yield Wrong(
+                "settings", f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it"
+            )
 
 
 def _makes_a_difference(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ class DatasetEntry:
 
     ``version`` is raised when splits or pixels change; it is part of every result's identity. ``train_images`` and
     ``train_per_class`` (of the smallest class) let a plan refuse what the training split cannot give, before it is loaded;
-    None where it is not known.
+    None where it is not known. ``held_out_per_class`` of them are validation images, in training unless these are measured.
     """
 
     name: str
@@ -31,6 +32,15 @@ class DatasetEntry:
     version: int = 1
     train_images: int | None = None
     train_per_class: int | None = None
+    held_out_per_class: int = 0
+
+    def training_images(self, split: str, per_class: int | None = None) -> int | None:
+        """Number of images to train on when ``split`` is measured, at most ``per_class`` of a class; None if not known."""
+        if per_class is not None:
+            return per_class * self.num_classes
+        if self.train_images is None or split != "validation":
+            return self.train_images
+        return self.train_images - self.held_out_per_class * self.num_classes
 
 
 DATASETS: dict[str, DatasetEntry] = {
@@ -43,6 +53,17 @@ DATASETS: dict[str, DatasetEntry] = {
         loader="kdbench.data.digits",
         train_images=997,
         train_per_class=94,
+    ),
+    "cifar100": DatasetEntry(
+        name="cifar100",
+        title="CIFAR-100",
+        num_classes=100,
+        images="60,000 images of 32 x 32 px: 50,000 train, 10,000 test; 5,000 of train are held out for validation if asked for",
+        source="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz (Krizhevsky 2009), below --data; --download fetches it",
+        loader="kdbench.data.cifar100",
+        train_images=50_000,
+        train_per_class=500,
+        held_out_per_class=50,
     ),
 }
 
@@ -61,3 +82,25 @@ def find_dataset(name: str) -> DatasetEntry:
 def load_dataset(name: str, folder: Path | None = None) -> Dataset:
     """Load a data set; ``folder`` says where data sets lie on this machine (``digits`` needs none)."""
     return importlib.import_module(find_dataset(name).loader).load(folder)
+
+
+def check_dataset(name: str, folder: Path | None = None) -> None:
+    """See that a data set can be loaded, at a glance: its loader's ``check(folder)``, where it has one.
+
+    Raises:
+        KdbenchError: if files of it are missing.
+    """
+    check = getattr(importlib.import_module(find_dataset(name).loader), "check", None)
+    if check is not None:
+        check(folder)
+
+
+def download_dataset(name: str, folder: Path | None, progress: Callable[[int, int], None] | None = None) -> None:
+    """Fetch a data set that is not in ``folder`` yet: its loader's ``download(folder, progress)``, where it has one.
+
+    Raises:
+        KdbenchError: if it cannot be had.
+    """
+    download = getattr(importlib.import_module(find_dataset(name).loader), "download", None)
+    if download is not None:
+        download(folder, progress)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdbench.launch.job import Event, Job, Launcher, job_for_cohort, job_for_teacher
-from kdbench.plan import Cell, Plan
+from kdbench.plan import Cell, Cohort, Plan
 from kdbench.store import CellFolder, Store, write_json
 
 #: How often a job whose process died is started again, from its last checkpoint, before its cells count as failed.
@@ -74,12 +74,12 @@ def execute(
     *,
     data: str | None = None,
     device: str | None = None,
-    solo: bool = False,
+    cohorts: Sequence[Cohort] | None = None,
     on_jobs: Callable[[Sequence[Job]], None] = lambda jobs: None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Summary:
-    """Train what ``todo`` says.
+    """Train what ``todo`` says, in the given cohorts (default: as the plan groups them).
 
     On Ctrl-C the workers are stopped and the KeyboardInterrupt goes on to the caller; what is saved stays.
     """
@@ -91,7 +91,7 @@ def execute(
         "device": device,
         "threads": min(plan.suite.cpu_threads, os.cpu_count() or 1),
     }
-    cohorts = plan.cohorts(solo, todo.train)
+    cohorts = plan.cohorts(False, todo.train) if cohorts is None else cohorts
     teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}
     missing = {key: teacher for key, teacher in teachers.items() if store.result_of_teacher(teacher) is None}
     teacher_jobs = {key: job_for_teacher(plan, teacher, **common) for key, teacher in missing.items()}

@@ -182,9 +182,14 @@ def count_parameters(spec: NetSpec, num_classes: int, name: str = "") -> int:
 
 @functools.lru_cache(maxsize=256)
 def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int]:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        net = TappedNet(NetSpec.model_validate(json.loads(spec)), num_classes, name)
-        return net.describe(), sum(parameter.numel() for parameter in net.parameters())
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            net = TappedNet(NetSpec.model_validate(json.loads(spec)), num_classes, name)
+            return net.describe(), sum(parameter.numel() for parameter in net.parameters())
+    except KdbenchError:
+        raise
+    except Exception as error:  # one of timm's many architectures that works otherwise than the others
+        raise NetError(f"net {name}: its stages cannot be tapped ({type(error).__name__}: {error})") from error
 
 
 def state_hash(module: nn.Module) -> str:
@@ -217,6 +222,8 @@ def _create(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
     for method in ("forward_intermediates", "forward_head"):
         if not hasattr(net, method):
             raise NetError(f"net {name}: {spec.timm} has no {method}; choose a timm model that has")
+    if not isinstance(net.get_classifier(), nn.Module):
+        raise NetError(f"net {name}: {spec.timm} has more than one classifier; choose a timm model with one")
     return net
 
 

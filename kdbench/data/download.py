@@ -1,0 +1,125 @@
+"""Fetching an archive and taking single files out of it. Works without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from kdbench.errors import KdbenchError
+
+CHUNK = 1 << 20
+TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file must be: its size in bytes and its MD5 as hexadecimal digits."""
+
+    size: int
+    md5: str
+
+    def __str__(self) -> str:
+        return f"{self.size:,} bytes, md5 {self.md5}"
+
+
+def facts_of(path: Path) -> FileFacts:
+    """Size and MD5 of a file."""
+    digest = hashlib.md5(usedforsecurity=False)
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileFacts(size, digest.hexdigest())
+
+
+def fetch(url: str, path: Path, expected: FileFacts, progress: Callable[[int, int], None] | None = None) -> None:
+    """Download ``url`` to ``path``. What is kept is whole and has the expected size and MD5, or nothing is.
+
+    Args:
+        url: where the file lies.
+        path: where it goes; its folder exists.
+        expected: its size and MD5.
+        progress: called with the bytes that came so far, and all.
+
+    Raises:
+        KdbenchError: if it cannot be had, or is another file.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as source:
+            found = _store(source, path, expected, progress)
+    except urllib.error.HTTPError as error:
+        raise KdbenchError(f"{url} cannot be downloaded (the server says {error.code} {error.reason})") from None
+    except urllib.error.URLError as error:
+        raise KdbenchError(f"{url} cannot be downloaded ({error.reason}); is there a network?") from None
+    except OSError as error:
+        raise KdbenchError(f"{url} cannot be downloaded to {path} ({error.strerror or error})") from None
+    if found != expected:
+        raise KdbenchError(f"{url} is not what it was, or did not come whole: {found}; expected {expected}")
+
+
+def unpack(archive: Path, members: Mapping[str, tuple[Path, FileFacts]]) -> None:
+    """Take single files out of a tar archive.
+
+    Only the named members are read, as bytes, and written to paths that the caller chose: nothing that an archive says (a
+    path, a link, an owner, a mode) decides where or what is written. No more bytes are read than a member should have.
+
+    Args:
+        archive: the archive, compressed or not.
+        members: name in the archive -> where it goes, and what it must be.
+
+    Raises:
+        KdbenchError: if the archive cannot be read, or a member is missing or another one than expected.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            for name, (path, expected) in members.items():
+                info = tar.getmember(name)
+                source = tar.extractfile(info) if info.isreg() else None
+                if source is None:
+                    raise KdbenchError(f"{archive}: {name} is no plain file")
+                with source:
+                    found = _store(source, path, expected)
+                if found != expected:
+                    raise KdbenchError(f"{archive}: {name} has {found}; expected {expected}")
+    except KeyError:
+        raise KdbenchError(f"{archive} does not hold {name}") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise KdbenchError(f"{archive} cannot be unpacked ({error})") from None
+
+
+def _store(
+    source: BinaryIO, path: Path, expected: FileFacts, progress: Callable[[int, int], None] | None = None
+) -> FileFacts:
+    """Copy ``source`` into ``path`` through a temporary file, which takes its place only if it is what was expected."""
+    digest = hashlib.md5(usedforsecurity=False)
+    size = 0
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as target:
+            # One byte more than there should be is enough to know that it is another file.
+            while size <= expected.size and (chunk := source.read(min(CHUNK, expected.size + 1 - size))):
+                target.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                if progress is not None:
+                    progress(size, expected.size)
+            target.flush()
+            os.fsync(target.fileno())
+        found = FileFacts(size, digest.hexdigest())
+        if found == expected:
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        return found
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)

@@ -1,0 +1,132 @@
+"""Two processes that share a batch give the losses, gradients and buffers of one process on the whole batch.
+
+Each steps on its half and gradients are averaged, as DDP does. The methods of ``test_relation_methods.py`` are tested
+there, on embeddings of any kind; here are all others, on real nets, and CRD with its banks. Batch normalisation has the
+statistics of its own process under DDP, so the nets have none and those of the methods are in eval mode.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdbench.engine.teacher import freeze
+from kdbench.method import Batch, Task
+from kdbench.methods import mgd
+from kdbench.nets.spec import NetSpec
+from kdbench.nets.tapped import TappedNet
+from kdbench.registry import catalog
+
+CLASSES, BATCH, SAMPLES = 5, 8, 24
+STUDENT = NetSpec(
+    timm="vit_32px_small", family="vit", args={"patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}
+)
+TEACHER = NetSpec(timm="mixer_32px_small", family="mlp", args={"patch_size": 8, "embed_dim": 20, "num_blocks": 4})
+SETTINGS: dict[str, dict[str, Any]] = {
+    "crd": {"num_negatives": 12, "dim": 8},
+    "fofa": {"queries": 16, "dim": 16, "heads": 2},
+    "tas": {"dim": 8},
+    "lfcc": {"dim": 8},
+    "msdcrd": {"dim": 8},
+}
+ELSEWHERE = {"cc", "rkd", "sp", "pkt", "rsd", "dist", "mlld"}
+METHODS = [name for name in catalog() if name not in ELSEWHERE]
+
+
+class FixedNegatives(nn.Module):
+    """Stands for CRD's sampler, whose draws differ between processes."""
+
+    def __init__(self, rows: slice) -> None:
+        super().__init__()
+        self.table = torch.randint(SAMPLES, (BATCH, 12), generator=torch.Generator().manual_seed(5))[rows]
+
+    def forward(self, labels: Tensor, number: int) -> Tensor:
+        return self.table[: len(labels), :number]
+
+
+@functools.lru_cache(maxsize=1)
+def nets() -> tuple[TappedNet, TappedNet]:
+    torch.manual_seed(0)
+    student, teacher = TappedNet(STUDENT, CLASSES).double(), TappedNet(TEACHER, CLASSES).double()
+    for net in (student, teacher):
+        classifier: Any = net.classifier
+        nn.init.normal_(classifier.weight, std=0.2)
+    return student.train(), freeze(teacher)
+
+
+def two_steps(name: str, rows: slice) -> dict[str, Tensor]:
+    """Loss terms and gradients of two steps (on other images), and the buffers after them, for ``rows`` of the batch."""
+    student, teacher = nets()
+    torch.manual_seed(1)
+    labels = torch.arange(SAMPLES) % CLASSES
+    cls: Any = catalog()[name].load()
+    task = Task(CLASSES, SAMPLES, labels)
+    method = cls(student.describe(), teacher.describe(), task, **SETTINGS.get(name, {})).double()
+    for module in method.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    if name == "crd":
+        method.negatives = FixedNegatives(rows)
+    needs = frozenset(method.needs)
+    images = torch.rand(2, BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(2)).double()
+    found: dict[str, Tensor] = {}
+    for step in range(2):
+        index = torch.arange(step * BATCH, (step + 1) * BATCH)[rows]
+        student.zero_grad()
+        method.zero_grad()
+        with torch.no_grad():
+            taught = teacher(images[step][rows], needs)
+        terms = method(Batch(labels[index], index), student(images[step][rows], needs), taught)
+        sum(terms.values()).backward()
+        found |= {f"{step} term {key}": term.detach().reshape(()).clone() for key, term in terms.items()}
+        for key, parameter in (*student.net.named_parameters(), *method.named_parameters(prefix="method")):
+            if parameter.grad is not None:
+                found[f"{step} gradient {key}"] = parameter.grad.clone()
+    return found | {f"buffer {key}": value.clone().double() for key, value in method.named_buffers()}
+
+
+def fixed_mask(value: Tensor, mask_ratio: float) -> Tensor:
+    """Stands for MGD's mask, which is drawn in each process."""
+    return torch.ones_like(value[:, :, :1, :1]) * (torch.arange(value.shape[1]) % 3 > 0)[None, :, None, None]
+
+
+def work(rank: int, folder: str) -> None:
+    """One of two processes."""
+    torch.set_num_threads(1)
+    mgd.channel_mask = fixed_mask
+    if os.path.exists("/sys/class/net/lo"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    half = BATCH // 2
+    found = {name: two_steps(name, slice(rank * half, (rank + 1) * half)) for name in METHODS}
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
+    folder: Path = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.xdist_group("two processes")
+def test_two_processes_give_the_losses_and_gradients_of_one_on_the_whole_batch(name, processes, monkeypatch) -> None:
+    monkeypatch.setattr(mgd, "channel_mask", fixed_mask)
+    whole = two_steps(name, slice(0, BATCH))
+    parts = [found[name] for found in processes]
+    assert all(part.keys() == whole.keys() for part in parts)
+    for key, value in whole.items():
+        mean = sum(part[key] for part in parts) / 2
+        torch.testing.assert_close(
+            mean, value, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{name}, {key}: {text}"
+        )
+        if key.startswith("buffer"):
+            torch.testing.assert_close(parts[0][key], parts[1][key], rtol=1e-7, atol=1e-9)

@@ -1,0 +1,277 @@
+"""Nets from timm seen through their taps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from kdbench.nets.spec import NetSpec
+from kdbench.nets.tapped import NetError, TappedNet, count_parameters, describe, plain_taps, state_hash
+from kdbench.nets.zoo import ZOO
+
+NEEDS = ("logits", "stages", "embedding", "classifier", "stagewise")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def net(name: str, **changes: Any) -> TappedNet:
+    torch.manual_seed(0)
+    return TappedNet(ZOO[name].model_copy(update=changes), 10, name).eval()
+
+
+def images(count: int = 2, size: int = 32) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+#: (channels, height, width) of stages 1 to 4, and the number of class tokens
+SHAPES = {
+    "resnet_32px_large": ([(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)], 0),
+    "resnet_32px_small": ([(16, 32, 32), (32, 16, 16), (64, 8, 8), (128, 4, 4)], 0),
+    "convnext_32px_large": ([(48, 16, 16), (96, 8, 8), (192, 4, 4), (384, 2, 2)], 0),
+    "convnext_32px_small": ([(24, 16, 16), (48, 8, 8), (96, 4, 4), (192, 2, 2)], 0),
+    "vit_32px_large": ([(192, 8, 8)] * 4, 1),
+    "vit_32px_small": ([(96, 8, 8)] * 4, 1),
+    "swin_32px_large": ([(48, 16, 16), (96, 8, 8), (192, 4, 4), (384, 2, 2)], 0),
+    "swin_32px_small": ([(24, 16, 16), (48, 8, 8), (96, 4, 4), (192, 2, 2)], 0),
+    "mixer_32px_large": ([(192, 8, 8)] * 4, 0),
+    "mixer_32px_small": ([(96, 8, 8)] * 4, 0),
+    "resmlp_32px_large": ([(192, 8, 8)] * 4, 0),
+    "resmlp_32px_small": ([(96, 8, 8)] * 4, 0),
+}
+
+
+def test_zoo_holds_the_nets_of_this_table() -> None:
+    assert set(SHAPES) == set(ZOO)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_outputs_agree_with_the_nets_own_forward_and_with_each_other(name: str) -> None:
+    tapped = net(name)
+    inputs = tapped.preprocess(images())
+    with torch.no_grad():
+        own = tapped.net(inputs)
+        outputs = tapped(images(), NEEDS)
+        assert torch.equal(outputs.logits, own)
+        assert outputs.embedding is not None
+        assert outputs.classifier is not None
+        assert torch.equal(outputs.classifier(outputs.embedding), own)
+        assert torch.allclose(tapped(images()).logits, own, atol=1e-6)  # without taps
+    assert outputs.images is not None
+    assert torch.equal(outputs.images, inputs)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_stages_have_their_shapes_and_the_description_says_so(name: str) -> None:
+    shapes, class_tokens = SHAPES[name]
+    tapped = net(name)
+    with torch.no_grad():
+        outputs = tapped(images(), NEEDS)
+    info = describe(ZOO[name], 10, name)
+    assert outputs.stages is not None
+    assert outputs.embedding is not None
+    for stage, told, shape in zip(outputs.stages, info.stages, shapes, strict=True):
+        assert stage.map.shape == (2, *shape)
+        assert (told.channels, told.height, told.width, told.class_tokens) == (*shape, class_tokens)
+        assert stage.layout == told.layout == ("map" if info.family == "cnn" else "tokens")
+        assert torch.equal(stage.tokens, stage.map.flatten(2).transpose(1, 2))
+        assert stage.all_tokens.shape[1] == shape[1] * shape[2] + class_tokens
+        assert (stage.class_tokens is None) == (class_tokens == 0)
+    assert info == tapped.describe()
+    assert (info.name, info.family, info.embedding_dim) == (name, ZOO[name].family, outputs.embedding.shape[1])
+    assert (info.num_classes, info.input_size, info.linear_classifier) == (10, (32, 32), True)
+    assert count_parameters(ZOO[name], 10, name) == sum(parameter.numel() for parameter in tapped.parameters())
+
+
+def test_class_token_is_the_one_that_the_block_puts_out() -> None:
+    tapped = net("vit_32px_small")
+    seen: list[torch.Tensor] = []
+    number = tapped.taps[1]
+    assert isinstance(number, int)
+    tapped.net.blocks[number].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        outputs = tapped(images(), ("stages",))
+    assert outputs.stages is not None
+    assert torch.equal(outputs.stages[1].all_tokens, seen[0])
+
+
+def test_stages_of_a_cnn_are_what_its_stages_put_out() -> None:
+    tapped = net("resnet_32px_small")
+    seen: dict[int, torch.Tensor] = {}
+    for number in range(1, 5):
+        layer = getattr(tapped.net, f"layer{number}")
+        layer.register_forward_hook(lambda module, inputs, output, number=number: seen.__setitem__(number, output))
+    with torch.no_grad():
+        outputs = tapped(images(), ("stages",))
+    assert outputs.stages is not None
+    assert all(torch.equal(outputs.stages[number - 1].map, seen[number]) for number in range(1, 5))
+
+
+def test_only_what_is_needed_is_handed_out() -> None:
+    outputs = net("vit_32px_small")(images())
+    assert (outputs.stages, outputs.embedding, outputs.classifier, outputs.images, outputs.stagewise) == (None,) * 5
+    outputs = net("vit_32px_small")(images(), ("embedding",))
+    assert outputs.embedding is not None
+    assert outputs.stages is None
+
+
+def test_describing_keeps_the_mode_and_the_random_state() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    describe(NetSpec(timm="vit_32px_small", args={"depth": 5}), 11)
+    assert torch.equal(torch.rand(2), expected)
+    tapped = net("resnet_32px_small").train()
+    before = state_hash(tapped)
+    tapped.describe()
+    assert tapped.training
+    assert state_hash(tapped) == before
+
+
+# Taps
+
+
+def test_plain_nets_are_tapped_at_2_4_10_and_12_twelfths() -> None:
+    assert plain_taps(12) == (1, 3, 9, 11)
+    assert plain_taps(24) == (3, 7, 19, 23)
+    assert plain_taps(4) == (0, 1, 2, 3)
+    for depth in range(4, 25):
+        taps = plain_taps(depth)
+        assert taps[0] >= 0
+        assert list(taps) == sorted(set(taps))
+        assert taps[3] == depth - 1
+        if depth >= 6:
+            wanted = [depth * share / 12 - 1 for share in (2, 4, 10, 12)]
+            assert all(abs(tap - want) <= 0.5 for tap, want in zip(taps, wanted, strict=True))
+
+
+def test_taps_of_a_suite_go_first_and_may_end_in_what_enters_the_pooling() -> None:
+    tapped = TappedNet(NetSpec(timm="mobilenetv2_100", taps=(1, 2, 3, "final"), input_size=(64, 64)), 10).eval()
+    with torch.no_grad():
+        outputs = tapped(images(size=64), ("stages",))
+        final = tapped.net.forward_features(tapped.preprocess(images(size=64)))
+    assert outputs.stages is not None
+    assert [stage.channels for stage in outputs.stages] == [24, 32, 96, 1280]
+    assert torch.equal(outputs.stages[3].map, final)
+
+
+def test_tap_that_is_no_map_is_refused() -> None:
+    with pytest.raises(NetError, match=r"stage 4 has shape \(1, 65, 96\).*set its taps"):
+        describe(ZOO["vit_32px_small"].model_copy(update={"taps": (0, 1, 2, "final")}), 10)
+
+
+@pytest.mark.parametrize(
+    ("taps", "problem"),
+    [((0, 1, 2, 9), "tap 9 is unknown; .* has stages 0 to 5"), ((-1, 1, 2, 3), "tap -1"), ((0, 2, 1, 3), "must increase"),
+     ((0, 1, 1, 3), "must increase"), ((0, 1, "final", 3), "must increase")],
+)  # fmt: skip
+def test_wrong_taps_are_refused(taps: tuple[Any, ...], problem: str) -> None:
+    with pytest.raises(NetError, match=problem):
+        net("vit_32px_small", taps=taps)
+
+
+def test_net_with_fewer_than_four_stages_needs_taps() -> None:
+    with pytest.raises(NetError, match="only 3 stages, four are needed; set its taps"):
+        TappedNet(NetSpec(timm="vit_32px_small", args={"depth": 3}), 10)
+
+
+# Preprocessing
+
+
+def test_each_net_normalises_by_its_own_mean_and_std() -> None:
+    tapped = net("resnet_32px_small")
+    assert torch.allclose(tapped.preprocess(images()), (images() - 0.5) / 0.25)
+    other = net("resnet_32px_small", mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    expected = (images() - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
+    assert torch.allclose(other.preprocess(images()), expected)
+    assert tapped.preprocessing != other.preprocessing
+    assert tapped.preprocessing == net("vit_32px_small").preprocessing
+
+
+def test_images_are_resized_to_the_nets_own_input_size() -> None:
+    tapped = net("resnet_32px_small", input_size=(48, 40))
+    inputs = tapped.preprocess(images())
+    assert inputs.shape == (2, 3, 48, 40)
+    resized = F.interpolate(images(), (48, 40), mode="bilinear", align_corners=False, antialias=True)
+    assert torch.allclose(inputs, (resized - 0.5) / 0.25)
+    assert tapped.preprocessing != net("resnet_32px_small").preprocessing
+    assert describe(ZOO["resnet_32px_small"].model_copy(update={"input_size": (48, 40)}), 10).stages[0].height == 48
+
+
+def test_preprocessing_is_no_part_of_the_weights() -> None:
+    assert not [name for name in net("resnet_32px_small").state_dict() if name in ("mean", "std")]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        (NetSpec(timm="resnet81"), r"timm has no model 'resnet81'; did you mean 'resnet18|resnet[0-9]"),
+        (NetSpec(timm="vit_32px_smal"), "did you mean 'vit_32px_small'"),
+        (NetSpec(timm="vit_32px_small", args={"dept": 3}), "timm cannot build vit_32px_small with {'dept': 3}"),
+        (NetSpec(timm="vit_32px_small", args={"embed_dim": 10}), "timm cannot build"),
+    ],
+)
+def test_net_that_timm_cannot_build_is_refused_with_its_name(spec: NetSpec, problem: str) -> None:
+    with pytest.raises(NetError, match=problem) as caught:
+        TappedNet(spec, 10, "mine")
+    assert str(caught.value).startswith("net mine: ")
+
+
+# Nets of timm itself, at a size that suits a test
+
+TIMM = {
+    "resnet18": (None, "cnn", 0),
+    "mobilenetv2_100": (None, "cnn", 0),
+    "convnext_atto": (None, "cnn", 0),
+    "regnety_002": (None, "cnn", 0),
+    "vit_tiny_patch16_224": ({"img_size": 64}, "vit", 1),
+    "deit_tiny_patch16_224": ({"img_size": 64}, "vit", 1),
+    "swin_tiny_patch4_window7_224": ({"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1, 2, 1)}, "vit", 0),
+    "mixer_s16_224": ({"img_size": 64}, "mlp", 0),
+    "resmlp_12_224": ({"img_size": 64}, "mlp", 0),
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_nets_of_timm_are_tapped_alike(name: str) -> None:
+    args, family, class_tokens = TIMM[name]
+    spec = NetSpec(timm=name, args=args or {}, input_size=(64, 64))
+    torch.manual_seed(0)
+    tapped = TappedNet(spec, 7).eval()
+    with torch.no_grad():
+        outputs = tapped(images(2, 64), NEEDS)
+        assert torch.equal(outputs.logits, tapped.net(tapped.preprocess(images(2, 64))))
+        assert outputs.embedding is not None
+        assert outputs.classifier is not None
+        assert torch.equal(outputs.classifier(outputs.embedding), outputs.logits)
+    info = describe(spec, 7)
+    assert (info.family, info.class_tokens, len(info.stages), info.num_classes) == (family, class_tokens, 4, 7)
+    assert outputs.stages is not None
+    for stage, told in zip(outputs.stages, info.stages, strict=True):
+        assert stage.map.shape == (2, told.channels, told.height, told.width)
+    assert [stage.height for stage in info.stages] == sorted((stage.height for stage in info.stages), reverse=True)
+    assert tapped.mean.flatten().tolist() == pytest.approx(list(timm.get_pretrained_cfg(name).mean))
+
+
+def test_net_with_two_classifiers_is_refused() -> None:
+    with pytest.raises(NetError, match="more than one classifier"):
+        TappedNet(NetSpec(timm="deit_tiny_distilled_patch16_224", args={"img_size": 64}), 10)
+
+
+def test_net_that_fails_when_it_is_described_is_refused_in_one_sentence() -> None:
+    with pytest.raises(NetError, match="net mine: its stages cannot be tapped"):
+        describe(NetSpec(timm="vit_tiny_patch16_224", input_size=(64, 64)), 10, "mine")
+
+
+def test_family_that_is_not_known_is_asked_for() -> None:
+    with pytest.raises(NetError, match="write family: cnn, vit or mlp in the suite"):
+        TappedNet(NetSpec(timm="coatnet_0_rw_224", input_size=(64, 64)), 10)
