@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     made, methods = _make_plan(options)
     store.check()
     made = check_cells(made)
-    _check_device(options.device)
+    _check_backend(options.device)
     if any(store.cell(cell).state() != "done" for cell in made.cells):
         _ready_data(options, made)
     store.check(writable=True)
@@ -262,7 +262,11 @@ def _suite_name(options: argparse.Namespace) -> str:
     return os.path.abspath(options.suite) if Path(options.suite).is_file() else str(options.suite)
 
 
-def _check_device(name: str | None) -> None:
+def _check_backend(name: str | None) -> None:
+    """Refuse a machine that cannot train before anything is written."""
+    from kdbench.engine.backend import check_opencv
+
+    check_opencv()
     if name is None:
         return
     import torch

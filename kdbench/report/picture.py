@@ -82,36 +82,48 @@ def _figure(board: Leaderboard) -> Figure:
     longest = max(len(_label(s)) for s in standings)
     left = min(0.30, 0.04 + 0.0085 * longest)
     axes = figure.add_axes((left, bottom / height, _AXES_RIGHT - left, 1 - (top + bottom) / height))
-    _draw_rows(axes, board, standings)
+    draw_rows(axes, board, standings)
     _draw_columns(axes, board, standings)
     figure.text(0.012, 1 - 0.1 / height, _title(board), va="top", fontsize=11, fontweight="bold")
     figure.text(0.012, 0.08 / height, "\n".join(caption), va="bottom", fontsize=7.5, linespacing=1.25)
     return figure
 
 
-def _draw_rows(axes: Axes, board: Leaderboard, standings: Sequence[Standing]) -> None:
+def draw_rows(
+    axes: Axes, board: Leaderboard, standings: Sequence[Standing], scale: float = 1.0, legend: bool = True
+) -> None:
+    """Draw a row per method: marker, interval, pairs. ``scale`` is the size of marks, 1 for a picture 9.5 inches wide."""
     low, high = _limits(board, standings)
     for y, standing in enumerate(standings):
         if y % 2:
             axes.axhspan(y - 0.5, y + 0.5, color="0.955", zorder=0, linewidth=0)
         gains = np.array([gain for _, gain in standing.gains])
         seen = gains[(gains >= low) & (gains <= high)]
-        axes.plot(seen, np.full(seen.size, y), "|", color=_PAIR_GREY, markersize=9, markeredgewidth=1.1, zorder=2)
+        axes.plot(
+            seen,
+            np.full(seen.size, y),
+            "|",
+            color=_PAIR_GREY,
+            markersize=9 * scale,
+            markeredgewidth=1.1 * scale,
+            zorder=2,
+        )
         for edge, beyond in ((low, gains < low), (high, gains > high)):
             if beyond.any():
                 arrow = "◂" if edge == low else "▸"
                 axes.annotate(
                     f"{arrow} {beyond.sum()}" if edge == low else f"{beyond.sum()} {arrow}",
                     (edge, y), xytext=(1 if edge == low else -1, 0), textcoords="offset points",
-                    ha="left" if edge == low else "right", va="center", fontsize=7, color="0.25", zorder=5,
+                    ha="left" if edge == low else "right", va="center", fontsize=7 * scale**0.5, color="0.25", zorder=5,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
                 )  # fmt: skip
         if np.isfinite(standing.low):
             ends = np.clip([standing.low, standing.high], low, high)
-            axes.plot(ends, [y, y], "-", color="black", linewidth=1.6, zorder=3, solid_capstyle="butt")
+            axes.plot(ends, [y, y], "-", color="black", linewidth=1.6 * scale, zorder=3, solid_capstyle="butt")
         axes.plot(
             np.clip(_center(board, standing), low, high), y, MARKERS.get(standing.family, "P"), color="black",
-            markerfacecolor="white" if standing.reconstruction else "black", markersize=6.5, markeredgewidth=1.3,
+            markerfacecolor="white" if standing.reconstruction else "black", markersize=6.5 * scale,
+            markeredgewidth=1.3 * scale,
             zorder=4, clip_on=False,
         )  # fmt: skip
     if board.reference:
@@ -125,7 +137,8 @@ def _draw_rows(axes: Axes, board: Leaderboard, standings: Sequence[Standing]) ->
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.set_xlabel(_axis_title(board))
-    _draw_legend(axes, standings)
+    if legend:
+        _draw_legend(axes, standings)
 
 
 def _draw_columns(axes: Axes, board: Leaderboard, standings: Sequence[Standing]) -> None:
