@@ -52,7 +52,7 @@ TINY: dict[str, Any] = {
     "protocols": {
         "short": {"description": "one pair", "pairs": ["cnn--vit"], "teacher": {"batch_size": 100}},
         "seeds": {"description": "all pairs, two seeds", "seeds": [0, 1]},
-        "long": {"description": "time to be interrupted", "pairs": ["cnn--vit"], "recipe": {"epochs": 60}},
+        "long": {"description": "time to be interrupted", "pairs": ["cnn--vit"], "recipe": {"epochs": 15}, "teacher": {"batch_size": 100}},
     },
     "default_protocol": "short",
 }

@@ -54,7 +54,6 @@ def sort_out(plan: Plan, store: Store, retry_failed: bool, note: Callable[[str],
         write_json(folder.failed, {"kind": "plugin", "reason": (cell.reason or "").splitlines()[0], "epoch": 0})
         folder.skipped.unlink(missing_ok=True)
         folder.say(cell.reason or "")
-        failed.append(cell)
     for cell in plan.cells:
         folder = store.cell(cell)
         state = folder.state()

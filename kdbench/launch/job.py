@@ -77,11 +77,10 @@ def perform(job: Job, emit: Callable[[Event], None]) -> None:
     Raises:
         KdbenchError: if the job as a whole cannot be done. A cell that fails is recorded in its folder instead.
     """
-    from kdbench.engine import work
+    plan = make_plan(load_suite(job.suite), job.choice, catalog(job.choice.plugins))
+    from kdbench.engine import work  # seconds of imports, which a job that is wrong need not wait for
 
     device = work.setup(job.threads, job.device)
-    suite = load_suite(job.suite)
-    plan = make_plan(suite, job.choice, catalog(job.choice.plugins))
     store = Store(job.out)
     data = Path(job.data) if job.data else None
     if job.kind == "teacher":

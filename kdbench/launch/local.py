@@ -96,6 +96,10 @@ class LocalLauncher:
                 self._events.put({**event, "job": job.name})
         early = process.stderr.read()
         status = process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # a job that the worker did not live to read is still in the buffer
+                    stream.close()
         if status and error is None:
             error, crashed = _describe_end(status, early, Path(job.log)), True
         self._events.put({"event": "finished", "job": job.name, "error": error, "crashed": crashed})

@@ -23,6 +23,7 @@ class _Column:
     text: Callable[[Standing], str]
     left: bool = False
     essential: bool = True
+    key: Callable[[Standing], float | str | None] | None = None  # what a page sorts by
 
 
 def leaderboard_text(leaderboard: Leaderboard) -> str:
@@ -91,6 +92,17 @@ def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> Rich
     return table
 
 
+def leaderboard_columns(board: Leaderboard) -> list[tuple[str, bool, list[tuple[str, float | str | None]]]]:
+    """The columns for a page: (title, whether it is text, per standing what it says and what it is sorted by)."""
+    columns = []
+    for column in _columns(board):
+        keys = [column.key(s) if column.key else column.text(s) for s in board.standings]
+        finite = [None if isinstance(key, float) and math.isnan(key) else key for key in keys]
+        texts = [column.text(s) for s in board.standings]
+        columns.append((column.title, column.left, list(zip(texts, finite, strict=True))))
+    return columns
+
+
 def _columns(board: Leaderboard) -> list[_Column]:
     decimals = board.decimals
 
@@ -100,32 +112,74 @@ def _columns(board: Leaderboard) -> list[_Column]:
     def span(low: float, high: float) -> str:
         return "" if math.isnan(low) else f"[{signed_text(low, decimals)}, {signed_text(high, decimals)}]"
 
-    columns = [_Column("#", lambda s: "" if s.rank is None else str(s.rank)), _Column("method", _name, left=True)]
+    columns = [
+        _Column("#", lambda s: "" if s.rank is None else str(s.rank), key=lambda s: s.rank),
+        _Column("method", _name, left=True),
+    ]
     if board.reference:
         columns += [
-            _Column(f"gain over {board.reference_display}", lambda s: signed(s.gain)),
-            _Column("95 % interval", lambda s: span(s.low, s.high)),
-            _Column("left out", lambda s: span(s.left_out_low, s.left_out_high), essential=False),
+            _Column(f"gain over {board.reference_display}", lambda s: signed(s.gain), key=lambda s: s.gain),
+            _Column("95 % interval", lambda s: span(s.low, s.high), key=lambda s: s.low),
+            _Column(
+                "left out", lambda s: span(s.left_out_low, s.left_out_high), essential=False, key=lambda s: s.left_out_low
+            ),
         ]
     else:
         columns.append(
-            _Column(f"mean {board.metric}", lambda s: "" if math.isnan(s.mean) else f"{s.mean:.{decimals}f}")
+            _Column(
+                f"mean {board.metric}",
+                lambda s: "" if math.isnan(s.mean) else f"{s.mean:.{decimals}f}",
+                key=lambda s: s.mean,
+            )
         )
-    columns.append(_Column("average rank", lambda s: "" if math.isnan(s.average_rank) else f"{s.average_rank:.2f}"))
+    columns.append(
+        _Column(
+            "average rank",
+            lambda s: "" if math.isnan(s.average_rank) else f"{s.average_rank:.2f}",
+            key=lambda s: s.average_rank,
+        )
+    )
     if board.reference:
         columns += [
-            _Column("win/tie/loss", lambda s: "" if s.wins is None else f"{s.wins}/{s.ties}/{s.losses}"),
-            _Column("p (Holm)", p_text),
+            _Column(
+                "win/tie/loss",
+                lambda s: "" if s.wins is None else f"{s.wins}/{s.ties}/{s.losses}",
+                key=lambda s: None if s.wins is None else s.wins - (s.losses or 0),
+            ),
+            _Column("p (Holm)", p_text, key=lambda s: s.p_holm),
         ]
     if board.reference != "scratch" and any(s.harmed for s in board.standings):
-        columns.append(_Column("over scratch", lambda s: signed(s.gain_over_scratch), essential=False))
+        columns.append(
+            _Column(
+                "over scratch",
+                lambda s: signed(s.gain_over_scratch),
+                essential=False,
+                key=lambda s: s.gain_over_scratch,
+            )
+        )
     if any(s.harmed for s in board.standings):
-        columns.append(_Column("pairs harmed", lambda s: f"{s.harmed[0]}/{s.harmed[1]}" if s.harmed else ""))
+        columns.append(
+            _Column(
+                "pairs harmed",
+                lambda s: f"{s.harmed[0]}/{s.harmed[1]}" if s.harmed else "",
+                key=lambda s: s.harmed[0] / s.harmed[1] if s.harmed else None,
+            )
+        )
     return [
         *columns,
-        _Column("step time", lambda s: "" if math.isnan(s.step_ratio) else f"{s.step_ratio:.2f}×", essential=False),
-        _Column("extra parameters", lambda s: count_text(s.extra_parameters), essential=False),
-        _Column("pairs", lambda s: f"{s.pairs}/{board.pairs}", essential=False),
+        _Column(
+            "step time",
+            lambda s: "" if math.isnan(s.step_ratio) else f"{s.step_ratio:.2f}×",
+            essential=False,
+            key=lambda s: s.step_ratio,
+        ),
+        _Column(
+            "extra parameters",
+            lambda s: count_text(s.extra_parameters),
+            essential=False,
+            key=lambda s: s.extra_parameters,
+        ),
+        _Column("pairs", lambda s: f"{s.pairs}/{board.pairs}", essential=False, key=lambda s: s.pairs),
     ]
 
 

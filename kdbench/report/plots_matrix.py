@@ -66,6 +66,9 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
         cbar_kws={"label": f"gain over {board.reference_display} ({_unit(board)})", "location": "top",
                   "aspect": 40, "shrink": 0.6, "pad": 0.015, "extend": "both"},
     )  # fmt: skip
+    for text in axes.texts:  # seaborn turns to white too early for small print
+        x, y = (int(place) for place in text.get_position())
+        text.set_color("white" if abs(values[y, x]) > 0.7 * reach else "black")
     for y, x in zip(*np.nonzero(~np.isfinite(values)), strict=True):
         if annotated:
             axes.text(x + 0.5, y + 0.5, told[y, x], ha="center", va="center", fontsize=5.5, color="0.3")

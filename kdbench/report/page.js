@@ -1,0 +1,309 @@
+"use strict";
+// Sorts and filters the tables, draws the rows of the cells as they are asked for, and opens a cell. Reads only this file.
+(() => {
+  const find = (selector, root = document) => root.querySelector(selector);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
+  const isEmpty = (value) => value === null || value === undefined || value === "";
+
+  function make(tag, attributes = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children); // text, never markup
+    return element;
+  }
+
+  // Empty values stay at the end in both directions.
+  function compare(a, b, descending) {
+    if (isEmpty(a) || isEmpty(b)) return isEmpty(a) - isEmpty(b);
+    const order = typeof a === "number" && typeof b === "number" ? a - b : collator.compare(String(a), String(b));
+    return descending ? -order : order;
+  }
+
+  // A column begins with the direction that shows the best first.
+  function nextDirection(header) {
+    const now = header.getAttribute("aria-sort");
+    if (now === "ascending") return "descending";
+    if (now === "descending") return "ascending";
+    return header.dataset.first || "ascending";
+  }
+
+  function markSorted(header) {
+    const direction = nextDirection(header);
+    for (const other of all("th[aria-sort]", header.parentElement)) other.setAttribute("aria-sort", "none");
+    header.setAttribute("aria-sort", direction);
+    return direction === "descending";
+  }
+
+  // Tables that stand in the page whole.
+  function enhance(table) {
+    const body = table.tBodies[0];
+    if (!body) return;
+    for (const header of all("thead th[data-key]", table)) {
+      const button = make("button", { type: "button" });
+      button.append(...header.childNodes);
+      header.append(button);
+      header.setAttribute("aria-sort", "none");
+      button.addEventListener("click", () => {
+        const descending = markSorted(header);
+        const column = header.cellIndex;
+        const key = (row) => {
+          const cell = row.cells[column];
+          const given = cell.dataset.sort;
+          if (given === undefined) return cell.textContent.trim();
+          return given === "" ? null : Number(given);
+        };
+        const rows = [...body.rows].map((row) => [key(row), row]);
+        rows.sort((x, y) => compare(x[0], y[0], descending));
+        body.append(...rows.map((pair) => pair[1]));
+      });
+    }
+    if (body.rows.length < 4) return;
+    const input = make("input", { type: "search", autocomplete: "off", placeholder: "words, all must occur" });
+    const label = make("label", {}, `Filter: ${table.dataset.label}`, input);
+    input.addEventListener("input", () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of body.rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+      }
+    });
+    table.closest(".wide").before(make("div", { class: "filters" }, label));
+  }
+  all("table[data-label]").forEach(enhance);
+
+  // The cells: columns of values; texts as numbers of words in a list.
+  const data = JSON.parse(find("#cells-data").textContent);
+  const columns = data.columns;
+  const named = Object.fromEntries(columns.map((column) => [column.name, column]));
+  const value = (name, i) => {
+    const column = named[name];
+    return column.words ? column.words[column.values[i]] : column.values[i];
+  };
+  const shown = (column, i) => {
+    const raw = value(column.name, i);
+    if (isEmpty(raw)) return "";
+    return typeof raw === "number" && column.decimals !== undefined ? raw.toFixed(column.decimals) : String(raw);
+  };
+  const inTable = columns.filter((column) => !column.aside);
+  const PAGE = 100;
+  const table = find("#cells-table");
+  const count = find("#cells-count");
+  const more = find("#more");
+  let order = Array.from({ length: data.count }, (_, i) => i);
+  let visible = order;
+  let drawn = 0;
+
+  function drawRows(limit) {
+    const rows = [];
+    for (const i of visible.slice(drawn, limit)) {
+      const row = make("tr");
+      for (const column of inTable) {
+        const first = column === inTable[0];
+        const cell = make(first ? "th" : "td", first ? { scope: "row" } : {});
+        const text = shown(column, i);
+        if (text && (first || column.decimals !== undefined)) cell.append(make("a", { href: `#cell-${i}` }, text));
+        else cell.append(text);
+        if (column.words) cell.classList.add("text");
+        if (column.name === "state" && text === "failed") cell.classList.add("bad");
+        row.append(cell);
+      }
+      rows.push(row);
+    }
+    table.tBodies[0].append(...rows);
+    drawn = Math.min(limit, visible.length);
+    more.hidden = drawn >= visible.length;
+    more.textContent = `Show ${Math.min(PAGE, visible.length - drawn)} more`;
+    const of = visible.length === data.count ? "" : ` (of ${data.count.toLocaleString()})`;
+    count.textContent = `${visible.length.toLocaleString()} cells${of}, ${drawn.toLocaleString()} shown`;
+  }
+
+  function redraw() {
+    table.tBodies[0].replaceChildren();
+    drawn = 0;
+    drawRows(PAGE);
+  }
+
+  const search = find("#search");
+  const selects = all("select[data-column]");
+  const haystack = new Array(data.count);
+  const textColumns = columns.filter((column) => column.words);
+  function textOf(i) {
+    haystack[i] ??= textColumns.map((column) => value(column.name, i)).join("\n").toLowerCase();
+    return haystack[i];
+  }
+  function applyFilters() {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const wanted = selects.filter((select) => select.value !== "").map((select) => [named[select.dataset.column], Number(select.value)]);
+    visible = order.filter(
+      (i) => wanted.every(([column, code]) => column.values[i] === code) && words.every((word) => textOf(i).includes(word)),
+    );
+    redraw();
+  }
+  for (const select of selects) {
+    const column = named[select.dataset.column];
+    const codes = column.words.map((word, code) => [word, code]).sort((a, b) => collator.compare(a[0], b[0]));
+    for (const [word, code] of codes) if (word !== "") select.append(make("option", { value: code }, word));
+    select.addEventListener("change", applyFilters);
+  }
+  search.addEventListener("input", applyFilters);
+  find("#clear").addEventListener("click", () => {
+    search.value = "";
+    for (const select of selects) select.value = "";
+    applyFilters();
+  });
+  more.addEventListener("click", () => {
+    const before = drawn;
+    drawRows(drawn + PAGE);
+    find("a", table.tBodies[0].rows[before])?.focus();
+  });
+
+  const head = make("tr");
+  for (const column of inTable) {
+    const attributes = { scope: "col", "aria-sort": "none", "data-first": column.first || "ascending" };
+    const button = make("button", { type: "button" }, column.title);
+    const header = make("th", attributes, button);
+    if (column.words) header.classList.add("text");
+    button.addEventListener("click", () => {
+      const descending = markSorted(header);
+      order = order
+        .map((i) => [value(column.name, i), i])
+        .sort((x, y) => compare(x[0], y[0], descending) || x[1] - y[1])
+        .map((pair) => pair[1]);
+      applyFilters();
+    });
+    head.append(header);
+  }
+  table.tHead.append(head);
+  redraw();
+
+  // Links into the filtered list: #cells?method=NAME&pair=NAME.
+  function showFiltered(query) {
+    const wanted = new URLSearchParams(query);
+    search.value = "";
+    for (const select of selects) {
+      const code = named[select.dataset.column].words.indexOf(wanted.get(select.dataset.column));
+      select.value = code < 0 ? "" : String(code);
+    }
+    applyFilters();
+    find("#cells").scrollIntoView();
+  }
+
+  // One cell. Its files lie compressed in blocks of cells, unpacked when one is opened.
+  const dialog = find("#cell");
+  let opened = -1;
+
+  async function details(i) {
+    const block = find(`#details-${Math.floor(i / data.block)}`);
+    if (!block) return {};
+    const bytes = Uint8Array.from(atob(block.textContent.trim()), (char) => char.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return JSON.parse(await new Response(stream).text())[i % data.block];
+  }
+
+  function sameCell(i, j) {
+    return ["suite", "protocol", "split", "pair", "method"].every((name) => named[name].values[i] === named[name].values[j]);
+  }
+
+  async function openCell(i) {
+    opened = i;
+    find("#cell-title").textContent = `${value("method", i)} on ${value("pair", i)}, seed ${value("seed", i)}`;
+    const seeds = find("#cell-seeds");
+    seeds.replaceChildren();
+    const siblings = Array.from({ length: data.count }, (_, j) => j).filter((j) => sameCell(i, j));
+    if (siblings.length > 1) {
+      for (const j of siblings.sort((a, b) => value("seed", a) - value("seed", b))) {
+        const button = make("button", { type: "button", class: "button", "aria-pressed": String(j === i) }, `seed ${value("seed", j)}`);
+        button.addEventListener("click", () => { location.hash = `cell-${j}`; });
+        seeds.append(button);
+      }
+    }
+    const facts = find("#cell-facts");
+    facts.replaceChildren();
+    for (const column of columns) {
+      const text = shown(column, i);
+      if (text) facts.append(make("div", {}, make("dt", {}, column.title), make("dd", {}, text)));
+    }
+    const files = find("#cell-files");
+    files.replaceChildren(make("p", { class: "soft" }, "unpacking …"));
+    if (!dialog.open) dialog.showModal();
+    dialog.scrollTop = 0;
+    let found;
+    try {
+      found = await details(i);
+    } catch (error) {
+      found = { error: `This browser cannot unpack the cell's files (${error.message}).` };
+    }
+    if (opened !== i) return; // another one was opened meanwhile
+    files.replaceChildren();
+    if (found.error) files.append(make("p", { class: "bad" }, found.error));
+    if (found.history) files.append(...curves(found.history));
+    for (const [title, content] of [["Configuration", found.config], ["Result", found.result]]) {
+      if (content) files.append(make("details", {}, make("summary", {}, title), make("pre", {}, JSON.stringify(content, null, 1))));
+    }
+    if (found.log) files.append(make("details", { open: "" }, make("summary", {}, "End of the log"), make("pre", {}, found.log)));
+    if (!files.childNodes.length) files.append(make("p", { class: "soft" }, "No files of this cell were found when the report was made."));
+  }
+
+  function curves(history) {
+    const names = Object.keys(history).filter((name) => name !== "epoch");
+    const select = make("select", { "aria-label": "quantity of the curve" });
+    for (const name of names) select.append(make("option", { value: name }, name));
+    if (names.includes("top1")) select.value = "top1";
+    const holder = make("div");
+    const draw = () => holder.replaceChildren(curve(history.epoch, history[select.value], select.value));
+    select.addEventListener("change", draw);
+    draw();
+    return [make("h3", {}, "Curve"), select, holder];
+  }
+
+  function curve(epochs, values, name) {
+    const space = "http://www.w3.org/2000/svg";
+    const part = (tag, attributes, text) => {
+      const element = document.createElementNS(space, tag);
+      for (const [key, content] of Object.entries(attributes)) element.setAttribute(key, content);
+      if (text !== undefined) element.textContent = text;
+      return element;
+    };
+    const W = 640, H = 240, L = 56, R = 12, T = 10, B = 34;
+    const points = epochs.map((x, i) => [x, values[i]]).filter(([, y]) => Number.isFinite(y));
+    const svg = part("svg", { viewBox: `0 0 ${W} ${H}`, class: "curve", role: "img" });
+    if (!points.length) return make("p", { class: "soft" }, `${name}: no figures`);
+    const ys = points.map((point) => point[1]);
+    let low = Math.min(...ys), high = Math.max(...ys);
+    if (high === low) { low -= 0.5; high += 0.5; }
+    const first = points[0][0], last = points[points.length - 1][0];
+    const x = (v) => L + ((W - L - R) * (v - first)) / (last - first || 1);
+    const y = (v) => H - B - ((H - T - B) * (v - low)) / (high - low);
+    const short = (v) => String(Number(v.toPrecision(4)));
+    svg.append(part("title", {}, `${name} by epoch: ${short(ys[0])} at epoch ${first}, ${short(ys[ys.length - 1])} at epoch ${last}`));
+    for (let i = 0; i <= 4; i++) {
+      const v = low + ((high - low) * i) / 4;
+      svg.append(part("line", { x1: L, x2: W - R, y1: y(v), y2: y(v), stroke: "currentColor", "stroke-opacity": 0.15 }));
+      svg.append(part("text", { x: L - 6, y: y(v) + 4, "text-anchor": "end", "font-size": 12, fill: "currentColor" }, short(v)));
+    }
+    const ticks = [...new Set([first, Math.round((first + last) / 2), last])];
+    for (const v of ticks) svg.append(part("text", { x: x(v), y: H - 14, "text-anchor": "middle", "font-size": 12, fill: "currentColor" }, v));
+    svg.append(part("text", { x: (L + W - R) / 2, y: H - 1, "text-anchor": "middle", "font-size": 12, fill: "currentColor" }, "epoch"));
+    const path = points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
+    svg.append(part("path", { d: path, fill: "none", stroke: "currentColor", "stroke-width": 2, "stroke-linejoin": "round" }));
+    return svg;
+  }
+
+  function follow() {
+    const hash = location.hash.slice(1);
+    const cell = /^cell-(\d+)$/.exec(hash);
+    if (cell && Number(cell[1]) < data.count) { openCell(Number(cell[1])); return; }
+    if (dialog.open) dialog.close();
+    if (hash.startsWith("cells?")) showFiltered(hash.slice(6));
+  }
+  dialog.addEventListener("close", () => {
+    opened = -1;
+    if (location.hash.startsWith("#cell-")) history.replaceState(null, "", location.pathname + location.search);
+  });
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  find("#cell-close").addEventListener("click", () => dialog.close());
+  window.addEventListener("hashchange", follow);
+  follow();
+  document.documentElement.dataset.ready = "yes";
+})();
