@@ -142,6 +142,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     leaderboard.add_argument("--to", metavar="FILE", help="write to a file; .png, .svg and .pdf draw a picture")
 
+    plots = _verb(verbs, "plots", "figures for a paper, with their captions")
+    _choice(plots)
+    _out(plots)
+    plots.add_argument("--to", metavar="FOLDER", required=True, help="where to write them")
+    plots.add_argument(
+        "--format", default="png,svg,pdf", metavar="A,B", help="some of png, svg, pdf (default: png,svg,pdf)"
+    )
+    plots.add_argument(
+        "--width", choices=("full", "column"), default="full",
+        help="7 inches (default), or 3.3 inches for one column of two",
+    )  # fmt: skip
+    plots.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
+    plots.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
+
+    report = _verb(verbs, "report", "one HTML page: summary, tables, plots, and every cell to open")
+    _choice(report)
+    _out(report)
+    report.add_argument("--to", default="report.html", metavar="FILE", help="default: report.html")
+
     test = _verb(verbs, "test", "check methods against the contract, on every kind of pair")
     test.add_argument(
         "methods", nargs="*", metavar="METHOD", help="names or globs (default: those of --plugin, or else all methods)"

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kdbench.choice import Choice, parse_set, replay_command
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.listing import print_listing
-from kdbench.plan import Cell, Choice, Cohort, Plan, check_cells, choose_methods, make_plan, parse_set, replay_command
+from kdbench.plan import Cell, Cohort, Plan, choose_methods, make_plan
 from kdbench.registry import MethodCatalog, catalog
 from kdbench.store import Store, load_results
 from kdbench.suite import MAX_SEED, load_suite
+from kdbench.wiring import check_cells
 
 LONG_RUN_SECONDS = 24 * 3600
 
@@ -175,6 +177,34 @@ def leaderboard(options: argparse.Namespace) -> int:
         return 0
     draw = leaderboard_markdown if options.format == "markdown" else leaderboard_text
     return _write("\n\n".join(draw(board).rstrip("\n") for board in boards), options.to)
+
+
+def plots(options: argparse.Namespace) -> int:
+    """``kdbench plots``."""
+    from kdbench.report.plots import write_plots
+
+    formats = _words(options.format)
+    frames = _results(options)
+    for frame in frames:
+        folder = Path(options.to)
+        if len(frames) > 1:
+            folder /= f"{frame['protocol'].iloc[0]}-{frame['split'].iloc[0]}"
+        written = write_plots(
+            frame, options.out, folder, formats, options.width, options.metric, options.select, command=_again()
+        )
+        print(f"{len(written)} files in {folder}; what must stand under the plots is in {written[0]}")
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """``kdbench report``."""
+    import pandas as pd
+
+    from kdbench.report.page import write_report
+
+    path = write_report(pd.concat(_results(options), ignore_index=True), options.out, options.to, command=_again())
+    print(f"report of {options.out} in {path}")
+    return 0
 
 
 def test(options: argparse.Namespace) -> int:
@@ -421,4 +451,4 @@ def _say_plugin_errors(methods: MethodCatalog) -> int:
     return 1 if methods.errors else 0
 
 
-__all__ = ["leaderboard", "list", "new_method", "plan", "run", "status", "table", "test"]
+__all__ = ["leaderboard", "list", "new_method", "plan", "plots", "report", "run", "status", "table", "test"]

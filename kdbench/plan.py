@@ -1,46 +1,27 @@
-"""Suites to cells, cells to cohorts. Everything here but ``check_cells`` works without torch."""
+"""Suites to cells, cells to cohorts. Works without torch; ``wiring.py`` then builds what was planned."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
 import json
-import shlex
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
-
+from kdbench.choice import Choice
 from kdbench.data.catalog import find_dataset
-from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError, UnsupportedPairError
+from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.nets.spec import NetSpec
-from kdbench.registry import MethodCatalog, MethodEntry, PluginError
+from kdbench.registry import MethodCatalog
 from kdbench.suite import PAIR_SEPARATOR, Recipe, Suite, split_pair
-
-if TYPE_CHECKING:
-    from kdbench.method import NetInfo
 
 #: Raised when what a configuration means changes, so that older results count as stale.
 CONFIG_VERSION = 1
 
 SPLITS = ("test", "validation")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the user wants of a suite; empty means the protocol's own choice."""
-
-    protocol: str = ""
-    methods: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    split: str = "test"
-    set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +102,12 @@ class Cohort:
     @property
     def name(self) -> str:
         students = sorted({cell.student for cell in self.cells})
-        parts = (f"{self.teacher.name}{PAIR_SEPARATOR}{'+'.join(students)}", self.recipe_name, f"seed {self.seed}", self.part)
+        parts = (
+            f"{self.teacher.name}{PAIR_SEPARATOR}{'+'.join(students)}",
+            self.recipe_name,
+            f"seed {self.seed}",
+            self.part,
+        )
         return ", ".join(part for part in parts if part)
 
 
@@ -170,7 +156,7 @@ class Plan:
 
 
 def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
-    """List the cells of a choice, in the order pair, seed, method. Nothing is built: see ``check_cells``.
+    """List the cells of a choice, in the order pair, seed, method. Nothing is built: see ``wiring.check_cells``.
 
     Raises:
         KdbenchError: for an unknown name or a hyper-parameter of the wrong name or type.
@@ -294,130 +280,6 @@ def net_family(net: NetSpec, name: str) -> str:
     from kdbench.nets.tapped import describe
 
     return describe(net, 10, name).family
-
-
-def check_cells(plan: Plan) -> Plan:
-    """Build every net and method of a plan without memory for weights, and separate the cells that cannot run.
-
-    Plugins that cannot be imported or built join the ``errors`` of the plan's catalog.
-
-    Raises:
-        KdbenchError: for wrong wiring: unknown taps, nets that cannot be built, hyper-parameters out of range.
-    """
-    from kdbench.nets.tapped import describe
-
-    num_classes = find_dataset(plan.suite.dataset.name).num_classes
-    _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
-    possible: list[Cell] = []
-    skipped: list[Cell] = []
-    broken: list[Cell] = []
-    verdicts: dict[Any, tuple[list[Cell], str | None]] = {}
-    for cell in plan.cells:
-        key = (cell.teacher.name, cell.student, cell.method)
-        if key not in verdicts:
-            teacher = describe(cell.teacher.net, num_classes, cell.teacher.name)
-            student = describe(cell.student_net, num_classes, cell.student)
-            try:
-                reason = _refusal(cell, plan.catalog[cell.method], student, teacher, num_classes)
-                verdicts[key] = (possible if reason is None else skipped, reason)
-            except PluginError as error:
-                verdicts[key] = (broken, f"{error}\n{error.details}")
-                if str(error) not in map(str, plan.catalog.errors):
-                    plan.catalog.errors.append(error)
-        where, reason = verdicts[key]
-        where.append(replace(cell, reason=reason))
-    return replace(plan, cells=tuple(possible), skipped=tuple(skipped), broken=tuple(broken))
-
-
-def _check_optimizers(recipes: Sequence[Recipe]) -> None:
-    from timm.optim import list_optimizers
-
-    known = list_optimizers()
-    for name in dict.fromkeys(recipe.optimizer.name for recipe in recipes):
-        if name.lower().removeprefix("lookahead_") not in known:
-            raise UnknownNameError("optimizer", name, known, "timm")
-
-
-def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo, num_classes: int) -> str | None:
-    """Why a method cannot run on a pair, or None; wrong wiring raises."""
-    import torch
-
-    from kdbench.method import NEEDS, Task
-
-    cls: Any = entry.load()
-    unknown = sorted({*cls.needs, *cls.predict_needs} - NEEDS)
-    if unknown:
-        raise UnknownNameError(f"tap in the needs of method {cell.method}:", unknown[0], NEEDS)
-    try:
-        reason = cls.supports(student, teacher)
-        if reason is not None:
-            return str(reason)
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            labels = torch.zeros(1024, dtype=torch.int64)
-            cls(
-                student,
-                teacher,
-                Task(num_classes, 1024, labels, cell.config["dataset"]["name"]),
-                **cell.hyperparameters,
-            )
-    except UnsupportedPairError as error:
-        return str(error)
-    except HyperparameterError as error:
-        raise HyperparameterError(f"method {cell.method}: {error}") from None
-    except KdbenchError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"method {cell.method} cannot be built for {cell.pair}: {type(error).__name__}: {error}",
-            traceback.format_exc(),
-        ) from error
-    return None
-
-
-def replay_command(
-    cell: Cell, choice: Choice, out: str, suite_name: str = "", data: str | None = None, device: str | None = None
-) -> str:
-    """The shell command that trains one cell again, alone; ``suite_name`` where the suite is a file of its own."""
-    words = ["kdbench", "run", suite_name or cell.suite]
-    words += ["--protocol", cell.protocol, "--pairs", cell.pair, "--methods", cell.method, "--seeds", str(cell.seed)]
-    if cell.split != "test":
-        words += ["--split", cell.split]
-    for plugin in choice.plugins:
-        words += ["--plugin", plugin]
-    for name, value in choice.set.get(cell.method, {}).items():
-        words += ["--set", f"{cell.method}.{name}={json.dumps(value)}"]
-    for option, given in (("--data", data), ("--device", device)):
-        words += [option, given] if given else []
-    return shlex.join([*words, "--out", out, "--solo", "--retry-failed"])
-
-
-def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``["ofa.eps=1.5"]`` to ``{"ofa": {"eps": 1.5}}``; values are YAML.
-
-    Raises:
-        KdbenchError: for another form.
-    """
-    parsed: dict[str, dict[str, Any]] = {}
-    for assignment in assignments:
-        target, separator, value = assignment.partition("=")
-        method, dot, name = target.strip().partition(".")
-        if not (separator and dot and method and name):
-            raise KdbenchError(f"--set {assignment!r} is not of the form METHOD.NAME=VALUE")
-        try:
-            parsed.setdefault(method, {})[name] = _number_or(yaml.safe_load(value))
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise KdbenchError(f"--set {assignment!r}: the value does not parse as YAML") from None
-    return parsed
-
-
-def _number_or(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 (no dot) as a string.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _plan_cell(

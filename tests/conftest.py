@@ -34,7 +34,11 @@ TINY: dict[str, Any] = {
             "family": "vit",
             "args": {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2},
         },
-        "mlp": {"timm": "mixer_32px_small", "family": "mlp", "args": {"patch_size": 8, "embed_dim": 24, "num_blocks": 4}},
+        "mlp": {
+            "timm": "mixer_32px_small",
+            "family": "mlp",
+            "args": {"patch_size": 8, "embed_dim": 24, "num_blocks": 4},
+        },
     },
     "pairs": ["cnn--vit", "cnn--mlp", "vit--cnn"],
     "recipes": {
@@ -52,7 +56,12 @@ TINY: dict[str, Any] = {
     "protocols": {
         "short": {"description": "one pair", "pairs": ["cnn--vit"], "teacher": {"batch_size": 100}},
         "seeds": {"description": "all pairs, two seeds", "seeds": [0, 1]},
-        "long": {"description": "time to be interrupted", "pairs": ["cnn--vit"], "recipe": {"epochs": 15}, "teacher": {"batch_size": 100}},
+        "long": {
+            "description": "time to be interrupted",
+            "pairs": ["cnn--vit"],
+            "recipe": {"epochs": 15},
+            "teacher": {"batch_size": 100},
+        },
     },
     "default_protocol": "short",
 }
@@ -92,7 +101,9 @@ def write_suite(tmp_path: Path) -> Callable[..., Path]:
 
     def write(content: str | Mapping[str, Any] | None = None, name: str = "tiny.yaml", **changes: Any) -> Path:
         path = tmp_path / name
-        text = content if isinstance(content, str) else yaml.safe_dump(dict(content or tiny(**changes)), sort_keys=False)
+        text = (
+            content if isinstance(content, str) else yaml.safe_dump(dict(content or tiny(**changes)), sort_keys=False)
+        )
         path.write_text(text)
         return path
 
@@ -103,7 +114,9 @@ def write_suite(tmp_path: Path) -> Callable[..., Path]:
 def write_plugin(tmp_path: Path) -> Callable[..., Path]:
     """Write a plugin that registers ``name``; ``before`` is run at import, ``loss`` is its one term."""
 
-    def write(name: str = "mine", before: str = "", loss: str = "self.weight * batch.task_loss(student.logits)") -> Path:
+    def write(
+        name: str = "mine", before: str = "", loss: str = "self.weight * batch.task_loss(student.logits)"
+    ) -> Path:
         path = tmp_path / f"{name}_plugin.py"
         path.write_text(PLUGIN.format(name=name, before=before, loss=loss))
         return path

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from kdbench.choice import Choice
 from kdbench.launch.balance import balance
-from kdbench.plan import Choice, Cohort, make_plan
+from kdbench.plan import Cohort, make_plan
 from kdbench.registry import catalog
 from kdbench.suite import load_suite
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from kdbench import cli
+from kdbench.choice import Choice
 from kdbench.cli import _subparsers, build_parser
 from kdbench.errors import KdbenchError
-from kdbench.plan import Choice, make_plan
+from kdbench.plan import make_plan
 from kdbench.registry import METHODS, catalog
 from kdbench.store import FORMAT, Store, write_bytes, write_json
 from kdbench.suite import load_suite
@@ -27,7 +28,7 @@ from .test_store import result
 Kdbench = Callable[..., Said]
 #: What no verb that trains nothing may import: it takes seconds.
 HEAVY = ("torch", "timm", "mmengine", "sklearn", "matplotlib", "torchvision")
-LIMIT = 1.5
+LIMIT = 1.5  # seconds of one core; what the clock shows depends on who else works on the machine
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +54,16 @@ def filled(tmp_path: Path, write_suite: Callable[..., Path]) -> tuple[Path, Path
 
 
 def imported(*words: str) -> tuple[float, list[str]]:
-    """Seconds that a command takes in a process of its own, and which heavy modules it imported."""
+    """Seconds of the processor that a command takes in a process of its own, and which heavy modules it imported."""
     script = (
         "import sys\nfrom kdbench.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"print('\\nheavy:', *[name for name in {HEAVY} if name in sys.modules])"
     )
-    begun = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    return time.monotonic() - begun, done.stdout.splitlines()[-1].split()[1:]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return seconds, done.stdout.splitlines()[-1].split()[1:]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +85,6 @@ def test_verbs_that_train_nothing_are_quick_and_import_nothing_heavy(
     command = [{"SUITE": str(suite), "RUNS": str(runs)}.get(word, word) for word in words]
     seconds, heavy = imported(*command)
     assert heavy == []
-    if seconds > LIMIT:  # a busy machine: once more
-        seconds = min(imported(*command)[0] for _ in range(2))
     assert seconds < LIMIT
 
 
@@ -157,7 +158,12 @@ def test_wrong_request_is_told_in_one_line_and_nothing_is_written(
     ],
 )
 def test_request_that_only_building_refuses_writes_nothing_either(
-    kdbench: Kdbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_suite: Callable[..., Path], words: str, problem: str
+    kdbench: Kdbench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_suite: Callable[..., Path],
+    words: str,
+    problem: str,
 ) -> None:
     suite = write_suite()
     monkeypatch.chdir(tmp_path)
@@ -181,7 +187,10 @@ def test_batch_larger_than_the_data_is_refused_before_anything_trains(
     suite = write_suite(recipes={"token": {"batch_size": 5000}})
     said = kdbench("run", suite, "--out", tmp_path / "runs")
     assert (said.status, said.out) == (2, "")
-    assert said.err == "kdbench: suite tiny: batch_size = 5000 of recipe token is larger than the 100 images that a student trains on\n"
+    assert (
+        said.err
+        == "kdbench: suite tiny: batch_size = 5000 of recipe token is larger than the 100 images that a student trains on\n"
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -250,7 +259,9 @@ def test_run_directory_that_cannot_be_written_is_refused_before_anything_trains(
 # Plugins
 
 
-def test_plugin_with_a_syntax_error_is_told_with_its_traceback_and_the_listing_goes_on(kdbench: Kdbench, tmp_path: Path) -> None:
+def test_plugin_with_a_syntax_error_is_told_with_its_traceback_and_the_listing_goes_on(
+    kdbench: Kdbench, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("def f(:\n")
     said = kdbench("list", "methods", "--json", "--plugin", broken)
@@ -311,7 +322,9 @@ def test_version_is_told(kdbench: Kdbench) -> None:
     assert kdbench("--version").out == f"kdbench {cli.__version__}\n"
 
 
-def test_status_counts_the_cells_of_each_pair_and_names_what_is_damaged(kdbench: Kdbench, filled: tuple[Path, Path]) -> None:
+def test_status_counts_the_cells_of_each_pair_and_names_what_is_damaged(
+    kdbench: Kdbench, filled: tuple[Path, Path]
+) -> None:
     suite, runs = filled
     said = kdbench("status", suite, "--protocol", "seeds", "--out", runs)
     assert (said.status, said.err) == (0, "")
@@ -342,7 +355,9 @@ def test_results_of_an_older_configuration_are_told_and_not_shown(
 
 @pytest.mark.parametrize("layout", ["pairs", "methods"])
 @pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv", "html"])
-def test_table_is_written_in_every_form(kdbench: Kdbench, filled: tuple[Path, Path], tmp_path: Path, form: str, layout: str) -> None:
+def test_table_is_written_in_every_form(
+    kdbench: Kdbench, filled: tuple[Path, Path], tmp_path: Path, form: str, layout: str
+) -> None:
     suite, runs = filled
     words = ("table", suite, "--protocol", "seeds", "--out", runs, "--format", form, "--layout", layout)
     said = kdbench(*words)

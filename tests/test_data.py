@@ -71,7 +71,9 @@ def test_splits_of_digits_share_no_image_and_leave_none_out(digits: Dataset) -> 
     # A few of scikit-learn's digits are equal pixel by pixel: the splits are told apart by how often each image occurs.
     seen = sorted(image.numpy().tobytes() for part in parts for image in part.images)
     raw = torch.from_numpy(load_digits().images).float()[:, None] * (255 / 16)
-    scaled = torch.nn.functional.interpolate(raw, (32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
+    scaled = (
+        torch.nn.functional.interpolate(raw, (32, 32), mode="bilinear", align_corners=False).round().to(torch.uint8)
+    )
     assert seen == sorted(image.expand(3, -1, -1).contiguous().numpy().tobytes() for image in scaled)
 
 

@@ -17,15 +17,17 @@ from typing import Any
 
 import pytest
 
+from kdbench.choice import Choice
 from kdbench.estimate import JobEstimate, wall_time
 from kdbench.launch.execute import MAX_CRASHES, execute, sort_out
 from kdbench.launch.inprocess import InProcessLauncher
 from kdbench.launch.job import Event, Job, job_for_cohort
 from kdbench.launch.local import LocalLauncher
-from kdbench.plan import Choice, Plan, check_cells, make_plan
+from kdbench.plan import Plan, make_plan
 from kdbench.registry import METHODS, catalog
 from kdbench.store import Store, load_results, read_json
 from kdbench.suite import load_suite
+from kdbench.wiring import check_cells
 
 from .conftest import Said
 
@@ -75,7 +77,9 @@ def scores(runs: Path) -> dict[str, float]:
 # In this process
 
 
-def test_run_trains_every_cell_and_prints_a_leaderboard_of_real_numbers(trained: tuple[Path, Path], kdbench: Kdbench) -> None:
+def test_run_trains_every_cell_and_prints_a_leaderboard_of_real_numbers(
+    trained: tuple[Path, Path], kdbench: Kdbench
+) -> None:
     suite, runs = trained
     frame = load_results(runs)
     assert frame["state"].tolist() == ["done", "done"]
@@ -84,7 +88,14 @@ def test_run_trains_every_cell_and_prints_a_leaderboard_of_real_numbers(trained:
     assert frame["epochs"].tolist() == [2, 2]
     for path in frame["path"]:
         names = {item.name for item in (runs / path).iterdir()}
-        assert names == {"config.json", "result.json", "history.csv", "predictions.npz", "log.txt", "student.safetensors"}
+        assert names == {
+            "config.json",
+            "result.json",
+            "history.csv",
+            "predictions.npz",
+            "log.txt",
+            "student.safetensors",
+        }
     said = kdbench("leaderboard", suite, "--out", runs)
     assert "KD" in said.out
 
@@ -218,7 +229,9 @@ def carried_out(made: Plan, store: Store, launcher: Any, **options: Any) -> tupl
     return execute(made, todo, store, launcher, "tiny", on_event=events.append, **options), events
 
 
-def test_teachers_come_first_and_no_more_jobs_run_than_the_launcher_takes(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_teachers_come_first_and_no_more_jobs_run_than_the_launcher_takes(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
     made, store = planned(trained, tmp_path, protocol="seeds")
     launcher = Scripted({})
     carried_out(made, store, launcher)
@@ -235,7 +248,9 @@ def test_solo_makes_a_job_of_every_cell(trained: tuple[Path, Path], tmp_path: Pa
     assert len(launcher.submitted) == len(set(launcher.submitted)) == 2 + 12
 
 
-def test_cells_of_a_teacher_that_failed_fail_with_its_reason_and_the_others_go_on(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_cells_of_a_teacher_that_failed_fail_with_its_reason_and_the_others_go_on(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
     made, store = planned(trained, tmp_path, protocol="seeds")
     launcher = Scripted({"teacher cnn": [{"error": "no space left on the disk"}]})
     summary, events = carried_out(made, store, launcher)
@@ -248,7 +263,9 @@ def test_cells_of_a_teacher_that_failed_fail_with_its_reason_and_the_others_go_o
     assert {event["error"] for event in lost} == {"no space left on the disk"}
 
 
-def test_job_that_keeps_dying_is_started_again_a_few_times_and_then_failed(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_job_that_keeps_dying_is_started_again_a_few_times_and_then_failed(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
     made, store = planned(trained, tmp_path)
     name = made.cohorts()[0].name
     dies = {"error": "the worker was ended by signal SIGKILL", "crashed": True}
@@ -277,10 +294,19 @@ def test_job_survives_its_way_to_another_process() -> None:
 
 def test_unknown_share_of_a_plan_is_told(trained: tuple[Path, Path], tmp_path: Path) -> None:
     made, store = planned(trained, tmp_path)
-    common = {"suite": str(trained[0]), "choice": made.choice, "out": str(store.root), "data": None, "device": "cpu", "threads": 1}
+    common = {
+        "suite": str(trained[0]),
+        "choice": made.choice,
+        "out": str(store.root),
+        "data": None,
+        "device": "cpu",
+        "threads": 1,
+    }
     job = job_for_cohort(made, made.cohorts()[0], **common)
     launcher = InProcessLauncher()
-    launcher.submit(Job(**{**{name: getattr(job, name) for name in job.__dataclass_fields__}, "members": ("tiny/gone",)}))
+    launcher.submit(
+        Job(**{**{name: getattr(job, name) for name in job.__dataclass_fields__}, "members": ("tiny/gone",)})
+    )
     (event,) = launcher.poll(0)
     assert "is not in the plan any more" in event["error"]
 
@@ -371,7 +397,20 @@ def test_ctrl_c_keeps_what_is_done_and_the_printed_commands_go_on_and_replay(
 ) -> None:
     suite, runs = copied  # its teacher serves this protocol too
     plugin = write_plugin("nanny", loss=NAN)
-    words = ["run", str(suite), "--protocol", "long", "--out", str(runs), "--plugin", str(plugin), "--workers", "1", "--device", "cpu"]
+    words = [
+        "run",
+        str(suite),
+        "--protocol",
+        "long",
+        "--out",
+        str(runs),
+        "--plugin",
+        str(plugin),
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "kdbench.cli", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "300"},
@@ -415,14 +454,19 @@ def test_ctrl_c_keeps_what_is_done_and_the_printed_commands_go_on_and_replay(
 
 def test_worker_ends_when_its_parent_is_gone() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdbench.launch.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "kdbench.launch.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     _, err = process.communicate(b"", timeout=30)
     assert (process.returncode, err) == (1, b"")
 
 
 def test_worker_says_why_it_cannot_do_its_job(tmp_path: Path) -> None:
-    job = Job("x", "cohort", ("a",), "nosuch", Choice(), str(tmp_path), None, "cpu", 1, str(tmp_path / "logs" / "worker.log"))
+    job = Job(
+        "x", "cohort", ("a",), "nosuch", Choice(), str(tmp_path), None, "cpu", 1, str(tmp_path / "logs" / "worker.log")
+    )
     launcher = LocalLauncher(1)
     launcher.submit(job)
     events: list[Event] = []

@@ -78,10 +78,11 @@ def test_sure_predictions_that_are_all_wrong_are_off_by_all_they_claim() -> None
     assert found["nll"] == pytest.approx(1e3)
 
 
-def test_confidence_of_exactly_one_and_on_an_edge_falls_into_a_bin() -> None:
-    probabilities = torch.tensor([[1.0, 0.0], [0.6, 0.4]], dtype=torch.float64)
-    labels = torch.tensor([1, 0])
-    assert expected_calibration_error(probabilities, labels, bins=5).item() == pytest.approx((1.0 + 0.4) / 2)
+def test_confidence_on_an_edge_falls_into_the_bin_below_and_one_into_the_last() -> None:
+    probabilities = torch.tensor([[0.75, 0.25], [0.8, 0.2], [1.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([1, 0, 0])  # bins (0.5, 0.75] with the first, (0.75, 1] with the others
+    expected = (0.75 + abs(0.8 + 1.0 - 2.0)) / 3
+    assert expected_calibration_error(probabilities, labels, bins=4).item() == pytest.approx(expected)
 
 
 def test_half_precision_logits_are_measured_in_double() -> None:

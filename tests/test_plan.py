@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from kdbench.choice import Choice, parse_set, replay_command
 from kdbench.cli import build_parser
 from kdbench.commands import _make_plan
 from kdbench.data.catalog import DATASETS, DatasetEntry
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
-from kdbench.plan import Cell, Choice, Plan, check_cells, make_plan, parse_set, replay_command
+from kdbench.plan import Cell, Plan, make_plan
 from kdbench.registry import METHODS, catalog
+from kdbench.wiring import check_cells
 
 from .conftest import tiny_suite
 
@@ -46,7 +48,10 @@ def cell(changes: dict[str, Any] | None = None, **choice: Any) -> Cell:
 def test_cells_are_pairs_by_seeds_by_methods_in_this_order() -> None:
     keys = [cell.key for cell in plan(protocol="seeds", pairs=("cnn--*",)).cells]
     assert keys == [
-        f"{pair}/{method}/seed{seed}" for pair in ("cnn--vit", "cnn--mlp") for seed in (0, 1) for method in ("scratch", "kd")
+        f"{pair}/{method}/seed{seed}"
+        for pair in ("cnn--vit", "cnn--mlp")
+        for seed in (0, 1)
+        for method in ("scratch", "kd")
     ]
 
 
@@ -103,10 +108,14 @@ def test_unknown_names_in_the_methods_of_a_suite_are_refused() -> None:
 
 
 def test_batch_that_is_larger_than_the_training_split_is_refused_before_anything_is_built() -> None:
-    with pytest.raises(KdbenchError, match=r"batch_size = 101 of recipe token is larger than the 100 images that a student"):
+    with pytest.raises(
+        KdbenchError, match=r"batch_size = 101 of recipe token is larger than the 100 images that a student"
+    ):
         plan({"recipes": {"token": {"batch_size": 101}}})
     plan({"recipes": {"token": {"batch_size": 100}}})
-    with pytest.raises(KdbenchError, match=r"batch_size = 998 of recipe cnn is larger than the 997 images that a teacher"):
+    with pytest.raises(
+        KdbenchError, match=r"batch_size = 998 of recipe cnn is larger than the 997 images that a teacher"
+    ):
         plan({"protocols": {"short": {"teacher": {"batch_size": 998}}}})
     plan({"recipes": {"cnn": {"batch_size": 997}}})  # no student of this protocol trains under it
 
@@ -248,11 +257,11 @@ def test_every_teacher_is_planned_once() -> None:
 # What cannot run
 
 
-REFUSES = '''
+REFUSES = """
     @classmethod
     def supports(cls, student, teacher):
         return "students with tokens are too much for it" if student.has_tokens else None
-'''
+"""
 
 
 def test_impossible_cell_is_skipped_with_its_reason_and_the_others_stay(write_plugin: Callable[..., Path]) -> None:
@@ -291,14 +300,24 @@ def test_plugin_that_cannot_be_built_takes_only_its_own_cells_out(
     ("changes", "choice", "problem"),
     [
         ({}, {"set": {"kd": {"temperature": 0}}}, r"method kd: temperature = 0.0: must be above 0"),
-        ({"nets": {"vit": {"timm": "vit_32px_smal"}}}, {}, "timm has no model 'vit_32px_smal'; did you mean 'vit_32px_small'"),
+        (
+            {"nets": {"vit": {"timm": "vit_32px_smal"}}},
+            {},
+            "timm has no model 'vit_32px_smal'; did you mean 'vit_32px_small'",
+        ),
         ({"nets": {"vit": {"args": {"dept": 4}}}}, {}, "net vit: timm cannot build"),
         ({"nets": {"cnn": {"taps": [0, 1, 2, 9]}}}, {}, "net cnn: tap 9 is unknown"),
-        ({"recipes": {"token": {"optimizer": {"name": "adamww"}}}}, {}, "unknown optimizer 'adamww' in timm; did you mean 'adamw'"),
+        (
+            {"recipes": {"token": {"optimizer": {"name": "adamww"}}}},
+            {},
+            "unknown optimizer 'adamww' in timm; did you mean 'adamw'",
+        ),
         ({"recipes": {"cnn": {"optimizer": {"name": "sdg"}}}}, {}, "unknown optimizer 'sdg'"),
     ],
 )
-def test_wrong_wiring_is_refused_before_anything_runs(changes: dict[str, Any], choice: dict[str, Any], problem: str) -> None:
+def test_wrong_wiring_is_refused_before_anything_runs(
+    changes: dict[str, Any], choice: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(KdbenchError, match=problem):
         check_cells(plan(changes, **choice))
 
@@ -323,10 +342,32 @@ def test_checking_leaves_the_random_state_alone() -> None:
 # Replaying
 
 
-def test_replay_command_makes_the_same_cell_again(write_suite: Callable[..., Path], write_plugin: Callable[..., Path]) -> None:
+def test_replay_command_makes_the_same_cell_again(
+    write_suite: Callable[..., Path], write_plugin: Callable[..., Path]
+) -> None:
     suite, plugin = write_suite(name="with space.yaml"), write_plugin()
-    words = ["run", str(suite), "--protocol", "seeds", "--split", "validation", "--seeds", "3,4", "--plugin", str(plugin)]
-    words += ["--methods", "mine,kd,uhkd", "--set", "kd.temperature=1e-3", "--set", "mine.weight=2", "--set", "uhkd.stages=[2, 4]"]
+    words = [
+        "run",
+        str(suite),
+        "--protocol",
+        "seeds",
+        "--split",
+        "validation",
+        "--seeds",
+        "3,4",
+        "--plugin",
+        str(plugin),
+    ]
+    words += [
+        "--methods",
+        "mine,kd,uhkd",
+        "--set",
+        "kd.temperature=1e-3",
+        "--set",
+        "mine.weight=2",
+        "--set",
+        "uhkd.stages=[2, 4]",
+    ]
     options = build_parser().parse_args([*words, "--out", "some where", "--data", "/d", "--device", "cpu"])
     made, _ = _make_plan(options)
     for cell in made.cells:
@@ -334,7 +375,13 @@ def test_replay_command_makes_the_same_cell_again(write_suite: Callable[..., Pat
         program, *rest = shlex.split(command)
         assert program == "kdbench"
         again = build_parser().parse_args(rest)
-        assert (again.out, again.data, again.device, again.solo, again.retry_failed) == ("some where", "/d", "cpu", True, True)
+        assert (again.out, again.data, again.device, again.solo, again.retry_failed) == (
+            "some where",
+            "/d",
+            "cpu",
+            True,
+            True,
+        )
         (same,) = _make_plan(again)[0].cells
         assert (same.folder, same.hyperparameters) == (cell.folder, cell.hyperparameters)
 
@@ -362,7 +409,19 @@ def test_set_may_be_repeated_and_the_last_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "a.b", "a=1", ".b=1", "a.=1", "a.b=[", "a.b=2021-99-99", "a.b=!!python/name:os.system", "a.b=" + "[" * 5000]
+    "text",
+    [
+        "",
+        "a",
+        "a.b",
+        "a=1",
+        ".b=1",
+        "a.=1",
+        "a.b=[",
+        "a.b=2021-99-99",
+        "a.b=!!python/name:os.system",
+        "a.b=" + "[" * 5000,
+    ],
 )
 def test_set_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(KdbenchError, match="--set"):

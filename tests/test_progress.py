@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from kdbench import progress as module
+from kdbench.choice import Choice
 from kdbench.launch.job import Job
-from kdbench.plan import Choice
 from kdbench.progress import LiveProgress, PlainProgress, Progress, format_seconds, make_progress
 
 TEACHER, COHORT = "teacher cnn", "cnn--vit, token, seed 0"
@@ -151,7 +151,8 @@ def test_plain_lines_are_chosen_where_there_is_no_terminal(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3700, "1:01:40"), (100 * 3600, "100:00:00")]
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3700, "1:01:40"), (100 * 3600, "100:00:00")],
 )
 def test_seconds_are_shown_as_a_clock_does(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text

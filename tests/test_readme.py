@@ -42,7 +42,9 @@ def test_every_command_of_the_pages_parses(page: str, command: str) -> None:
 
 def test_the_readmes_method_passes_the_checks(tmp_path: Path) -> None:
     (code,) = [
-        block for language, block in FENCE.findall((ROOT / "README.md").read_text()) if language == "python" and "@register" in block
+        block
+        for language, block in FENCE.findall((ROOT / "README.md").read_text())
+        if language == "python" and "@register" in block
     ]
     plugin = tmp_path / "mine.py"
     plugin.write_text(code)

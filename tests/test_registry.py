@@ -75,7 +75,9 @@ def test_defaults_and_presets_fit_their_own_annotations(name: str) -> None:
 
 def test_hyperparameters_come_from_defaults_then_preset_then_suite_then_user(write_plugin: Callable[..., Path]) -> None:
     path = write_plugin(before="")
-    path.write_text(path.read_text().replace('    """A plugin', '    presets = {"digits": {"weight": 2.0}}\n    """A plugin'))
+    path.write_text(
+        path.read_text().replace('    """A plugin', '    presets = {"digits": {"weight": 2.0}}\n    """A plugin')
+    )
     found = catalog([str(path)]).find("mine")
     assert found.resolve("cifar100") == {"weight": 1.0}
     assert found.resolve("digits") == {"weight": 2.0}
@@ -194,7 +196,9 @@ def test_plugin_that_raises_at_import_is_reported_with_its_own_traceback(
     assert not [module for module in sys.modules.values() if getattr(module, "__file__", None) == str(path)]
 
 
-def test_plugin_with_a_syntax_error_is_reported_and_the_others_go_on(write_plugin: Callable[..., Path], tmp_path: Path) -> None:
+def test_plugin_with_a_syntax_error_is_reported_and_the_others_go_on(
+    write_plugin: Callable[..., Path], tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("x = 1\ndef f(:\n")
     found = catalog([str(broken), str(write_plugin())])
@@ -357,7 +361,13 @@ def test_broken_installed_packages_stop_no_other(install: Callable[..., Path]) -
     assert found["kd"].builtin
     told = "\n".join(map(str, found.errors))
     assert len(found.errors) == 5
-    for words in ("line 1: ", "kdbench_fake_b registers no method", "already defined", "kdbench_fake_nowhere was not found", "gone_too"):
+    for words in (
+        "line 1: ",
+        "kdbench_fake_b registers no method",
+        "already defined",
+        "kdbench_fake_nowhere was not found",
+        "gone_too",
+    ):
         assert words in told
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from kdbench.choice import Choice
 from kdbench.errors import KdbenchError
-from kdbench.plan import Cell, Choice, make_plan
+from kdbench.plan import Cell, make_plan
 from kdbench.registry import catalog
 from kdbench.store import (
     COLUMNS,
@@ -119,7 +120,9 @@ def test_json_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         lambda raw: b"[" * 100_000,
     ],
 )
-def test_file_that_was_cut_or_altered_is_told_from_a_sound_one(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_file_that_was_cut_or_altered_is_told_from_a_sound_one(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"top1": 90})
     path.write_bytes(damage(path.read_bytes()))
@@ -163,7 +166,9 @@ def test_file_in_place_of_the_run_directory_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_run_directory_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
+def test_run_directory_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
     store = Store(tmp_path / "runs")
     if exists:
         store.check(writable=True)
@@ -221,7 +226,9 @@ def test_state_of_a_cell_follows_its_files(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("crash", 1), ("teacher", 1), ("exception", 0), ("non-finite loss", 0)])
-def test_forgotten_failure_goes_on_from_a_checkpoint_only_if_the_process_died(store: Store, kind: str, kept: int) -> None:
+def test_forgotten_failure_goes_on_from_a_checkpoint_only_if_the_process_died(
+    store: Store, kind: str, kept: int
+) -> None:
     folder = store.cell(cells()[0])
     write_bytes(folder.path / "checkpoint-00001.ckpt", b"x")
     write_json(folder.failed, {"kind": kind, "reason": "why", "epoch": 1})
@@ -251,7 +258,17 @@ def test_log_keeps_every_line_with_its_time(tmp_path: Path) -> None:
 
 def fill(store: Store) -> dict[str, Cell]:
     """One cell of every kind, by what it is."""
-    kinds = ("done", "failed", "skipped", "planned", "running", "result cut", "config cut", "config and result cut", "other version")
+    kinds = (
+        "done",
+        "failed",
+        "skipped",
+        "planned",
+        "running",
+        "result cut",
+        "config cut",
+        "config and result cut",
+        "other version",
+    )
     named = dict(zip(kinds, cells(), strict=False))
     for cell in named.values():
         store.cell(cell).prepare(cell)
@@ -303,7 +320,15 @@ def test_table_has_a_row_for_every_cell_whatever_its_state(store: Store) -> None
 def test_table_holds_plain_numbers_of_fixed_types(store: Store) -> None:
     fill(store)
     frame = load_results(store.root)
-    numbers = [*METRICS, *(f"best_{name}" for name in METRICS), "teacher_top1", "step_seconds", "extra_parameters", "epochs", "best_epoch"]
+    numbers = [
+        *METRICS,
+        *(f"best_{name}" for name in METRICS),
+        "teacher_top1",
+        "step_seconds",
+        "extra_parameters",
+        "epochs",
+        "best_epoch",
+    ]
     assert set(frame[numbers].dtypes) == {pd.Series([0.5]).dtype}
     assert frame["seed"].dtype == "int64"
     done = frame[frame["state"] == "done"].iloc[0]

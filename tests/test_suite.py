@@ -104,7 +104,9 @@ def test_pairs_are_chosen_by_protocol_or_by_globs_over_the_whole_suite(write_sui
     assert suite.choose_pairs("short") == ["small--vit_32px_small"]
     assert suite.choose_pairs("full") == list(suite.pairs)
     assert suite.choose_pairs("short", ["*--small"]) == ["vit_32px_small--small"]
-    with pytest.raises(UnknownNameError, match=r"unknown pair 'smal--vit_32px_small' .*did you mean 'small--vit_32px_small'"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown pair 'smal--vit_32px_small' .*did you mean 'small--vit_32px_small'"
+    ):
         suite.choose_pairs("short", ["smal--vit_32px_small"])
 
 
@@ -122,25 +124,49 @@ def test_pair_of_another_form_is_refused(pair: str) -> None:
         ("    epochs: 4", "    epochs: four", "recipes.plain.epochs: .*integer.*'four'"),
         ("    epochs: 4", "    epochs: 0", "recipes.plain.epochs: .*greater than or equal to 1"),
         ("    epochs: 4", "    epochs: 1.5", "recipes.plain.epochs: .*1.5"),
-        ("optimizer: {name: sgd, lr: 0.05}", "optimizer: {name: sgd, lr: .inf}", "recipes.plain.optimizer.lr: .*finite"),
-        ("optimizer: {name: sgd, lr: 0.05}", "optimizer: {name: sgd, lr: .nan}", "recipes.plain.optimizer.lr: .*finite"),
+        (
+            "optimizer: {name: sgd, lr: 0.05}",
+            "optimizer: {name: sgd, lr: .inf}",
+            "recipes.plain.optimizer.lr: .*finite",
+        ),
+        (
+            "optimizer: {name: sgd, lr: 0.05}",
+            "optimizer: {name: sgd, lr: .nan}",
+            "recipes.plain.optimizer.lr: .*finite",
+        ),
         ("optimizer: {name: sgd, lr: 0.05}", "optimizer: {name: sgd, lr: -1}", "recipes.plain.optimizer.lr: .*greater"),
         ("lr: 0.05}", "lr: 0.05, betas: [0.9, 1.0]}", "recipes.plain.optimizer.betas.1: .*less than 1"),
         ("lr: 0.05}", "lr: 0.05, wd: 0.1}", "recipes.plain.optimizer.wd: unknown key; valid: .*weight_decay"),
         ("      name: cosine", "      name: cosin", "schedule.name: .*'cosine'.*'cosin'"),
         ("      warmup_epochs: 1", "      warmup_epochs: 4", "warmup_epochs: 4 leaves no epoch of epochs = 4"),
-        ("recipe: {epochs: 2, ", "recipe: {epoch: 2, ", "protocols.short.recipe.epoch: unknown key; did you mean 'epochs'?"),
+        (
+            "recipe: {epochs: 2, ",
+            "recipe: {epoch: 2, ",
+            "protocols.short.recipe.epoch: unknown key; did you mean 'epochs'?",
+        ),
         ("recipe: {epochs: 2, ", "recipe: {epochs: two, ", "protocols.short.recipe.epochs: .*'two'"),
         ("    seeds: [0, 1]", "    seeds: [0, 0]", "protocols.short.seeds: a seed is listed twice"),
         ("    seeds: [0, 1]", "    seeds: []", "protocols.short.seeds: "),
         ("    seeds: [0, 1]", "    seeds: [-1]", "protocols.short.seeds.0: "),
         ("    seeds: [0, 1]", "    seeds: [4294967296]", "protocols.short.seeds.0: "),
-        ('pairs: ["small--*"]', 'pairs: ["smal--vit*"]', "protocols.short.pairs.0: unknown pair 'smal--vit.*'small--vit_32px_small'"),
+        (
+            'pairs: ["small--*"]',
+            'pairs: ["smal--vit*"]',
+            "protocols.short.pairs.0: unknown pair 'smal--vit.*'small--vit_32px_small'",
+        ),
         ("  name: digits", "  name: digit", "unknown data set 'digit'; did you mean 'digits'?"),
-        ("student_recipe: {cnn: plain", "student_recipe: {cnn: plian", "student_recipe.cnn: unknown recipe 'plian'; did you mean 'plain'?"),
+        (
+            "student_recipe: {cnn: plain",
+            "student_recipe: {cnn: plian",
+            "student_recipe.cnn: unknown recipe 'plian'; did you mean 'plain'?",
+        ),
         ("student_recipe: {cnn: plain, ", "student_recipe: {", "student_recipe: no recipe for cnn"),
         ("default_protocol: short", "default_protocol: shrt", "unknown protocol 'shrt'; did you mean 'short'?"),
-        ("- vit_32px_small--small", "- 'small--vit_32px_small'", "pairs.1: pair 'small--vit_32px_small' is listed twice"),
+        (
+            "- vit_32px_small--small",
+            "- 'small--vit_32px_small'",
+            "pairs.1: pair 'small--vit_32px_small' is listed twice",
+        ),
         ("- vit_32px_small--small", "- vit_32px_small-small", "pairs.1: .*teacher--student"),
         ("name: tiny", "name: ../tiny", "name: .*pattern"),
         ("  default: [scratch, kd]", "  default: []", "methods.default: "),
@@ -174,7 +200,9 @@ def test_missing_key_is_named(write_suite: Callable[..., Path]) -> None:
 
 
 def test_key_given_twice_is_refused(write_suite: Callable[..., Path]) -> None:
-    assert "line 14: key 'epochs' is given twice" in refusal(write_suite(TEXT.replace("    epochs: 4", "    epochs: 4\n    epochs: 5")))
+    assert "line 14: key 'epochs' is given twice" in refusal(
+        write_suite(TEXT.replace("    epochs: 4", "    epochs: 4\n    epochs: 5"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +218,9 @@ def test_key_given_twice_is_refused(write_suite: Callable[..., Path]) -> None:
         ("name: x\n---\nname: y", "another document"),
     ],
 )
-def test_file_that_does_not_parse_is_refused_with_line_and_reason(write_suite: Callable[..., Path], text: str, problem: str) -> None:
+def test_file_that_does_not_parse_is_refused_with_line_and_reason(
+    write_suite: Callable[..., Path], text: str, problem: str
+) -> None:
     message = refusal(write_suite(text))
     assert re.search(problem, message), message
 
@@ -205,7 +235,11 @@ HOSTILE = {
     "deep sequence": "[" * 20_000,
     "deep mapping": "name: " + "{a: " * 200 + "1" + "}" * 200,
     "exploding aliases": _bomb(9),
-    "exploding merge keys": "a: &a {k: 1}\nb: &b {<<: [" + ", ".join(["*a"] * 400) + "]}\nc: {<<: [" + ", ".join(["*b"] * 400) + "]}",
+    "exploding merge keys": "a: &a {k: 1}\nb: &b {<<: ["
+    + ", ".join(["*a"] * 400)
+    + "]}\nc: {<<: ["
+    + ", ".join(["*b"] * 400)
+    + "]}",
     "alias to itself": "name: &a {x: *a}",
     "code": '!!python/object/apply:os.system ["touch pwned"]',
     "python name": "name: !!python/name:os.system",
@@ -231,7 +265,9 @@ def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_anchors_and_merge_keys_work_also_where_a_merged_key_is_replaced(write_suite: Callable[..., Path]) -> None:
     content = TEXT.replace("  plain:\n", "  plain: &plain\n").replace(
-        "student_recipe:", "  other: &other {<<: *plain, epochs: 8}\n  third: {<<: *other, epochs: 9}\nstudent_recipe:", 1
+        "student_recipe:",
+        "  other: &other {<<: *plain, epochs: 8}\n  third: {<<: *other, epochs: 9}\nstudent_recipe:",
+        1,
     )
     suite = read_suite(write_suite(content))
     assert [suite.recipes[name].epochs for name in ("plain", "other", "third")] == [4, 8, 9]
@@ -259,7 +295,9 @@ def test_suite_survives_a_round_trip_through_yaml(write_suite: Callable[..., Pat
     assert again == suite
 
 
-@pytest.mark.parametrize("changes", [{"protocols": {"short": {"pairs": ["mlp--*"]}}}, {"nets": {"cnn": {"taps": [1, 2]}}}])
+@pytest.mark.parametrize(
+    "changes", [{"protocols": {"short": {"pairs": ["mlp--*"]}}}, {"nets": {"cnn": {"taps": [1, 2]}}}]
+)
 def test_contradiction_is_found_without_a_file_too(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"pair|taps"):
         tiny_suite(**changes)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from kdbench.choice import Choice
 from kdbench.errors import KdbenchError
-from kdbench.plan import Choice, Cohort, Plan, TeacherPlan, make_plan
+from kdbench.plan import Cohort, Plan, TeacherPlan, make_plan
 from kdbench.registry import catalog
 from kdbench.store import Store
 from kdbench.suite import load_suite
@@ -51,7 +52,9 @@ class Job:
         content = json.loads(text)
         choice = content.pop("choice")
         members = tuple(content.pop("members"))
-        lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in choice.items()}
+        lists: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in choice.items()
+        }
         return cls(choice=Choice(**lists), members=members, **content)
 
 

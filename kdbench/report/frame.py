@@ -32,6 +32,7 @@ _TEXT_DEFAULTS = {
     "config_hash": "",
     "dataset_title": "",
     "hyperparameters": "",
+    "path": "",
 }
 _NUMBERS = ("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters")
 

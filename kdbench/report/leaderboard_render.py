@@ -121,7 +121,10 @@ def _columns(board: Leaderboard) -> list[_Column]:
             _Column(f"gain over {board.reference_display}", lambda s: signed(s.gain), key=lambda s: s.gain),
             _Column("95 % interval", lambda s: span(s.low, s.high), key=lambda s: s.low),
             _Column(
-                "left out", lambda s: span(s.left_out_low, s.left_out_high), essential=False, key=lambda s: s.left_out_low
+                "left out",
+                lambda s: span(s.left_out_low, s.left_out_high),
+                essential=False,
+                key=lambda s: s.left_out_low,
             ),
         ]
     else:

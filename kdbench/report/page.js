@@ -205,6 +205,16 @@
     return ["suite", "protocol", "split", "pair", "method"].every((name) => named[name].values[i] === named[name].values[j]);
   }
 
+  function facts(i, wanted) {
+    return columns
+      .filter((column) => wanted(column) && shown(column, i))
+      .map((column) => {
+        const text = shown(column, i);
+        const size = text.length > 44 ? { class: "long" } : {};
+        return make("div", size, make("dt", {}, column.title), make("dd", {}, text));
+      });
+  }
+
   async function openCell(i) {
     opened = i;
     find("#cell-title").textContent = `${value("method", i)} on ${value("pair", i)}, seed ${value("seed", i)}`;
@@ -218,12 +228,7 @@
         seeds.append(button);
       }
     }
-    const facts = find("#cell-facts");
-    facts.replaceChildren();
-    for (const column of columns) {
-      const text = shown(column, i);
-      if (text) facts.append(make("div", {}, make("dt", {}, column.title), make("dd", {}, text)));
-    }
+    find("#cell-facts").replaceChildren(...facts(i, (column) => !column.aside || column.name === "reason"));
     const files = find("#cell-files");
     files.replaceChildren(make("p", { class: "soft" }, "unpacking …"));
     if (!dialog.open) dialog.showModal();
@@ -238,11 +243,13 @@
     files.replaceChildren();
     if (found.error) files.append(make("p", { class: "bad" }, found.error));
     if (found.history) files.append(...curves(found.history));
+    const rest = facts(i, (column) => column.aside && column.name !== "reason");
+    files.append(make("details", {}, make("summary", {}, "Settings and provenance"), make("dl", {}, ...rest)));
     for (const [title, content] of [["Configuration", found.config], ["Result", found.result]]) {
       if (content) files.append(make("details", {}, make("summary", {}, title), make("pre", {}, JSON.stringify(content, null, 1))));
     }
     if (found.log) files.append(make("details", { open: "" }, make("summary", {}, "End of the log"), make("pre", {}, found.log)));
-    if (!files.childNodes.length) files.append(make("p", { class: "soft" }, "No files of this cell were found when the report was made."));
+    if (!found.config && !found.error) files.append(make("p", { class: "soft" }, "No files of this cell were found when the report was made."));
   }
 
   function curves(history) {

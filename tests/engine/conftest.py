@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from kdbench.choice import Choice
 from kdbench.engine import work
-from kdbench.plan import Choice, Cohort, Plan, check_cells, make_plan
+from kdbench.plan import Cohort, Plan, make_plan
 from kdbench.registry import METHODS, catalog
 from kdbench.store import Store, read_json
 from kdbench.suite import Suite
+from kdbench.wiring import check_cells
 
 TINY: dict[str, Any] = {
     "name": "tiny",

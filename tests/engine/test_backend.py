@@ -18,7 +18,9 @@ from .conftest import Lab
 
 
 def test_a_missing_system_library_gives_one_line_and_writes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "cv2.py").write_text('raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")\n')
+    (tmp_path / "cv2.py").write_text(
+        'raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")\n'
+    )
     out = tmp_path / "runs"
     done = subprocess.run(
         [sys.executable, "-m", "kdbench.cli", "run", "--protocol", "smoke", "--out", str(out)],
@@ -33,7 +35,9 @@ def test_a_missing_system_library_gives_one_line_and_writes_nothing(tmp_path: Pa
     assert not out.exists()
 
 
-def test_training_and_resuming_need_no_pkg_resources_and_no_pickled_objects(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_and_resuming_need_no_pkg_resources_and_no_pickled_objects(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real_import = builtins.__import__
 
     def guarded(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -74,5 +78,7 @@ def test_the_cohort_runs_on_mmengines_runner() -> None:
         ({"a": set(), "b": set()}, {0: ["a", "b"]}),
     ],
 )
-def test_interrupted_cells_go_on_together_where_they_can(available: dict[str, set[int]], groups: dict[int, list[str]]) -> None:
+def test_interrupted_cells_go_on_together_where_they_can(
+    available: dict[str, set[int]], groups: dict[int, list[str]]
+) -> None:
     assert common_start(available) == groups

@@ -235,7 +235,11 @@ TIMM = {
     "regnety_002": (None, "cnn", 0),
     "vit_tiny_patch16_224": ({"img_size": 64}, "vit", 1),
     "deit_tiny_patch16_224": ({"img_size": 64}, "vit", 1),
-    "swin_tiny_patch4_window7_224": ({"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1, 2, 1)}, "vit", 0),
+    "swin_tiny_patch4_window7_224": (
+        {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1, 2, 1)},
+        "vit",
+        0,
+    ),
     "mixer_s16_224": ({"img_size": 64}, "mlp", 0),
     "resmlp_12_224": ({"img_size": 64}, "mlp", 0),
 }

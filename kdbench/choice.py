@@ -1,0 +1,75 @@
+"""What the user wants of a suite, read from the command line and written back to it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kdbench.errors import KdbenchError
+
+if TYPE_CHECKING:
+    from kdbench.plan import Cell
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user wants of a suite; empty means the protocol's own choice."""
+
+    protocol: str = ""
+    methods: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    split: str = "test"
+    set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+
+
+def replay_command(
+    cell: Cell, choice: Choice, out: str, suite_name: str = "", data: str | None = None, device: str | None = None
+) -> str:
+    """The shell command that trains one cell again, alone; ``suite_name`` where the suite is a file of its own."""
+    words = ["kdbench", "run", suite_name or cell.suite]
+    words += ["--protocol", cell.protocol, "--pairs", cell.pair, "--methods", cell.method, "--seeds", str(cell.seed)]
+    if cell.split != "test":
+        words += ["--split", cell.split]
+    for plugin in choice.plugins:
+        words += ["--plugin", plugin]
+    for name, value in choice.set.get(cell.method, {}).items():
+        words += ["--set", f"{cell.method}.{name}={json.dumps(value)}"]
+    for option, given in (("--data", data), ("--device", device)):
+        words += [option, given] if given else []
+    return shlex.join([*words, "--out", out, "--solo", "--retry-failed"])
+
+
+def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["ofa.eps=1.5"]`` to ``{"ofa": {"eps": 1.5}}``; values are YAML.
+
+    Raises:
+        KdbenchError: for another form.
+    """
+    parsed: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        target, separator, value = assignment.partition("=")
+        method, dot, name = target.strip().partition(".")
+        if not (separator and dot and method and name):
+            raise KdbenchError(f"--set {assignment!r} is not of the form METHOD.NAME=VALUE")
+        try:
+            parsed.setdefault(method, {})[name] = _number_or(yaml.safe_load(value))
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise KdbenchError(f"--set {assignment!r}: the value does not parse as YAML") from None
+    return parsed
+
+
+def _number_or(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 (no dot) as a string.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
