@@ -139,13 +139,14 @@ def status(options: argparse.Namespace) -> int:
 
 def table(options: argparse.Namespace) -> int:
     """``kdbench table``."""
-    from kdbench.report.published import published_ledger
     from kdbench.report.render import render
     from kdbench.report.table import build_table
 
     texts = []
     for frame in _results(options):
         if options.against_published:
+            from kdbench.report.published import published_ledger
+
             built = published_ledger(frame, select=options.select, command=_again())
         else:
             built = build_table(frame, options.layout, options.metric, options.select, command=_again())

@@ -183,6 +183,7 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
     for pair in suite.choose_pairs(protocol_name, choice.pairs):
         teacher_name, student_name = split_pair(pair)
         teacher = plan_teacher(suite, protocol_name, teacher_name, choice.split)
+        student = _plan_student(suite, protocol_name, student_name)
         for seed in choice.seeds or protocol.seeds:
             for method in methods:
                 cells.append(
@@ -192,7 +193,7 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
                         choice,
                         catalog,
                         teacher,
-                        student_name,
+                        student,
                         method,
                         hyperparameters[method],
                         seed,
@@ -282,21 +283,38 @@ def net_family(net: NetSpec, name: str) -> str:
     return describe(net, 10, name).family
 
 
+@dataclass(frozen=True)
+class _Student:
+    """What all cells of a pair share of their student; worked out once, for a suite may have ten thousand cells."""
+
+    name: str
+    net: NetSpec
+    net_config: Mapping[str, Any]
+    family: str
+    recipe_name: str
+    recipe: Recipe
+    recipe_config: Mapping[str, Any]
+
+
+def _plan_student(suite: Suite, protocol: str, name: str) -> _Student:
+    net = suite.net(name)
+    family = net_family(net, name)
+    recipe_name = suite.recipe_name(name, family)
+    recipe = suite.recipe(recipe_name, protocol)
+    return _Student(name, net, _net_config(net), family, recipe_name, recipe, recipe.model_dump(mode="json"))
+
+
 def _plan_cell(
     suite: Suite,
     protocol: str,
     choice: Choice,
     catalog: MethodCatalog,
     teacher: TeacherPlan,
-    student: str,
+    student: _Student,
     method: str,
     hyperparameters: Mapping[str, Any],
     seed: int,
 ) -> Cell:
-    net = suite.net(student)
-    family = net_family(net, student)
-    recipe_name = suite.recipe_name(student, family)
-    recipe = suite.recipe(recipe_name, protocol)
     entry = catalog[method]
     dataset = find_dataset(suite.dataset.name)
     limits = {
@@ -311,8 +329,8 @@ def _plan_cell(
         "split": choice.split,
         "dataset": {"version": dataset.version, "name": dataset.name, **limits},
         "teacher": {"name": teacher.name, "hash": teacher.hash},
-        "student": {"name": student, "net": _net_config(net)},
-        "recipe": {"name": recipe_name, **recipe.model_dump(mode="json")},
+        "student": {"name": student.name, "net": student.net_config},
+        "recipe": {"name": student.recipe_name, **student.recipe_config},
         "method": {
             "name": method,
             "version": entry.version,
@@ -325,17 +343,18 @@ def _plan_cell(
     facts = {
         "dataset_title": dataset.title,
         "teacher_display": teacher.net.display or teacher.name,
-        "student_display": net.display or student,
+        "student_display": student.net.display or student.name,
         "teacher_family": teacher.family,
-        "student_family": family,
+        "student_family": student.family,
         "method_display": entry.display,
         "method_family": entry.family,
         "fidelity": entry.fidelity,
         "plugin": None if entry.builtin else str(Path(entry.path).name),
     }
     return Cell(
-        suite.name, protocol, choice.split, teacher, student, net, method, seed, recipe_name, recipe, config, facts
-    )
+        suite.name, protocol, choice.split, teacher, student.name, student.net, method, seed, student.recipe_name,
+        student.recipe, config, facts,
+    )  # fmt: skip
 
 
 def _given(limits: Mapping[str, int | None]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, allow_nan=True)
+
+
 def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=True).encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()
 
 
 class Store:
@@ -161,13 +165,36 @@ class CellFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.json"
-        self.result = path / "result.json"
-        self.failed = path / "failed.json"
-        self.skipped = path / "skipped.json"
-        self.history = path / "history.csv"
-        self.predictions = path / "predictions.npz"
-        self.log = path / "log.txt"
+
+    # Worked out when asked for: reading ten thousand folders needs two of these from each.
+
+    @cached_property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @cached_property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @cached_property
+    def failed(self) -> Path:
+        return self.path / "failed.json"
+
+    @cached_property
+    def skipped(self) -> Path:
+        return self.path / "skipped.json"
+
+    @cached_property
+    def history(self) -> Path:
+        return self.path / "history.csv"
+
+    @cached_property
+    def predictions(self) -> Path:
+        return self.path / "predictions.npz"
+
+    @cached_property
+    def log(self) -> Path:
+        return self.path / "log.txt"
 
     def prepare(self, cell: Cell) -> None:
         """Write the cell's configuration and what tables need to know of it."""
@@ -294,14 +321,17 @@ def _row(config_path: Path, root: Path) -> dict[str, Any]:
     row = _row_of_path(config_path.parent.relative_to(root))
     try:
         row.update(_row_of_config(read_json(config_path)))
-        state = folder.state()
+        result = None
+        with contextlib.suppress(DamagedFileError, FileNotFoundError):
+            result = read_json(folder.result)
+        state = folder.state() if result is None else "done"
         row["state"] = "running" if state == "interrupted" else state
         if state == "failed":
             row["reason"] = folder.failure()["reason"]
         elif state == "skipped":
             row["reason"] = read_json(folder.skipped)["reason"]
-        elif state == "done":
-            row.update(_measured(read_json(folder.result)))
+        elif result is not None:
+            row.update(_measured(result))
         elif folder.is_damaged():
             row["reason"] = f"{folder.result.name} is damaged; kdbench run trains the cell again"
     except (DamagedFileError, FileNotFoundError) as error:

@@ -91,6 +91,16 @@ def teacher_hashes() -> dict[str, str]:
     return {family: state_hash(_net(family, True)[0]) for family in FAMILIES}
 
 
+def teachers_are_frozen() -> bool:
+    """Whether no teacher was unfrozen, got a gradient, or left eval mode."""
+    nets = [_net(family, True)[0] for family in FAMILIES]
+    return all(
+        not any(module.training for module in net.modules())
+        and all(parameter.grad is None and not parameter.requires_grad for parameter in net.parameters())
+        for net in nets
+    )
+
+
 def renew_nets() -> None:
     """Build the nets anew, after a method has changed a teacher."""
     _net.cache_clear()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kdbench.conformance import watch
-from kdbench.conformance.bench import PAIRS, Pair, renew_nets, teacher_hashes
+from kdbench.conformance.bench import PAIRS, Pair, renew_nets, teacher_hashes, teachers_are_frozen
 from kdbench.conformance.building import declaration, reason_against
 from kdbench.conformance.checks import ON_EVERY_PAIR, ON_SOME_PAIRS, Check
 from kdbench.conformance.findings import Examination, Failure, Skip, Wrong, merged, one_line, trace
@@ -49,7 +49,7 @@ def examine(entry: MethodEntry, progress: Callable[[str], None] = lambda check: 
             inspector.fail("teacher", (), "a parameter or buffer of a teacher changed; never write to the teacher")
     finally:
         watch.restore(before)
-        if teacher_hashes() != teachers:
+        if teacher_hashes() != teachers or not teachers_are_frozen():
             renew_nets()
     return Examination(entry.name, merged(inspector.failures), inspector.skips, time.monotonic() - begun)
 

@@ -272,7 +272,7 @@
       if (text !== undefined) element.textContent = text;
       return element;
     };
-    const W = 640, H = 240, L = 56, R = 12, T = 10, B = 34;
+    const W = dialog.clientWidth < 500 ? 360 : 640, H = 240, L = 56, R = 12, T = 10, B = 34;
     const points = epochs.map((x, i) => [x, values[i]]).filter(([, y]) => Number.isFinite(y));
     const svg = part("svg", { viewBox: `0 0 ${W} ${H}`, class: "curve", role: "img" });
     if (!points.length) return make("p", { class: "soft" }, `${name}: no figures`);
