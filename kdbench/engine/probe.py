@@ -30,9 +30,9 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
     Returns:
         seconds per step of the whole cohort, seconds per evaluation of all its cells.
     """
-    dataset = load_dataset(plan.suite.dataset.name, data)
-    limit = plan.suite.dataset.images_per_class
-    train = dataset.train.first_per_class(limit) if limit else dataset.train
+    split = cohort.cells[0].split
+    dataset = load_dataset(plan.suite.dataset.name, data).for_split(split)
+    train = dataset.training(plan.images_per_class)
     teacher = freeze(TappedNet(cohort.teacher.net, dataset.num_classes, cohort.teacher.name).to(device))
     recipe = cohort.cells[0].recipe
     strong = any("strong" in plan.catalog[cell.method].needs for cell in cohort.cells)
@@ -44,19 +44,20 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
         for cell in cohort.cells
     ]
     model = CohortModel(cells, teacher, pipeline, device, lambda *failure: None)
-    return _time(model, pipeline, dataset.split(cohort.cells[0].split), device)
+    return _time(model, pipeline, dataset.measured(split, plan.measured_images_per_class), device)
 
 
 def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: Path | None) -> tuple[float, float]:
     """The same for the training of a teacher."""
     from kdbench.engine.work import teacher_trainee
 
-    dataset = load_dataset(plan.suite.dataset.name, data)
-    pipeline = DevicePipeline(dataset.train, teacher.recipe, dataset.num_classes, 0, device)
-    task = Task(dataset.num_classes, len(dataset.train), dataset.train.labels, dataset.name, teacher.recipe.epochs)
+    dataset = load_dataset(plan.suite.dataset.name, data).for_split(teacher.split)
+    train = dataset.training(plan.teacher_images_per_class)
+    pipeline = DevicePipeline(train, teacher.recipe, dataset.num_classes, 0, device)
+    task = Task(dataset.num_classes, len(train), train.labels, dataset.name, teacher.recipe.epochs)
     cell = CellTrainer(teacher_trainee(plan, teacher, Store("unused")), task, None, len(pipeline), device)
     model = CohortModel([cell], None, pipeline, device, lambda *failure: None)
-    return _time(model, pipeline, dataset.test, device)
+    return _time(model, pipeline, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 
 def _time(model: CohortModel, pipeline: DevicePipeline, split: ImageSet, device: torch.device) -> tuple[float, float]:

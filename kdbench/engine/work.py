@@ -55,12 +55,14 @@ def train_teacher(
     Raises:
         KdbenchError: if its training failed.
     """
-    dataset = load_dataset(plan.suite.dataset.name, data)
+    dataset = load_dataset(plan.suite.dataset.name, data).for_split(teacher.split)
     folder = CellFolder(store.teacher(teacher))
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
     trainee = teacher_trainee(plan, teacher, store)
-    session = _Session(dataset, dataset.train, Evaluated(dataset.test, None, device), device, emit)
+    split = dataset.measured(teacher.split, plan.measured_images_per_class)
+    train = dataset.training(plan.teacher_images_per_class)
+    session = _Session(dataset, train, Evaluated(split, None, device), device, emit)
 
     def keep(cell: CellTrainer) -> None:
         _write_history(cell)
@@ -75,7 +77,7 @@ def train_teacher(
                 "checksum": checksum,
                 "metrics": {"last": cell.history[-1]},
                 "cost": _cost(cell, device),
-                "dataset_checksum": dataset.checksum(),
+                "dataset_checksum": session.data_checksum,
                 "provenance": provenance(device),
             },
         )
@@ -93,18 +95,17 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
     Raises:
         KdbenchError: if the teacher or the data cannot be loaded.
     """
-    dataset = load_dataset(plan.suite.dataset.name, data)
+    first = cohort.cells[0]
+    dataset = load_dataset(plan.suite.dataset.name, data).for_split(first.split)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
-    split = dataset.split(cohort.cells[0].split)
+    split = dataset.measured(first.split, plan.measured_images_per_class)
     teacher_logits = predict_all(lambda images: teacher(images).logits, split, device)
     teacher_metrics = measure(teacher_logits, split.labels.to(device))
     checksum_before = teacher_result["checksum"]
-    limit = plan.suite.dataset.images_per_class
-    train = dataset.train.first_per_class(limit) if limit else dataset.train
+    train = dataset.training(plan.images_per_class)
     evaluated = Evaluated(split, teacher_logits, device)
     session = _Session(dataset, train, evaluated, device, emit)
     cells = {cell.key: cell for cell in cohort.cells}
-    first = cohort.cells[0]
 
     def keep(trained: CellTrainer) -> None:
         if state_hash(teacher.net) != checksum_before:
@@ -130,7 +131,7 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
                     **teacher_metrics,
                 },
                 "cost": _cost(trained, device),
-                "dataset_checksum": dataset.checksum(),
+                "dataset_checksum": session.data_checksum,
                 "train_images": len(train),
                 "provenance": provenance(device),
             },
@@ -182,6 +183,7 @@ class _Session:
     def __init__(self, dataset: Dataset, train: ImageSet, split: Evaluated, device: torch.device, emit: Emit) -> None:
         self.task = Task(dataset.num_classes, len(train), train.labels, dataset.name)
         self.data = train
+        self.data_checksum = dataset.checksum()
         self.split = split
         self.device = device
         self.emit = emit

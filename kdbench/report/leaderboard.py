@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,7 @@ class _Builder:
             baseline=method["family"] == "baseline" or name == "scratch",
             cells=(len(done), planned),
             mean=float(self.means[name].mean()),
-            step_ratio=self._step_ratio(done),
+            step_ratio=self._step_ratios.get(str(name), np.nan),
             extra_parameters=float(extra),
             pairs=int(self.means[name].notna().sum()),
         )
@@ -238,13 +239,16 @@ class _Builder:
     def _gains(self, name: str, reference: str) -> pd.Series:
         return (self.sign * (self.means[name] - self.means[reference])).dropna()
 
-    def _step_ratio(self, done: pd.DataFrame) -> float:
-        cells = self.results.cells
-        scratch = cells[(cells["method"] == "scratch") & (cells["state"] == "done")]
+    @cached_property
+    def _step_ratios(self) -> dict[str, float]:
+        """Median step time by method, over that of scratch in the same pair, seed and device."""
+        done = self.results.cells[self.results.cells["state"] == "done"]
+        done = done[done["step_seconds"] > 0]
         keys = ["pair", "seed", "device"]
-        both = done[[*keys, "step_seconds"]].merge(scratch[[*keys, "step_seconds"]], on=keys, suffixes=("", "_scratch"))
-        both = both[(both["step_seconds"] > 0) & (both["step_seconds_scratch"] > 0)]
-        return float((both["step_seconds"] / both["step_seconds_scratch"]).median()) if len(both) else np.nan
+        scratch = done.loc[done["method"] == "scratch", [*keys, "step_seconds"]]
+        both = done[[*keys, "method", "step_seconds"]].merge(scratch, on=keys, suffixes=("", "_scratch"))
+        ratios = (both["step_seconds"] / both["step_seconds_scratch"]).groupby(both["method"]).median()
+        return {str(name): float(ratio) for name, ratio in ratios.items()}
 
     def _corrected(self, standings: Sequence[Standing]) -> list[Standing]:
         tested = [

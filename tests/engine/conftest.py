@@ -63,7 +63,14 @@ TINY: dict[str, Any] = {
     "student_recipe": {"cnn": "cnn", "vit": "token", "mlp": "token"},
     "teacher_recipe": {"cnn": "cnn", "vit": "token", "mlp": "token"},
     "methods": {"default": ["scratch", "kd"], "set": {"crd": {"num_negatives": 64}}},
-    "protocols": {"short": {"description": "three epochs", "teacher": {"epochs": 2, "batch_size": 100}}},
+    "protocols": {
+        "short": {
+            "description": "three epochs",
+            "teacher": {"epochs": 2, "batch_size": 50},
+            "teacher_images_per_class": 15,
+            "measured_images_per_class": 10,
+        }
+    },
     "default_protocol": "short",
 }
 
