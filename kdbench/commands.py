@@ -115,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
             summary = summarize(made, todo, store)
             print(f"nothing to train: {len(todo.done)} cells are done already", flush=True)
     _closing(made, store)
+    _say_weak_teachers(made, store)
     print(f"\n{len(summary.done) + len(summary.done_before)} done, {len(summary.failed) + len(made.broken)} failed, "
           f"{len(summary.skipped)} skipped, in {time.monotonic() - begun:.0f} s; results in {store.root}")  # fmt: skip
     _say_skipped(made.skipped)
@@ -435,6 +436,16 @@ def _write(text: str, path: str | None) -> int:
     except OSError as error:
         raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
     return 0
+
+
+def _say_weak_teachers(made: Plan, store: Store) -> None:
+    for teacher in made.teachers:
+        result = store.result_of_teacher(teacher)
+        if result and result["metrics"]["last"]["top1"] < teacher.expected_top1:
+            print(
+                f"\nnote: teacher {teacher.name} has top-1 {result['metrics']['last']['top1']:.1f} %, below the "
+                f"{teacher.expected_top1:g} % that the suite expects of a trained teacher (here {teacher.recipe.epochs} epochs)"
+            )
 
 
 def _say_skipped(cells: Sequence[Cell]) -> None:

@@ -277,7 +277,7 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
     store.check()
     pattern = f"{suite or '*'}/{protocol or '*'}/*--*/*/seed[0-9]*-*/config.json"
-    frame = pd.DataFrame([_row(path, store.root) for path in sorted(store.root.glob(pattern))], columns=COLUMNS)
+    frame = pd.DataFrame([_row(path) for path in sorted(store.root.glob(pattern))], columns=COLUMNS)
     return frame.astype(dict.fromkeys(_NUMBERS, "float64") | {"seed": "int64"})
 
 
@@ -316,9 +316,9 @@ COLUMNS = [
 ]
 
 
-def _row(config_path: Path, root: Path) -> dict[str, Any]:
+def _row(config_path: Path) -> dict[str, Any]:
     folder = CellFolder(config_path.parent)
-    row = _row_of_path(config_path.parent.relative_to(root))
+    row = _row_of_path(*config_path.parts[-6:-1])
     try:
         row.update(_row_of_config(read_json(config_path)))
         result = None
@@ -341,9 +341,8 @@ def _row(config_path: Path, root: Path) -> dict[str, Any]:
     return row
 
 
-def _row_of_path(path: Path) -> dict[str, Any]:
+def _row_of_path(suite: str, protocol: str, pair: str, method: str, name: str) -> dict[str, Any]:
     """What the name of a cell's folder tells."""
-    suite, protocol, pair, method, name = path.parts
     teacher, _, student = pair.partition("--")
     seed, _, config_hash = name.removeprefix("seed").partition("-")
     return {
@@ -352,7 +351,7 @@ def _row_of_path(path: Path) -> dict[str, Any]:
             "protocol": protocol,
             "pair": pair,
             "method": method,
-            "path": str(path),
+            "path": f"{suite}/{protocol}/{pair}/{method}/{name}",
             "config_hash": config_hash,
         },
         **{"teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},

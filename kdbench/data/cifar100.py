@@ -59,7 +59,7 @@ def load(folder: Path | None = None) -> Dataset:
     coarse_names = _names(meta, "coarse_label_names", NUM_SUPERCLASSES, files["meta"])
     labels = np.concatenate([train.labels.numpy(), test.labels.numpy()])
     coarse = _superclasses(labels, np.concatenate([train_coarse, test_coarse]), files["train"])
-    held_out = held_out_positions(train.labels.numpy())
+    held_out = held_out_positions(train.labels.numpy(), VALIDATION_PER_CLASS)
     return Dataset(
         name="cifar100",
         num_classes=NUM_CLASSES,
@@ -148,7 +148,7 @@ def download(folder: Path | None, progress: Callable[[int, int], None] | None = 
             target.rmdir()  # which only an empty folder lets happen
 
 
-def held_out_positions(labels: np.ndarray, per_class: int = VALIDATION_PER_CLASS) -> torch.Tensor:
+def held_out_positions(labels: np.ndarray, per_class: int) -> torch.Tensor:
     """Positions in the training set that are validation images, in order: ``per_class`` of every class.
 
     A position's rank is its SHA-256, so that no library's random numbers decide who is in which split.

@@ -30,7 +30,7 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
     # Without the darkest ends, on which print is hard to read.
     shades = LinearSegmentedColormap.from_list("gain", colormaps["PuOr"](np.linspace(0.14, 0.86, 64)))
     means = results.means()
-    names = [name for name in means if name != board.reference]
+    names = [name for name in results.method_info if name != board.reference]
     gains = results.metric.sign * means[names].sub(means[board.reference], axis=0)
     harmed = (
         results.metric.sign * means[names].sub(means["scratch"], axis=0) < -1e-9
@@ -39,9 +39,13 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
     )
     harmed["scratch"] = False
     harmed = harmed[names]
-    texts = [[_gain_text(results, pair, name, gains.at[pair, name]) for name in names] for pair in gains.index]
+    pairs = list(results.pair_info)
+    texts = [
+        [_gain_text(results, pair, name, float(gain)) for name, gain in zip(names, row, strict=True)]
+        for pair, row in zip(pairs, gains.to_numpy(), strict=True)
+    ]
     values, marks, told = gains.to_numpy(), harmed.to_numpy(bool), np.array(texts, dtype=object)
-    rows = [shortened(str(results.pair_info[pair]["title"]), 30) for pair in gains.index]
+    rows = [shortened(str(results.pair_info[pair]["title"]), 30) for pair in pairs]
     columns = [shortened(str(results.method_info[name]["title"])) for name in names]
     room = width - 0.9
     if room / len(columns) < _NUMBER_WIDTH and len(rows) < len(columns):
@@ -73,8 +77,17 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
         if annotated:
             axes.text(x + 0.5, y + 0.5, told[y, x], ha="center", va="center", fontsize=5.5, color="0.3")
     if annotated and marks.any():
-        y, x = np.nonzero(marks & np.isfinite(values))
-        axes.scatter(x + 0.09, y + 0.8, marker="v", s=9, color="black", edgecolor="white", linewidth=0.5, zorder=3)
+        rows_harmed, columns_harmed = np.nonzero(marks & np.isfinite(values))
+        axes.scatter(
+            columns_harmed + 0.09,
+            rows_harmed + 0.8,
+            marker="v",
+            s=9,
+            color="black",
+            edgecolor="white",
+            linewidth=0.5,
+            zorder=3,
+        )
     axes.tick_params(length=0)
     axes.set_xticks(axes.get_xticks(), columns, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(axes.get_yticks(), rows, rotation=0)

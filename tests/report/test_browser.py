@@ -173,6 +173,7 @@ def test_a_number_leads_to_its_cell_with_config_curve_and_log(opened: Any) -> No
     assert opened.execute_script("return document.querySelector('#cell').open")
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not opened.execute_script("return document.querySelector('#cell').open")
+    time.sleep(0.2)  # the event of closing comes after
     assert opened.execute_script("return location.hash") == ""
 
 
