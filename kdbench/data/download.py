@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from kdbench.errors import KdbenchError
 
@@ -98,7 +98,7 @@ def unpack(archive: Path, members: Mapping[str, tuple[Path, FileFacts]]) -> None
 
 
 def _store(
-    source: BinaryIO, path: Path, expected: FileFacts, progress: Callable[[int, int], None] | None = None
+    source: IO[bytes], path: Path, expected: FileFacts, progress: Callable[[int, int], None] | None = None
 ) -> FileFacts:
     """Copy ``source`` into ``path`` through a temporary file, which takes its place only if it is what was expected."""
     digest = hashlib.md5(usedforsecurity=False)

@@ -1,4 +1,4 @@
-"""What a loaded data set is: labelled images in memory, in three splits that never overlap."""
+"""What a loaded data set is: labelled images in memory, in three splits; nothing is measured on what was trained on."""
 
 from __future__ import annotations
 

@@ -110,13 +110,21 @@ def button(browser: Any, table: str, title: str) -> Any:
     return next(b for b in browser.find_elements(By.CSS_SELECTOR, f"{table} th button") if b.text.strip() == title)
 
 
-def dialog_text(browser: Any) -> str:
-    for _ in range(50):
-        text = browser.execute_script("return document.querySelector('#cell').textContent")
-        if "unpacking" not in text:
-            return str(text)
+def until(browser: Any, script: str) -> None:
+    """Wait until an expression of the page is true: following a link and unpacking a cell take a moment."""
+    for _ in range(100):
+        if browser.execute_script(f"return Boolean({script})"):
+            return
         time.sleep(0.05)
-    raise AssertionError("the cell was not unpacked")
+    raise AssertionError(f"never true: {script}")
+
+
+def dialog_text(browser: Any, title: str) -> str:
+    cell = "document.querySelector('#cell')"
+    until(
+        browser, f"{cell}.open && {cell}.textContent.includes({title!r}) && !{cell}.textContent.includes('unpacking')"
+    )
+    return str(browser.execute_script(f"return {cell}.textContent"))
 
 
 def test_cells_are_sorted_both_ways_with_missing_figures_last(opened: Any) -> None:
@@ -162,30 +170,25 @@ def test_a_number_leads_to_its_cell_with_config_curve_and_log(opened: Any) -> No
     link = opened.find_element(By.XPATH, "//table[@id='part-0-matrix']//a[starts-with(., '87.0')]")
     opened.execute_script("arguments[0].focus()", link)
     link.send_keys(Keys.ENTER)
-    said = dialog_text(opened)
-    assert "OFA on Swin-T → ResNet18, seed 0" in said
+    said = dialog_text(opened, "OFA on Swin-T → ResNet18, seed 0")
     for part in ('"temperature": 4', "epoch 5/5", "86.00", "toy/short/swin_tiny--resnet18/ofa/seed0-"):
         assert part in said
     assert opened.find_element(By.CSS_SELECTOR, "svg.curve path").get_attribute("d").count("L") == 4
     opened.find_element(By.XPATH, "//div[@id='cell-seeds']/button[.='seed 1']").click()
-    time.sleep(0.1)
-    assert "OFA on Swin-T → ResNet18, seed 1" in dialog_text(opened)
-    assert opened.execute_script("return document.querySelector('#cell').open")
+    dialog_text(opened, "OFA on Swin-T → ResNet18, seed 1")
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not opened.execute_script("return document.querySelector('#cell').open")
-    time.sleep(0.2)  # the event of closing comes after
-    assert opened.execute_script("return location.hash") == ""
+    until(opened, "location.hash === ''")
 
 
 def test_a_link_from_elsewhere_opens_the_cell_at_once(browser: Any, page: Path) -> None:
     load(browser, page, hash="#cell-3")
-    assert "seed" in dialog_text(browser)
-    assert browser.execute_script("return document.querySelector('#cell').open")
+    assert '"temperature": 4' in dialog_text(browser, "seed 1")
 
 
 def test_a_method_of_the_leaderboard_leads_to_its_cells(opened: Any) -> None:
     opened.find_element(By.XPATH, "//table[@id='part-0-leaderboard']//a[.='DKD']").click()
-    time.sleep(0.1)
+    until(opened, "document.querySelector('select[data-column=method]').value !== ''")
     assert set(texts(opened, "#cells-table tbody th")) == {"DKD"}
 
 

@@ -61,3 +61,19 @@ def test_planning_ten_thousand_cells_takes_less_than_a_second() -> None:
     plan = make_plan(suite, Choice(methods=("*",), pairs=("*",), seeds=tuple(range(120))), methods)
     assert len({cell.folder for cell in plan.cells}) == len(plan.cells) > 9000
     assert time.process_time() - begun < 2
+
+
+def test_report_and_plots_are_written_from_the_command_line(kdbench, tmp_path: Path, monkeypatch) -> None:
+    from kdbench.report import plots
+
+    monkeypatch.setattr(plots, "PLOTS", {"ranks": plots.PLOTS["ranks"]})
+    write_large(tmp_path / "runs", large_plan(cells=150), cells=150)
+    said = kdbench("report", "digits", "--out", tmp_path / "runs", "--to", tmp_path / "r.html")
+    assert (said.status, said.err) == (0, "")
+    assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
+    said = kdbench("plots", "digits", "--out", tmp_path / "runs", "--to", tmp_path / "plots", "--format", "svg,pdf")
+    assert (said.status, said.err) == (0, "")
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"captions.md", "ranks.svg", "ranks.pdf"}
+    assert kdbench("plots", "digits", "--out", tmp_path / "runs").status == 2
+    said = kdbench("plots", "digits", "--out", tmp_path / "runs", "--to", tmp_path / "p", "--format", "gif")
+    assert (said.status, said.err) == (2, "kdbench: unknown format 'gif' in plots; valid: pdf, png, svg\n")
