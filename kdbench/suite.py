@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,9 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdbench.data.catalog import find_dataset
-from kdbench.errors import KdbenchError, UnknownNameError, is_near, nearest
+from kdbench.errors import KdbenchError, UnknownNameError, is_near
 from kdbench.nets.spec import FAMILIES, Family, NetSpec
 from kdbench.nets.zoo import ZOO
+from kdbench.problems import Contradiction, at, find, first_problem
 
 PAIR_SEPARATOR = "--"
 
@@ -36,14 +36,6 @@ MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 50
 
 class SuiteError(KdbenchError):
     """A suite file that does not parse or contradicts itself; names the file and the line."""
-
-
-class _Contradiction(ValueError):
-    """A problem that a validator found, with the place in the file where it is to be corrected."""
-
-    def __init__(self, message: str, *location: Any) -> None:
-        super().__init__(message)
-        self.location = location
 
 
 class _Strict(BaseModel):
@@ -96,7 +88,7 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _warmup_fits(self) -> Recipe:
         if self.schedule.name != "constant" and self.schedule.warmup_epochs >= self.epochs:
-            raise _Contradiction(
+            raise Contradiction(
                 f"{self.schedule.warmup_epochs} leaves no epoch of epochs = {self.epochs} for the schedule itself",
                 "schedule",
                 "warmup_epochs",
@@ -136,7 +128,7 @@ class Protocol(_Strict):
     @model_validator(mode="after")
     def _seeds_differ(self) -> Protocol:
         if len(set(self.seeds)) != len(self.seeds):
-            raise _Contradiction("a seed is listed twice", "seeds")
+            raise Contradiction("a seed is listed twice", "seeds")
         return self
 
 
@@ -170,10 +162,10 @@ class Suite(_Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Suite:
-        with _at("dataset", "name"):
+        with at("dataset", "name"):
             find_dataset(self.dataset.name)
         for position, pair in enumerate(self.pairs):
-            with _at("pairs", position):
+            with at("pairs", position):
                 if pair in self.pairs[:position]:
                     raise KdbenchError(f"pair {pair!r} is listed twice")
                 for net in split_pair(pair):
@@ -181,19 +173,19 @@ class Suite(_Strict):
         for kind, chosen in (("student_recipe", self.student_recipe), ("teacher_recipe", self.teacher_recipe)):
             missing = [family for family in FAMILIES if family not in chosen]
             if missing:
-                raise _Contradiction(f"no recipe for {', '.join(missing)}", kind)
+                raise Contradiction(f"no recipe for {', '.join(missing)}", kind)
             for family, recipe in chosen.items():
-                with _at(kind, family):
-                    _find("recipe", recipe, self.recipes)
+                with at(kind, family):
+                    find("recipe", recipe, self.recipes)
         for net, recipe in self.net_recipe.items():
-            with _at("net_recipe", net):
+            with at("net_recipe", net):
                 self.net(net)
-                _find("recipe", recipe, self.recipes)
-        with _at("default_protocol"):
-            _find("protocol", self.default_protocol, self.protocols)
+                find("recipe", recipe, self.recipes)
+        with at("default_protocol"):
+            find("protocol", self.default_protocol, self.protocols)
         for name, protocol in self.protocols.items():
             for position, pattern in enumerate(protocol.pairs):
-                with _at("protocols", name, "pairs", position):
+                with at("protocols", name, "pairs", position):
                     self.choose_pairs(name, [pattern])
             for recipe in {*self.student_recipe.values(), *self.net_recipe.values()}:
                 self.recipe(recipe, name)
@@ -232,8 +224,8 @@ class Suite(_Strict):
         try:
             return Recipe.model_validate(merge(self.recipes[name].model_dump(), changes))
         except ValidationError as error:
-            location, problem = _first_problem(error, Recipe)
-            raise _Contradiction(problem, "protocols", protocol, kind, *location) from None
+            location, problem = first_problem(error, Recipe)
+            raise Contradiction(problem, "protocols", protocol, kind, *location) from None
 
     def choose_pairs(self, protocol: str, patterns: Sequence[str] = ()) -> list[str]:
         """Pairs of a protocol; ``patterns`` (globs over all pairs of the suite) replace the protocol's own choice.
@@ -323,7 +315,7 @@ def read_suite(path: Path) -> Suite:
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
-        location, problem = _first_problem(error, Suite)
+        location, problem = first_problem(error, Suite)
         where = ".".join(map(str, location))
         raise SuiteError(f"{path}, line {_line_of(tree, location)}: {where and f'{where}: '}{problem}") from None
 
@@ -352,50 +344,6 @@ def _check_tree(root: yaml.Node | None) -> None:
 
 def _marked(problem: str, node: yaml.Node | None) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark if node else None)
-
-
-@contextlib.contextmanager
-def _at(*location: Any) -> Iterator[None]:
-    """Say where in the file a problem lies that is found inside the block."""
-    try:
-        yield
-    except KdbenchError as error:
-        raise _Contradiction(str(error), *location) from None
-
-
-def _find(kind: str, name: str, valid: Iterable[str]) -> None:
-    if name not in valid:
-        raise UnknownNameError(kind, name, valid)
-
-
-def _first_problem(error: ValidationError, root: type[BaseModel]) -> tuple[tuple[Any, ...], str]:
-    """Location and sentence of the first problem of a validation, with the nearest valid key for an unknown one."""
-    problem = error.errors(include_url=False)[0]
-    location = tuple(key for key in problem["loc"] if key != "[key]")  # pydantic's word for "the key itself"
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, _Contradiction):
-        return location + cause.location, str(cause)
-    if problem["type"] == "extra_forbidden":
-        return location, f"unknown key; {nearest(str(location[-1]), _valid_keys(root, location[:-1]))}"
-    if problem["type"] == "missing":
-        return location[:-1], f"{location[-1]} is missing"
-    given = "" if isinstance(problem["input"], (dict, list, BaseModel)) else f" (found {problem['input']!r})"
-    return location, problem["msg"][0].lower() + problem["msg"][1:] + given
-
-
-def _valid_keys(root: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    model: Any = root
-    for key in location:
-        fields = getattr(model, "model_fields", None)
-        annotation = fields[key].annotation if fields and key in fields else model
-        model = next((part for part in _models_in(annotation)), model)
-    return list(getattr(model, "model_fields", {}))
-
-
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
 
 
 def _line_of(node: yaml.Node | None, location: Sequence[Any]) -> int:

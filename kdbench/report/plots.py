@@ -159,7 +159,8 @@ def _cost(results: Results, board: Leaderboard, root: Path | str, width: float) 
     caption = (
         "Mean gain against the time of a training step, relative to training from scratch on the same pair, seed and "
         "device (median). Dashes: Pareto front; a method below it is beaten by one that is as cheap and as good. "
-        "The teacher's forward pass is shared by a cohort and not counted." + _unnamed(left_out)
+        "The teacher's forward pass is shared by a cohort and not counted. An arrow: the point lies beyond the axis."
+        + _unnamed(left_out)
     )
     return figure, caption
 
@@ -171,7 +172,8 @@ def _agreement(results: Results, board: Leaderboard, root: Path | str, width: fl
     both = f", both minus {board.reference_display}'s on the same pair" if board.reference else ""
     caption = (
         f"Accuracy against agreement with the teacher (share of images with the same prediction){both}. Small: one pair; "
-        "large: mean of a method. Right and low: it copies the teacher without gaining from it." + _unnamed(left_out)
+        "large: mean of a method, at the edge where it lies beyond (arrow: by how much). Right and low: it copies the teacher "
+        "without gaining from it." + _unnamed(left_out)
     )
     return figure, caption
 

@@ -64,7 +64,9 @@ def cost_plot(board: Leaderboard, width: float) -> tuple[Figure, int]:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(x=0.08)
     _legend(axes, standings)
-    order = [*front, *(i for i in np.argsort(gains)[::-1] if i not in front)]
+    # A point drawn at the edge must say where it lies: those are named first.
+    beyond = [i for i, gain in enumerate(gains) if not low <= gain <= high]
+    order = list(dict.fromkeys([*beyond, *front, *(int(i) for i in np.argsort(gains)[::-1])]))
     points = [(costs[i], float(np.clip(gains[i], low, high))) for i in order]
     names = [_beyond(shortened(standings[i].display), gains[i], low, high) for i in order]
     return figure, place_labels(axes, points, names, most=_most_names(width))
@@ -108,6 +110,8 @@ def agreement_plot(results: Results, board: Leaderboard, width: float) -> tuple[
     if board.reference:
         axes.axhline(0, color="black", linewidth=0.6, zorder=1)
         axes.axvline(0, color="black", linewidth=0.6, zorder=1)
+    beyond = ~(means["agreement"].between(x_low, x_high) & means["value"].between(y_low, y_high))
+    means = means.assign(beyond=beyond).sort_values("beyond", ascending=False, kind="stable")  # named first
     shown = [
         (float(np.clip(x, x_low, x_high)), float(np.clip(y, y_low, y_high)))
         for x, y in zip(means["agreement"], means["value"], strict=True)
