@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ kdbench run with nothing else trains the suite "digits" on this machine, in minu
 
 EPILOG = "exit status: 0 all done; 1 some cells failed; 2 the request is wrong; 130 interrupted"
 
+READING_VERBS = ("table", "leaderboard", "plots", "report")
 METRICS = ("top1", "top5", "nll", "ece", "agreement", "teacher_kl")
 
 
@@ -54,10 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.verb:
         parser.print_help()
         return 0
-    from kdbench import commands
-
+    module = importlib.import_module("kdbench.reporting" if options.verb in READING_VERBS else "kdbench.commands")
     try:
-        return int(getattr(commands, options.verb.replace("-", "_"))(options))
+        return int(getattr(module, options.verb.replace("-", "_"))(options))
     except KdbenchError as error:
         print(f"kdbench: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
         details = getattr(error, "details", "")

@@ -1,10 +1,12 @@
-"""What the verbs do. Each function takes the parsed options and returns an exit status."""
+"""What the verbs do that plan, train and check; ``reporting.py`` has those that read results.
+
+Each function takes the parsed options and returns an exit status.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import shlex
 import signal
@@ -40,7 +42,7 @@ def plan(options: argparse.Namespace) -> int:
 
     store = Store(options.out)
     store.check()
-    made, methods = _make_plan(options)
+    made, methods = plan_of(options)
     made = check_cells(made)
     todo = [cell for cell in made.cells if store.cell(cell).state() not in ("done", "failed")]
     workers = _workers(options, made)
@@ -69,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     from kdbench.progress import make_progress
 
     store = Store(options.out)
-    made, methods = _make_plan(options)
+    made, methods = plan_of(options)
     store.check()
     made = check_cells(made)
     _check_backend(options.device)
@@ -104,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
                 progress.stop()
                 done = sum(store.cell(cell).state() == "done" for cell in made.cells)
                 print(
-                    f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {_again()}",
+                    f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {again()}",
                     flush=True,
                 )
                 return 130
@@ -133,80 +135,9 @@ def status(options: argparse.Namespace) -> int:
 
     store = Store(options.out)
     store.check()
-    made, methods = _make_plan(options)
+    made, methods = plan_of(options)
     print_status(made, store)
     return _say_plugin_errors(methods)
-
-
-def table(options: argparse.Namespace) -> int:
-    """``kdbench table``."""
-    from kdbench.report.render import render
-    from kdbench.report.table import build_table
-
-    texts = []
-    for frame in _results(options):
-        if options.against_published:
-            from kdbench.report.published import published_ledger
-
-            built = published_ledger(frame, select=options.select, command=_again())
-        else:
-            built = build_table(frame, options.layout, options.metric, options.select, command=_again())
-        texts.append(render(built, options.format))
-    return _write("\n\n".join(text.rstrip("\n") for text in texts), options.to)
-
-
-def leaderboard(options: argparse.Namespace) -> int:
-    """``kdbench leaderboard``."""
-    from kdbench.report.leaderboard import build_leaderboard
-    from kdbench.report.leaderboard_render import leaderboard_markdown, leaderboard_text
-
-    boards = [
-        build_leaderboard(
-            frame, tie_band=options.tie_band, metric=options.metric, select=options.select, command=_again()
-        )
-        for frame in _results(options)
-    ]
-    if options.to and Path(options.to).suffix in (".png", ".svg", ".pdf"):
-        from kdbench.report.picture import draw_leaderboard
-
-        if boards[0].message:
-            raise KdbenchError(boards[0].message)
-        draw_leaderboard(boards[0], Path(options.to))
-        return 0
-    if options.format == "text" and options.to is None and sys.stdout.isatty():
-        for board in boards:
-            _print_board(board)
-        return 0
-    draw = leaderboard_markdown if options.format == "markdown" else leaderboard_text
-    return _write("\n\n".join(draw(board).rstrip("\n") for board in boards), options.to)
-
-
-def plots(options: argparse.Namespace) -> int:
-    """``kdbench plots``."""
-    from kdbench.report.plots import write_plots
-
-    formats = _words(options.format)
-    frames = _results(options)
-    for frame in frames:
-        folder = Path(options.to)
-        if len(frames) > 1:
-            folder /= f"{frame['protocol'].iloc[0]}-{frame['split'].iloc[0]}"
-        written = write_plots(
-            frame, options.out, folder, formats, options.width, options.metric, options.select, command=_again()
-        )
-        print(f"{len(written)} files in {folder}; what must stand under the plots is in {written[0]}")
-    return 0
-
-
-def report(options: argparse.Namespace) -> int:
-    """``kdbench report``."""
-    import pandas as pd
-
-    from kdbench.report.page import write_report
-
-    path = write_report(pd.concat(_results(options), ignore_index=True), options.out, options.to, command=_again())
-    print(f"report of {options.out} in {path}")
-    return 0
 
 
 def test(options: argparse.Namespace) -> int:
@@ -238,15 +169,16 @@ def new_method(options: argparse.Namespace) -> int:
     return 0
 
 
-def _make_plan(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
+def plan_of(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
+    """The plan of the user's choice, and all methods."""
     methods = catalog(
         tuple(os.path.abspath(plugin) if Path(plugin).is_file() else plugin for plugin in options.plugins)
     )
     suite = load_suite(options.suite)
     chosen = Choice(
         protocol=options.protocol,
-        methods=_words(options.methods),
-        pairs=_words(options.pairs),
+        methods=words(options.methods),
+        pairs=words(options.pairs),
         seeds=_seeds(options.seeds),
         split=options.split,
         set=parse_set(options.set),
@@ -259,16 +191,17 @@ def _make_plan(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
         raise
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """A list separated by commas."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    words = _words(text)
-    wrong = next((word for word in words if not (word.isdecimal() and len(word) < 20 and int(word) <= MAX_SEED)), None)
+    given = words(text)
+    wrong = next((word for word in given if not (word.isdecimal() and len(word) < 20 and int(word) <= MAX_SEED)), None)
     if wrong is not None:
         raise KdbenchError(f"--seeds: {wrong!r} is not a whole number from 0 to {MAX_SEED}")
-    return tuple(dict.fromkeys(int(word) for word in words))
+    return tuple(dict.fromkeys(int(word) for word in given))
 
 
 def _data(options: argparse.Namespace) -> Path | None:
@@ -363,7 +296,8 @@ def _sigterm_as_interrupt() -> Any:
         signal.signal(signal.SIGTERM, before)
 
 
-def _again() -> str:
+def again() -> str:
+    """The command that was given."""
     return shlex.join(["kdbench", *sys.argv[1:]])
 
 
@@ -378,12 +312,13 @@ def _closing(made: Plan, store: Store) -> None:
     board = build_leaderboard(frame)
     print()
     if sys.stdout.isatty():
-        _print_board(board)
+        print_board(board)
     else:
         print(leaderboard_text(board))
 
 
-def _print_board(board: Any) -> None:
+def print_board(board: Any) -> None:
+    """A leaderboard on the terminal."""
     from rich.console import Console
 
     from kdbench.report.leaderboard_render import leaderboard_rich
@@ -392,50 +327,10 @@ def _print_board(board: Any) -> None:
     console.print(board.message if board.message else leaderboard_rich(board, console.width))
 
 
-def _results(options: argparse.Namespace) -> Sequence[Any]:
-    """Rows of the run directory that belong to the choice, as one frame for each protocol and split.
-
-    Raises:
-        KdbenchError: if there are none.
-    """
-    from kdbench.report.frame import split_frame
-
-    made, methods = _make_plan(options)
-    rows = load_results(options.out, made.suite.name, made.protocol)
-    rows = rows[rows["split"] == options.split]
-    # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
-    chosen = dataclasses.replace(
-        made.choice,
-        methods=made.choice.methods or ("*",),
-        pairs=made.choice.pairs or ("*",),
-        seeds=made.choice.seeds or tuple(sorted({int(seed) for seed in rows["seed"]})),
-    )
-    current = {cell.folder for cell in make_plan(made.suite, chosen, methods).cells}
-    foreign = ~rows["method"].isin([*methods]) if not made.choice.methods else rows["method"] != rows["method"]
-    shown = rows[rows["path"].isin(current) | foreign].reset_index(drop=True)
-    frames = split_frame(shown)
-    if not frames:
-        raise KdbenchError(
-            f"no results of suite {made.suite.name}, protocol {made.protocol} in {options.out}; kdbench run {made.suite.name} makes them"
-        )
-    return frames
-
-
 def _only_planned(frame: Any, made: Plan) -> Any:
     """Rows of a plan's cells, current configurations only."""
     wanted = {cell.folder for cell in (*made.cells, *made.skipped, *made.broken)}
     return frame[frame["path"].isin(wanted)].reset_index(drop=True)
-
-
-def _write(text: str, path: str | None) -> int:
-    if path is None:
-        print(text.rstrip("\n"))
-        return 0
-    try:
-        Path(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-    except OSError as error:
-        raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
-    return 0
 
 
 def _say_weak_teachers(made: Plan, store: Store) -> None:
@@ -463,4 +358,4 @@ def _say_plugin_errors(methods: MethodCatalog) -> int:
     return 1 if methods.errors else 0
 
 
-__all__ = ["leaderboard", "list", "new_method", "plan", "plots", "report", "run", "status", "table", "test"]
+__all__ = ["again", "list", "new_method", "plan", "plan_of", "print_board", "run", "status", "test", "words"]

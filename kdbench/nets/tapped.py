@@ -63,9 +63,7 @@ class TappedNet(nn.Module):
         self.layout = "map" if self.family == "cnn" else "tokens"
         self.input_size: tuple[int, int] = spec.input_size or tuple(config["input_size"][1:])
         self.taps = _resolve_taps(self.net, spec.taps, self.name)
-        self._returns_class_tokens = (
-            "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
-        )
+        self._returns_class_tokens = "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
         for key in ("mean", "std"):
             value = torch.tensor(getattr(spec, key) or config[key], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(key, value, persistent=False)
