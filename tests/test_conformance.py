@@ -221,7 +221,7 @@ UNSOUND = {
         "parameters and buffers",
     ),
     "seed: the clock": ("seed", {"FORWARD": "terms['ce'] = ce * (1 + time.perf_counter_ns() % 1000 / 1e6)"}, "time"),
-    "seed: it seeds": ("seed", {"FORWARD": "torch.manual_seed(0)"}, "manual_seed"),
+    "seed: it seeds": ("seed", {"FORWARD": "torch.manual_seed(987_654)"}, "manual_seed"),
     "seed: NumPy at the start": (
         "seed",
         {
@@ -252,7 +252,7 @@ UNSOUND = {
         {"INIT": "torch.use_deterministic_algorithms(True)"},
         "deterministic algorithms",
     ),
-    "global state: NumPy's seed": ("global state", {"INIT": "np.random.seed(0)"}, "NumPy's generator"),
+    "global state: NumPy's seed": ("global state", {"INIT": "np.random.seed(987_654)"}, "NumPy's generator"),
     "global state: warnings": (
         "global state",
         {"FORWARD": "warnings.simplefilter('ignore', ResourceWarning)"},

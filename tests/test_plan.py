@@ -15,7 +15,7 @@ import pytest
 
 from kdbench.choice import Choice, parse_set, replay_command
 from kdbench.cli import build_parser
-from kdbench.commands import _make_plan
+from kdbench.commands import plan_of
 from kdbench.data.catalog import DATASETS, DatasetEntry
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
 from kdbench.plan import Cell, Plan, make_plan
@@ -369,7 +369,7 @@ def test_replay_command_makes_the_same_cell_again(
         "uhkd.stages=[2, 4]",
     ]
     options = build_parser().parse_args([*words, "--out", "some where", "--data", "/d", "--device", "cpu"])
-    made, _ = _make_plan(options)
+    made, _ = plan_of(options)
     for cell in made.cells:
         command = replay_command(cell, made.choice, options.out, str(suite), options.data, options.device)
         program, *rest = shlex.split(command)
@@ -382,7 +382,7 @@ def test_replay_command_makes_the_same_cell_again(
             True,
             True,
         )
-        (same,) = _make_plan(again)[0].cells
+        (same,) = plan_of(again)[0].cells
         assert (same.folder, same.hyperparameters) == (cell.folder, cell.hyperparameters)
 
 
