@@ -78,12 +78,12 @@ class DevicePipeline:
         index = self._permutation(epoch)[step * size : (step + 1) * size]
         pixels, labels = self.dataset.images[index], self.dataset.labels[index]
         images = self._augment(pixels, self._generator("view", epoch, step), self.recipe.augment)
-        strong = None
-        if self.strong_view:
-            strong = strong_augment(images, self._generator("strong", epoch, step))
         targets = None
         if self.recipe.augment.mixup:
             images, targets = self._mixup(images, labels, self._generator("mixup", epoch, step))
+        strong = None
+        if self.strong_view:  # of the mixed images, so that the soft labels are those of both views
+            strong = strong_augment(images, self._generator("strong", epoch, step))
         batch = Batch(
             labels=labels,
             index=index,
