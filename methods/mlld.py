@@ -91,6 +91,8 @@ class MLLD(Method):
     - it computes the strong view's correlations of classes and of samples and leaves them out; here they count.
 
     The recipe of the paper also has a lower learning rate (0.025 for the 32 px nets), 240 epochs and batches of 64.
+    The paper's strong view is RandAugment(2, 10), image by image. Here a whole batch is transformed on the device, with
+    an affine map, brightness, contrast and one erased square drawn for each image.
     Both nets see two views in each step, so a step costs about twice that of KD.
     """
 
