@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.choice import Choice, parse_set, replay_command
-from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.errors import KdbenchError, UnknownNameError, counted
 from kdbench.listing import print_listing
 from kdbench.plan import Cell, Cohort, Plan, choose_methods, make_plan
 from kdbench.registry import MethodCatalog, catalog
@@ -277,8 +277,8 @@ def _opening(made: Plan, train: Sequence[Cell], done: Sequence[Cell], cohorts: S
     known = f", {len(done)} done before" if done else ""
     teachers = len({cell.teacher.hash for cell in train})
     return (
-        f"{made.suite.name}, protocol {made.protocol}: {len(train)} cells to train in {len(cohorts)} cohorts behind "
-        f"{teachers} teachers{known}; {workers} workers"
+        f"{made.suite.name}, protocol {made.protocol}: {counted(len(train), 'cell')} to train in "
+        f"{counted(len(cohorts), 'cohort')} behind {counted(teachers, 'teacher')}{known}; {counted(workers, 'worker')}"
     )
 
 
@@ -339,7 +339,7 @@ def _say_weak_teachers(made: Plan, store: Store) -> None:
         if result and result["metrics"]["last"]["top1"] < teacher.expected_top1:
             print(
                 f"\nnote: teacher {teacher.name} has top-1 {result['metrics']['last']['top1']:.1f} %, below the "
-                f"{teacher.expected_top1:g} % that the suite expects of a trained teacher (here {teacher.recipe.epochs} epochs)"
+                f"{teacher.expected_top1:g} % that the suite expects of a trained teacher (here {counted(teacher.recipe.epochs, 'epoch')})"
             )
 
 

@@ -1,4 +1,4 @@
-"""Errors that users cause, each one line long, and the search for the nearest valid name."""
+"""Errors that users cause, each one line long, and the words that messages share."""
 
 from __future__ import annotations
 
@@ -47,3 +47,8 @@ def _match(name: str, choices: Iterable[str]) -> str | None:
     by_lower = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
     return by_lower[match[0]] if match else None
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -119,7 +119,7 @@ def test_cut_result_is_trained_again_alone_and_that_is_said(copied: tuple[Path, 
     said = again(kdbench, suite, runs)
     assert said.status == 0
     assert f"note: {damaged} is damaged: the cell is trained again" in said.out
-    assert "1 cells to train" in said.out
+    assert "1 cell to train" in said.out
     assert kept.stat().st_mtime_ns == stamp
     assert scores(runs) == before
 
@@ -167,7 +167,7 @@ def test_failed_cell_stays_failed_until_it_is_asked_for_again(
     assert "nanny" in kdbench("status", suite, "--out", runs, "--plugin", plugin).out
     third = again(kdbench, suite, runs, "--plugin", plugin, "--retry-failed")
     assert third.status == 1
-    assert "1 cells to train" in third.out
+    assert "1 cell to train" in third.out
 
 
 def test_plugin_that_raises_at_import_leaves_the_others_their_run(
@@ -447,7 +447,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_printed_commands_go_on_and_replay(
     (replay,) = re.findall(r"replay: (.*)", said.out)
     said = kdbench(*shlex.split(replay)[1:], "--on", "inprocess")
     assert said.status == 1
-    assert "1 cells to train in 1 cohorts" in said.out
+    assert "1 cell to train in 1 cohort" in said.out
     assert "failed: cnn--vit/nanny/seed0\n  why:    loss term 'ce' is not finite at epoch 1, step 3" in said.out
     assert re.findall(r"replay: (.*)", said.out) == [replay]
 
