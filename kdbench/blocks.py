@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.method import NetInfo, StageInfo
-
 
 def resize_map(value: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
     """Bring a map (B, c, h, w) to ``size``: adaptive average pooling down, interpolation up, nothing when it fits."""
@@ -46,15 +44,6 @@ def embedding_map(feature_map: Tensor, embedding: Tensor) -> Tensor:
     scale = (embedding.std(dim=1, keepdim=True) / pooled.std(dim=1, keepdim=True).clamp_min(1e-6)).detach()
     shift = embedding - scale * pooled
     return feature_map * scale[:, :, None, None] + shift[:, :, None, None]
-
-
-def conv_bn(channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, relu: bool = False) -> nn.Sequential:
-    """Convolution without bias, batch normalisation, and ReLU if asked."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(channels_out),
-    ]
-    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
 class BatchNormAnySize(nn.BatchNorm2d):
@@ -107,22 +96,11 @@ def init_like_ofa(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def stage_pairs(student: NetInfo, teacher: NetInfo) -> list[tuple[StageInfo, StageInfo]]:
-    """The four (student, teacher) pairs of stages, shallow to deep."""
-    return list(zip(student.stages, teacher.stages, strict=True))
-
-
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 * mean over the batch of KL(teacher || student), both softened by ``temperature``. Logits (B, C)."""
     student_log = F.log_softmax(student_logits / temperature, dim=1)
     teacher_log = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
-
-
-def off_diagonal(matrix: Tensor) -> Tensor:
-    """The off-diagonal entries (n * (n - 1),) of a square matrix."""
-    n = matrix.shape[0]
-    return matrix.flatten()[:-1].view(n - 1, n + 1)[:, 1:].flatten()
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

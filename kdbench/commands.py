@@ -67,7 +67,7 @@ def plan(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """``kdbench run``."""
-    from kdbench.launch.execute import execute, sort_out
+    from kdbench.launch.execute import execute, sort_out, summarize
     from kdbench.progress import make_progress
 
     store = Store(options.out)
@@ -112,8 +112,6 @@ def run(options: argparse.Namespace) -> int:
                 return 130
             progress.stop()
         else:
-            from kdbench.launch.execute import summarize
-
             summary = summarize(made, todo, store)
             print(f"nothing to train: {len(todo.done)} cells are done already", flush=True)
     _closing(made, store)

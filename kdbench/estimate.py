@@ -13,7 +13,7 @@ from kdbench.data.catalog import find_dataset, load_dataset
 from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
 from kdbench.store import DamagedFileError, Store, read_json
 
-#: Seconds that a worker needs before its first step (imports, data, nets), as measured on two cores.
+#: Seconds that a worker needs before its first step (imports, data, nets): 4 to 9 were seen on two cores.
 STARTUP_SECONDS = 7.0
 #: A probe stops after so many seconds; what was not reached is taken from its likes.
 PROBE_BUDGET = 90.0
@@ -74,7 +74,7 @@ def estimate(
         if store.result_of_teacher(teacher) is not None:
             continue
         steps = _steps(plan, teacher, data)
-        seconds, source = _teacher_seconds(plan, teacher, steps, measured, probe, torch_device, data, progress, begun)
+        seconds, source = _teacher_seconds(plan, teacher, steps, probe, torch_device, data, progress, begun)
         jobs.append(JobEstimate(f"teacher {teacher.name}", seconds + STARTUP_SECONDS, source))
     pending = {job.name for job in jobs}
     for cohort in cohorts:
@@ -145,7 +145,6 @@ def _teacher_seconds(
     plan: Plan,
     teacher: TeacherPlan,
     steps: int,
-    measured: dict[Any, float],
     probe: bool,
     device: Any,
     data: Path | None,
@@ -197,7 +196,7 @@ def _cohort_seconds(
 
 
 def _guess(plan: Plan, teacher: TeacherPlan, cell: Cell | None) -> float:
-    """Seconds per step from parameter counts: a rough figure where probing took too long already (1 ns per parameter and image)."""
+    """Seconds per step from parameter counts, where nothing was timed: 3 ns per parameter and image, an order of magnitude."""
     from kdbench.nets.tapped import count_parameters
 
     classes = find_dataset(plan.suite.dataset.name).num_classes

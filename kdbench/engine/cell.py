@@ -75,6 +75,7 @@ class CellTrainer(nn.Module):
         self.stream = RandomStream(seed_for(trainee.method_seed, "stream"), device)
         self.meters = Meters(device)
         self.history: list[dict[str, float]] = []
+        self.last_logits: Tensor | None = None
         self.epoch = 0
         self.step_seconds = 0.0
         self.steps_timed = 0

@@ -26,7 +26,7 @@ class Shared:
 
     def __init__(self, data: TrainingBatch, teacher: TappedNet | None, needs: frozenset[str]) -> None:
         self.data = data
-        self._inputs: dict[tuple[object, ...], Tensor] = {}
+        self._inputs: dict[tuple[object, ...], tuple[Tensor, int]] = {}
         self.teacher: Outputs | None = None
         if teacher is not None:
             with torch.no_grad():
@@ -39,11 +39,14 @@ class Shared:
         """Images as ``net`` wants them; nets that preprocess alike share one tensor."""
         key = (id(images), *net.preprocessing)
         if key not in self._inputs:
-            self._inputs[key] = net.preprocess(images)
-        return self._inputs[key]
+            inputs = net.preprocess(images)
+            self._inputs[key] = (inputs, inputs._version)
+        return self._inputs[key][0]
 
     def was_changed(self) -> bool:
         """Whether a shared tensor was written to since the step began."""
+        if any(inputs._version != version for inputs, version in self._inputs.values()):
+            return True
         return [value._version for value in self._tensors()] != self._versions
 
     def _tensors(self) -> list[Tensor]:

@@ -111,9 +111,9 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
         if state_hash(teacher.net) != checksum_before:
             raise KdbenchError("the teacher's parameters or buffers changed during training")
         cell = cells[trained.trainee.key]
-        logits = _last_logits(trained, evaluated, device)
+        assert trained.last_logits is not None
         _write_history(trained)
-        _write_predictions(trained.trainee.folder, logits, evaluated.labels)
+        _write_predictions(trained.trainee.folder, trained.last_logits, evaluated.labels)
         save_weights(trained.student, trained.trainee.folder.path / "student.safetensors")
         best = max(trained.history, key=lambda row: row["top1"])
         write_json(
@@ -262,14 +262,6 @@ class _Session:
 
 def _scores(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name != "lr" and not name.startswith("loss")}
-
-
-def _last_logits(cell: CellTrainer, split: Evaluated, device: torch.device) -> Tensor:
-    logits = getattr(cell, "last_logits", None)
-    if logits is None:
-        cell.eval()
-        logits = predict_all(cell.predict, split.data, device)
-    return logits
 
 
 def _write_predictions(folder: CellFolder, logits: Tensor, labels: Tensor) -> None:

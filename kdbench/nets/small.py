@@ -35,8 +35,8 @@ _FIRST_CONV = {
     "resmlp": "stem.proj",
 }
 
-# timm's default draws all linear layers with a standard deviation of 0.02, which starts narrow nets close to zero; measured on
-# the digits, the ViT-S of that suite learns 78 % with Xavier initialisation where the default learns 60 %.
+# timm's default draws all linear layers with a standard deviation of 0.02, which starts narrow nets close to zero. A ViT 64
+# wide, on the digits from scratch (25 images of each class, 40 epochs, one seed), reached 78.2 % with this, 67.8 % without.
 _VIT_INIT = {"weight_init": "moco"}
 _SWIN_INIT = {"weight_init": "jax"}
 
