@@ -27,6 +27,7 @@ class Choice:
     split: str = "test"
     set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    limit: int | None = None
 
 
 def replay_command(
@@ -37,6 +38,8 @@ def replay_command(
     words += ["--protocol", cell.protocol, "--pairs", cell.pair, "--methods", cell.method, "--seeds", str(cell.seed)]
     if cell.split != "test":
         words += ["--split", cell.split]
+    if choice.limit is not None:
+        words += ["--limit", str(choice.limit)]
     for plugin in choice.plugins:
         words += ["--plugin", plugin]
     for name, value in choice.set.get(cell.method, {}).items():

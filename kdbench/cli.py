@@ -208,6 +208,13 @@ def _choice(parser: argparse.ArgumentParser) -> None:
         help="what students are measured on; use validation to search hyper-parameters (default: test)",
     )  # fmt: skip
     group.add_argument(
+        "--limit",
+        type=_images,
+        default=None,
+        metavar="N",
+        help="use only N images of each split, evenly spread: for trying out (other results than without it)",
+    )
+    group.add_argument(
         "--set",
         dest="set",
         action="append",
@@ -269,6 +276,12 @@ def _where(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not (text.isdecimal() and len(text) < 6 and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1 or more)")
+    return int(text)
+
+
+def _images(text: str) -> int:
+    if not (text.isdecimal() and len(text) < 10 and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images (1 or more)")
     return int(text)
 
 

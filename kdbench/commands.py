@@ -22,7 +22,8 @@ from kdbench.listing import print_listing
 from kdbench.plan import Cell, Cohort, Plan, choose_methods, make_plan
 from kdbench.registry import MethodCatalog, catalog
 from kdbench.store import Store, load_results
-from kdbench.suite import MAX_SEED, load_suite
+from kdbench.suite import load_suite
+from kdbench.typing import MAX_SEED
 from kdbench.wiring import check_cells
 
 LONG_RUN_SECONDS = 24 * 3600
@@ -181,6 +182,7 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
         split=options.split,
         set=parse_set(options.set),
         plugins=tuple(os.path.abspath(plugin) for plugin in options.plugins),
+        limit=options.limit,
     )
     try:
         return make_plan(suite, chosen, methods), methods
@@ -210,10 +212,10 @@ def _ready_data(options: argparse.Namespace, made: Plan) -> None:
     """Fetch the data set of a plan if that was asked for, and see that it is there before anything runs."""
     from kdbench.data.catalog import check_dataset, download_dataset
 
-    name, folder = made.suite.dataset.name, _data(options)
+    wanted, folder = made.suite.dataset, _data(options)
     if options.download:
-        download_dataset(name, folder, _say_download if sys.stderr.isatty() else None)
-    check_dataset(name, folder)
+        download_dataset(wanted, folder, _say_download if sys.stderr.isatty() else None)
+    check_dataset(wanted, folder)
 
 
 def _say_download(done: int, size: int) -> None:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdbench.data.catalog import find_dataset, load_dataset
-from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
+from kdbench.plan import Cell, Cohort, Plan, TeacherPlan, open_dataset
 from kdbench.store import DamagedFileError, Store, read_json
 
 #: Seconds that a worker needs before its first step (imports, data, nets): 4 to 9 were seen on two cores.
@@ -111,8 +110,8 @@ def steps_of(plan: Plan, cell: Cell, train_images: int) -> int:
 
 
 def _train_images(plan: Plan, data: Path | None, split: str, limit: int | None) -> int:
-    known = find_dataset(plan.suite.dataset.name).training_images(split, limit)
-    return len(load_dataset(plan.suite.dataset.name, data).for_split(split).train) if known is None else known
+    known = plan.suite.dataset.training_images(split, limit, plan.choice.limit)
+    return len(open_dataset(plan, data, split).training(limit)) if known is None else known
 
 
 def _steps(plan: Plan, teacher: TeacherPlan, data: Path | None) -> int:
@@ -199,7 +198,7 @@ def _guess(plan: Plan, teacher: TeacherPlan, cell: Cell | None) -> float:
     """Seconds per step from parameter counts, where nothing was timed: 3 ns per parameter and image, an order of magnitude."""
     from kdbench.nets.tapped import count_parameters
 
-    classes = find_dataset(plan.suite.dataset.name).num_classes
+    classes = plan.num_classes
     if cell is None:
         return 3e-9 * count_parameters(teacher.net, classes, teacher.name) * teacher.recipe.batch_size
     return 3e-9 * count_parameters(cell.student_net, classes, cell.student) * cell.recipe.batch_size
@@ -209,7 +208,7 @@ def _space(plan: Plan, cohorts: Sequence[Cohort]) -> tuple[int, int]:
     """Disk that the results will take, and memory of the largest cohort's parameters, gradients and optimiser states."""
     from kdbench.nets.tapped import count_parameters
 
-    classes = find_dataset(plan.suite.dataset.name).num_classes
+    classes = plan.num_classes
     disk, memory = 0, 0
     for cohort in cohorts:
         sizes = [4 * count_parameters(cell.student_net, classes, cell.student) for cell in cohort.cells]

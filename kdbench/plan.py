@@ -9,14 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.choice import Choice
 from kdbench.data.catalog import find_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.nets.spec import NetSpec
+from kdbench.recipe import Recipe
 from kdbench.registry import MethodCatalog
-from kdbench.suite import PAIR_SEPARATOR, Recipe, Suite, split_pair
+from kdbench.suite import PAIR_SEPARATOR, Suite, split_pair
+
+if TYPE_CHECKING:
+    from kdbench.data.images import Dataset
 
 #: Raised when what a configuration means changes, so that older results count as stale.
 CONFIG_VERSION = 1
@@ -37,6 +41,11 @@ class TeacherPlan:
     expected_top1: float = 0.0
     #: What is measured where that decides on which images it is trained, else "test".
     split: str = "test"
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether it is trained on the suite's data; else it comes with weights."""
+        return self.net.weights == "train"
 
     @cached_property
     def hash(self) -> str:
@@ -139,6 +148,11 @@ class Plan:
         return self.suite.protocols[self.protocol].measured_images_per_class
 
     @property
+    def num_classes(self) -> int:
+        """Width of every net's logits."""
+        return self.suite.dataset.width
+
+    @property
     def teachers(self) -> list[TeacherPlan]:
         """Every teacher once, in the order of the cells."""
         return list({cell.teacher.hash: cell.teacher for cell in self.cells}.values())
@@ -182,8 +196,9 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
     cells: list[Cell] = []
     for pair in suite.choose_pairs(protocol_name, choice.pairs):
         teacher_name, student_name = split_pair(pair)
-        teacher = plan_teacher(suite, protocol_name, teacher_name, choice.split)
         student = _plan_student(suite, protocol_name, student_name)
+        seen_through = student.net if protocol.teacher_preprocessing == "student" else None
+        teacher = plan_teacher(suite, protocol_name, teacher_name, choice.split, choice.limit, seen_through)
         for seed in choice.seeds or protocol.seeds:
             for method in methods:
                 cells.append(
@@ -199,15 +214,15 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
                         seed,
                     )
                 )
-    _check_sizes(suite, protocol_name, choice.split, cells)
+    _check_sizes(suite, protocol_name, choice, cells)
     return Plan(suite, protocol_name, choice, catalog, tuple(cells))
 
 
-def _check_sizes(suite: Suite, protocol: str, split: str, cells: Sequence[Cell]) -> None:
+def _check_sizes(suite: Suite, protocol: str, choice: Choice, cells: Sequence[Cell]) -> None:
     """Refuse more images per class, or larger batches, than the training split holds."""
     dataset = find_dataset(suite.dataset.name)
     available = dataset.train_per_class
-    if available and split == "validation":
+    if available and choice.split == "validation":
         available -= dataset.held_out_per_class
     own = suite.protocols[protocol]
     limits = {
@@ -221,10 +236,15 @@ def _check_sizes(suite: Suite, protocol: str, split: str, cells: Sequence[Cell])
                 f"suite {suite.name}: {name} = {limit}, but the smallest class of {dataset.name} has {available}"
             )
     images, teachers = (
-        dataset.training_images(split, suite.images_per_class(protocol, teacher)) for teacher in (False, True)
+        suite.dataset.training_images(choice.split, suite.images_per_class(protocol, teacher), choice.limit)
+        for teacher in (False, True)
     )
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
-    trained |= {("teacher", cell.teacher.recipe_name): (cell.teacher.recipe, teachers) for cell in cells}
+    trained |= {
+        ("teacher", cell.teacher.recipe_name): (cell.teacher.recipe, teachers)
+        for cell in cells
+        if cell.teacher.trained_here
+    }
     for (kind, name), (recipe, size) in trained.items():
         if size is not None and recipe.batch_size > size:
             raise KdbenchError(
@@ -248,15 +268,27 @@ def choose_methods(catalog: MethodCatalog, patterns: Sequence[str]) -> list[str]
     return list(chosen)
 
 
-def plan_teacher(suite: Suite, protocol: str, name: str, split: str = "test") -> TeacherPlan:
-    """The teacher ``name`` as a protocol trains it for cells that are measured on ``split``."""
+def plan_teacher(
+    suite: Suite,
+    protocol: str,
+    name: str,
+    split: str = "test",
+    limit: int | None = None,
+    seen_through: NetSpec | None = None,
+) -> TeacherPlan:
+    """The teacher ``name`` as a protocol trains it for cells that are measured on ``split``.
+
+    A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does.
+    """
     net = suite.net(name)
+    if seen_through is not None and net.weights != "train":
+        net = as_seen_through(net, seen_through)
     family = net_family(net, name)
     recipe_name = suite.recipe_name(name, family, teacher=True)
     recipe = suite.recipe(recipe_name, protocol, teacher=True)
     dataset = find_dataset(suite.dataset.name)
     # A teacher must not have seen what its students are measured on.
-    split = split if dataset.held_out_per_class else "test"
+    split = split if dataset.holds_out and net.weights == "train" else "test"
     limits = {
         "images_per_class": suite.images_per_class(protocol, teacher=True),
         "measured_images_per_class": suite.protocols[protocol].measured_images_per_class,
@@ -264,14 +296,25 @@ def plan_teacher(suite: Suite, protocol: str, name: str, split: str = "test") ->
     config = {
         "config_version": CONFIG_VERSION,
         "kind": "teacher",
-        "dataset": {"name": dataset.name, "version": dataset.version, **_given(limits)},
+        "dataset": {
+            "name": dataset.name,
+            "version": dataset.version,
+            **_given({**limits, "limit": limit}),
+            **suite.dataset.identity(),
+        },
         **({"split": split} if split != "test" else {}),
         "net": _net_config(net),
-        "recipe": recipe.model_dump(mode="json"),
-        "seed": suite.teacher_seed,
+        **({"recipe": recipe.identity(), "seed": suite.teacher_seed} if net.weights == "train" else {}),
         "cpu_threads": suite.cpu_threads,
     }
     return TeacherPlan(name, net, family, recipe, recipe_name, config, suite.teacher_at_least, split)
+
+
+def as_seen_through(net: NetSpec, student: NetSpec) -> NetSpec:
+    """A net with the normalisation and the evaluation crop of another, whose own may stand in its timm configuration."""
+    from kdbench.nets.tapped import preprocessing_of
+
+    return net.model_copy(update=preprocessing_of(student))
 
 
 def net_family(net: NetSpec, name: str) -> str:
@@ -281,6 +324,14 @@ def net_family(net: NetSpec, name: str) -> str:
     from kdbench.nets.tapped import describe
 
     return describe(net, 10, name).family
+
+
+def open_dataset(plan: Plan, folder: Path | None, split: str) -> Dataset:
+    """The data set of a plan, ready to train on when ``split`` is measured."""
+    from kdbench.data.catalog import load_dataset
+
+    dataset = load_dataset(plan.suite.dataset, folder).for_split(split)
+    return dataset if plan.choice.limit is None else dataset.limited(plan.choice.limit)
 
 
 @dataclass(frozen=True)
@@ -301,7 +352,7 @@ def _plan_student(suite: Suite, protocol: str, name: str) -> _Student:
     family = net_family(net, name)
     recipe_name = suite.recipe_name(name, family)
     recipe = suite.recipe(recipe_name, protocol)
-    return _Student(name, net, _net_config(net), family, recipe_name, recipe, recipe.model_dump(mode="json"))
+    return _Student(name, net, _net_config(net), family, recipe_name, recipe, recipe.identity())
 
 
 def _plan_cell(
@@ -320,6 +371,8 @@ def _plan_cell(
     limits = {
         "images_per_class": suite.images_per_class(protocol),
         **_given({"measured_images_per_class": suite.protocols[protocol].measured_images_per_class}),
+        **_given({"limit": choice.limit}),
+        **suite.dataset.identity(),
     }
     config = {
         "config_version": CONFIG_VERSION,
@@ -363,7 +416,7 @@ def _given(limits: Mapping[str, int | None]) -> dict[str, int]:
 
 
 def _net_config(net: NetSpec) -> dict[str, Any]:
-    return net.model_dump(mode="json", exclude={"display", "family"})
+    return net.identity()
 
 
 def _hash(config: Mapping[str, Any]) -> str:

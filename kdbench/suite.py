@@ -10,25 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from kdbench.data.catalog import find_dataset
+from kdbench.data.spec import DatasetSpec
 from kdbench.errors import KdbenchError, UnknownNameError, is_near
 from kdbench.nets.spec import FAMILIES, Family, NetSpec
 from kdbench.nets.zoo import ZOO
 from kdbench.problems import Contradiction, at, find, first_problem
+from kdbench.recipe import Recipe
+from kdbench.typing import NAME_PATTERN, Count, Name, NonNegative, Seed, Strict
 
 PAIR_SEPARATOR = "--"
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
-#: Seeds fit into every integer type that they pass through on their way into tables.
-MAX_SEED = 2**32 - 1
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 #: Bounds of a suite file, which aliases could make explode.
 MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 50
@@ -38,77 +30,7 @@ class SuiteError(KdbenchError):
     """A suite file that does not parse or contradicts itself; names the file and the line."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Augment(_Strict):
-    """Augmentation of training images: zero padding before a random crop (px), horizontal flip, mixup's Beta parameter."""
-
-    crop_padding: Annotated[int, Field(ge=0)] = 0
-    flip: bool = False
-    mixup: NonNegative = 0.0
-
-
-class OptimizerSpec(_Strict):
-    """An optimiser of timm by name (``sgd`` is with Nesterov momentum, ``momentum`` without)."""
-
-    name: str
-    lr: Positive
-    weight_decay: NonNegative = 0.0
-    momentum: NonNegative = 0.9
-    betas: tuple[Share, Share] | None = None
-    honour_no_weight_decay: bool = True
-
-
-class ScheduleSpec(_Strict):
-    """A schedule of timm. ``per`` says how often the learning rate moves; warm-up is part of ``epochs``."""
-
-    name: Literal["cosine", "step", "multistep", "constant"] = "cosine"
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    warmup_lr: NonNegative = 0.0
-    min_lr: NonNegative = 0.0
-    decay_epochs: NonNegative = 30
-    decay_rate: Positive = 0.1
-    milestones: tuple[int, ...] = ()
-    per: Literal["epoch", "step"] = "epoch"
-
-
-class Recipe(_Strict):
-    """How a kind of student, or a teacher, is trained. ``batch_size`` is global."""
-
-    epochs: Count
-    batch_size: Count
-    optimizer: OptimizerSpec
-    schedule: ScheduleSpec = ScheduleSpec()
-    augment: Augment = Augment()
-    label_smoothing: Share = 0.0
-    clip_norm: Positive | None = None
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> Recipe:
-        if self.schedule.name != "constant" and self.schedule.warmup_epochs >= self.epochs:
-            raise Contradiction(
-                f"{self.schedule.warmup_epochs} leaves no epoch of epochs = {self.epochs} for the schedule itself",
-                "schedule",
-                "warmup_epochs",
-            )
-        return self
-
-
-class DatasetSpec(_Strict):
-    """The data of a suite. ``images_per_class`` limits what students train on; teachers see the whole training split.
-
-    ``presets`` names the methods' presets for this data, where they are not those of the data set's own name (CIFAR-100 is
-    published at 224 px and at 32 px, with other hyper-parameters).
-    """
-
-    name: str
-    images_per_class: Count | None = None
-    presets: Name | None = None
-
-
-class Protocol(_Strict):
+class Protocol(Strict):
     """How much of a suite is run. ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers.
 
     The images of a class can be limited: what students train on (instead of the suite's own limit), what teachers train on, and
@@ -123,6 +45,10 @@ class Protocol(_Strict):
     teacher: dict[str, Any] = {}
     images_per_class: Count | None = None
     teacher_images_per_class: Count | None = None
+    #: Which epoch's figure tables show by default: the last, or the best on the test split, as much released code reports.
+    select: Literal["last", "best"] = "last"
+    #: Whether a teacher that comes with weights sees its own preprocessing or, as in much released code, the student's.
+    teacher_preprocessing: Literal["own", "student"] = "own"
     measured_images_per_class: Count | None = None
 
     @model_validator(mode="after")
@@ -132,14 +58,14 @@ class Protocol(_Strict):
         return self
 
 
-class MethodsSpec(_Strict):
+class MethodsSpec(Strict):
     """The methods that run by default, and hyper-parameters that differ from a method's own defaults."""
 
     default: Annotated[tuple[str, ...], Field(min_length=1)]
     set: dict[str, dict[str, Any]] = {}
 
 
-class Suite(_Strict):
+class Suite(Strict):
     """One data set, its pairs, its recipes and its protocols."""
 
     name: Name
@@ -162,8 +88,6 @@ class Suite(_Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Suite:
-        with at("dataset", "name"):
-            find_dataset(self.dataset.name)
         for position, pair in enumerate(self.pairs):
             with at("pairs", position):
                 if pair in self.pairs[:position]:

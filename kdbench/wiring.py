@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kdbench.data.catalog import find_dataset
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError, UnsupportedPairError
 from kdbench.plan import Cell, Plan
+from kdbench.recipe import Recipe
 from kdbench.registry import MethodEntry, PluginError
-from kdbench.suite import Recipe
 
 if TYPE_CHECKING:
     from kdbench.method import NetInfo
@@ -27,7 +26,7 @@ def check_cells(plan: Plan) -> Plan:
     """
     from kdbench.nets.tapped import describe
 
-    num_classes = find_dataset(plan.suite.dataset.name).num_classes
+    num_classes = plan.num_classes
     _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
     possible: list[Cell] = []
     skipped: list[Cell] = []

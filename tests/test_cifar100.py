@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from kdbench.data import cifar100
-from kdbench.data.catalog import check_dataset, download_dataset, find_dataset, load_dataset
+from kdbench.data.catalog import check_dataset, download_dataset, load_dataset
 from kdbench.data.download import FileFacts, facts_of, fetch, unpack
 from kdbench.data.images import Dataset
+from kdbench.data.spec import DatasetSpec
 from kdbench.errors import KdbenchError
 from kdbench.plan import Choice, Plan, make_plan
 from kdbench.registry import catalog
@@ -183,11 +184,11 @@ def test_who_is_held_out_depends_on_the_position_alone() -> None:
 
 
 def test_catalog_counts_the_images_that_a_split_leaves_for_training() -> None:
-    entry = find_dataset("cifar100")
+    entry = DatasetSpec(name="cifar100")
     assert entry.training_images("test") == 50_000
     assert entry.training_images("validation") == 45_000
     assert entry.training_images("validation", 20) == 2_000
-    assert find_dataset("digits").training_images("validation") == 997
+    assert DatasetSpec(name="digits").training_images("validation") == 997
 
 
 # Bad data

@@ -17,8 +17,8 @@ from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
 from kdbench.nets.spec import FAMILIES, NetSpec
 from kdbench.nets.tapped import TappedNet, state_hash
+from kdbench.recipe import OptimizerSpec, Recipe, ScheduleSpec
 from kdbench.seeding import RandomStream
-from kdbench.suite import OptimizerSpec, Recipe, ScheduleSpec
 
 CLASSES = 7
 SAMPLES = 56

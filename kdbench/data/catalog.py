@@ -12,12 +12,14 @@ from kdbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from kdbench.data.images import Dataset
+    from kdbench.data.spec import DatasetSpec
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
     """One data set: ``loader`` is the module whose ``load(folder)`` returns a ``Dataset``.
 
+    ``num_classes`` is None where the suite says it. ``streams`` tells that images are files, decoded when they are needed.
     ``version`` is raised when splits or pixels change; it is part of every result's identity. ``train_images`` and
     ``train_per_class`` (of the smallest class) let a plan refuse what the training split cannot give, before it is loaded;
     None where it is not known. ``held_out_per_class`` of them are validation images, in training unless these are measured.
@@ -25,7 +27,7 @@ class DatasetEntry:
 
     name: str
     title: str
-    num_classes: int
+    num_classes: int | None
     images: str
     source: str
     loader: str
@@ -33,14 +35,12 @@ class DatasetEntry:
     train_images: int | None = None
     train_per_class: int | None = None
     held_out_per_class: int = 0
+    streams: bool = False
 
-    def training_images(self, split: str, per_class: int | None = None) -> int | None:
-        """Number of images to train on when ``split`` is measured, at most ``per_class`` of a class; None if not known."""
-        if per_class is not None:
-            return per_class * self.num_classes
-        if self.train_images is None or split != "validation":
-            return self.train_images
-        return self.train_images - self.held_out_per_class * self.num_classes
+    @property
+    def holds_out(self) -> bool:
+        """Whether validation images are taken out of the training split."""
+        return self.held_out_per_class > 0 or self.streams
 
 
 DATASETS: dict[str, DatasetEntry] = {
@@ -65,6 +65,24 @@ DATASETS: dict[str, DatasetEntry] = {
         train_per_class=500,
         held_out_per_class=50,
     ),
+    "imagenet1k": DatasetEntry(
+        name="imagenet1k",
+        title="ImageNet-1K",
+        num_classes=1000,
+        images="1,281,167 train, 50,000 test (the official validation images), of many sizes; or any choice of its classes",
+        source="https://www.image-net.org (ILSVRC 2012), below --data: folders of JPEG files, tar shards, or a Hugging Face copy",
+        loader="kdbench.data.imagenet",
+        streams=True,
+    ),
+    "imagefolder": DatasetEntry(
+        name="imagefolder",
+        title="Image folders",
+        num_classes=None,
+        images="train/CLASS/FILE and test/CLASS/FILE (or val/), any classes",
+        source="your own, below --data; the suite names the folder and the number of classes",
+        loader="kdbench.data.imagefolder",
+        streams=True,
+    ),
 }
 
 
@@ -79,28 +97,50 @@ def find_dataset(name: str) -> DatasetEntry:
     return DATASETS[name]
 
 
-def load_dataset(name: str, folder: Path | None = None) -> Dataset:
-    """Load a data set; ``folder`` says where data sets lie on this machine (``digits`` needs none)."""
-    return importlib.import_module(find_dataset(name).loader).load(folder)
+def load_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> Dataset:
+    """Load a data set.
+
+    Args:
+        wanted: what a suite says about it, or only its name.
+        folder: where data sets lie on this machine (``digits`` needs none).
+
+    Raises:
+        KdbenchError: if it is not there, or not whole.
+    """
+    spec = _spec(wanted)
+    loaded: Dataset = importlib.import_module(find_dataset(spec.name).loader).load(folder, spec)
+    return loaded
 
 
-def check_dataset(name: str, folder: Path | None = None) -> None:
-    """See that a data set can be loaded, at a glance: its loader's ``check(folder)``, where it has one.
+def check_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> None:
+    """See that a data set can be loaded, at a glance: its loader's ``check(folder, spec)``, where it has one.
 
     Raises:
         KdbenchError: if files of it are missing.
     """
-    check = getattr(importlib.import_module(find_dataset(name).loader), "check", None)
+    spec = _spec(wanted)
+    check = getattr(importlib.import_module(find_dataset(spec.name).loader), "check", None)
     if check is not None:
-        check(folder)
+        check(folder, spec)
 
 
-def download_dataset(name: str, folder: Path | None, progress: Callable[[int, int], None] | None = None) -> None:
+def download_dataset(
+    wanted: DatasetSpec | str, folder: Path | None, progress: Callable[[int, int], None] | None = None
+) -> None:
     """Fetch a data set that is not in ``folder`` yet: its loader's ``download(folder, progress)``, where it has one.
 
     Raises:
         KdbenchError: if it cannot be had.
     """
-    download = getattr(importlib.import_module(find_dataset(name).loader), "download", None)
+    download = getattr(importlib.import_module(find_dataset(_spec(wanted).name).loader), "download", None)
     if download is not None:
         download(folder, progress)
+
+
+def _spec(wanted: DatasetSpec | str) -> DatasetSpec:
+    if not isinstance(wanted, str):
+        return wanted
+    from kdbench.data.spec import DatasetSpec
+
+    find_dataset(wanted)
+    return DatasetSpec(name=wanted)

@@ -17,7 +17,7 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ import torch
 from kdbench.data.download import FileFacts, facts_of, fetch, unpack
 from kdbench.data.images import Dataset, ImageSet
 from kdbench.errors import KdbenchError
+
+if TYPE_CHECKING:
+    from kdbench.data.spec import DatasetSpec
 
 FOLDER = "cifar-100-python"
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
@@ -40,7 +43,7 @@ PIXELS = (3, 32, 32)
 VALIDATION_PER_CLASS = 50
 
 
-def load(folder: Path | None = None) -> Dataset:
+def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset:
     """Load CIFAR-100.
 
     Args:
@@ -73,7 +76,7 @@ def load(folder: Path | None = None) -> Dataset:
     )
 
 
-def check(folder: Path | None = None) -> None:
+def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> None:
     """See that the files are there with the right sizes, without reading them: for a request that is about to be carried out.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,12 +12,15 @@ from sklearn.datasets import load_digits
 
 from kdbench.data.images import Dataset, ImageSet
 
+if TYPE_CHECKING:
+    from kdbench.data.spec import DatasetSpec
+
 TEST_PER_CLASS = 50
 VALIDATION_PER_CLASS = 30
 SPLIT_SEED = 20260101  # fixes who is in which split, for every run on every machine
 
 
-def load(folder: Path | None = None) -> Dataset:
+def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset:
     """Load the digits: 500 test and 300 validation images with equal classes, the other 997 for training."""
     raw = load_digits()
     pixels = torch.from_numpy(raw.images).float()[:, None] * (255 / 16)  # 8 x 8, grey values 0 to 16

@@ -1,14 +1,72 @@
-"""What a loaded data set is: labelled images in memory, in three splits; nothing is measured on what was trained on."""
+"""What a loaded data set is: labelled images, in memory or in files, in three splits; nothing is measured on what was trained on."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from kdbench.errors import KdbenchError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ImageSource(Protocol):
+    """Encoded images, decoded one at a time when they are asked for. Pickled into loader processes, so it holds no open file."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int) -> Image:
+        """The image in RGB.
+
+        Raises:
+            OSError: if it cannot be read or does not decode.
+        """
+
+    def name(self, position: int) -> str:
+        """Where it lies, for messages."""
+
+    def fingerprint(self) -> str:
+        """A checksum over names and sizes of all its images, without reading them."""
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Labelled images in files: ``positions`` (N,) int64 are those of a source, ``labels`` (N,) int64.
+
+    ``undecodable`` is the share of images that may fail to decode.
+    """
+
+    source: ImageSource
+    positions: Tensor
+    labels: Tensor
+    undecodable: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, position: int) -> Image:
+        """One image in RGB; see ``ImageSource.read``."""
+        return self.source.read(int(self.positions[position]))
+
+    def name(self, position: int) -> str:
+        return self.source.name(int(self.positions[position]))
+
+    def take(self, positions: Tensor) -> FileSet:
+        """The images at ``positions``: whole numbers, or (N,) bool."""
+        return replace(self, positions=self.positions[positions], labels=self.labels[positions])
+
+    def first_per_class(self, count: int) -> FileSet:
+        """The first ``count`` images of every class; see ``first_of_every_class``."""
+        return self.take(first_of_every_class(self.labels, count))
+
+    def checksum_parts(self) -> Sequence[bytes]:
+        return (self.source.fingerprint().encode(), self.positions.numpy().tobytes(), self.labels.numpy().tobytes())
 
 
 @dataclass(frozen=True)
@@ -20,6 +78,15 @@ class ImageSet:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    def image(self, position: int) -> Image:
+        """One image as Pillow has it."""
+        from PIL import Image as pillow
+
+        return pillow.fromarray(self.images[position].permute(1, 2, 0).cpu().numpy())
+
+    def name(self, position: int) -> str:
+        return f"image {position}"
 
     def to(self, device: torch.device | str) -> ImageSet:
         return ImageSet(self.images.to(device), self.labels.to(device))
@@ -34,15 +101,29 @@ class ImageSet:
         Raises:
             KdbenchError: if a class has fewer.
         """
-        chosen = []
-        for label in self.labels.unique():
-            positions = (self.labels == label).nonzero().flatten()
-            if len(positions) < count:
-                raise KdbenchError(
-                    f"images_per_class = {count}, but class {int(label)} has only {len(positions)} images"
-                )
-            chosen.append(positions[:count])
-        return self.take(torch.cat(chosen).sort().values)
+        return self.take(first_of_every_class(self.labels, count))
+
+    def checksum_parts(self) -> Sequence[memoryview]:
+        return (self.images.contiguous().numpy().data, self.labels.contiguous().numpy().data)
+
+
+#: What a split is: in memory, or in files.
+Images = ImageSet | FileSet
+
+
+def first_of_every_class(labels: Tensor, count: int) -> Tensor:
+    """Positions of the first ``count`` images of every class, in their order.
+
+    Raises:
+        KdbenchError: if a class has fewer.
+    """
+    chosen = []
+    for label in labels.unique():
+        positions = (labels == label).nonzero().flatten()
+        if len(positions) < count:
+            raise KdbenchError(f"images_per_class = {count}, but class {int(label)} has only {len(positions)} images")
+        chosen.append(positions[:count])
+    return torch.cat(chosen).sort().values
 
 
 @dataclass(frozen=True)
@@ -59,9 +140,9 @@ class Dataset:
 
     name: str
     num_classes: int
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: Images
+    validation: Images
+    test: Images
     held_out: Tensor | None = None
     class_names: tuple[str, ...] | None = None
     coarse: tuple[int, ...] | None = None
@@ -75,7 +156,7 @@ class Dataset:
         kept[self.held_out] = False
         return replace(self, train=self.train.take(kept), held_out=None)
 
-    def split(self, name: str) -> ImageSet:
+    def split(self, name: str) -> Images:
         """The split called ``train``, ``validation`` or ``test``.
 
         Raises:
@@ -85,19 +166,33 @@ class Dataset:
             raise KdbenchError(f"the validation images of {self.name} are still in its training split (see for_split)")
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
-    def training(self, per_class: int | None = None) -> ImageSet:
+    def training(self, per_class: int | None = None) -> Images:
         """The training images, or the first ``per_class`` of every class."""
         return self.train if per_class is None else self.train.first_per_class(per_class)
 
-    def measured(self, name: str, per_class: int | None = None) -> ImageSet:
+    def measured(self, name: str, per_class: int | None = None) -> Images:
         """The images of a split, or the first ``per_class`` of every class, on which a net is measured."""
         split = self.split(name)
         return split if per_class is None else split.first_per_class(per_class)
 
+    def limited(self, count: int) -> Dataset:
+        """At most ``count`` images of each split, evenly spread over it."""
+        parts: Any = {name: _spread(getattr(self, name), count) for name in ("train", "validation", "test")}
+        held_out = (
+            None if self.held_out is None else self.held_out[:0]
+        )  # positions hold no longer; that they were kept does
+        return replace(self, held_out=held_out, **parts)
+
     def checksum(self) -> str:
-        """SHA-256 over pixels and labels of all splits."""
+        """SHA-256 over pixels and labels of all splits; of files, over their names and sizes."""
         digest = hashlib.sha256()
         for part in (self.train, self.validation, self.test):
-            digest.update(part.images.contiguous().numpy().data)
-            digest.update(part.labels.contiguous().numpy().data)
+            for piece in part.checksum_parts():
+                digest.update(piece)
         return digest.hexdigest()
+
+
+def _spread(images: Images, count: int) -> Images:
+    if len(images) <= count:
+        return images
+    return images.take(torch.arange(count) * len(images) // count)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.data.images import ImageSet
+from kdbench.data.images import Images, ImageSet
+from kdbench.data.spec import DatasetSpec
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch
+from kdbench.recipe import Augment, Recipe
 from kdbench.seeding import seed_for
-from kdbench.suite import Augment, Recipe
 
 
 @dataclass
@@ -26,6 +28,38 @@ class TrainingBatch:
     images: Tensor
     batch: Batch
     strong: Tensor | None = None
+
+
+class Pipeline(Protocol):
+    """Training batches of one run, as the engine sees them."""
+
+    #: The epoch that iteration gives, from 0.
+    epoch: int
+    dataset: Any
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        """The batches of ``epoch``."""
+
+    def make(self, epoch: int, step: int) -> TrainingBatch:
+        """The batch at ``step`` of ``epoch`` (both from 0); the same whenever it is made."""
+
+
+def make_pipeline(
+    data: Images,
+    spec: DatasetSpec,
+    recipe: Recipe,
+    num_classes: int,
+    seed: int,
+    device: torch.device | str,
+    strong_view: bool = False,
+) -> Pipeline:
+    """The pipeline that a recipe names: on the device, or exact."""
+    if recipe.pipeline == "exact" or not isinstance(data, ImageSet):
+        raise KdbenchError("the exact pipeline is not there yet")
+    return DevicePipeline(data, recipe, num_classes, seed, device, strong_view)
 
 
 class DevicePipeline:

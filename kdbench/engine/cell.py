@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from kdbench.data.views import EvaluationView
 from kdbench.engine.checkpoint import checkpoint_epoch, checkpoint_path, save_checkpoint
 from kdbench.engine.optim import Schedule, build_optim_wrapper
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
+from kdbench.recipe import Recipe
 from kdbench.seeding import RandomStream, seed_for
 from kdbench.store import CellFolder
-from kdbench.suite import Recipe
 
 _OPTIONAL_OUTPUTS = ("stages", "embedding", "classifier", "stagewise", "strong")
 
@@ -44,6 +45,7 @@ class Trainee:
     net_seed: int
     method_seed: int
     folder: CellFolder
+    view: EvaluationView = field(default_factory=EvaluationView)
 
 
 class CellTrainer(nn.Module):

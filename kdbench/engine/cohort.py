@@ -10,7 +10,7 @@ import torch
 from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
-from kdbench.data.pipeline import DevicePipeline, TrainingBatch
+from kdbench.data.pipeline import Pipeline, TrainingBatch
 from kdbench.engine.cell import CellTrainer, NonFiniteLossError, Stopwatch
 from kdbench.errors import KdbenchError
 from kdbench.method import Outputs
@@ -72,7 +72,7 @@ class CohortModel(nn.Module):
         self,
         cells: list[CellTrainer],
         teacher: TappedNet | None,
-        pipeline: DevicePipeline,
+        pipeline: Pipeline,
         device: torch.device,
         on_failure: Callable[[CellTrainer, str, str, str], None],
     ) -> None:

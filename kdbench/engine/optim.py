@@ -13,7 +13,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from kdbench.errors import KdbenchError
-from kdbench.suite import OptimizerSpec, Recipe
+from kdbench.recipe import OptimizerSpec, Recipe
 
 #: Optimisers of torch that have a fused kernel for the CPU and CUDA: one call per step instead of several per tensor.
 _FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 import kdbench.engine.backend  # noqa: F401 - its message comes before a traceback
-from kdbench.data.catalog import load_dataset
-from kdbench.data.images import ImageSet
-from kdbench.data.pipeline import DevicePipeline
+from kdbench.data.images import Images
+from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
+from kdbench.engine.runner import predict_all
 from kdbench.engine.teacher import freeze
 from kdbench.engine.work import trainee_of
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
-from kdbench.plan import Cohort, Plan, TeacherPlan
+from kdbench.plan import Cohort, Plan, TeacherPlan, open_dataset
 from kdbench.store import Store
 
 #: Steps that are timed, after one that is not.
@@ -31,12 +31,12 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
         seconds per step of the whole cohort, seconds per evaluation of all its cells.
     """
     split = cohort.cells[0].split
-    dataset = load_dataset(plan.suite.dataset.name, data).for_split(split)
+    dataset = open_dataset(plan, data, split)
     train = dataset.training(plan.images_per_class)
     teacher = freeze(TappedNet(cohort.teacher.net, dataset.num_classes, cohort.teacher.name).to(device))
     recipe = cohort.cells[0].recipe
     strong = any("strong" in plan.catalog[cell.method].needs for cell in cohort.cells)
-    pipeline = DevicePipeline(train, recipe, dataset.num_classes, 0, device, strong)
+    pipeline = make_pipeline(train, plan.suite.dataset, recipe, dataset.num_classes, 0, device, strong)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, recipe.epochs)
     store = Store("unused")
     cells = [
@@ -51,16 +51,16 @@ def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: 
     """The same for the training of a teacher."""
     from kdbench.engine.work import teacher_trainee
 
-    dataset = load_dataset(plan.suite.dataset.name, data).for_split(teacher.split)
+    dataset = open_dataset(plan, data, teacher.split)
     train = dataset.training(plan.teacher_images_per_class)
-    pipeline = DevicePipeline(train, teacher.recipe, dataset.num_classes, 0, device)
+    pipeline = make_pipeline(train, plan.suite.dataset, teacher.recipe, dataset.num_classes, 0, device)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, teacher.recipe.epochs)
     cell = CellTrainer(teacher_trainee(plan, teacher, Store("unused")), task, None, len(pipeline), device)
     model = CohortModel([cell], None, pipeline, device, lambda *failure: None)
     return _time(model, pipeline, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 
-def _time(model: CohortModel, pipeline: DevicePipeline, split: ImageSet, device: torch.device) -> tuple[float, float]:
+def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.device) -> tuple[float, float]:
     wrappers = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
     model.train()
     seconds = []
@@ -70,10 +70,10 @@ def _time(model: CohortModel, pipeline: DevicePipeline, split: ImageSet, device:
         seconds.append(_now(device) - begun)
     model.eval()
     count = min(len(split), 250)
-    images = split.images[:count].to(device).float() / 255
+    part = split.take(torch.arange(count))
     begun = _now(device)
     for cell in model.alive:
-        cell.predict(images)
+        predict_all(cell.predict, part, cell.trainee.view, device)
     evaluation = (_now(device) - begun) * len(split) / count
     return sorted(seconds[1:])[TIMED_STEPS // 2], evaluation
 

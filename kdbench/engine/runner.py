@@ -17,25 +17,21 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from kdbench.data.images import ImageSet
+from kdbench.data.images import Images
+from kdbench.data.views import EvaluationView, evaluation_batches
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
 from kdbench.measure import measure
-
-#: Images per forward pass of an evaluation.
-EVALUATION_BATCH = 250
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 @torch.no_grad()
-def predict_all(predict: Callable[[Tensor], Tensor], data: ImageSet, device: torch.device) -> Tensor:
+def predict_all(
+    predict: Callable[[Tensor], Tensor], data: Images, view: EvaluationView, device: torch.device
+) -> Tensor:
     """Logits (N, C) of a whole split, in batches of raw images in [0, 1]."""
-    parts = [
-        predict(data.images[start : start + EVALUATION_BATCH].to(device).float() / 255)
-        for start in range(0, len(data), EVALUATION_BATCH)
-    ]
-    return torch.cat(parts)
+    return torch.cat([predict(images) for images in evaluation_batches(data, view, device)])
 
 
 class EvaluationLoop(BaseLoop):
@@ -68,7 +64,7 @@ class EvaluationLoop(BaseLoop):
         cell.step_seconds += seconds
         cell.steps_timed += steps
         means = cell.end_epoch()
-        logits = predict_all(cell.predict, self.split.data, model.device)
+        logits = predict_all(cell.predict, self.split.data, cell.trainee.view, model.device)
         row = {
             "epoch": cell.epoch,
             "lr": cell.optim_wrapper.optimizer.param_groups[0]["lr"],
@@ -84,7 +80,7 @@ class EvaluationLoop(BaseLoop):
 class Evaluated:
     """A split to evaluate on, with the teacher's logits on it."""
 
-    def __init__(self, data: ImageSet, teacher_logits: Tensor | None, device: torch.device) -> None:
+    def __init__(self, data: Images, teacher_logits: Tensor | None, device: torch.device) -> None:
         self.data = data
         self.labels = data.labels.to(device)
         self.teacher_logits = teacher_logits

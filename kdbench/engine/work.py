@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.catalog import load_dataset
-from kdbench.data.images import Dataset, ImageSet
-from kdbench.data.pipeline import DevicePipeline
+from kdbench.data.images import Dataset, Images
+from kdbench.data.pipeline import Pipeline, make_pipeline
+from kdbench.data.spec import DatasetSpec
+from kdbench.data.views import EvaluationView
 from kdbench.engine.cell import CellTrainer, Trainee
 from kdbench.engine.checkpoint import common_start, load_checkpoints
 from kdbench.engine.cohort import CohortModel
@@ -29,9 +30,11 @@ from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.measure import measure
 from kdbench.method import NetInfo, Task
-from kdbench.nets.tapped import TappedNet, state_hash
-from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
+from kdbench.nets.spec import NetSpec
+from kdbench.nets.tapped import TappedNet, preprocessing_of, state_hash
+from kdbench.plan import Cell, Cohort, Plan, TeacherPlan, open_dataset
 from kdbench.provenance import provenance
+from kdbench.recipe import Recipe
 from kdbench.seeding import seed_for
 from kdbench.store import FORMAT, CellFolder, Store, write_bytes, write_json
 
@@ -55,14 +58,14 @@ def train_teacher(
     Raises:
         KdbenchError: if its training failed.
     """
-    dataset = load_dataset(plan.suite.dataset.name, data).for_split(teacher.split)
+    dataset = open_dataset(plan, data, teacher.split)
     folder = CellFolder(store.teacher(teacher))
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
     trainee = teacher_trainee(plan, teacher, store)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     train = dataset.training(plan.teacher_images_per_class)
-    session = _Session(dataset, train, Evaluated(split, None, device), device, emit)
+    session = _Session(plan, dataset, train, Evaluated(split, None, device), device, emit)
 
     def keep(cell: CellTrainer) -> None:
         _write_history(cell)
@@ -96,15 +99,17 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
         KdbenchError: if the teacher or the data cannot be loaded.
     """
     first = cohort.cells[0]
-    dataset = load_dataset(plan.suite.dataset.name, data).for_split(first.split)
+    dataset = open_dataset(plan, data, first.split)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
     split = dataset.measured(first.split, plan.measured_images_per_class)
-    teacher_logits = predict_all(lambda images: teacher(images).logits, split, device)
+    teacher_logits = predict_all(
+        lambda images: teacher(images).logits, split, view_of(plan, cohort.teacher.net, first.recipe), device
+    )
     teacher_metrics = measure(teacher_logits, split.labels.to(device))
     checksum_before = teacher_result["checksum"]
     train = dataset.training(plan.images_per_class)
     evaluated = Evaluated(split, teacher_logits, device)
-    session = _Session(dataset, train, evaluated, device, emit)
+    session = _Session(plan, dataset, train, evaluated, device, emit)
     cells = {cell.key: cell for cell in cohort.cells}
 
     def keep(trained: CellTrainer) -> None:
@@ -158,6 +163,7 @@ def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store) -> Trainee:
         net_seed=seed_for("teacher", teacher.hash, "init"),
         method_seed=seed_for("teacher", teacher.hash, "method"),
         folder=CellFolder(store.teacher(teacher)),
+        view=view_of(plan, teacher.net, teacher.recipe),
     )
 
 
@@ -174,13 +180,30 @@ def trainee_of(plan: Plan, cell: Cell, store: Store) -> Trainee:
         net_seed=seed_for("student", cell.suite, cell.protocol, cell.student, cell.seed),
         method_seed=seed_for("method", cell.suite, cell.protocol, cell.pair, cell.method, cell.seed),
         folder=store.cell(cell),
+        view=view_of(plan, cell.student_net, cell.recipe),
+    )
+
+
+def view_of(plan: Plan, net: NetSpec, recipe: Recipe) -> EvaluationView:
+    """What a net sees in evaluation: its own size and crop, where the suite's images have no size of their own."""
+    if plan.suite.dataset.image_size is None:
+        return EvaluationView()
+    own = preprocessing_of(net)
+    return EvaluationView(
+        size=own["input_size"][0],
+        crop=recipe.eval_crop or own["crop_pct"],
+        interpolation=own["interpolation"],
+        exact=recipe.pipeline == "exact",
     )
 
 
 class _Session:
     """Trainees on one data set, split into groups that go on from the same epoch."""
 
-    def __init__(self, dataset: Dataset, train: ImageSet, split: Evaluated, device: torch.device, emit: Emit) -> None:
+    def __init__(
+        self, plan: Plan, dataset: Dataset, train: Images, split: Evaluated, device: torch.device, emit: Emit
+    ) -> None:
+        self.spec: DatasetSpec = plan.suite.dataset
         self.task = Task(dataset.num_classes, len(train), train.labels, dataset.name)
         self.data = train
         self.data_checksum = dataset.checksum()
@@ -198,7 +221,7 @@ class _Session:
     ) -> None:
         recipe = trainees[0].recipe
         strong = any("strong" in trainee.method.needs for trainee in trainees)
-        pipeline = DevicePipeline(self.data, recipe, self.task.num_classes, data_seed, self.device, strong)
+        pipeline = make_pipeline(self.data, self.spec, recipe, self.task.num_classes, data_seed, self.device, strong)
         task = Task(
             self.task.num_classes, self.task.num_train, self.task.train_labels, self.task.dataset, recipe.epochs
         )
@@ -217,7 +240,7 @@ class _Session:
         teacher: TappedNet | None,
         teacher_info: NetInfo | None,
         task: Task,
-        pipeline: DevicePipeline,
+        pipeline: Pipeline,
         keep: Callable[[CellTrainer], None],
     ) -> None:
         cells = []

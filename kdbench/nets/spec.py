@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
+
+from kdbench.problems import Contradiction
+from kdbench.typing import Colours, Strict
 
 FAMILIES = ("cnn", "vit", "mlp")
 Family = Literal["cnn", "vit", "mlp"]
@@ -12,28 +15,63 @@ Family = Literal["cnn", "vit", "mlp"]
 Tap = int | Literal["final"]
 
 
-class NetSpec(BaseModel):
+class WeightsFile(Strict):
+    """Weights in a file of their own: a state dict of the timm model, as safetensors or as a torch file of tensors.
+
+    Attributes:
+        file: its name below ``DATA/weights/``.
+        url: where it can be fetched, if anywhere.
+        sha256: of the file.
+        source: who trained it, on what.
+    """
+
+    file: str
+    url: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> WeightsFile:
+        if self.file.startswith(("/", "~")) or ".." in self.file.split("/") or "\\" in self.file:
+            raise Contradiction(f"{self.file!r} leaves the folder of the weights", "file")
+        return self
+
+
+class NetSpec(Strict):
     """A teacher or student net, as a suite writes it.
 
     Attributes:
-        timm: name of the timm model.
+        timm: name of the timm model, with the tag of its weights where these are timm's (``resnet50.a1_in1k``).
         args: keyword arguments of ``timm.create_model``.
         family: inferred from the timm model where it is not given.
         taps: the four stages; by default the last four of a hierarchical net, and 2/12, 4/12, 10/12 and 12/12 of the depth
             of a plain one.
         mean, std, input_size: preprocessing, from the model's timm configuration where not given. ``input_size`` in pixels.
-        weights: ``"train"`` (train it on the suite's data), or ``"timm"`` (the pretrained weights that timm knows).
+        crop_pct, interpolation: of evaluation, from the model's timm configuration where not given.
+        weights: of a teacher: ``"train"`` (train it on the suite's data), ``"timm"`` (the pretrained weights that timm knows),
+            or a file.
+        published_top1: accuracy (%) of these weights on the suite's test split, as published, and ``published_source``.
         display: the name that tables print.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     timm: str
     args: dict[str, Any] = {}
     family: Family | None = None
     taps: Annotated[tuple[Tap, ...], Field(min_length=4, max_length=4)] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: Colours | None = None
+    std: Colours | None = None
     input_size: tuple[int, int] | None = None
-    weights: Literal["train", "timm"] = "train"
+    weights: Literal["train", "timm"] | WeightsFile = "train"
     display: str | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    published_top1: Annotated[float, Field(ge=0, le=100)] | None = None
+    published_source: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that a result depends on; fields that were added later only where they are set."""
+        content = self.model_dump(mode="json", exclude={"display", "family", "published_top1", "published_source"})
+        for name in ("crop_pct", "interpolation"):
+            if content[name] is None:
+                del content[name]
+        return content

@@ -168,6 +168,19 @@ class TappedNet(nn.Module):
         )
 
 
+def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
+    """Input size, normalisation and evaluation crop of a net, as the fields of a ``NetSpec``; what it does not set, as timm has it."""
+    config = timm.get_pretrained_cfg(spec.timm) if timm.is_model(spec.timm.split(".")[0]) else None
+    known = config.to_dict() if config is not None else {}
+    return {
+        "input_size": spec.input_size or tuple(known["input_size"][1:]),
+        "mean": spec.mean or tuple(known["mean"]),
+        "std": spec.std or tuple(known["std"]),
+        "crop_pct": spec.crop_pct or known["crop_pct"],
+        "interpolation": spec.interpolation or known["interpolation"],
+    }
+
+
 def describe(spec: NetSpec, num_classes: int, name: str = "") -> NetInfo:
     """``NetInfo`` of a net, without memory for its weights. Cached."""
     return _describe(spec.model_dump_json(), num_classes, name or spec.timm)[0]
