@@ -55,8 +55,11 @@ def make_pipeline(
     seed: int,
     device: torch.device | str,
     strong_view: bool = False,
+    rows: Tensor | None = None,
 ) -> Pipeline:
-    """The pipeline that a recipe names: on the device, or exact."""
+    """The pipeline that a recipe names: on the device, or exact. ``rows`` of each batch are made, all by default."""
+    if rows is not None:
+        raise KdbenchError("parts of a batch are not there yet")
     if recipe.pipeline == "exact" or not isinstance(data, ImageSet):
         raise KdbenchError("the exact pipeline is not there yet")
     return DevicePipeline(data, recipe, num_classes, seed, device, strong_view)

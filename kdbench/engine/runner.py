@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kdbench.data.images import Images
 from kdbench.data.views import EvaluationView, evaluation_batches
+from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
 from kdbench.measure import measure
@@ -30,8 +31,9 @@ Emit = Callable[[dict[str, Any]], None]
 def predict_all(
     predict: Callable[[Tensor], Tensor], data: Images, view: EvaluationView, device: torch.device
 ) -> Tensor:
-    """Logits (N, C) of a whole split, in batches of raw images in [0, 1]."""
-    return torch.cat([predict(images) for images in evaluation_batches(data, view, device)])
+    """Logits (N, C) of a whole split, in batches of raw images in [0, 1]; several processes share the work."""
+    batches = evaluation_batches(data, view, device, parallel.share_of(len(data)))
+    return parallel.join_shares(torch.cat([predict(images) for images in batches]), len(data))
 
 
 class EvaluationLoop(BaseLoop):
@@ -72,6 +74,11 @@ class EvaluationLoop(BaseLoop):
             **{f"loss_{name}": value for name, value in means.items()},
             **measure(logits, self.split.labels, self.split.teacher_logits),
         }
+        if cell.average is not None:
+            raw = predict_all(
+                lambda images: cell.predict(images, raw=True), self.split.data, cell.trainee.view, model.device
+            )
+            row["raw_top1"] = measure(raw, self.split.labels)["top1"]
         cell.history.append(row)
         cell.last_logits = logits
         return row
@@ -114,6 +121,8 @@ class ProgressHook(Hook):
         for cell in runner.model.alive:
             cell.train_seconds += seconds / max(1, len(runner.model.alive))
             row = cell.history[-1]
+            if not parallel.is_first():
+                continue
             cell.trainee.folder.say(
                 f"epoch {row['epoch']}/{runner.max_epochs}  loss {row['loss']:.4f}  top-1 {row['top1']:.2f}  lr {row['lr']:.3g}"
             )
@@ -146,10 +155,12 @@ class CheckpointHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         begun = time.monotonic()
-        if runner.epoch >= runner.max_epochs or begun - self._saved_at < max(self.seconds, 20 * self._cost):
+        due = begun - self._saved_at >= max(self.seconds, 20 * self._cost)
+        if runner.epoch >= runner.max_epochs or not parallel.agree(due):
             return
         for cell in runner.model.alive:
             cell.save()
+        parallel.barrier()
         for cell in runner.model.alive:
             cell.drop_old_checkpoints()
         self._saved_at = time.monotonic()
