@@ -80,40 +80,39 @@ def run(options: argparse.Namespace) -> int:
     store.check(writable=True)
     suite_name = _suite_name(options)
     begun = time.monotonic()
-    with store.exclusive(made.suite.name, made.protocol):
-        todo = sort_out(made, store, options.retry_failed, lambda text: print(f"note: {text}", flush=True))
-        if todo.train:
-            workers = _workers(options, made)
-            cohorts = _cohorts(made, todo.train, options, workers)
-            print(_opening(made, todo.train, todo.done, cohorts, workers), flush=True)
-            progress = make_progress(len(made.cells), len(todo.done))
-            try:
-                with _sigterm_as_interrupt():
-                    summary = execute(
-                        made,
-                        todo,
-                        store,
-                        _launcher(options, workers),
-                        suite_name,
-                        data=str(_data(options)) if options.data else None,
-                        device=options.device,
-                        cohorts=cohorts,
-                        on_jobs=progress.start,
-                        on_event=progress.event,
-                        on_tick=progress.tick,
-                    )
-            except KeyboardInterrupt:
-                progress.stop()
-                done = sum(store.cell(cell).state() == "done" for cell in made.cells)
-                print(
-                    f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {again()}",
-                    flush=True,
+    todo = sort_out(made, store, options.retry_failed, lambda text: print(f"note: {text}", flush=True))
+    if todo.train:
+        workers = _workers(options, made)
+        cohorts = _cohorts(made, todo.train, options, workers)
+        print(_opening(made, todo.train, todo.done, cohorts, workers), flush=True)
+        progress = make_progress(len(made.cells), len(todo.done))
+        try:
+            with _sigterm_as_interrupt():
+                summary = execute(
+                    made,
+                    todo,
+                    store,
+                    _launcher(options, workers),
+                    suite_name,
+                    data=str(_data(options)) if options.data else None,
+                    device=options.device,
+                    cohorts=cohorts,
+                    on_jobs=progress.start,
+                    on_event=progress.event,
+                    on_tick=progress.tick,
                 )
-                return 130
+        except KeyboardInterrupt:
             progress.stop()
-        else:
-            summary = summarize(made, todo, store)
-            print(f"nothing to train: {len(todo.done)} cells are done already", flush=True)
+            done = sum(store.cell(cell).state() == "done" for cell in made.cells)
+            print(
+                f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {again()}",
+                flush=True,
+            )
+            return 130
+        progress.stop()
+    else:
+        summary = summarize(made, todo, store)
+        print(f"nothing to train: {len(todo.done)} cells are done already", flush=True)
     _closing(made, store)
     _say_weak_teachers(made, store)
     print(f"\n{len(summary.done) + len(summary.done_before)} done, {len(summary.failed) + len(made.broken)} failed, "

@@ -11,7 +11,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from kdbench.engine.checkpoint import checkpoint_epoch, checkpoint_path, save_checkpoint
+from kdbench.engine.checkpoint import checkpoint_path, checkpoint_position, save_checkpoint
 from kdbench.engine.optim import Schedule, build_optim_wrapper
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
@@ -126,12 +126,19 @@ class CellTrainer(nn.Module):
         with self.stream.active():
             return self.method.predict(self.student(images, self.method.predict_needs))
 
-    def save(self) -> None:
-        """Write a checkpoint after the current epoch; the one before is kept until ``drop_old_checkpoints``."""
+    def save(self, step: int = 0) -> None:
+        """Write a checkpoint after ``step`` steps of the current epoch; older ones are kept until ``drop_old_checkpoints``.
+
+        Raises:
+            ClaimLostError: if another process has taken the cell over.
+        """
+        self.trainee.folder.confirm()
         save_checkpoint(
-            checkpoint_path(self.trainee.folder, self.epoch),
+            checkpoint_path(self.trainee.folder, (self.epoch, step)),
             {
                 "epoch": self.epoch,
+                "step": step,
+                "meters": self.meters.state_dict(),
                 "student": self.student.net.state_dict(),
                 "method": self.method.state_dict(),
                 "optimizer": self.optim_wrapper.optimizer.state_dict(),
@@ -141,9 +148,10 @@ class CellTrainer(nn.Module):
             },
         )
 
-    def drop_old_checkpoints(self) -> None:
+    def drop_old_checkpoints(self, step: int = 0) -> None:
+        """Remove the checkpoints before ``step`` of the current epoch."""
         for path in self.trainee.folder.checkpoints():
-            if checkpoint_epoch(path) < self.epoch:
+            if checkpoint_position(path) < (self.epoch, step):
                 path.unlink(missing_ok=True)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -154,6 +162,7 @@ class CellTrainer(nn.Module):
         self.stream.load_state_dict(state["stream"])
         self.history = list(state["history"])
         self.epoch = state["epoch"]
+        self.meters.load_state_dict(state.get("meters", {}))
         self.step_seconds, self.steps_timed, self.train_seconds = state["clock"]
 
     def extra_parameters(self) -> int:
@@ -185,6 +194,18 @@ class Meters:
         self._sums += values
         self._first_bad = torch.where((self._first_bad < 0) & ~values.isfinite(), self.steps, self._first_bad)
         self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last reading; empty when there was nothing."""
+        if not self.steps:
+            return {}
+        return {"names": list(self.names), "steps": self.steps, "sums": self._sums, "first_bad": self._first_bad}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._clear()
+        if state:
+            self.names, self.steps = tuple(state["names"]), state["steps"]
+            self._sums, self._first_bad = state["sums"].to(self.device), state["first_bad"].to(self.device)
 
     def read(self, epoch: int) -> dict[str, float]:
         """Means since the last reading; see ``CellTrainer.end_epoch``."""

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdbench.claims import ClaimLostError
 from kdbench.data.catalog import load_dataset
 from kdbench.data.images import Dataset, ImageSet
 from kdbench.data.pipeline import DevicePipeline
 from kdbench.engine.cell import CellTrainer, Trainee
-from kdbench.engine.checkpoint import common_start, load_checkpoints
+from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.runner import CohortRunner, Emit, Evaluated, predict_all
 from kdbench.engine.teacher import load_teacher, save_weights
@@ -56,7 +57,7 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     dataset = load_dataset(plan.suite.dataset.name, data).for_split(teacher.split)
-    folder = CellFolder(store.teacher(teacher))
+    folder = store.teacher_folder(teacher)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
     trainee = teacher_trainee(plan, teacher, store)
@@ -65,6 +66,7 @@ def train_teacher(
     session = _Session(dataset, train, Evaluated(split, None, device), device, emit)
 
     def keep(cell: CellTrainer) -> None:
+        folder.confirm()
         _write_history(cell)
         checksum = save_weights(cell.student, folder.path / "weights.safetensors")
         write_json(
@@ -85,7 +87,7 @@ def train_teacher(
         emit({"event": "done", "cell": trainee.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
     session.train([trainee], None, None, seed_for("teacher", teacher.hash, "data"), keep)
-    if store.result_of_teacher(teacher) is None:
+    if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
         raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure()['reason']}; see {folder.log}")
 
 
@@ -111,13 +113,13 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
         if state_hash(teacher.net) != checksum_before:
             raise KdbenchError("the teacher's parameters or buffers changed during training")
         cell = cells[trained.trainee.key]
+        trained.trainee.folder.confirm()
         assert trained.last_logits is not None
         _write_history(trained)
         _write_predictions(trained.trainee.folder, trained.last_logits, evaluated.labels)
         save_weights(trained.student, trained.trainee.folder.path / "student.safetensors")
         best = max(trained.history, key=lambda row: row["top1"])
-        write_json(
-            trained.trainee.folder.result,
+        trained.trainee.folder.finish(
             {
                 "format": FORMAT,
                 "kind": "cell",
@@ -157,7 +159,7 @@ def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store) -> Trainee:
         hyperparameters={},
         net_seed=seed_for("teacher", teacher.hash, "init"),
         method_seed=seed_for("teacher", teacher.hash, "method"),
-        folder=CellFolder(store.teacher(teacher)),
+        folder=store.teacher_folder(teacher),
     )
 
 
@@ -212,7 +214,7 @@ class _Session:
     def _train_group(
         self,
         trainees: Sequence[Trainee],
-        start: int,
+        start: Position,
         states: dict[str, dict[str, Any] | None],
         teacher: TappedNet | None,
         teacher_info: NetInfo | None,
@@ -227,8 +229,8 @@ class _Session:
                 state = states[trainee.key]
                 if state is not None:
                     cell.restore(state)
-                    trainee.folder.say(f"resumed after epoch {cell.epoch}")
-                    self.emit({"event": "resumed", "cell": trainee.key, "epoch": cell.epoch})
+                    trainee.folder.say(f"resumed after epoch {start[0]}" + (f", step {start[1]}" if start[1] else ""))
+                    self.emit({"event": "resumed", "cell": trainee.key, "epoch": start[0], "step": start[1]})
                 cells.append(cell)
             except Exception as error:
                 self._refuse(trainee, error)
@@ -244,6 +246,8 @@ class _Session:
                 keep(cell)
             except OSError:
                 raise
+            except ClaimLostError as error:
+                self.emit({"event": "lost", "cell": cell.trainee.key, "reason": str(error)})
             except Exception as error:
                 model.fail(cell, error)
 
@@ -255,6 +259,11 @@ class _Session:
         self._record(cell.trainee, kind, sentence, cell.epoch, details)
 
     def _record(self, trainee: Trainee, kind: str, sentence: str, epoch: int, details: str) -> None:
+        try:
+            trainee.folder.confirm()
+        except ClaimLostError as error:
+            self.emit({"event": "lost", "cell": trainee.key, "reason": str(error)})
+            return
         trainee.folder.say(f"failed ({kind}): {sentence}\n{details}")
         write_json(trainee.folder.failed, {"kind": kind, "reason": sentence, "epoch": epoch})
         self.emit({"event": "failed", "cell": trainee.key, "kind": kind, "reason": sentence})

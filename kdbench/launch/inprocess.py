@@ -16,8 +16,13 @@ class InProcessLauncher:
 
     def submit(self, job: Job) -> None:
         error = None
+
+        def keep(event: Event) -> None:
+            if event["event"] != "step":  # nobody looks before the job is finished
+                self._events.append({**event, "job": job.name})
+
         try:
-            perform(job, lambda event: self._events.append({**event, "job": job.name}))
+            perform(job, keep)
         except KdbenchError as problem:
             error = str(problem)
         self._events.append({"event": "finished", "job": job.name, "error": error})
