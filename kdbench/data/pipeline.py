@@ -100,13 +100,16 @@ class DevicePipeline:
         self.device = torch.device(device)
         self.strong_view = strong_view
         self.epoch = 0
+        #: The step at which the next iteration begins: an epoch that was interrupted goes on in its middle.
+        self.first_step = 0
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset) // self.recipe.batch_size
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        for step in range(len(self)):
+        first, self.first_step = self.first_step, 0
+        for step in range(first, len(self)):
             yield self.make(self.epoch, step)
 
     def make(self, epoch: int, step: int) -> TrainingBatch:

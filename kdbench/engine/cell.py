@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdbench.data.views import EvaluationView
 from kdbench.engine import parallel
-from kdbench.engine.checkpoint import checkpoint_epoch, checkpoint_path, save_checkpoint
+from kdbench.engine.checkpoint import checkpoint_path, checkpoint_position, save_checkpoint
 from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
 from kdbench.engine.parts import split_batch
 from kdbench.engine.precision import Precision
@@ -190,12 +190,20 @@ class CellTrainer(nn.Module):
             logits = trained.method.predict(trained.student(images, trained.method.predict_needs))
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def save(self) -> None:
-        """Write a checkpoint after the current epoch; the one before is kept until ``drop_old_checkpoints``."""
+    def save(self, step: int = 0) -> None:
+        """Write a checkpoint after ``step`` steps of the current epoch; older ones are kept until ``drop_old_checkpoints``.
+
+        Raises:
+            ClaimLostError: if another process has taken the cell over.
+        """
+        meters = self.meters.state_dict()
         if not parallel.is_first():
             return
+        self.trainee.folder.confirm()
         state = {
             "epoch": self.epoch,
+            "step": step,
+            "meters": meters,
             "student": self.student.net.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optim_wrapper.optimizer.state_dict(),
@@ -206,13 +214,14 @@ class CellTrainer(nn.Module):
         }
         if self.average is not None:
             state["average"] = self.average.module.state_dict()
-        save_checkpoint(checkpoint_path(self.trainee.folder, self.epoch), state)
+        save_checkpoint(checkpoint_path(self.trainee.folder, (self.epoch, step)), state)
 
-    def drop_old_checkpoints(self) -> None:
+    def drop_old_checkpoints(self, step: int = 0) -> None:
+        """Remove the checkpoints before ``step`` of the current epoch."""
         if not parallel.is_first():
             return
         for path in self.trainee.folder.checkpoints():
-            if checkpoint_epoch(path) < self.epoch:
+            if checkpoint_position(path) < (self.epoch, step):
                 path.unlink(missing_ok=True)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -226,6 +235,7 @@ class CellTrainer(nn.Module):
             self.average.module.load_state_dict(state["average"])
         self.history = list(state["history"])
         self.epoch = state["epoch"]
+        self.meters.load_state_dict(state.get("meters", {}))
         self.step_seconds, self.steps_timed, self.train_seconds = state["clock"]
 
     def extra_parameters(self) -> int:
@@ -270,6 +280,18 @@ class Meters:
         self._sums += values
         self._first_bad = torch.where((self._first_bad < 0) & ~values.isfinite(), self.steps, self._first_bad)
         self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last reading; empty when there was nothing."""
+        if not self.steps:
+            return {}
+        return {"names": list(self.names), "steps": self.steps, "sums": self._sums, "first_bad": self._first_bad}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._clear()
+        if state:
+            self.names, self.steps = tuple(state["names"]), state["steps"]
+            self._sums, self._first_bad = state["sums"].to(self.device), state["first_bad"].to(self.device)
 
     def read(self, epoch: int) -> dict[str, float]:
         """Means since the last reading; see ``CellTrainer.end_epoch``."""

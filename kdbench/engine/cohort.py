@@ -148,8 +148,8 @@ class CohortModel(nn.Module):
         """Not used: evaluation is done by ``EvaluationLoop``. mmengine wants it to be there."""
         return []
 
-    def start_epoch(self) -> None:
-        self._step = 0
+    def start_epoch(self, step: int = 0) -> None:
+        self._step = step
 
     def _share(self, data: TrainingBatch) -> Shared:
         needs: set[str] = {"logits"}
@@ -162,6 +162,11 @@ class CohortModel(nn.Module):
             data.batch.supervised = binary_cross_entropy
         precision = self.alive[0].precision if self.alive else None
         return Shared(data, self._teacher[0] if wanted else None, frozenset(needs), precision)
+
+    def drop(self, cell: CellTrainer) -> None:
+        """Take a cell out of the cohort without a word: another process trains it."""
+        self.failed.add(cell.trainee.key)
+        cell.optim_wrapper.optimizer.zero_grad(set_to_none=True)
 
     def fail(self, cell: CellTrainer, error: Exception) -> None:
         """Take a cell out of the cohort and report why."""

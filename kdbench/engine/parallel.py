@@ -144,7 +144,7 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
         return module
     return DistributedDataParallel(
         module,
-        device_ids=None if device.type == "cpu" else [device],
+        device_ids=None if device.type == "cpu" else [torch.cuda.current_device()],
         broadcast_buffers=False,  # banks are kept equal by their methods, statistics by average_statistics
         find_unused_parameters=True,  # a method need not use the student's own head (SimKD)
     )

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdbench.claims import ClaimLostError
 from kdbench.data.images import Dataset, Images
 from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.data.spec import DatasetSpec
 from kdbench.data.views import EvaluationView
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, Trainee
-from kdbench.engine.checkpoint import common_start, load_checkpoints
+from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
 from kdbench.engine.cohort import CohortModel, TooLargeError
 from kdbench.engine.runner import CohortRunner, Emit, Evaluated, predict_all
 from kdbench.engine.teacher import load_teacher, save_weights
@@ -68,7 +69,7 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     dataset = open_dataset(plan, data, teacher.split)
-    folder = CellFolder(store.teacher(teacher))
+    folder = store.teacher_folder(teacher)
     if parallel.is_first():
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
@@ -78,6 +79,7 @@ def train_teacher(
     session = _Session(plan, dataset, train, Evaluated(split, None, device), device, emit)
 
     def keep(cell: CellTrainer) -> None:
+        folder.confirm()
         _write_history(cell)
         checksum = save_weights(cell.measured.student, folder.path / "weights.safetensors")
         write_json(
@@ -99,7 +101,7 @@ def train_teacher(
 
     session.train([trainee], None, None, seed_for("teacher", teacher.hash, "data"), keep)
     parallel.barrier()
-    if store.result_of_teacher(teacher) is None:
+    if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
         raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure()['reason']}; see {folder.log}")
 
 
@@ -109,7 +111,6 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
     Raises:
         KdbenchError: if the teacher or the data cannot be loaded.
     """
-    parallel.barrier()  # all processes have seen which cells are left, before the first one writes
     first = cohort.cells[0]
     dataset = open_dataset(plan, data, first.split)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
@@ -128,13 +129,13 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
         if state_hash(teacher.net) != checksum_before:
             raise KdbenchError("the teacher's parameters or buffers changed during training")
         cell = cells[trained.trainee.key]
+        trained.trainee.folder.confirm()
         assert trained.last_logits is not None
         _write_history(trained)
         _write_predictions(trained.trainee.folder, trained.last_logits, evaluated.labels)
         save_weights(trained.measured.student, trained.trainee.folder.path / "student.safetensors")
         best = max(trained.history, key=lambda row: row["top1"])
-        write_json(
-            trained.trainee.folder.result,
+        trained.trainee.folder.finish(
             {
                 "format": FORMAT,
                 "kind": "cell",
@@ -174,7 +175,7 @@ def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store) -> Trainee:
         hyperparameters={},
         net_seed=seed_for("teacher", teacher.hash, "init"),
         method_seed=seed_for("teacher", teacher.hash, "method"),
-        folder=CellFolder(store.teacher(teacher)),
+        folder=store.teacher_folder(teacher),
         view=view_of(plan, teacher.net, teacher.recipe),
     )
 
@@ -279,7 +280,7 @@ class _Session:
     def _train_group(
         self,
         trainees: Sequence[Trainee],
-        start: int,
+        start: Position,
         states: dict[str, dict[str, Any] | None],
         teacher: TappedNet | None,
         teacher_info: NetInfo | None,
@@ -297,8 +298,10 @@ class _Session:
                 if state is not None:
                     cell.restore(state)
                     if parallel.is_first():
-                        trainee.folder.say(f"resumed after epoch {cell.epoch}")
-                    self.emit({"event": "resumed", "cell": trainee.key, "epoch": cell.epoch})
+                        trainee.folder.say(
+                            f"resumed after epoch {start[0]}" + (f", step {start[1]}" if start[1] else "")
+                        )
+                    self.emit({"event": "resumed", "cell": trainee.key, "epoch": start[0], "step": start[1]})
                 cells.append(cell)
             except Exception as error:
                 self._refuse(trainee, error)
@@ -316,6 +319,8 @@ class _Session:
                 keep(cell)
             except OSError:
                 raise
+            except ClaimLostError as error:
+                self.emit({"event": "lost", "cell": cell.trainee.key, "reason": str(error)})
             except Exception as error:
                 model.fail(cell, error)
 
@@ -328,6 +333,12 @@ class _Session:
 
     def _record(self, trainee: Trainee, kind: str, sentence: str, epoch: int, details: str) -> None:
         if not parallel.is_first():
+            return
+        try:
+            trainee.folder.confirm()
+        except ClaimLostError as error:
+            self.emit({"event": "lost", "cell": trainee.key, "reason": str(error)})
+            return
             return
         trainee.folder.say(f"failed ({kind}): {sentence}\n{details}")
         write_json(trainee.folder.failed, {"kind": kind, "reason": sentence, "epoch": epoch})

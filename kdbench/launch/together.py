@@ -7,9 +7,10 @@ shows progress; it sends each job to the others, which follow until it says that
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from kdbench.launch.inprocess import InProcessLauncher
-from kdbench.launch.job import Job, perform
+from kdbench.launch.job import Job, perform_together
 
 
 def launcher_of_environment() -> str | None:
@@ -25,17 +26,37 @@ def launcher_of_environment() -> str | None:
 class TogetherLauncher(InProcessLauncher):
     """The first process's launcher: see ``Launcher``. A job is done when ``submit`` returns."""
 
-    def submit(self, job: Job) -> None:
+    def before_work(self, job: Job) -> None:
         from kdbench.engine import parallel
 
         parallel.send(job.to_json())
-        super().submit(job)
 
-    def close(self) -> None:
-        """Send the others home."""
-        from kdbench.engine import parallel
 
-        parallel.send(None)
+def together(environment: str, device: str | None, lead: Callable[[], int]) -> int:
+    """Join the other processes; lead, as the first of them, or follow.
+
+    Args:
+        environment: see ``launcher_of_environment``.
+        device: as on the command line.
+        lead: what the first process does.
+
+    Returns:
+        the exit status of this process.
+    """
+    import kdbench.engine.backend  # isort: skip  # noqa: F401 - its message comes before a traceback
+    from kdbench.engine import parallel
+
+    parallel.join(environment, device)
+    try:
+        if not parallel.is_first():
+            follow()
+            return 0
+        try:
+            return lead()
+        finally:
+            parallel.send(None)  # the others go home
+    finally:
+        parallel.leave()
 
 
 def follow() -> None:
@@ -52,6 +73,6 @@ def follow() -> None:
         if text is None:
             return
         try:
-            perform(Job.from_json(text), lambda event: None)
+            perform_together(Job.from_json(text))
         except KdbenchError:
             continue  # the same in all processes; the first one says it
