@@ -48,6 +48,13 @@ def setup(threads: int, device: str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def release(error: BaseException | None) -> None:
+    """Clear the frames that an exception and its causes remember: their variables hold nets that have to be freed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def free_memory(device: torch.device) -> None:
     """Give back what no object holds any more."""
     gc.collect()
@@ -254,7 +261,7 @@ class _Session:
                 continue
             except TooLargeError as error:
                 what, details = str(error), "".join(traceback.format_exception(error))
-                traceback.clear_frames(error.__traceback__)  # they hold what has to be freed
+                release(error)
             states.clear()
             free_memory(self.device)
             for smaller, parts in self._smaller(members, micro_batches, recipe.batch_size, what, details):
