@@ -31,7 +31,7 @@ def build_optim_wrapper(student: nn.Module, method: nn.Module, recipe: Recipe) -
     """Optimiser over the student's and the method's trainable parameters.
 
     Biases and other one-dimensional parameters are exempt from weight decay, and so is what the net itself names in
-    ``no_weight_decay()`` (position embeddings, class tokens).
+    ``no_weight_decay()`` (position embeddings, class tokens); see ``OptimizerSpec`` for recipes that decay them.
 
     Raises:
         KdbenchError: for an optimiser that timm does not know.
@@ -52,6 +52,9 @@ def build_optim_wrapper(student: nn.Module, method: nn.Module, recipe: Recipe) -
 
 
 def _groups(module: nn.Module, spec: OptimizerSpec, honour: bool) -> Iterable[dict[str, Any]]:
+    if spec.decay_biases_and_norms:
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return [{"params": parameters, "weight_decay": spec.weight_decay}] if parameters else []
     exempt = module.no_weight_decay() if honour and hasattr(module, "no_weight_decay") else ()  # type: ignore[operator]
     return param_groups_weight_decay(module, spec.weight_decay, no_weight_decay_list=exempt)
 
