@@ -67,7 +67,17 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """``kdbench run``."""
+    """``kdbench run``; under torchrun, or in a Slurm step of several tasks, together with the other processes."""
+    from kdbench.launch.together import launcher_of_environment, together
+
+    environment = launcher_of_environment()
+    if environment is None:
+        return _run(options)
+    options.on = "together"
+    return together(environment, options.device, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     from kdbench.launch.execute import execute, sort_out, summarize
     from kdbench.progress import make_progress
 
@@ -81,40 +91,39 @@ def run(options: argparse.Namespace) -> int:
     store.check(writable=True)
     suite_name = _suite_name(options)
     begun = time.monotonic()
-    with store.exclusive(made.suite.name, made.protocol):
-        todo = sort_out(made, store, options.retry_failed, lambda text: print(f"note: {text}", flush=True))
-        if todo.train:
-            workers = _workers(options, made)
-            cohorts = _cohorts(made, todo.train, options, workers)
-            print(_opening(made, todo.train, todo.done, cohorts, workers), flush=True)
-            progress = make_progress(len(made.cells), len(todo.done))
-            try:
-                with _sigterm_as_interrupt():
-                    summary = execute(
-                        made,
-                        todo,
-                        store,
-                        _launcher(options, workers),
-                        suite_name,
-                        data=str(_data(options)) if options.data else None,
-                        device=options.device,
-                        cohorts=cohorts,
-                        on_jobs=progress.start,
-                        on_event=progress.event,
-                        on_tick=progress.tick,
-                    )
-            except KeyboardInterrupt:
-                progress.stop()
-                done = sum(store.cell(cell).state() == "done" for cell in made.cells)
-                print(
-                    f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {again()}",
-                    flush=True,
+    todo = sort_out(made, store, options.retry_failed, lambda text: print(f"note: {text}", flush=True))
+    if todo.train:
+        workers = _workers(options, made)
+        cohorts = _cohorts(made, todo.train, options, workers)
+        print(_opening(made, todo.train, todo.done, cohorts, workers), flush=True)
+        progress = make_progress(len(made.cells), len(todo.done))
+        try:
+            with _sigterm_as_interrupt():
+                summary = execute(
+                    made,
+                    todo,
+                    store,
+                    _launcher(options, workers),
+                    suite_name,
+                    data=str(_data(options)) if options.data else None,
+                    device=options.device,
+                    cohorts=cohorts,
+                    on_jobs=progress.start,
+                    on_event=progress.event,
+                    on_tick=progress.tick,
                 )
-                return 130
+        except KeyboardInterrupt:
             progress.stop()
-        else:
-            summary = summarize(made, todo, store)
-            print(f"nothing to train: {len(todo.done)} cells are done already", flush=True)
+            done = sum(store.cell(cell).state() == "done" for cell in made.cells)
+            print(
+                f"\ninterrupted: {done} of {len(made.cells)} cells are done and kept; go on with: {again()}",
+                flush=True,
+            )
+            return 130
+        progress.stop()
+    else:
+        summary = summarize(made, todo, store)
+        print(f"nothing to train: {len(todo.done)} cells are done already", flush=True)
     _closing(made, store)
     _say_weak_teachers(made, store)
     print(f"\n{len(summary.done) + len(summary.done_before)} done, {len(summary.failed) + len(made.broken)} failed, "
@@ -243,6 +252,8 @@ def _check_backend(name: str | None) -> None:
 
 
 def _workers(options: argparse.Namespace, made: Plan) -> int:
+    if options.on == "together":
+        return 1
     if options.workers:
         return int(options.workers)
     gpus = _gpus(options)
@@ -264,6 +275,10 @@ def _gpus(options: argparse.Namespace) -> int:
 
 
 def _launcher(options: argparse.Namespace, workers: int) -> Any:
+    if options.on == "together":
+        from kdbench.launch.together import TogetherLauncher
+
+        return TogetherLauncher()
     if options.on == "inprocess":
         from kdbench.launch.inprocess import InProcessLauncher
 

@@ -26,6 +26,10 @@ class UnsupportedPairError(KdbenchError):
     """A method cannot run on this pair; the text is the reason, and the cell is skipped."""
 
 
+class StopRequested(Exception):
+    """Work was asked to end (SIGTERM); what there was of it is saved."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``did you mean 'x'?``, or the list of what is valid when nothing is near."""
     choices = list(choices)

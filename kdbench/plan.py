@@ -288,6 +288,8 @@ def plan_teacher(
     family = net_family(net, name)
     recipe_name = suite.recipe_name(name, family, teacher=True)
     recipe = suite.recipe(recipe_name, protocol, teacher=True)
+    if net.weights == "train":
+        net = with_drop_path(net, recipe)
     dataset = find_dataset(suite.dataset.name)
     # A teacher must not have seen what its students are measured on.
     split = split if dataset.holds_out and net.weights == "train" else "test"
@@ -317,6 +319,13 @@ def as_seen_through(net: NetSpec, student: NetSpec) -> NetSpec:
     from kdbench.nets.tapped import preprocessing_of
 
     return net.model_copy(update=preprocessing_of(student))
+
+
+def with_drop_path(net: NetSpec, recipe: Recipe) -> NetSpec:
+    """A net with the stochastic depth that its recipe asks for."""
+    if recipe.drop_path is None:
+        return net
+    return net.model_copy(update={"args": {**net.args, "drop_path_rate": recipe.drop_path}})
 
 
 def net_family(net: NetSpec, name: str) -> str:
@@ -354,6 +363,7 @@ def _plan_student(suite: Suite, protocol: str, name: str) -> _Student:
     family = net_family(net, name)
     recipe_name = suite.recipe_name(name, family)
     recipe = suite.recipe(recipe_name, protocol)
+    net = with_drop_path(net, recipe)
     return _Student(name, net, _net_config(net), family, recipe_name, recipe, recipe.identity())
 
 

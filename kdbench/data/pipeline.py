@@ -55,8 +55,11 @@ def make_pipeline(
     seed: int,
     device: torch.device | str,
     strong_view: bool = False,
+    rows: Tensor | None = None,
 ) -> Pipeline:
-    """The pipeline that a recipe names: on the device, or exact."""
+    """The pipeline that a recipe names: on the device, or exact. ``rows`` of each batch are made, all by default."""
+    if rows is not None:
+        raise KdbenchError("parts of a batch are not there yet")
     if recipe.pipeline == "exact" or not isinstance(data, ImageSet):
         raise KdbenchError("the exact pipeline is not there yet")
     return DevicePipeline(data, recipe, num_classes, seed, device, strong_view)
@@ -97,13 +100,16 @@ class DevicePipeline:
         self.device = torch.device(device)
         self.strong_view = strong_view
         self.epoch = 0
+        #: The step at which the next iteration begins: an epoch that was interrupted goes on in its middle.
+        self.first_step = 0
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset) // self.recipe.batch_size
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        for step in range(len(self)):
+        first, self.first_step = self.first_step, 0
+        for step in range(first, len(self)):
             yield self.make(self.epoch, step)
 
     def make(self, epoch: int, step: int) -> TrainingBatch:

@@ -98,9 +98,9 @@ class TappedNet(nn.Module):
             final = self.net.forward_features(inputs)
         embedding = self.net.forward_head(final, pre_logits=True)
         return Outputs(
-            logits=self.classifier(embedding),
+            logits=_full(self.classifier(embedding)),
             stages=stages,
-            embedding=embedding if "embedding" in needs else None,
+            embedding=_full(embedding) if "embedding" in needs else None,
             classifier=self.classifier if "classifier" in needs else None,
             images=inputs if "stagewise" in needs else None,
             stagewise=self.stagewise if "stagewise" in needs else None,
@@ -167,6 +167,11 @@ class TappedNet(nn.Module):
             linear_classifier=isinstance(self.classifier, nn.Linear),
             stage_inputs=stage_inputs,
         )
+
+
+def _full(value: Tensor) -> Tensor:
+    """Logits and embeddings leave autocast as 32-bit floats: what methods do with them is small, and sensitive."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
