@@ -281,6 +281,8 @@ def plan_teacher(
     A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does.
     """
     net = suite.net(name)
+    if suite.protocols[protocol].teacher_weights == "train":
+        net = net.model_copy(update={"weights": "train"})
     if seen_through is not None and net.weights != "train":
         net = as_seen_through(net, seen_through)
     family = net_family(net, name)
