@@ -282,10 +282,12 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
 
 
 _COST = ("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes")
+#: Costs that results of older versions do not hold.
+_LATER_COST = ("student_gmacs", "inference_images_per_second", "inference_extra_parameters")
 #: Columns of numbers that not every cell has: NaN where they are not known.
 _NUMBERS = (
     *("epochs", *METRICS, *(f"best_{metric}" for metric in METRICS), "best_epoch"),
-    *("teacher_top1", "teacher_top5", *_COST),
+    *("teacher_top1", "teacher_top5", *_COST, *_LATER_COST),
 )
 COLUMNS = [
     *(
@@ -383,5 +385,6 @@ def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
         "teacher_top1": result["teacher"]["top1"],
         "teacher_top5": result["teacher"]["top5"],
         **{key: cost[key] for key in _COST},
+        **{key: cost.get(key) for key in _LATER_COST},
         **{key: provenance[key] for key in ("device", "commit", "dirty", "finished")},
     }
