@@ -272,12 +272,14 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     """
     import pandas as pd
 
+    from kdbench.rowcache import read_rows
+
     store = Store(out)
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
     store.check()
-    pattern = f"{suite or '*'}/{protocol or '*'}/*--*/*/seed[0-9]*-*/config.json"
-    frame = pd.DataFrame([_row(path) for path in sorted(store.root.glob(pattern))], columns=COLUMNS)
+    rows = read_rows(store.root, suite, protocol, _row, COLUMNS, _NUMBERS, write_bytes)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype(dict.fromkeys(_NUMBERS, "float64") | {"seed": "int64"})
 
 
