@@ -79,11 +79,11 @@ def test_a_part_of_the_directory_is_taken_from_the_rows_of_the_whole(root: Path,
 def test_a_changed_file_is_read_again_even_with_its_old_time_and_size(root: Path) -> None:
     path = load_results(root)["path"][7]
     stamp = (root / path / "result.json").stat()
-    change(root / path / "result.json", 12.25)
+    change(root / path / "result.json", 12.5)
     after = (root / path / "result.json").stat()
-    assert (after.st_mtime_ns, after.st_ino) == (stamp.st_mtime_ns, stamp.st_ino)
+    assert (after.st_mtime_ns, after.st_ino, after.st_size) == (stamp.st_mtime_ns, stamp.st_ino, stamp.st_size)
     again = load_results(root)
-    assert again["top1"][7] == 12.25
+    assert again["top1"][7] == 12.5
     pd.testing.assert_frame_equal(again, read_anew(root))
 
 
