@@ -22,9 +22,9 @@ from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Outputs, Task
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
+from kdbench.recipe import OptimizerSpec, Recipe, ScheduleSpec
 from kdbench.registry import catalog
 from kdbench.seeding import RandomStream
-from kdbench.suite import OptimizerSpec, Recipe, ScheduleSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trajectories.json"
 STEPS, BATCH, CLASSES, SAMPLES = 5, 8, 7, 48
