@@ -32,7 +32,7 @@ PAIRS = {
         "resmlp_s12": ("resnet50", "convnext_tiny", "swin_tiny"),
     },
 }
-LARGE = ("cifar100", "imagenet1k", "imagenet1k-resnets")
+LARGE = ("cifar100", "imagenet1k", "imagenet1k-resnet18", "imagenet1k-resnet50")
 
 
 def planned(suite: str, protocol: str, methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,)) -> Plan:
@@ -82,7 +82,7 @@ def test_published_accuracy_of_a_teacher_is_that_of_the_project_s_table(suite: s
             assert net.published_top1 == known[normalise_net(net.display or "")], name
             assert net.published_source
             checked += 1
-    assert checked >= 2
+    assert checked >= (0 if suite == "imagenet1k-resnet18" else 2)
 
 
 def test_teachers_of_cifar100_are_files_and_see_its_normalisation_like_the_students() -> None:
@@ -104,12 +104,14 @@ def test_paper_and_as_released_differ_in_what_the_protocols_page_lists(suite: st
     paper, released = chosen.protocols["paper"], chosen.protocols["as-released"]
     assert (paper.select, paper.teacher_preprocessing, paper.teacher_weights) == ("last", "own", "own")
     assert (released.select, released.teacher_preprocessing, released.teacher_weights) == ("best", "student", "own")
-    assert (paper.seeds, released.seeds) == ((0, 1, 2), (42,))
+    assert paper.seeds == (0, 1, 2)
+    assert released.seeds == (
+        (0, 1, 2) if suite == "imagenet1k-resnet18" else (42,)
+    )  # OFA-KD's seed; mdistiller sets none
     for name in chosen.recipes:
         ours, theirs = chosen.recipe(name, "paper"), chosen.recipe(name, "as-released")
         assert ours.optimizer.honour_no_weight_decay
-        if name != "finetune":
-            assert not theirs.optimizer.honour_no_weight_decay or name in chosen.teacher_recipe.values()
+        assert not theirs.optimizer.honour_no_weight_decay
         assert ours.model_dump(exclude={"optimizer"}) == theirs.model_dump(exclude={"optimizer"})
     for protocol in (paper, released):
         assert protocol.pairs == ("*",)
@@ -222,3 +224,15 @@ def test_names_of_nets_in_tables_are_unique_within_a_suite() -> None:
         displays = [suite.net(net).display for net in nets]
         assert None not in displays
         assert len(set(displays)) == len(displays), name
+
+
+def test_dkd_has_ofa_kds_settings_in_the_suites_of_ofa_kd_and_mdistillers_in_its_own() -> None:
+    wanted = {
+        "cifar100": (1.0, 2.0, 1.0, 0),
+        "imagenet1k": (1.0, 2.0, 1.0, 0),
+        "imagenet1k-resnet50": (1.0, 2.0, 1.0, 0),
+    }
+    wanted["imagenet1k-resnet18"] = (1.0, 0.5, 1.0, 1)
+    for suite, (alpha, beta, temperature, warmup) in wanted.items():
+        own = planned(suite, "paper", ("dkd",)).cells[0].hyperparameters
+        assert own == own | {"alpha": alpha, "beta": beta, "temperature": temperature, "warmup_epochs": warmup}, suite

@@ -91,8 +91,8 @@ PUBLISHED = {
     ("cifar100", "finetune"): (300, cosine(300, 5e-5, 1e-6, 20, 5e-8)),
     ("imagenet1k", "cnn"): (100, steps(0.1, 30, 3, 1e-4)),
     ("imagenet1k", "token"): (300, cosine(300, 5e-4, 1e-6, 20, 5e-7)),
-    ("imagenet1k-resnets", "stronger"): (300, cosine(300, 5e-3, 1e-6, 5, 1e-6)),
-    ("imagenet1k-resnets", "mdistiller"): (100, steps(0.2, 30)),
+    ("imagenet1k-resnet50", "stronger"): (300, cosine(300, 5e-3, 1e-6, 5, 1e-6)),
+    ("imagenet1k-resnet18", "cnn"): (100, steps(0.2, 30)),
 }
 
 
@@ -110,8 +110,8 @@ def test_learning_rate_of_every_epoch_is_the_published_one(suite: str, name: str
         ("cifar100", "token", {0: 5e-7, 10: 2.5025e-4, 19: 4.75025e-4, 20: 4.94646e-4, 150: 2.55e-4, 299: 1.001343e-5}),
         ("imagenet1k", "cnn", {0: 1e-4, 2: 0.0667, 3: 0.1, 29: 0.1, 30: 0.01, 59: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4}),
         ("imagenet1k", "token", {0: 5e-7, 20: 4.945484e-4, 299: 1.01368e-6}),
-        ("imagenet1k-resnets", "stronger", {0: 1e-6, 1: 1.0008e-3, 5: 4.996574e-3, 299: 1.137053e-6}),
-        ("imagenet1k-resnets", "mdistiller", {0: 0.2, 29: 0.2, 30: 0.02, 99: 0.0002}),
+        ("imagenet1k-resnet50", "stronger", {0: 1e-6, 1: 1.0008e-3, 5: 4.996574e-3, 299: 1.137053e-6}),
+        ("imagenet1k-resnet18", "cnn", {0: 0.2, 29: 0.2, 30: 0.02, 99: 0.0002}),
         ("cifar100-32", "cnn", {0: 0.05, 149: 0.05, 150: 0.005, 180: 5e-4, 210: 5e-5, 239: 5e-5}),
     ],
 )
@@ -185,7 +185,7 @@ def test_mdistillers_cnns_decay_every_parameter_as_released_and_only_there() -> 
     with_decay, without, _ = decayed("vit-s", "cifar100-32", "token", "as-released")
     assert "pos_embed" in with_decay
     assert {"norm.weight", "head.bias"} <= without
-    _, without, _ = decayed("resnet18", "imagenet1k-resnets", "mdistiller", "as-released")
+    _, without, _ = decayed("resnet18", "imagenet1k-resnet18", "cnn", "as-released")
     assert without == set()
 
 
@@ -214,7 +214,7 @@ OFA_KD: dict[tuple[str, str], dict[str, Any]] = {
         "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "repeats": 1, "drop_path": 0.0, "ema": 0.99996, "crop_pct": None,
         "loss": "cross-entropy",
     },
-    ("imagenet1k-resnets", "stronger"): {
+    ("imagenet1k-resnet50", "stronger"): {
         "optimizer": ("lamb", 0.9, 0.02), "batch": 8 * 256, "smoothing": 0.0, "clip": None, "mixup": 0.1, "cutmix": 1.0,
         "aa": "rand-m7-mstd0.5", "reprob": 0.0, "repeats": 3, "drop_path": 0.05, "ema": 0.9998, "crop_pct": 0.95,
         "loss": "bce",
