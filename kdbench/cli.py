@@ -119,8 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--layout", choices=("pairs", "methods"), default="pairs", help="what the rows are (default: pairs)"
     )
     table.add_argument(
-        "--select", choices=("last", "best"), default="last",
-        help="the last epoch's figure (default), or the best test epoch's, which is optimistic",
+        "--select", choices=("last", "best"),
+        help="the last epoch's figure, or the best test epoch's, which is optimistic (default: the protocol's, mostly last)",
     )  # fmt: skip
     table.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
     table.add_argument(
@@ -132,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     _choice(leaderboard)
     _out(leaderboard)
     leaderboard.add_argument("--format", choices=("text", "markdown"), default="text", help="default: text")
-    leaderboard.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
+    leaderboard.add_argument("--select", choices=("last", "best"), help="default: the protocol's, mostly last")
     leaderboard.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
     leaderboard.add_argument(
         "--tie-band",
@@ -171,7 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--width", choices=("full", "column"), default="full",
         help="7 inches (default), or 3.3 inches for one column of two",
     )  # fmt: skip
-    plots.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
+    plots.add_argument("--select", choices=("last", "best"), help="default: the protocol's, mostly last")
     plots.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
 
     report = _verb(verbs, "report", "one HTML page: summary, tables, plots, and every cell to open")

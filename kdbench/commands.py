@@ -325,7 +325,7 @@ def _closing(made: Plan, store: Store) -> None:
     frame = _only_planned(load_results(store.root, made.suite.name, made.protocol), made)
     if not (frame["state"] == "done").any():
         return
-    board = build_leaderboard(frame)
+    board = build_leaderboard(frame, select=made.suite.protocols[made.protocol].select)
     print()
     if sys.stdout.isatty():
         print_board(board)

@@ -104,12 +104,16 @@ def report(options: argparse.Namespace) -> int:
 def results(options: argparse.Namespace) -> Sequence[Any]:
     """Rows of the run directory that belong to the choice, as one frame for each protocol and split.
 
+    ``--select``, where it was not given, becomes that of the protocol.
+
     Raises:
         KdbenchError: if there are none.
     """
     from kdbench.report.frame import split_frame
 
     made, methods = plan_of(options)
+    if getattr(options, "select", None) is None:
+        options.select = made.suite.protocols[made.protocol].select
     rows = load_results(options.out, made.suite.name, made.protocol)
     rows = rows[rows["split"] == options.split]
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
