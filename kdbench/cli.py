@@ -18,7 +18,7 @@ kdbench run with nothing else trains the suite "digits" on this machine, in minu
 
 EPILOG = "exit status: 0 all done; 1 some cells failed; 2 the request is wrong; 130 interrupted"
 
-READING_VERBS = ("table", "leaderboard", "plots", "report")
+READING_VERBS = ("table", "leaderboard", "classes", "plots", "report")
 METRICS = ("top1", "top5", "nll", "ece", "agreement", "teacher_kl")
 
 
@@ -142,6 +142,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="differences within it are ties (default: 0.2 points, 0.01 nats)",
     )
     leaderboard.add_argument("--to", metavar="FILE", help="write to a file; .png, .svg and .pdf draw a picture")
+
+    classes = _verb(verbs, "classes", "accuracy by class or superclass, and which classes a method gains or loses")
+    _choice(classes)
+    _out(classes)
+    classes.add_argument("--by", choices=("class", "superclass"), default="class", help="default: class")
+    classes.add_argument(
+        "--show", choices=("accuracy", "gain"), default="accuracy",
+        help="accuracy in percent (default), or gain over KD in points",
+    )  # fmt: skip
+    classes.add_argument(
+        "--worst", type=_classes, default=None, metavar="N", help="only the N classes that are lowest, lowest first"
+    )
+    classes.add_argument(
+        "--format", choices=("text", "markdown", "latex", "csv", "html"), default="text",
+        help="default: text; csv holds every pair",
+    )  # fmt: skip
+    classes.add_argument("--to", metavar="FILE", help="write to a file")
 
     plots = _verb(verbs, "plots", "figures for a paper, with their captions")
     _choice(plots)
@@ -282,6 +299,12 @@ def _count(text: str) -> int:
 def _images(text: str) -> int:
     if not (text.isdecimal() and len(text) < 10 and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of images (1 or more)")
+    return int(text)
+
+
+def _classes(text: str) -> int:
+    if not (text.isdecimal() and len(text) < 6 and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of classes (1 or more)")
     return int(text)
 
 

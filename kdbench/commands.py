@@ -224,7 +224,8 @@ def _ready_data(options: argparse.Namespace, made: Plan) -> None:
     wanted, folder = made.suite.dataset, _data(options)
     if options.download:
         download_dataset(wanted, folder, _say_download if sys.stderr.isatty() else None)
-    check_dataset(wanted, folder)
+    for note in check_dataset(wanted, folder):
+        print(f"kdbench: note: {note}", file=sys.stderr)
 
 
 def _say_download(done: int, size: int) -> None:

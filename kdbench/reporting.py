@@ -1,4 +1,4 @@
-"""The verbs that read results: ``table``, ``leaderboard``, ``plots`` and ``report``. None of them imports torch."""
+"""The verbs that read results: ``table``, ``leaderboard``, ``classes``, ``plots`` and ``report``. None of them imports torch."""
 
 from __future__ import annotations
 
@@ -56,6 +56,21 @@ def leaderboard(options: argparse.Namespace) -> int:
         return 0
     draw = leaderboard_markdown if options.format == "markdown" else leaderboard_text
     return write("\n\n".join(draw(board).rstrip("\n") for board in boards), options.to)
+
+
+def classes(options: argparse.Namespace) -> int:
+    """``kdbench classes``."""
+    from kdbench.report.classes import build_class_table
+    from kdbench.report.render import render
+
+    texts = [
+        render(
+            build_class_table(frame, options.out, options.by, options.show, options.worst, command=again()),
+            options.format,
+        )
+        for frame in results(options)
+    ]
+    return write("\n\n".join(text.rstrip("\n") for text in texts), options.to)
 
 
 def plots(options: argparse.Namespace) -> int:

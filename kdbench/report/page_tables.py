@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from kdbench.report.caption import listed
+from kdbench.report.costs import count_text
 from kdbench.report.frame import METRICS, NET_FAMILY_TITLES, Results
 from kdbench.report.leaderboard import Leaderboard
-from kdbench.report.leaderboard_render import count_text, leaderboard_columns, signed_text
+from kdbench.report.leaderboard_render import leaderboard_columns, signed_text
 from kdbench.report.markup import plain_cell
 from kdbench.report.paired import Comparison, compare_all
 from kdbench.report.table import Cell, build_table
@@ -84,7 +85,8 @@ def filtered(**choice: str) -> str:
 
 def leaderboard_table(board: Leaderboard, links: Links, id: str) -> PageTable:
     columns = leaderboard_columns(board)
-    up = {"#", "average rank", "p (Holm)", "pairs harmed", "step time", "extra parameters", "method"}
+    up = {"#", "average rank", "p (Holm)", "pairs harmed", "step time", "method"}
+    up |= {"training hours", "peak memory (MiB)", "extra parameters", "kept at inference"}
     # The name comes first, so that it stays in sight when the table is moved sideways.
     columns = [*(c for c in columns if c[1]), *(c for c in columns if not c[1])]
     headings = tuple(Heading(title, text, "ascending" if title in up else "descending") for title, text, _ in columns)
