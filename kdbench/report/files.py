@@ -51,6 +51,8 @@ def read_predictions(folder: Path | None) -> Predictions | None:
             correct, probability, predicted = (stored[name] for name in ("correct", "probability", "predicted"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+    if not all(isinstance(values, np.ndarray) for values in (correct, probability, predicted)):  # no .npy of that name
+        return None
     if not correct.ndim == probability.ndim == 1 or correct.shape != probability.shape or not correct.size:
         return None
     return Predictions(correct.astype(bool), probability.astype(float), predicted)
