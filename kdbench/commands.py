@@ -272,17 +272,15 @@ def _gpus(options: argparse.Namespace) -> int:
 
 def _check_where(options: argparse.Namespace) -> None:
     """Refuse options of engines that are not used, and engines that are not installed, before anything is written."""
-    from kdbench.launch.remote import need
+    from kdbench.launch.remote import need_installed
     from kdbench.launch.slurm import parse_options
 
     for option, given, engine in (("--slurm", options.slurm, "slurm"), ("--ray-address", options.ray_address, "ray")):
         if given and options.on != engine:
             raise KdbenchError(f"{option} {given} is for --on {engine}, not for --on {options.on}")
     parse_options(options.slurm)
-    if options.on == "slurm":
-        need("submitit", "slurm")
-    elif options.on == "ray":
-        need("ray", "ray")
+    if options.on in ("slurm", "ray"):
+        need_installed({"slurm": "submitit", "ray": "ray"}[options.on], options.on)
 
 
 def _launcher(options: argparse.Namespace, made: Plan, workers: int) -> Any:

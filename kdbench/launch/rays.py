@@ -27,20 +27,20 @@ class RayLauncher:
 
     def __init__(self, address: str | None, workers: int | None, cpu: bool, threads: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray = need("ray", "ray")
-        self._ray = ray
-        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address:
-            options = {"log_to_driver": False, "logging_level": "error"}
             if address.split(":")[0] in ("127.0.0.1", "localhost"):
                 options["_node_ip_address"] = "127.0.0.1"
         else:
+            options["include_dashboard"] = False
             # A cluster of one's own, behind a token that only its own processes know: Ray listens on all addresses.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", os.urandom(24).hex())
             options.update(
                 num_cpus=(workers or max(1, (os.cpu_count() or 1) // threads)) * threads, _node_ip_address="127.0.0.1"
             )
+        ray = need("ray", "ray")  # only now: it reads its environment when it is imported
+        self._ray = ray
         try:
             ray.init(address=address or "local", **options)
         except Exception as error:

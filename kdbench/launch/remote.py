@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -127,16 +129,21 @@ def for_elsewhere(job: Job) -> Job:
 
 
 def need(package: str, extra: str) -> Any:
-    """Import an engine that kdbench can do without.
+    """Import an engine that kdbench can do without; see ``need_installed``."""
+    need_installed(package, extra)
+    return importlib.import_module(package)
+
+
+def need_installed(package: str, extra: str) -> None:
+    """See that an engine is there, without importing it.
 
     Raises:
         KdbenchError: saying what to install.
     """
-    import importlib
-
     try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise KdbenchError(
-            f"--on {extra} needs the package {package}: {os.path.basename(sys.executable)} -m pip install 'kdbench[{extra}]'"
-        ) from None
+        found = importlib.util.find_spec(package) is not None
+    except ValueError:  # an import of it was blocked
+        found = False
+    if not found:
+        python = os.path.basename(sys.executable)
+        raise KdbenchError(f"--on {extra} needs the package {package}: {python} -m pip install 'kdbench[{extra}]'")

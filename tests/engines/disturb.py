@@ -1,6 +1,6 @@
 """disturb.py slurm|time|ray SUITE OUT: run a matrix on an engine, disturb it while it trains, print what was done, end as the run did.
 
-``slurm``: a running job is put back into the queue. ``time``: jobs get two minutes, of which submitit takes the last 100
+``slurm``: the running jobs are put back into the queue. ``time``: jobs get two minutes, of which submitit takes the last 100
 seconds to save them. ``ray``: the second node is killed with all its processes.
 """
 
@@ -50,9 +50,10 @@ def main() -> int:
         queue = subprocess.run(
             ["squeue", "-h", "-r", "-t", "R", "-o", "%i"], capture_output=True, text=True, check=True
         )
-        number = queue.stdout.split()[0]
-        subprocess.run(["scontrol", "requeue", number], check=True)
-        print(f"disturbed: job {number} was put back into the queue", flush=True)
+        numbers = queue.stdout.split()
+        for number in numbers:
+            subprocess.run(["scontrol", "requeue", number], check=True)
+        print(f"disturbed: {len(numbers)} jobs were put back into the queue", flush=True)
     elif how == "ray":
         wait_for_checkpoint(run, out)
         every = descendants(int(os.environ["SECOND_NODE"]))

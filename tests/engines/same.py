@@ -11,8 +11,8 @@ import yaml
 from kdbench.store import read_json
 from tests.conftest import tiny
 
-#: Two pairs, one of them with BatchNorm in the student, two methods: jobs of about ten seconds of training.
-EPOCHS = 80
+#: Two pairs, one of them with BatchNorm in the student, two methods: jobs of some seconds of training.
+EPOCHS = 40
 
 
 def write_matrix(path: Path, epochs: int = EPOCHS) -> Path:
