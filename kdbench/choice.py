@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,11 @@ def replay_command(
     for option, given in (("--data", data), ("--device", device)):
         words += [option, given] if given else []
     return shlex.join([*words, "--out", out, "--solo", "--retry-failed"])
+
+
+def again() -> str:
+    """The command that was given."""
+    return shlex.join(["kdbench", *sys.argv[1:]])
 
 
 def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -71,6 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"kdbench: {error.strerror}{where}; what was written before is kept", file=sys.stderr)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,18 +103,28 @@ def build_parser() -> argparse.ArgumentParser:
     _out(plan)
     _where(plan)
     plan.add_argument("--no-probe", dest="probe", action="store_false", help="estimate without timing a few steps")
+    _hours(plan)
     plan.add_argument("--cells", action="store_true", help="list every cell")
 
     run = _verb(verbs, "run", "train the cells that are not done, then print the leaderboard")
     _choice(run)
     _out(run)
     _where(run)
+    _hours(run)
     run.add_argument("--retry-failed", action="store_true", help="train failed cells again")
-    run.add_argument("--yes", action="store_true", help="do not ask before long runs")
+    run.add_argument("--yes", action="store_true", help="do not ask before more than a day of computing")
+    run.add_argument(
+        "--stall", type=_minutes, default=30.0, metavar="MINUTES",
+        help="end and restart a worker that makes no step for so long (default: 30; 0: never)",
+    )  # fmt: skip
 
-    status = _verb(verbs, "status", "done, running, failed (why), to do")
+    status = _verb(verbs, "status", "done, running (where), failed (why), to do, stale")
     _choice(status)
     _out(status)
+    status.add_argument(
+        "--watch", nargs="?", type=_seconds, const=5.0, default=None, metavar="SECONDS",
+        help="show it again every so often until nothing is left (default: 5)",
+    )  # fmt: skip
 
     table = _verb(verbs, "table", "pairs by methods, for a paper")
     _choice(table)
@@ -275,7 +292,14 @@ def _where(parser: argparse.ArgumentParser) -> None:
         "--download", action="store_true", help="fetch the suite's data set into --data if it is not there"
     )
     group.add_argument(
-        "--on", choices=("local", "inprocess"), default="local", help="local processes (default), or this process"
+        "--on", choices=("local", "slurm", "ray", "inprocess"), default="local",
+        help="processes of this machine (default), Slurm, Ray, or this process",
+    )  # fmt: skip
+    group.add_argument(
+        "--slurm", default="", metavar="NAME=VALUE,...", help="for sbatch: partition=gpu,time=4:00:00,gres=gpu:1"
+    )
+    group.add_argument(
+        "--ray-address", default=None, metavar="HOST:PORT", help="of a running cluster (default: start one here)"
     )
     group.add_argument(
         "--workers",
@@ -306,6 +330,35 @@ def _classes(text: str) -> int:
     if not (text.isdecimal() and len(text) < 6 and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of classes (1 or more)")
     return int(text)
+
+
+def _hours(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-hours", type=_positive_hours, default=None, metavar="H",
+        help="refuse a plan that is estimated to take more hours of computing",
+    )  # fmt: skip
+
+
+def _number(text: str, least: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} ({least:g} or more)")
+    return value
+
+
+def _positive_hours(text: str) -> float:
+    return _number(text, 0.0, "hours")
+
+
+def _minutes(text: str) -> float:
+    return _number(text, 0.0, "minutes")
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 0.1, "seconds")
 
 
 def _folder(text: str) -> str:

@@ -201,7 +201,8 @@ class _Run:
             task.state, task.looked = "waiting", float("-inf")
             return
         if error is None and task.shared and not self._settled(task):
-            task.state, task.shared = "elsewhere", False
+            task.shared = False
+            self._wait(task)
             return
         if task.is_teacher and error is None:
             self._ready.add(task.teacher)
@@ -224,10 +225,15 @@ class _Run:
         free = tuple(folder for folder in members if self.watch.free(self.store.root / folder, task.job.ticket))
         task.shared = len(free) < len(members)
         if not free and task.state == "waiting":
-            task.state = "elsewhere"
-            holder = CellFolder(self.store.root / members[0]).holder()
-            self.on_event({"event": "elsewhere", "job": task.job.name, "where": holder.where if holder else ""})
+            self._wait(task)
         return free
+
+    def _wait(self, task: _Task) -> None:
+        """Another run has what is left of a task."""
+        task.state = "elsewhere"
+        holders = (CellFolder(self.store.root / folder).holder() for folder in task.job.members)
+        where = next((holder.where for holder in holders if holder is not None), "")
+        self.on_event({"event": "elsewhere", "job": task.job.name, "where": where})
 
     def _settled(self, task: _Task) -> bool:
         if task.is_teacher:
