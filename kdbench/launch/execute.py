@@ -73,6 +73,7 @@ def execute(
     *,
     data: str | None = None,
     device: str | None = None,
+    weights: str | None = None,
     cohorts: Sequence[Cohort] | None = None,
     on_jobs: Callable[[Sequence[Job]], None] = lambda jobs: None,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -88,6 +89,7 @@ def execute(
         "out": str(store.root),
         "data": data,
         "device": device,
+        "weights": weights,
         "threads": min(plan.suite.cpu_threads, os.cpu_count() or 1),
     }
     cohorts = plan.cohorts(False, todo.train) if cohorts is None else cohorts

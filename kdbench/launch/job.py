@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from kdbench.choice import Choice
 from kdbench.errors import KdbenchError
+from kdbench.nets.weights import weights_folder
 from kdbench.plan import Cohort, Plan, TeacherPlan, make_plan
 from kdbench.registry import catalog
 from kdbench.store import Store
@@ -31,6 +32,7 @@ class Job:
         out, data, device: as on the command line.
         threads: CPU threads of the worker.
         log: file for what the worker prints.
+        weights: folder of the weights that teachers come with.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Job:
     device: str | None
     threads: int
     log: str
+    weights: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -81,14 +84,15 @@ def perform(job: Job, emit: Callable[[Event], None]) -> None:
         KdbenchError: if the job as a whole cannot be done. A cell that fails is recorded in its folder instead.
     """
     plan = make_plan(load_suite(job.suite), job.choice, catalog(job.choice.plugins))
-    from kdbench.engine import work  # seconds of imports, which a job that is wrong need not wait for
+    from kdbench.engine import prepare, work  # seconds of imports, which a job that is wrong need not wait for
 
     device = work.setup(job.threads, job.device)
     store = Store(job.out)
     data = Path(job.data) if job.data else None
     if job.kind == "teacher":
         teacher = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-        work.train_teacher(plan, teacher[0], store, device, data, emit)
+        weights = weights_folder(job.weights, job.data)
+        prepare.prepare_teacher(plan, teacher[0], store, device, data, weights, emit)
     else:
         found = _find({cell.folder: cell for cell in plan.cells}, job)
         # A job that is started again after its process died may have ended some of its cells before.
@@ -109,9 +113,13 @@ def _find(known: Mapping[str, Any], job: Job) -> list[Any]:
 
 
 def job_for_teacher(plan: Plan, teacher: TeacherPlan, **common: Any) -> Job:
-    """The job that trains a teacher."""
+    """The job that trains a teacher, or loads it. Its name tells teachers apart that see the preprocessing of different students."""
+    alike = sum(other.name == teacher.name for other in plan.teachers)
     return Job(
-        name=f"teacher {teacher.name}", kind="teacher", members=(teacher.folder,), **_log(common, teacher.folder)
+        name=f"teacher {teacher.name}{f' ({teacher.hash})' if alike > 1 else ''}",
+        kind="teacher",
+        members=(teacher.folder,),
+        **_log(common, teacher.folder),
     )
 
 
