@@ -61,6 +61,7 @@ def plan(options: argparse.Namespace) -> int:
             progress=lambda text: print(f"{text} ...", file=sys.stderr, flush=True) if sys.stderr.isatty() else None,
         )
     print_plan(made, store, cohorts, cost, all_cells=options.cells)
+    _say_missing_weights(options, made, store)
     if cost is not None:
         check_hours(cost, options.max_hours)
     return _say_plugin_errors(methods)
@@ -81,6 +82,8 @@ def _run(options: argparse.Namespace) -> int:
     from kdbench.launch.execute import execute, sort_out, summarize
     from kdbench.limits import check_cost
     from kdbench.progress import make_progress
+    from kdbench.readiness import teachers_of
+    from kdbench.teachers import ready_teachers, ready_weights
 
     store = Store(options.out)
     _check_where(options)
@@ -90,6 +93,7 @@ def _run(options: argparse.Namespace) -> int:
     _check_backend(options.device if options.on in ("local", "inprocess") else None)
     if any(store.cell(cell).state() != "done" for cell in made.cells):
         _ready_data(options, made)
+        ready_weights(options, made, store)
     store.check(writable=True)
     suite_name = _suite_name(options)
     begun = time.monotonic()
@@ -100,6 +104,7 @@ def _run(options: argparse.Namespace) -> int:
         check_cost(made, cohorts, store, options, workers)
         print(_opening(made, todo.train, todo.done, cohorts, workers, options.on), flush=True)
         launcher = _launcher(options, made, workers)
+        ready_teachers(options, made, teachers_of(todo.train), store, launcher)
         progress = make_progress(len(made.cells), len(todo.done))
         try:
             with _sigterm_as_interrupt():
@@ -111,6 +116,7 @@ def _run(options: argparse.Namespace) -> int:
                     suite_name,
                     data=str(_data(options)) if options.data else None,
                     device=options.device,
+                    weights=options.weights,
                     cohorts=cohorts,
                     stall=60 * options.stall,
                     on_jobs=progress.start,
@@ -200,6 +206,8 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
         set=parse_set(options.set),
         plugins=tuple(os.path.abspath(plugin) for plugin in options.plugins),
         limit=options.limit,
+        train_teachers=words(options.train_teachers),
+        fine_tune_teachers=words(options.fine_tune_teachers),
     )
     try:
         return make_plan(suite, chosen, methods), methods
@@ -239,6 +247,16 @@ def _ready_data(options: argparse.Namespace, made: Plan) -> None:
 def _say_download(done: int, size: int) -> None:
     end = "\n" if done >= size else ""
     print(f"\rdownloading: {done / 1e6:.0f} of {size / 1e6:.0f} MB", end=end, file=sys.stderr, flush=True)
+
+
+def _say_missing_weights(options: argparse.Namespace, made: Plan, store: Store) -> None:
+    """Below a plan: what a run would refuse."""
+    from kdbench.teachers import ready_weights
+
+    try:
+        ready_weights(options, made, store)
+    except KdbenchError as error:
+        print("", f"before this can run: {error}", *(f"  {line}" for line in getattr(error, "lines", ())), sep="\n")
 
 
 def _suite_name(options: argparse.Namespace) -> str:
@@ -382,7 +400,7 @@ def _only_planned(frame: Any, made: Plan) -> Any:
 def _say_weak_teachers(made: Plan, store: Store) -> None:
     for teacher in made.teachers:
         result = store.result_of_teacher(teacher)
-        if result and result["metrics"]["last"]["top1"] < teacher.expected_top1:
+        if result and teacher.trained_here and result["metrics"]["last"]["top1"] < teacher.expected_top1:
             print(
                 f"\nnote: teacher {teacher.name} has top-1 {result['metrics']['last']['top1']:.1f} %, below the "
                 f"{teacher.expected_top1:g} % that the suite expects of a trained teacher (here {counted(teacher.recipe.epochs, 'epoch')})"

@@ -10,6 +10,7 @@ from tabulate import tabulate
 from kdbench.estimate import Estimate
 from kdbench.plan import Cell, Cohort, Plan
 from kdbench.progress import format_seconds
+from kdbench.readiness import state_of
 from kdbench.store import Store
 
 
@@ -25,9 +26,7 @@ def print_plan(
     print(f"{total} cells: {known}" + (f", {len(plan.skipped)} skipped" if plan.skipped else ""))
     print("\nteachers")
     for teacher in plan.teachers:
-        result = store.result_of_teacher(teacher)
-        state = f"trained, top-1 {result['metrics']['last']['top1']:.1f}" if result else "to be trained"
-        print(f"  {teacher.name}: {state}")
+        print(f"  {teacher.name}: {state_of(teacher, store)}")
     if cohorts:
         print("\ncohorts (trained in lockstep, one teacher forward)")
         seconds = {job.name: job for job in cost.jobs} if cost else {}

@@ -125,14 +125,17 @@ class PlainProgress(Progress):
             self._line()
 
     def stop(self) -> None:
-        self._line()
+        if self.total:
+            self._line()
 
     def _line(self) -> None:
         self._last = time.monotonic()
         shown = self.running()
         running = "; ".join(f"{name} {_describe(job)}" for name, job in shown[:4])
         running += f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
-        parts = [f"[{format_seconds(time.monotonic() - self.begun)}]", f"cells {self.done}/{self.total}"]
+        parts = [f"[{format_seconds(time.monotonic() - self.begun)}]"]
+        if self.total:  # else teachers are made ready, and there are no cells yet
+            parts.append(f"cells {self.done}/{self.total}")
         if self.failed:
             parts.append(f"failed {self.failed}")
         if left := self.left():
@@ -169,7 +172,9 @@ class LiveProgress(Progress):
         grid.add_column(no_wrap=True)
         grid.add_column(width=24)
         grid.add_column(no_wrap=True)
-        head = f"{self.done}/{self.total} cells" + (f", [red]{self.failed} failed[/]" if self.failed else "")
+        head = (f"{self.done}/{self.total} cells" if self.total else "teachers") + (
+            f", [red]{self.failed} failed[/]" if self.failed else ""
+        )
         left = self.left()
         grid.add_row(
             f"[bold]{head}[/]",

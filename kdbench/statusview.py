@@ -16,6 +16,7 @@ from kdbench.launch.remote import parse_event
 from kdbench.plan import Cell, Plan
 from kdbench.planview import STATE_WORDS
 from kdbench.progress import format_seconds
+from kdbench.readiness import verdict_of
 from kdbench.store import Store
 
 COLUMNS = ("done", "running", "interrupted", "failed", "skipped", "planned")
@@ -67,6 +68,10 @@ def status_text(plan: Plan, store: Store, status: Status) -> str:
     headers = ["pair", *(STATE_WORDS.get(state, state) for state in columns)]
     lines += [tabulate(table, headers=headers, tablefmt="simple")]
     lines += _running_lines(store, status.running)
+    for teacher in plan.teachers:
+        verdict = verdict_of(teacher, store)
+        if verdict is not None:
+            lines.append(f"teacher {teacher.name}: {verdict}")
     for cell, failure, log in status.failed:
         lines += [f"failed ({failure['kind']}): {cell.key}: {failure['reason']}", f"  log: {failure.get('log') or log}"]
     lines += [f"damaged: {path}; kdbench run trains the cell again" for path in status.damaged]
