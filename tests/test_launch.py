@@ -479,7 +479,7 @@ def test_more_than_a_day_is_asked_for_and_refused_where_nobody_can_be_asked(
     words = ("run", trained[0], "--out", tmp_path / "runs", "--device", "cpu")
     said = kdbench(*words)
     assert said.status == 2
-    assert re.search(r"hours of computing .*; if that is meant: kdbench .* --yes$", said.err.strip())
+    assert re.search(r"hours of computing .*; if that is meant: kdbench .*--yes$", said.err.strip())
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda question: "n")
