@@ -210,6 +210,19 @@ class Batch:
         return self.labels if self.targets is None else self.targets.argmax(dim=1)
 
 
+def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Binary cross-entropy of every class, mean over batch and classes, with smoothed or mixed targets (arXiv:2110.00476).
+
+    Logits (B, C).
+    """
+    targets = batch.targets
+    if targets is None:
+        classes = logits.shape[1]
+        off = batch.label_smoothing / classes
+        targets = F.one_hot(batch.labels, classes).to(logits.dtype) * (1 - batch.label_smoothing) + off
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+
+
 class Method(nn.Module):
     """One way to distil. Subclass it, register it with ``@register_method("name")``, and implement ``forward``.
 

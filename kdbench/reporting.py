@@ -1,4 +1,4 @@
-"""The verbs that read results: ``table``, ``leaderboard``, ``plots`` and ``report``. None of them imports torch."""
+"""The verbs that read results: ``table``, ``leaderboard``, ``classes``, ``plots`` and ``report``. None of them imports torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbench.commands import again, plan_of, print_board, words
 from kdbench.errors import KdbenchError
-from kdbench.plan import make_plan
+from kdbench.plan import folders_over_seeds, make_plan
 from kdbench.store import load_results
 
 
@@ -58,6 +58,21 @@ def leaderboard(options: argparse.Namespace) -> int:
     return write("\n\n".join(draw(board).rstrip("\n") for board in boards), options.to)
 
 
+def classes(options: argparse.Namespace) -> int:
+    """``kdbench classes``."""
+    from kdbench.report.classes import build_class_table
+    from kdbench.report.render import render
+
+    texts = [
+        render(
+            build_class_table(frame, options.out, options.by, options.show, options.worst, command=again()),
+            options.format,
+        )
+        for frame in results(options)
+    ]
+    return write("\n\n".join(text.rstrip("\n") for text in texts), options.to)
+
+
 def plots(options: argparse.Namespace) -> int:
     """``kdbench plots``."""
     from kdbench.report.plots import write_plots
@@ -89,22 +104,25 @@ def report(options: argparse.Namespace) -> int:
 def results(options: argparse.Namespace) -> Sequence[Any]:
     """Rows of the run directory that belong to the choice, as one frame for each protocol and split.
 
+    ``--select``, where it was not given, becomes that of the protocol.
+
     Raises:
         KdbenchError: if there are none.
     """
     from kdbench.report.frame import split_frame
 
     made, methods = plan_of(options)
+    if getattr(options, "select", None) is None:
+        options.select = made.suite.protocols[made.protocol].select
     rows = load_results(options.out, made.suite.name, made.protocol)
     rows = rows[rows["split"] == options.split]
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
+    seeds = made.choice.seeds or tuple(int(seed) for seed in rows["seed"].unique())
     chosen = dataclasses.replace(
-        made.choice,
-        methods=made.choice.methods or ("*",),
-        pairs=made.choice.pairs or ("*",),
-        seeds=made.choice.seeds or tuple(sorted({int(seed) for seed in rows["seed"]})),
+        made.choice, methods=made.choice.methods or ("*",), pairs=made.choice.pairs or ("*",), seeds=seeds[:1]
     )
-    current = {cell.folder for cell in make_plan(made.suite, chosen, methods).cells}
+    cells = make_plan(made.suite, chosen, methods).cells
+    current = {folder for cell in cells for folder in folders_over_seeds(cell, seeds)}
     foreign = ~rows["method"].isin([*methods]) if not made.choice.methods else rows["method"] != rows["method"]
     shown = rows[rows["path"].isin(current) | foreign].reset_index(drop=True)
     frames = split_frame(shown)

@@ -6,16 +6,17 @@ Works without torch.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.claims import ClaimLostError, Claims, Holder, read_holder
 from kdbench.errors import KdbenchError
 
 if TYPE_CHECKING:
@@ -33,26 +34,55 @@ class DamagedFileError(KdbenchError):
     """A file of the store that is cut, altered or unreadable."""
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash the old or the new one is there, never a part: temporary file, fsync, rename."""
+def write_bytes(path: Path, content: bytes, once: bool = False) -> None:
+    """Write a file so that after a crash the old or the new one is there, never a part: temporary file, fsync, rename.
+
+    Args:
+        path: the file; its folder is made.
+        content: all of it.
+        once: refuse to replace a file that is there.
+
+    Raises:
+        FileExistsError: with ``once``, if there is a file.
+        OSError: if it cannot be written; the old file is there then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process numbers repeat on other machines that write into the same folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if once and _link(temporary, path):
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as JSON with a checksum over its other keys."""
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name that must be new; False where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        if os.stat(source).st_nlink != 2:  # NFS may repeat a request that was carried out
+            raise
+    except OSError:
+        if target.exists():
+            raise FileExistsError(f"{target} exists") from None
+        return False
+    return True
+
+
+def write_json(path: Path, content: Mapping[str, Any], once: bool = False) -> None:
+    """Write a mapping as JSON with a checksum over its other keys; see ``write_bytes``."""
     body = dict(content)
     body["file_checksum"] = _checksum(content)
-    write_bytes(path, (json.dumps(body, indent=1, allow_nan=True) + "\n").encode())
+    write_bytes(path, (json.dumps(body, indent=1, allow_nan=True) + "\n").encode(), once)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -79,10 +109,16 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """A run directory. ``OUT/SUITE/PROTOCOL/TEACHER--STUDENT/METHOD/seedN-HASH/`` holds a cell, ``OUT/teachers/`` the teachers."""
+    """A run directory. ``OUT/SUITE/PROTOCOL/TEACHER--STUDENT/METHOD/seedN-HASH/`` holds a cell, ``OUT/teachers/`` the teachers.
 
-    def __init__(self, root: Path | str) -> None:
+    Args:
+        root: the folder.
+        claims: what this process holds; a folder that it claimed and lost is not written any more.
+    """
+
+    def __init__(self, root: Path | str, claims: Claims | None = None) -> None:
         self.root = Path(root)
+        self.claims = claims
 
     def check(self, writable: bool = False) -> None:
         """Refuse a directory of a newer format, or one that cannot be written.
@@ -118,37 +154,15 @@ class Store:
             except OSError as error:
                 raise KdbenchError(f"run directory {self.root} cannot be written ({error.strerror})") from None
 
-    @contextlib.contextmanager
-    def exclusive(self, suite: str, protocol: str) -> Iterator[None]:
-        """Hold the suite's protocol in this run directory; the lock goes with the process, however it ends.
-
-        Raises:
-            KdbenchError: if another process holds it.
-        """
-        path = self.root / suite / protocol / ".lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+") as file:
-            for attempt in range(20):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if attempt == 19:
-                        file.seek(0)
-                        raise KdbenchError(
-                            f"another kdbench run ({file.read().strip() or 'unknown process'}) is writing {path.parent}"
-                        ) from None
-                    time.sleep(0.1)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
-            yield
-
     def cell(self, cell: Cell) -> CellFolder:
-        return CellFolder(self.root / cell.folder)
+        return CellFolder(self.root / cell.folder, self.claims)
 
     def teacher(self, teacher: TeacherPlan) -> Path:
         return self.root / teacher.folder
+
+    def teacher_folder(self, teacher: TeacherPlan) -> CellFolder:
+        """The folder of a teacher, which has the same files as that of a cell."""
+        return CellFolder(self.teacher(teacher), self.claims)
 
     def result_of_teacher(self, teacher: TeacherPlan) -> dict[str, Any] | None:
         """The result of a trained teacher, or None when it is absent or damaged."""
@@ -163,8 +177,9 @@ class Store:
 class CellFolder:
     """The folder of one cell and the files in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, claims: Claims | None = None) -> None:
         self.path = path
+        self.claims = claims
 
     # Worked out when asked for: reading ten thousand folders needs two of these from each.
 
@@ -197,20 +212,58 @@ class CellFolder:
         return self.path / "log.txt"
 
     def prepare(self, cell: Cell) -> None:
-        """Write the cell's configuration and what tables need to know of it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts})
+        """Write the cell's configuration and what tables need to know of it, where that is not there already."""
+        content = {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts}
+        found = None
+        with contextlib.suppress(OSError, DamagedFileError):
+            found = read_json(self.config)
+        if found != json.loads(json.dumps(content)):
+            write_json(self.config, content)
         if cell.reason is None:
             self.skipped.unlink(missing_ok=True)
         else:
             write_json(self.skipped, {"reason": cell.reason})
 
+    def holder(self) -> Holder | None:
+        """The process that has claimed the cell."""
+        return read_holder(self.path)
+
+    def confirm(self) -> None:
+        """See ``Claims.confirm``; nothing where this process claims nothing."""
+        if self.claims is not None:
+            self.claims.confirm(self.path)
+
+    def finish(self, content: Mapping[str, Any]) -> None:
+        """Write the result, which is final: a sound one that is there stays.
+
+        Raises:
+            ClaimLostError: if the cell is another process's now.
+        """
+        self.confirm()
+        try:
+            write_json(self.result, content, once=True)
+        except FileExistsError:
+            if not self.is_damaged():
+                raise ClaimLostError(f"{self.result} was written by another process") from None
+            write_json(self.result, content)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half written; only for who holds the folder."""
+        for path in self.path.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     def checkpoints(self) -> list[Path]:
         """Checkpoint files, oldest first."""
         return sorted(self.path.glob("checkpoint-*.ckpt"))
 
+    def positions(self) -> list[str]:
+        """What the checkpoints hold, as their names tell it: it changes as training gets on."""
+        return [path.name for path in self.checkpoints()]
+
     def state(self) -> str:
-        """``done``, ``failed``, ``skipped``, ``interrupted`` (a checkpoint is there) or ``planned``; a damaged result counts as absent."""
+        """``done``, ``failed``, ``skipped``, ``running`` (claimed by a process that seems alive), ``interrupted`` (a checkpoint is
+        there) or ``planned``. A damaged result counts as absent."""
         if self.result.exists():
             with contextlib.suppress(DamagedFileError):
                 read_json(self.result)
@@ -219,6 +272,9 @@ class CellFolder:
             return "failed"
         if self.skipped.exists():
             return "skipped"
+        holder = self.holder()
+        if holder is not None and holder.seems_alive():
+            return "running"
         return "interrupted" if self.checkpoints() else "planned"
 
     def is_damaged(self) -> bool:
@@ -233,7 +289,7 @@ class CellFolder:
 
     def forget_failure(self) -> None:
         """Make a failed cell planned again: from its beginning, or from its checkpoint if only its process died."""
-        crashed = self.failure()["kind"] in ("crash", "teacher")
+        crashed = self.failure()["kind"] in ("crash", "stall", "teacher")
         self.failed.unlink(missing_ok=True)
         if not crashed:
             for checkpoint in self.checkpoints():
@@ -249,16 +305,17 @@ class CellFolder:
     def say(self, text: str) -> None:
         """Append lines to the cell's log."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
+        with contextlib.suppress(OSError):  # a full disk costs lines of a log, not the training
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
 
 
 def load_results(out: Path | str = "runs", suite: str | None = None, protocol: str | None = None) -> pd.DataFrame:
     """Read a run directory as a tidy table: one row per cell, plain numbers, cells that are not done included.
 
     Columns: what the cell is (suite, protocol, split, pair, teacher, student, method, seed and their display names and
-    families), ``state`` (done, failed, skipped, running: begun and not ended, planned) and ``reason`` (why it failed or was
+    families), ``state`` (done, failed, skipped, running: a process has it, planned) and ``reason`` (why it failed or was
     skipped, or which of its files is damaged), for each metric M of the last epoch ``M`` and of the best epoch on the
     evaluated split ``best_M`` (accuracies, agreement and calibration error in percent; nll and teacher_kl in nats), the
     teacher's re-measured accuracy, cost and provenance.
@@ -272,20 +329,24 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     """
     import pandas as pd
 
+    from kdbench.rowcache import read_rows
+
     store = Store(out)
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
     store.check()
-    pattern = f"{suite or '*'}/{protocol or '*'}/*--*/*/seed[0-9]*-*/config.json"
-    frame = pd.DataFrame([_row(path) for path in sorted(store.root.glob(pattern))], columns=COLUMNS)
+    rows = read_rows(store.root, suite, protocol, _row, COLUMNS, _NUMBERS, write_bytes)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype(dict.fromkeys(_NUMBERS, "float64") | {"seed": "int64"})
 
 
 _COST = ("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes")
+#: Costs that results of older versions do not hold.
+_LATER_COST = ("student_gmacs", "inference_images_per_second", "inference_extra_parameters")
 #: Columns of numbers that not every cell has: NaN where they are not known.
 _NUMBERS = (
     *("epochs", *METRICS, *(f"best_{metric}" for metric in METRICS), "best_epoch"),
-    *("teacher_top1", "teacher_top5", *_COST),
+    *("teacher_top1", "teacher_top5", *_COST, *_LATER_COST),
 )
 COLUMNS = [
     *(
@@ -325,14 +386,16 @@ def _row(config_path: Path) -> dict[str, Any]:
         with contextlib.suppress(DamagedFileError, FileNotFoundError):
             result = read_json(folder.result)
         state = folder.state() if result is None else "done"
-        row["state"] = "running" if state == "interrupted" else state
+        row["state"] = "planned" if state == "interrupted" else state
         if state == "failed":
             row["reason"] = folder.failure()["reason"]
         elif state == "skipped":
             row["reason"] = read_json(folder.skipped)["reason"]
         elif result is not None:
             row.update(_measured(result))
-        elif folder.is_damaged():
+        elif state == "interrupted":
+            row["reason"] = "begun; kdbench run goes on from its last checkpoint"
+        if result is None and folder.is_damaged():
             row["reason"] = f"{folder.result.name} is damaged; kdbench run trains the cell again"
     except (DamagedFileError, FileNotFoundError) as error:
         row.update(state="planned", reason=f"{error}; kdbench run writes it again")
@@ -383,5 +446,6 @@ def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
         "teacher_top1": result["teacher"]["top1"],
         "teacher_top5": result["teacher"]["top5"],
         **{key: cost[key] for key in _COST},
+        **{key: cost.get(key) for key in _LATER_COST},
         **{key: provenance[key] for key in ("device", "commit", "dirty", "finished")},
     }

@@ -29,7 +29,7 @@ class CC(Method):
     What is compared everywhere under this name is the authors' simplification in RepDistiller, and so is this: no
     Gaussian kernel and no sampler with several images per class. Both embeddings pass a linear layer that is trained,
     the teacher's too, so that both layers may collapse to the same constant. Neighbours are those of the joint batch of
-    all processes, in the order of the ranks.
+    all processes.
     """
 
     display, family, fidelity = "CC", "relation", "reference"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
-from kdbench.distributed import gather_batch
+from kdbench.distributed import draw_for_batch, gather_batch
 from kdbench.method import non_negative, positive, within
 
 #: Keeps the ratio of the noise-contrastive estimate from 0/0 (Tian et al., official code).
@@ -197,7 +197,8 @@ class OtherClassSampler(nn.Module):
     def forward(self, labels: Tensor, number: int) -> Tensor:
         """(B,) labels to (B, ``number``) positions in the training set."""
         span, start, count = (value[labels][:, None] for value in (self.span, self.start, self.count))
-        draws = torch.randint(2**62, (len(labels), number), device=labels.device) % span
+        draws = draw_for_batch(lambda count: torch.randint(2**62, (count, number), device=labels.device), len(labels))
+        draws = draws % span
         return self.order[draws + count * (draws >= start)]
 
 

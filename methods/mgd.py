@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
 from kdbench.blocks import resize_map
+from kdbench.distributed import draw_for_batch
 from kdbench.errors import HyperparameterError
 from kdbench.method import non_negative
 
@@ -17,7 +18,8 @@ from kdbench.method import non_negative
 def channel_mask(value: Tensor, mask_ratio: float) -> Tensor:
     """(B, c, 1, 1) of zeros and ones for ``value`` (B, c, h, w): a channel of a sample is 0 with ``mask_ratio``."""
     batch, channels = value.shape[:2]
-    return (torch.rand(batch, channels, 1, 1, device=value.device) >= mask_ratio).to(value.dtype)
+    draws = draw_for_batch(lambda count: torch.rand(count, channels, 1, 1, device=value.device), batch)
+    return (draws >= mask_ratio).to(value.dtype)
 
 
 def mgd_loss(generated: Tensor, teacher_map: Tensor) -> Tensor:

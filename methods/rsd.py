@@ -77,13 +77,12 @@ class RSD(Method):
     def project(self, embedding: Tensor) -> Tensor:
         """Student embedding (B, d_s) to the teacher's width, (B, d_t)."""
         hidden = self.expand(embedding.to(self.expand.weight.dtype))
-        if len(hidden) > 1:
-            hidden = self.norm(hidden)
-        else:
-            norm = self.norm
-            hidden = F.batch_norm(
-                hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
-            )
+        norm = self.norm
+        # By hand, since what is normalised is the joint batch already, which a layer that synchronises would join again.
+        hidden = F.batch_norm(
+            hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias,
+            training=norm.training and len(hidden) > 1, momentum=norm.momentum or 0.0, eps=norm.eps,
+        )  # fmt: skip
         return self.reduce(F.gelu(hidden))
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:

@@ -12,12 +12,15 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision import transforms
 
+from kdbench.data.batches import Frame
 from kdbench.data.exact import ExactPipeline
 from kdbench.data.images import FileSet, Images, ImageSet
 from kdbench.data.pipeline import make_pipeline
 from kdbench.data.spec import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
+from kdbench.data.transforms import training_transform
 from kdbench.data.views import EvaluationView, evaluation_batches
 from kdbench.errors import KdbenchError
+from kdbench.recipe import Augment, ResizedCrop
 from kdbench.seeding import seed_for
 from tests.pictures import files, pictures, recipe
 from tests.test_pipelines_device import EVERYTHING, assert_part
@@ -306,3 +309,14 @@ def test_pictures_in_memory_and_in_files_are_the_same_to_the_exact_pipeline() ->
     both: list[Images] = [data, ImageSet(pixels, data.labels)]
     first, second = (exact(one, batch_size=1, resized_crop={}).make(0, 0) for one in both)
     assert torch.equal(first.images, second.images)
+
+
+def test_randaugment_at_its_highest_level_keeps_no_bit_of_an_image_and_does_not_fail() -> None:
+    augment = Augment(resized_crop=ResizedCrop(), randaugment="rand-m10-inc1")
+    _, secondary, _ = training_transform(augment, Frame(32), None).transforms
+    (posterize,) = (operation for operation in secondary.transforms[0].ops if operation.name == "PosterizeIncreasing")
+    posterize.prob = 1.0
+    image = pictures(1).image(0)
+    assert not np.asarray(posterize(image)).any()
+    posterize.magnitude = 5  # two bits
+    assert set(np.unique(np.asarray(posterize(image)))) <= {0, 64, 128, 192}

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from kdbench.choice import Choice
+from kdbench.claims import ClaimLostError, Claims
 from kdbench.errors import KdbenchError
 from kdbench.plan import Cell, make_plan
 from kdbench.registry import catalog
@@ -184,25 +185,16 @@ def test_run_directory_that_cannot_be_written_is_refused(
         store.check(writable=True)
 
 
-def test_second_run_on_the_same_protocol_is_refused_and_the_lock_ends_with_its_process(store: Store) -> None:
-    script = (
-        "import sys, time; from kdbench.store import Store\n"
-        "with Store(sys.argv[1]).exclusive('tiny', 'short'):\n    print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", script, str(store.root)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(KdbenchError, match=f"process {holder.pid} on"), store.exclusive("tiny", "short"):
-            pass
-        with store.exclusive("tiny", "other"):
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
-    with store.exclusive("tiny", "short"):
-        pass
+def test_result_that_is_there_is_not_replaced_but_a_damaged_one_is(store: Store) -> None:
+    folder = store.cell(cells()[0])
+    folder.finish({"top1": 1})
+    with pytest.raises(ClaimLostError, match="was written by another process"):
+        folder.finish({"top1": 2})
+    assert read_json(folder.result) == {"top1": 1}
+    folder.result.write_bytes(b"{")
+    folder.finish({"top1": 3})
+    assert read_json(folder.result) == {"top1": 3}
+    assert os.listdir(folder.path) == ["result.json"]
 
 
 # Cells
@@ -264,6 +256,7 @@ def fill(store: Store) -> dict[str, Cell]:
         "skipped",
         "planned",
         "running",
+        "begun",
         "result cut",
         "config cut",
         "config and result cut",
@@ -276,7 +269,8 @@ def fill(store: Store) -> dict[str, Cell]:
         write_json(store.cell(named[kind]).result, result(named[kind]))
     write_json(store.cell(named["failed"]).failed, {"kind": "exception", "reason": "ValueError: why", "epoch": 1})
     write_json(store.cell(named["skipped"]).skipped, {"reason": "impossible"})
-    write_bytes(store.cell(named["running"]).path / "checkpoint-00001.ckpt", b"x")
+    write_bytes(store.cell(named["begun"]).path / "checkpoint-00001.ckpt", b"x")
+    Claims().take(store.cell(named["running"]).path)
     write_json(store.cell(named["other version"]).result, {"metrics": {}})
     for kind in named:
         folder = store.cell(named[kind])
@@ -299,6 +293,7 @@ def test_table_has_a_row_for_every_cell_whatever_its_state(store: Store) -> None
         "skipped": "skipped",
         "planned": "planned",
         "running": "running",
+        "begun": "planned",
         "result cut": "planned",
         "config cut": "planned",
         "config and result cut": "planned",
@@ -342,7 +337,7 @@ def test_table_holds_plain_numbers_of_fixed_types(store: Store) -> None:
 
 def test_table_of_some_suite_or_protocol_alone(store: Store) -> None:
     fill(store)
-    assert len(load_results(store.root, "tiny", "seeds")) == 9
+    assert len(load_results(store.root, "tiny", "seeds")) == 10
     assert load_results(store.root, "other").empty
     assert load_results(store.root, "tiny", "short").empty
 

@@ -57,6 +57,8 @@ class DatasetSpec(Strict):
             raise Contradiction(f"{self.name} has no choice of classes", "classes")
         if entry.num_classes is None and self.num_classes is None:
             raise Contradiction(f"{self.name} needs the number of its classes", "num_classes")
+        if entry.num_classes is None and self.folder is None:
+            raise Contradiction(f"{self.name} needs the folder of the data set, below --data", "folder")
         return self
 
     @property
@@ -89,7 +91,7 @@ class DatasetSpec(Strict):
         if per_class is not None:
             chosen = self.class_list
             return per_class * (len(chosen) if chosen is not None else self.width)
-        if entry.train_images is None or limit is not None:
+        if entry.train_images is None or limit is not None or self.classes is not None:
             return None
         return entry.train_images - (entry.held_out_per_class * self.width if split == "validation" else 0)
 

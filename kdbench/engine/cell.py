@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from kdbench.data.views import EvaluationView
-from kdbench.engine.checkpoint import checkpoint_epoch, checkpoint_path, save_checkpoint
-from kdbench.engine.optim import Schedule, build_optim_wrapper
+from kdbench.engine import parallel
+from kdbench.engine.checkpoint import checkpoint_path, checkpoint_position, save_checkpoint
+from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
+from kdbench.engine.parts import split_batch
+from kdbench.engine.precision import Precision
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
+from kdbench.nets.checkpoints import load_body
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
 from kdbench.recipe import Recipe
@@ -46,6 +52,29 @@ class Trainee:
     method_seed: int
     folder: CellFolder
     view: EvaluationView = field(default_factory=EvaluationView)
+    #: Weights from which a teacher is fine-tuned; its classifier is new.
+    start: Path | None = None
+
+
+class Trained(nn.Module):
+    """A student and its method as one module, whose ``forward`` is a step's computation (what DDP wants to wrap)."""
+
+    def __init__(self, student: TappedNet, method: Method) -> None:
+        super().__init__()
+        self.student = student
+        self.method = method
+
+    def forward(
+        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None
+    ) -> dict[str, Tensor]:
+        """Named loss terms; ``images`` are already preprocessed for the student."""
+        needs = frozenset(self.method.needs)
+        student = self.student.run(images, needs)
+        if strong is not None and "strong" in needs:
+            student.strong = self.student.run(strong, needs)
+        terms = self.method(batch, student, _only(teacher, needs))
+        _check(terms)
+        return terms
 
 
 class CellTrainer(nn.Module):
@@ -68,11 +97,27 @@ class CellTrainer(nn.Module):
         self.steps_per_epoch = steps_per_epoch
         with torch.random.fork_rng():
             torch.manual_seed(trainee.net_seed)
-            self.student = TappedNet(trainee.net, task.num_classes, trainee.name).to(device)
+            self.student = TappedNet(trainee.net, task.num_classes, trainee.name)
+            if trainee.start is not None:
+                load_body(self.student, trainee.start)
+            self.student.to(device)
             info = self.student.describe()
             torch.manual_seed(seed_for(trainee.method_seed, "init"))
             self.method = trainee.method(info, teacher or info, task, **trainee.hyperparameters).to(device)
-        self.optim_wrapper: OptimWrapper = build_optim_wrapper(self.student.net, self.method, trainee.recipe)
+        if parallel.world_size() > 1:
+            parallel.join_batch_norms(self.method)
+            if trainee.recipe.sync_bn:
+                self.student.net = parallel.sync_student(self.student.net, device)
+        self.precision = Precision(trainee.recipe.precision, device)
+        self.optim_wrapper: QuietOptimWrapper = build_optim_wrapper(
+            self.student.net, self.method, trainee.recipe, self.precision
+        )
+        trained = Trained(self.student, self.method)
+        # In tuples, since their parameters are registered above.
+        self._trained = (trained,)
+        self._step = (parallel.wrap(trained, device),)
+        self.average = ModelEmaV3(trained, decay=trainee.recipe.ema) if trainee.recipe.ema is not None else None
+        self.micro_batches = 1
         self.schedule = Schedule(self.optim_wrapper.optimizer, trainee.recipe, steps_per_epoch)
         self.stream = RandomStream(seed_for(trainee.method_seed, "stream"), device)
         self.meters = Meters(device)
@@ -89,28 +134,41 @@ class CellTrainer(nn.Module):
         return frozenset(self.method.needs)
 
     def step(
-        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: OptimWrapper
+        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
     ) -> None:
         """One step on a batch; ``images`` are already preprocessed for the student.
 
         Raises:
             Exception: whatever the method raises.
         """
-        student = self.student.run(images, self.needs)
-        if strong is not None and "strong" in self.needs:
-            student.strong = self.student.run(strong, self.needs)
-        terms = self.method(batch, student, _only(teacher, self.needs))
-        wrapper.update_params(self._total(terms))
+        if self.micro_batches > 1:
+            terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
+        else:
+            with self.precision.autocast():
+                terms = self._step[0](batch, images, strong, teacher)
+            wrapper.update_params(_total(terms))
         self.meters.add(terms)
+        if self.average is not None:
+            self.average.update(self._trained[0])
 
-    def _total(self, terms: Any) -> Tensor:
-        if not isinstance(terms, dict) or not terms:
-            raise KdbenchError(f"forward must return a dict of named loss terms, got {type(terms).__name__}")
-        for name, term in terms.items():
-            if not isinstance(term, Tensor) or term.numel() != 1:
-                shape = tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__
-                raise KdbenchError(f"loss term {name!r} must be a scalar tensor, got {shape}")
-        return torch.stack([term.reshape(()) for term in terms.values()]).sum()
+    def _step_in_parts(
+        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
+    ) -> dict[str, Tensor]:
+        """Gradients of the parts of a batch, added up, before one update: less memory, the same number of images."""
+        sums: dict[str, Tensor] = {}
+        parts = split_batch(batch, images, strong, teacher, self.micro_batches)
+        for position, (share, *part) in enumerate(parts):
+            module: Any = self._step[0]
+            waits = position + 1 < len(parts) and hasattr(module, "no_sync")
+            with module.no_sync() if waits else contextlib.nullcontext():
+                with self.precision.autocast():
+                    terms = module(*part)
+                wrapper.backward(wrapper.scale_loss(_total(terms) * share))
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.detach().reshape(()) * share
+        wrapper.step()
+        wrapper.zero_grad()
+        return sums
 
     def end_epoch(self) -> dict[str, float]:
         """Read the meters of the epoch: mean of each term over its steps.
@@ -118,34 +176,59 @@ class CellTrainer(nn.Module):
         Raises:
             NonFiniteLossError: naming term, epoch and step of the first value that was NaN or infinite.
         """
+        parallel.average_statistics(self)
         means = self.meters.read(self.epoch)
         self.epoch += 1
         return means
 
+    @property
+    def measured(self) -> Trained:
+        """What is measured and kept: the average of the weights where the recipe keeps one, else the weights."""
+        if self.average is not None:
+            averaged: Trained = self.average.module
+            return averaged
+        return self._trained[0]
+
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of raw images in [0, 1], in the method's way of inference."""
-        with self.stream.active():
-            return self.method.predict(self.student(images, self.method.predict_needs))
+    def predict(self, images: Tensor, raw: bool = False) -> Tensor:
+        """Logits (B, C) of raw images in [0, 1], in the method's way of inference; ``raw`` without averaged weights."""
+        trained = self._trained[0] if raw else self.measured
+        with self.stream.active(), self.precision.autocast():
+            logits = trained.method.predict(trained.student(images, trained.method.predict_needs))
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def save(self) -> None:
-        """Write a checkpoint after the current epoch; the one before is kept until ``drop_old_checkpoints``."""
-        save_checkpoint(
-            checkpoint_path(self.trainee.folder, self.epoch),
-            {
-                "epoch": self.epoch,
-                "student": self.student.net.state_dict(),
-                "method": self.method.state_dict(),
-                "optimizer": self.optim_wrapper.optimizer.state_dict(),
-                "stream": self.stream.state_dict(),
-                "history": self.history,
-                "clock": [self.step_seconds, self.steps_timed, self.train_seconds],
-            },
-        )
+    def save(self, step: int = 0) -> None:
+        """Write a checkpoint after ``step`` steps of the current epoch; older ones are kept until ``drop_old_checkpoints``.
 
-    def drop_old_checkpoints(self) -> None:
+        Raises:
+            ClaimLostError: if another process has taken the cell over.
+        """
+        meters = self.meters.state_dict()
+        if not parallel.is_first():
+            return
+        self.trainee.folder.confirm()
+        state = {
+            "epoch": self.epoch,
+            "step": step,
+            "meters": meters,
+            "student": self.student.net.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optim_wrapper.optimizer.state_dict(),
+            "stream": self.stream.state_dict(),
+            "history": self.history,
+            "clock": [self.step_seconds, self.steps_timed, self.train_seconds],
+            "scaler": self.precision.state_dict(),
+        }
+        if self.average is not None:
+            state["average"] = self.average.module.state_dict()
+        save_checkpoint(checkpoint_path(self.trainee.folder, (self.epoch, step)), state)
+
+    def drop_old_checkpoints(self, step: int = 0) -> None:
+        """Remove the checkpoints before ``step`` of the current epoch."""
+        if not parallel.is_first():
+            return
         for path in self.trainee.folder.checkpoints():
-            if checkpoint_epoch(path) < self.epoch:
+            if checkpoint_position(path) < (self.epoch, step):
                 path.unlink(missing_ok=True)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -154,13 +237,30 @@ class CellTrainer(nn.Module):
         self.method.load_state_dict(state["method"])
         self.optim_wrapper.optimizer.load_state_dict(state["optimizer"])
         self.stream.load_state_dict(state["stream"])
+        self.precision.load_state_dict(state.get("scaler", {}))
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
         self.history = list(state["history"])
         self.epoch = state["epoch"]
+        self.meters.load_state_dict(state.get("meters", {}))
         self.step_seconds, self.steps_timed, self.train_seconds = state["clock"]
 
     def extra_parameters(self) -> int:
         """Number of trainable parameters of the method."""
         return sum(parameter.numel() for parameter in self.method.parameters() if parameter.requires_grad)
+
+
+def _check(terms: Any) -> None:
+    if not isinstance(terms, dict) or not terms:
+        raise KdbenchError(f"forward must return a dict of named loss terms, got {type(terms).__name__}")
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.numel() != 1:
+            shape = tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__
+            raise KdbenchError(f"loss term {name!r} must be a scalar tensor, got {shape}")
+
+
+def _total(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([term.reshape(()) for term in terms.values()]).sum()
 
 
 class Meters:
@@ -188,12 +288,25 @@ class Meters:
         self._first_bad = torch.where((self._first_bad < 0) & ~values.isfinite(), self.steps, self._first_bad)
         self.steps += 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last reading; empty when there was nothing."""
+        if not self.steps:
+            return {}
+        return {"names": list(self.names), "steps": self.steps, "sums": self._sums, "first_bad": self._first_bad}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._clear()
+        if state:
+            self.names, self.steps = tuple(state["names"]), state["steps"]
+            self._sums, self._first_bad = state["sums"].to(self.device), state["first_bad"].to(self.device)
+
     def read(self, epoch: int) -> dict[str, float]:
         """Means since the last reading; see ``CellTrainer.end_epoch``."""
         steps, names = self.steps, self.names
         if not steps:
             return {}
-        sums, first_bad = self._sums.tolist(), self._first_bad.tolist()
+        parallel.average(self._sums)
+        sums, first_bad = self._sums.tolist(), parallel.first_step(self._first_bad).tolist()
         self._clear()
         for name, step in sorted(zip(names, first_bad, strict=True), key=lambda item: item[1]):
             if step >= 0:

@@ -46,44 +46,50 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise DamagedFileError(f"{path} is damaged ({type(error).__name__})") from None
 
 
-def checkpoint_path(folder: CellFolder, epoch: int) -> Path:
-    """The file of the checkpoint after ``epoch`` epochs."""
-    return folder.path / f"checkpoint-{epoch:05d}.ckpt"
+#: A moment of a training: epochs that are complete, and steps of the epoch after them.
+Position = tuple[int, int]
 
 
-def checkpoint_epoch(path: Path) -> int:
-    """Number of epochs that a checkpoint file holds, by its name."""
-    return int(path.stem.partition("-")[2])
+def checkpoint_path(folder: CellFolder, position: Position) -> Path:
+    """The file of the checkpoint at a position; names sort as positions do."""
+    epoch, step = position
+    return folder.path / (f"checkpoint-{epoch:05d}.ckpt" if not step else f"checkpoint-{epoch:05d}_{step:08d}.ckpt")
 
 
-def load_checkpoints(folder: CellFolder) -> dict[int, dict[str, Any]]:
-    """All sound checkpoints of a cell by epoch; damaged ones are removed and reported in the cell's log."""
+def checkpoint_position(path: Path) -> Position:
+    """What a checkpoint file holds, by its name."""
+    epoch, _, step = path.stem.partition("-")[2].partition("_")
+    return int(epoch), int(step or 0)
+
+
+def load_checkpoints(folder: CellFolder) -> dict[Position, dict[str, Any]]:
+    """All sound checkpoints of a cell by position; damaged ones are removed and reported in the cell's log."""
     sound = {}
     for path in folder.checkpoints():
         try:
-            sound[checkpoint_epoch(path)] = load_checkpoint(path)
+            sound[checkpoint_position(path)] = load_checkpoint(path)
         except (DamagedFileError, ValueError) as error:
             folder.say(f"checkpoint ignored: {error}")
             path.unlink(missing_ok=True)
     return sound
 
 
-def common_start(available: dict[str, set[int]]) -> dict[int, list[str]]:
-    """Group cells by the epoch from which they go on together.
+def common_start(available: dict[str, set[Position]]) -> dict[Position, list[str]]:
+    """Group cells by the position from which they go on together.
 
-    All cells of an interrupted cohort share the last epoch that every one of them has saved. A cell without a
-    checkpoint (it was damaged, or is new) starts from 0 on its own and does not hold the others back.
+    All cells of an interrupted cohort share the last position that every one of them has saved. A cell without a
+    checkpoint (it was damaged, or is new) starts from the beginning on its own and does not hold the others back.
 
     Args:
-        available: name of a cell -> epochs of its sound checkpoints.
+        available: name of a cell -> positions of its sound checkpoints.
 
     Returns:
-        start epoch -> names, latest start first.
+        start -> names, latest start first.
     """
-    saved = {name: epochs for name, epochs in available.items() if epochs}
-    groups: dict[int, list[str]] = {}
+    saved = {name: positions for name, positions in available.items() if positions}
+    groups: dict[Position, list[str]] = {}
     common = set.intersection(*saved.values()) if saved else set()
-    for name, epochs in available.items():
-        start = 0 if not epochs else max(common) if common else max(epochs)
+    for name, positions in available.items():
+        start = (0, 0) if not positions else max(common) if common else max(positions)
         groups.setdefault(start, []).append(name)
     return dict(sorted(groups.items(), reverse=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,11 @@ from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
 from kdbench.data.pipeline import Pipeline, TrainingBatch
+from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, NonFiniteLossError, Stopwatch
+from kdbench.engine.precision import Precision
 from kdbench.errors import KdbenchError
-from kdbench.method import Outputs
+from kdbench.method import Outputs, binary_cross_entropy
 from kdbench.nets.tapped import TappedNet
 
 
@@ -21,15 +24,25 @@ class SharedStateError(KdbenchError):
     """A method that changed in place what its cohort shares."""
 
 
+class TooLargeError(KdbenchError):
+    """Too little memory for a step of these cells on a whole batch."""
+
+
 class Shared:
     """What the cells of a cohort share in one step, with a memory of its versions so that a change in place is seen."""
 
-    def __init__(self, data: TrainingBatch, teacher: TappedNet | None, needs: frozenset[str]) -> None:
+    def __init__(
+        self,
+        data: TrainingBatch,
+        teacher: TappedNet | None,
+        needs: frozenset[str],
+        precision: Precision | None = None,
+    ) -> None:
         self.data = data
         self._inputs: dict[tuple[object, ...], tuple[Tensor, int]] = {}
         self.teacher: Outputs | None = None
         if teacher is not None:
-            with torch.no_grad():
+            with torch.no_grad(), precision.autocast() if precision else contextlib.nullcontext():
                 self.teacher = teacher.run(self.input_for(teacher, data.images), needs)
                 if data.strong is not None and "strong" in needs:
                     self.teacher.strong = teacher.run(self.input_for(teacher, data.strong), needs)
@@ -57,6 +70,11 @@ class Shared:
                 found += [outputs.logits, *(stage.map for stage in outputs.stages or ())]
                 found += [value for value in (outputs.embedding, outputs.images) if value is not None]
         return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory was too small, on a GPU or the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower()
 
 
 class CohortModel(nn.Module):
@@ -94,7 +112,12 @@ class CohortModel(nn.Module):
 
     def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
         """One step of every living cell. Called by the runner; returns nothing to log, since logging would wait for the device."""
-        shared = self._share(data)
+        try:
+            shared = self._share(data)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise TooLargeError("a forward pass of the teacher") from error
+            raise
         alive = self.alive
         first = self._step % max(1, len(alive))  # taking turns: the first cell of a step finds cold caches
         for cell in alive[first:] + alive[:first]:
@@ -112,6 +135,8 @@ class CohortModel(nn.Module):
                         "the method changed the batch or the teacher's outputs in place; clone before writing"
                     )
             except Exception as error:
+                if is_out_of_memory(error) and parallel.world_size() == 1:
+                    raise TooLargeError(f"a step of {key}") from error
                 self.fail(cell, error)
                 if shared.was_changed():
                     data = self.pipeline.make(data.batch.epoch, self._step)
@@ -123,8 +148,8 @@ class CohortModel(nn.Module):
         """Not used: evaluation is done by ``EvaluationLoop``. mmengine wants it to be there."""
         return []
 
-    def start_epoch(self) -> None:
-        self._step = 0
+    def start_epoch(self, step: int = 0) -> None:
+        self._step = step
 
     def _share(self, data: TrainingBatch) -> Shared:
         needs: set[str] = {"logits"}
@@ -133,14 +158,22 @@ class CohortModel(nn.Module):
             if cell.method.uses_teacher:
                 wanted = True
                 needs |= cell.needs
-        return Shared(data, self._teacher[0] if wanted else None, frozenset(needs))
+        if self.alive and self.alive[0].trainee.recipe.loss == "bce":
+            data.batch.supervised = binary_cross_entropy
+        precision = self.alive[0].precision if self.alive else None
+        return Shared(data, self._teacher[0] if wanted else None, frozenset(needs), precision)
+
+    def drop(self, cell: CellTrainer) -> None:
+        """Take a cell out of the cohort without a word: another process trains it."""
+        self.failed.add(cell.trainee.key)
+        cell.optim_wrapper.optimizer.zero_grad(set_to_none=True)
 
     def fail(self, cell: CellTrainer, error: Exception) -> None:
         """Take a cell out of the cohort and report why."""
         self.failed.add(cell.trainee.key)
         if isinstance(error, NonFiniteLossError):
             kind = "non-finite loss"
-        elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
+        elif is_out_of_memory(error):
             kind = "out of memory"
         else:
             kind = "exception"

@@ -10,8 +10,9 @@ from mmengine.optim import OptimWrapper
 from timm.optim import create_optimizer_v2
 from timm.optim._param_groups import param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
 
+from kdbench.engine.precision import Precision
 from kdbench.errors import KdbenchError
 from kdbench.recipe import OptimizerSpec, Recipe
 
@@ -20,18 +21,42 @@ _FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")
 
 
 class QuietOptimWrapper(OptimWrapper):
-    """mmengine's wrapper without its reading of the gradient norm, which would wait for the device in every step."""
+    """mmengine's wrapper without its reading of the gradient norm, which would wait for the device in every step.
+
+    With a scaler (float16) losses are scaled before the backward pass, and a step whose gradients overflowed is left out.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, clip_grad: dict[str, Any] | None, precision: Precision | None
+    ) -> None:
+        super().__init__(optimizer, clip_grad=clip_grad)
+        self.scaler = None if precision is None else precision.scaler
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        super().backward(loss if self.scaler is None else self.scaler.scale(loss), **options)
+
+    def step(self, **options: Any) -> None:
+        if self.scaler is None:
+            super().step(**options)
+            return
+        if self.clip_grad_kwargs:
+            self.scaler.unscale_(self.optimizer)
+            self._clip_grad()
+        self.scaler.step(self.optimizer, **options)
+        self.scaler.update()
 
     def _clip_grad(self) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
         self.clip_func(parameters, **self.clip_grad_kwargs)
 
 
-def build_optim_wrapper(student: nn.Module, method: nn.Module, recipe: Recipe) -> QuietOptimWrapper:
+def build_optim_wrapper(
+    student: nn.Module, method: nn.Module, recipe: Recipe, precision: Precision | None = None
+) -> QuietOptimWrapper:
     """Optimiser over the student's and the method's trainable parameters.
 
     Biases and other one-dimensional parameters are exempt from weight decay, and so is what the net itself names in
-    ``no_weight_decay()`` (position embeddings, class tokens).
+    ``no_weight_decay()`` (position embeddings, class tokens), unless the recipe says otherwise.
 
     Raises:
         KdbenchError: for an optimiser that timm does not know.
@@ -48,12 +73,18 @@ def build_optim_wrapper(student: nn.Module, method: nn.Module, recipe: Recipe) -
     except (ValueError, AssertionError, TypeError) as error:
         raise KdbenchError(f"optimizer {spec.name!r}: {error}") from error
     clip = {"max_norm": recipe.clip_norm} if recipe.clip_norm else None
-    return QuietOptimWrapper(optimizer, clip_grad=clip)
+    return QuietOptimWrapper(optimizer, clip, precision)
 
 
 def _groups(module: nn.Module, spec: OptimizerSpec, honour: bool) -> Iterable[dict[str, Any]]:
     exempt = module.no_weight_decay() if honour and hasattr(module, "no_weight_decay") else ()  # type: ignore[operator]
-    return param_groups_weight_decay(module, spec.weight_decay, no_weight_decay_list=exempt)
+    if not spec.decay_biases_and_norms:
+        return param_groups_weight_decay(module, spec.weight_decay, no_weight_decay_list=exempt)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(0.0 if name in exempt else spec.weight_decay, []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
 
 
 class Schedule:

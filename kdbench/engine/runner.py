@@ -17,21 +17,33 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor
 
+from kdbench.claims import ClaimLostError
 from kdbench.data.images import Images
 from kdbench.data.views import EvaluationView, evaluation_batches
+from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
+from kdbench.engine.checkpoint import Position, checkpoint_path
 from kdbench.engine.cohort import CohortModel
+from kdbench.errors import StopRequested
 from kdbench.measure import measure
 
-Emit = Callable[[dict[str, Any]], None]
+#: Seconds between checkpoints within an epoch, where epochs are longer.
+LONG_EPOCH_SECONDS = 300.0
+
+#: How often processes that train together ask each other whether to save or to stop: it makes them wait for each other.
+STEPS_BETWEEN_AGREEMENTS = 20
+
+#: Receives events; True as its answer asks that work be saved and ended.
+Emit = Callable[[dict[str, Any]], bool | None]
 
 
 @torch.no_grad()
 def predict_all(
     predict: Callable[[Tensor], Tensor], data: Images, view: EvaluationView, device: torch.device
 ) -> Tensor:
-    """Logits (N, C) of a whole split, in batches of raw images in [0, 1]."""
-    return torch.cat([predict(images) for images in evaluation_batches(data, view, device)])
+    """Logits (N, C) of a whole split, in batches of raw images in [0, 1]; several processes share the work."""
+    batches = evaluation_batches(data, view, device, parallel.share_of(len(data)))
+    return parallel.join_shares(torch.cat([predict(images) for images in batches]), len(data))
 
 
 class EvaluationLoop(BaseLoop):
@@ -72,6 +84,11 @@ class EvaluationLoop(BaseLoop):
             **{f"loss_{name}": value for name, value in means.items()},
             **measure(logits, self.split.labels, self.split.teacher_logits),
         }
+        if cell.average is not None:
+            raw = predict_all(
+                lambda images: cell.predict(images, raw=True), self.split.data, cell.trainee.view, model.device
+            )
+            row["raw_top1"] = measure(raw, self.split.labels)["top1"]
         cell.history.append(row)
         cell.last_logits = logits
         return row
@@ -87,12 +104,28 @@ class Evaluated:
         self.dataset = data
 
 
+class TrainLoop(EpochBasedTrainLoop):
+    """mmengine's loop, which can begin in the middle of an epoch."""
+
+    first_step = 0
+
+    def run_epoch(self) -> None:
+        first, self.first_step = self.first_step, 0
+        self.dataloader.start_step = first
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.start_epoch(first)
+        self.runner.model.train()
+        for step, batch in enumerate(self.dataloader, first):
+            self.run_iter(step, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+
 class ScheduleHook(Hook):
     """Sets the learning rates before every step."""
 
     def before_train_epoch(self, runner: Runner) -> None:
         runner.train_dataloader.epoch = runner.epoch
-        runner.model.start_epoch()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         for cell in runner.model.alive:
@@ -104,16 +137,12 @@ class ProgressHook(Hook):
 
     def __init__(self, emit: Emit) -> None:
         self.emit = emit
-        self._begun = time.perf_counter()
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        self._begun = time.perf_counter()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
-        seconds = time.perf_counter() - self._begun
         for cell in runner.model.alive:
-            cell.train_seconds += seconds / max(1, len(runner.model.alive))
             row = cell.history[-1]
+            if not parallel.is_first():
+                continue
             cell.trainee.folder.say(
                 f"epoch {row['epoch']}/{runner.max_epochs}  loss {row['loss']:.4f}  top-1 {row['top1']:.2f}  lr {row['lr']:.3g}"
             )
@@ -131,28 +160,95 @@ class ProgressHook(Hook):
 
 
 class CheckpointHook(Hook):
-    """Saves all cells after the first epoch and then every few seconds.
+    """Saves all cells after the first epoch and then every few seconds, within long epochs too, and when asked to stop.
 
     Resume is exact from any checkpoint, so how often one is written changes no result; writing takes at most a twentieth
-    of the time.
+    of the time. The last good checkpoint of a cell is kept until the next one is whole, and where none can be written
+    (a full disk) training goes on with it.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, emit: Emit, seconds: float, long_seconds: float = LONG_EPOCH_SECONDS) -> None:
+        self.emit = emit
         self.seconds = seconds
+        self.long_seconds = long_seconds
         self._saved_at = float("-inf")
         self._cost = 0.0
+        self._counted = 0.0
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._counted = time.perf_counter()
+        if self._saved_at == float("-inf"):
+            self._within = time.monotonic()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        step, steps = batch_idx + 1, len(runner.train_dataloader)
+        stop = self._tell(runner, step, steps)
+        due = time.monotonic() - self._within >= max(self.long_seconds, 20 * self._cost)
+        # The epoch's last step is followed by its evaluation first. Processes that train together ask each other now and then.
+        if step == steps or (parallel.world_size() > 1 and step % STEPS_BETWEEN_AGREEMENTS):
+            return
+        stop, due = parallel.agree(stop), parallel.agree(due)
+        if stop or due:
+            self._count_time(runner)
+            self._save(runner, step)
+        if stop:
+            raise StopRequested
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
-        begun = time.monotonic()
-        if runner.epoch >= runner.max_epochs or begun - self._saved_at < max(self.seconds, 20 * self._cost):
+        self._count_time(runner)
+        stop = self._tell(runner, 0, len(runner.train_dataloader))
+        if runner.epoch >= runner.max_epochs:
             return
+        due = time.monotonic() - self._saved_at >= max(self.seconds, 20 * self._cost)
+        stop, due = parallel.agree(stop), parallel.agree(due)
+        if stop or due:
+            self._save(runner, 0)
+        if stop:
+            raise StopRequested
+
+    def _tell(self, runner: Runner, step: int, steps: int) -> bool:
+        done = {"epoch": runner.epoch, "epochs": runner.max_epochs, "step": step, "steps": steps}
+        return bool(self.emit({"event": "step", **done}))
+
+    def _count_time(self, runner: Runner) -> None:
+        """Share the time since the last count among the cells."""
+        now = time.perf_counter()
         for cell in runner.model.alive:
-            cell.save()
-        for cell in runner.model.alive:
-            cell.drop_old_checkpoints()
-        self._saved_at = time.monotonic()
+            cell.train_seconds += (now - self._counted) / len(runner.model.alive)
+            seconds, steps = runner.model.watches[cell.trainee.key].read()
+            cell.step_seconds += seconds
+            cell.steps_timed += steps
+        self._counted = now
+
+    def _save(self, runner: Runner, step: int) -> None:
+        begun = time.monotonic()
+        written: list[CellTrainer] = []
+        try:
+            for cell in runner.model.alive:
+                try:
+                    cell.save(step)
+                    written.append(cell)
+                except ClaimLostError as error:
+                    if parallel.world_size() > 1:  # the others cannot be told; all of them end
+                        raise RuntimeError(str(error)) from error
+                    runner.model.drop(cell)
+                    self.emit({"event": "lost", "cell": cell.trainee.key, "reason": str(error)})
+            parallel.barrier()
+            for cell in written:
+                cell.drop_old_checkpoints(step)
+        except OSError as error:
+            for cell in written:
+                checkpoint_path(cell.trainee.folder, (cell.epoch, step)).unlink(missing_ok=True)
+            self.emit(
+                {"event": "warning", "reason": f"no checkpoint can be written ({error.strerror}); the last one is kept"}
+            )
+        if not runner.model.alive:
+            runner.train_loop.stop_training = True
+        self._saved_at = self._within = time.monotonic()
         self._cost = self._saved_at - begun
 
 
@@ -185,7 +281,7 @@ class CohortRunner(Runner):
             model=model,
             work_dir=str(work_dir),
             train_dataloader=model.pipeline,
-            train_cfg={"type": EpochBasedTrainLoop, "max_epochs": epochs},
+            train_cfg={"type": TrainLoop, "max_epochs": epochs},
             val_dataloader=split,
             val_cfg={"type": EvaluationLoop},
             val_evaluator=types.SimpleNamespace(),
@@ -193,17 +289,19 @@ class CohortRunner(Runner):
             default_hooks=dict.fromkeys(
                 ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
             ),
-            custom_hooks=[ScheduleHook(), ProgressHook(emit), CheckpointHook(checkpoint_seconds)],
+            custom_hooks=[ScheduleHook(), ProgressHook(emit), CheckpointHook(emit, checkpoint_seconds)],
             randomness={"seed": 0},
             log_level="ERROR",
             experiment_name=f"kdbench-{uuid.uuid4().hex}",
         )
 
-    def resume_at(self, epoch: int) -> None:
-        """Go on after ``epoch`` epochs; the cells have been restored before."""
+    def resume_at(self, position: Position) -> None:
+        """Go on after so many epochs and steps; the cells have been restored before."""
+        epoch, step = position
         loop: Any = self.build_train_loop(self.__dict__["_train_loop"])
         loop._epoch = epoch
-        loop._iter = epoch * len(self.train_dataloader)
+        loop._iter = epoch * len(self.train_dataloader) + step
+        loop.first_step = step
         self._train_loop = loop
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import resource
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdbench.claims import ClaimLostError
+from kdbench.classes import write_classes
 from kdbench.data.images import Dataset, Images
 from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.data.spec import DatasetSpec
 from kdbench.data.views import EvaluationView
+from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, Trainee
-from kdbench.engine.checkpoint import common_start, load_checkpoints
-from kdbench.engine.cohort import CohortModel
+from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
+from kdbench.engine.cohort import CohortModel, TooLargeError
 from kdbench.engine.runner import CohortRunner, Emit, Evaluated, predict_all
 from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.measure import measure
 from kdbench.method import NetInfo, Task
+from kdbench.nets.cost import inference_cost
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet, preprocessing_of, state_hash
 from kdbench.plan import Cell, Cohort, Plan, TeacherPlan, open_dataset
@@ -45,31 +50,58 @@ def setup(threads: int, device: str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def release(error: BaseException | None) -> None:
+    """Clear the frames that an exception and its causes remember: their variables hold nets that have to be freed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what no object holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def now() -> float:
     """Seconds on a clock that never goes back."""
     return time.monotonic()
 
 
 def train_teacher(
-    plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, data: Path | None, emit: Emit
+    plan: Plan,
+    teacher: TeacherPlan,
+    store: Store,
+    device: torch.device,
+    data: Path | None,
+    emit: Emit,
+    start: Path | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train a teacher from scratch on the whole training split and keep its weights.
+    """Train a teacher on the whole training split and keep its weights.
+
+    Args:
+        start: weights from which it is fine-tuned; from scratch where there are none.
+        origin: what its result says about them.
 
     Raises:
         KdbenchError: if its training failed.
     """
     dataset = open_dataset(plan, data, teacher.split)
-    folder = CellFolder(store.teacher(teacher))
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
-    trainee = teacher_trainee(plan, teacher, store)
+    folder = store.teacher_folder(teacher)
+    if parallel.is_first():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
+    trainee = teacher_trainee(plan, teacher, store, start)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     train = dataset.training(plan.teacher_images_per_class)
     session = _Session(plan, dataset, train, Evaluated(split, None, device), device, emit)
 
     def keep(cell: CellTrainer) -> None:
+        folder.confirm()
         _write_history(cell)
-        checksum = save_weights(cell.student, folder.path / "weights.safetensors")
+        checksum = save_weights(cell.measured.student, folder.path / "weights.safetensors")
         write_json(
             folder.result,
             {
@@ -79,6 +111,7 @@ def train_teacher(
                 "hash": teacher.hash,
                 "checksum": checksum,
                 "metrics": {"last": cell.history[-1]},
+                **({"weights": dict(origin)} if origin else {}),
                 "cost": _cost(cell, device),
                 "dataset_checksum": session.data_checksum,
                 "provenance": provenance(device),
@@ -88,7 +121,8 @@ def train_teacher(
         emit({"event": "done", "cell": trainee.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
     session.train([trainee], None, None, seed_for("teacher", teacher.hash, "data"), keep)
-    if store.result_of_teacher(teacher) is None:
+    parallel.barrier()
+    if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
         raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure()['reason']}; see {folder.log}")
 
 
@@ -100,6 +134,8 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
     """
     first = cohort.cells[0]
     dataset = open_dataset(plan, data, first.split)
+    if parallel.is_first():
+        write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
     split = dataset.measured(first.split, plan.measured_images_per_class)
     teacher_logits = predict_all(
@@ -116,13 +152,13 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
         if state_hash(teacher.net) != checksum_before:
             raise KdbenchError("the teacher's parameters or buffers changed during training")
         cell = cells[trained.trainee.key]
+        trained.trainee.folder.confirm()
         assert trained.last_logits is not None
         _write_history(trained)
         _write_predictions(trained.trainee.folder, trained.last_logits, evaluated.labels)
-        save_weights(trained.student, trained.trainee.folder.path / "student.safetensors")
+        save_weights(trained.measured.student, trained.trainee.folder.path / "student.safetensors")
         best = max(trained.history, key=lambda row: row["top1"])
-        write_json(
-            trained.trainee.folder.result,
+        trained.trainee.folder.finish(
             {
                 "format": FORMAT,
                 "kind": "cell",
@@ -150,8 +186,8 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
     session.train(trainees, teacher, teacher.describe(), data_seed, keep)
 
 
-def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store) -> Trainee:
-    """What is trained for a teacher: its net, from scratch."""
+def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> Trainee:
+    """What is trained for a teacher: its net, from scratch or from the weights in ``start`` with a new classifier."""
     scratch: Any = plan.catalog.find("scratch").load()
     return Trainee(
         key=teacher.name,
@@ -162,7 +198,8 @@ def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store) -> Trainee:
         hyperparameters={},
         net_seed=seed_for("teacher", teacher.hash, "init"),
         method_seed=seed_for("teacher", teacher.hash, "method"),
-        folder=CellFolder(store.teacher(teacher)),
+        folder=store.teacher_folder(teacher),
+        start=start,
         view=view_of(plan, teacher.net, teacher.recipe),
     )
 
@@ -209,7 +246,7 @@ class _Session:
         self.data_checksum = dataset.checksum()
         self.split = split
         self.device = device
-        self.emit = emit
+        self.emit = emit if parallel.is_first() else lambda event: None
 
     def train(
         self,
@@ -218,10 +255,15 @@ class _Session:
         teacher_info: NetInfo | None,
         data_seed: int,
         keep: Callable[[CellTrainer], None],
+        micro_batches: int = 1,
     ) -> None:
+        """Train, and where memory is too small, in smaller groups, then in parts of a batch, from the last checkpoints on."""
         recipe = trainees[0].recipe
         strong = any("strong" in trainee.method.needs for trainee in trainees)
-        pipeline = make_pipeline(self.data, self.spec, recipe, self.task.num_classes, data_seed, self.device, strong)
+        rows = parallel.local_rows(recipe.batch_size, recipe.augment.mixes)
+        pipeline = make_pipeline(
+            self.data, self.spec, recipe, self.task.num_classes, data_seed, self.device, strong, rows=rows
+        )
         task = Task(
             self.task.num_classes, self.task.num_train, self.task.train_labels, self.task.dataset, recipe.epochs
         )
@@ -230,28 +272,60 @@ class _Session:
         by_key = {trainee.key: trainee for trainee in trainees}
         for start, keys in groups.items():
             states = {key: saved[key].get(start) for key in keys}
-            self._train_group([by_key[key] for key in keys], start, states, teacher, teacher_info, task, pipeline, keep)
+            members = [by_key[key] for key in keys]
+            try:
+                self._train_group(members, start, states, teacher, teacher_info, task, pipeline, keep, micro_batches)
+                continue
+            except TooLargeError as error:
+                what, details = str(error), "".join(traceback.format_exception(error))
+                release(error)
+            states.clear()
+            free_memory(self.device)
+            for smaller, parts in self._smaller(members, micro_batches, recipe.batch_size, what, details):
+                self.train(smaller, teacher, teacher_info, data_seed, keep, parts)
+
+    def _smaller(
+        self, trainees: Sequence[Trainee], micro_batches: int, batch_size: int, what: str, details: str
+    ) -> list[tuple[Sequence[Trainee], int]]:
+        """What to try instead of what did not fit: half of the cells, or one cell in twice as many parts of a batch."""
+        if len(trainees) > 1:
+            half = len(trainees) // 2
+            for trainee in trainees:
+                trainee.folder.say(f"too little memory for {what}: {len(trainees)} cells go on in two groups")
+            return [(trainees[:half], micro_batches), (trainees[half:], micro_batches)]
+        (trainee,) = trainees
+        if 2 * micro_batches > batch_size:
+            reason = f"out of memory in {what}, even with one image at a time"
+            self._record(trainee, "out of memory", reason, 0, details)
+            return []
+        trainee.folder.say(f"too little memory for {what}: it goes on with each batch in {2 * micro_batches} parts")
+        return [(trainees, 2 * micro_batches)]
 
     def _train_group(
         self,
         trainees: Sequence[Trainee],
-        start: int,
+        start: Position,
         states: dict[str, dict[str, Any] | None],
         teacher: TappedNet | None,
         teacher_info: NetInfo | None,
         task: Task,
         pipeline: Pipeline,
         keep: Callable[[CellTrainer], None],
+        micro_batches: int,
     ) -> None:
         cells = []
         for trainee in trainees:
             try:
                 cell = CellTrainer(trainee, task, teacher_info, len(pipeline), self.device)
+                cell.micro_batches = micro_batches
                 state = states[trainee.key]
                 if state is not None:
                     cell.restore(state)
-                    trainee.folder.say(f"resumed after epoch {cell.epoch}")
-                    self.emit({"event": "resumed", "cell": trainee.key, "epoch": cell.epoch})
+                    if parallel.is_first():
+                        trainee.folder.say(
+                            f"resumed after epoch {start[0]}" + (f", step {start[1]}" if start[1] else "")
+                        )
+                    self.emit({"event": "resumed", "cell": trainee.key, "epoch": start[0], "step": start[1]})
                 cells.append(cell)
             except Exception as error:
                 self._refuse(trainee, error)
@@ -263,10 +337,14 @@ class _Session:
             runner.resume_at(start)
             runner.train()
         for cell in model.alive:
+            if not parallel.is_first():
+                continue
             try:
                 keep(cell)
             except OSError:
                 raise
+            except ClaimLostError as error:
+                self.emit({"event": "lost", "cell": cell.trainee.key, "reason": str(error)})
             except Exception as error:
                 model.fail(cell, error)
 
@@ -278,6 +356,14 @@ class _Session:
         self._record(cell.trainee, kind, sentence, cell.epoch, details)
 
     def _record(self, trainee: Trainee, kind: str, sentence: str, epoch: int, details: str) -> None:
+        if not parallel.is_first():
+            return
+        try:
+            trainee.folder.confirm()
+        except ClaimLostError as error:
+            self.emit({"event": "lost", "cell": trainee.key, "reason": str(error)})
+            return
+            return
         trainee.folder.say(f"failed ({kind}): {sentence}\n{details}")
         write_json(trainee.folder.failed, {"kind": kind, "reason": sentence, "epoch": epoch})
         self.emit({"event": "failed", "cell": trainee.key, "kind": kind, "reason": sentence})
@@ -295,6 +381,7 @@ def _write_predictions(folder: CellFolder, logits: Tensor, labels: Tensor) -> No
         predicted=predicted.cpu().numpy().astype(np.int32),
         probability=probability.cpu().numpy().astype(np.float32),
         correct=(predicted == labels).cpu().numpy(),
+        label=labels.cpu().numpy().astype(np.int32),
     )
     write_bytes(folder.predictions, buffer.getvalue())
 
@@ -304,12 +391,19 @@ def _cost(cell: CellTrainer, device: torch.device) -> dict[str, Any]:
     peak = (
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
+    inference = inference_cost(cell.eval().predict, cell.student.input_size, device, cell.method)
     return {
         "student_parameters": sum(parameter.numel() for parameter in cell.student.parameters()),
         "extra_parameters": cell.extra_parameters(),
+        "student_gmacs": inference.gmacs,
+        "inference_images_per_second": inference.images_per_second,
+        "inference_batch": inference.batch,
+        "inference_extra_parameters": inference.extra_parameters,
         "step_seconds": cell.step_seconds / max(1, cell.steps_timed),
         "train_seconds": cell.train_seconds,
         "steps": cell.epoch * cell.steps_per_epoch,
+        **({"micro_batches": cell.micro_batches} if cell.micro_batches > 1 else {}),
+        **({"processes": parallel.world_size()} if parallel.world_size() > 1 else {}),
         # of the whole cohort's process
         "peak_memory_bytes": int(peak),
     }

@@ -1,19 +1,27 @@
-"""A plan, carried out: teachers first, then cohorts, as many at a time as the launcher takes."""
+"""A plan, carried out: teachers first, then cohorts, as many at a time as the launcher takes, beside other runs of the same."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdbench.claims import STALE_SECONDS, Watch
 from kdbench.launch.job import Event, Job, Launcher, job_for_cohort, job_for_teacher
-from kdbench.plan import Cell, Cohort, Plan
+from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
 from kdbench.store import CellFolder, Store, write_json
 
-#: How often a job whose process died is started again, from its last checkpoint, before its cells count as failed.
+#: How often a job whose process died is started again without having got further, before its cells count as failed.
 MAX_CRASHES = 2
+#: The same for jobs that were asked to end by somebody else (pre-emption), which is not their fault.
+MAX_STOPS = 20
+#: Seconds between two looks at what other runs hold.
+LOOK_SECONDS = 2.0
 
 
 @dataclass
@@ -47,7 +55,7 @@ def sort_out(plan: Plan, store: Store, retry_failed: bool, note: Callable[[str],
             folder.result.unlink()
         folder.prepare(cell)
     for teacher in plan.teachers:
-        if store.result_of_teacher(teacher) is None and CellFolder(store.teacher(teacher)).result.exists():
+        if store.result_of_teacher(teacher) is None and store.teacher_folder(teacher).result.exists():
             note(f"{store.teacher(teacher)} is damaged: teacher {teacher.name} is trained again if a cell needs it")
     for cell in plan.broken:
         folder = store.cell(cell)
@@ -73,92 +81,271 @@ def execute(
     *,
     data: str | None = None,
     device: str | None = None,
+    weights: str | None = None,
     cohorts: Sequence[Cohort] | None = None,
+    stall: float = 0.0,
+    stale: float = STALE_SECONDS,
     on_jobs: Callable[[Sequence[Job]], None] = lambda jobs: None,
     on_event: Callable[[Event], None] = lambda event: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Train what ``todo`` says, in the given cohorts (default: as the plan groups them).
 
-    On Ctrl-C the workers are stopped and the KeyboardInterrupt goes on to the caller; what is saved stays.
+    What another run has claimed is waited for, and taken when its holder is gone. On Ctrl-C the workers are stopped and the
+    KeyboardInterrupt goes on to the caller; what is saved stays.
+
+    Args:
+        stall: seconds without a step after which a worker is ended and started again; 0 for never.
+        stale: seconds after which a claim without heartbeat is taken over.
+        on_jobs, on_event, on_tick: follow the jobs, their events, and the time.
     """
-    common: dict[str, Any] = {
+    cohorts = plan.cohorts(False, todo.train) if cohorts is None else cohorts
+    run = _Run(plan, store, launcher, Watch(stale), on_event)
+    run.add(cohorts, _common(plan, store, suite_name, data, device, weights, stall))
+    _go(run, on_jobs, on_tick)
+    return summarize(plan, todo, store, run.lost)
+
+
+def prepare(
+    plan: Plan,
+    teachers: Sequence[TeacherPlan],
+    store: Store,
+    launcher: Launcher,
+    suite_name: str,
+    *,
+    data: str | None = None,
+    device: str | None = None,
+    weights: str | None = None,
+    on_jobs: Callable[[Sequence[Job]], None] = lambda jobs: None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_tick: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Train or load teachers alone, under the same rules as ``execute``.
+
+    Returns:
+        a sentence for each teacher that could not be made ready.
+    """
+    run = _Run(plan, store, launcher, Watch(), on_event)
+    run.add_teachers(
+        [teacher.hash for teacher in teachers], _common(plan, store, suite_name, data, device, weights, 0.0)
+    )
+    _go(run, on_jobs, on_tick)
+    return [
+        f"teacher {teacher.name}: {run.lost_teachers[teacher.hash]}"
+        for teacher in teachers
+        if teacher.hash in run.lost_teachers
+    ]
+
+
+def _common(
+    plan: Plan, store: Store, suite_name: str, data: str | None, device: str | None, weights: str | None, stall: float
+) -> dict[str, Any]:
+    """What all jobs of a run have in common."""
+    return {
         "suite": suite_name,
         "choice": plan.choice,
         "out": str(store.root),
         "data": data,
         "device": device,
+        "weights": weights,
         "threads": min(plan.suite.cpu_threads, os.cpu_count() or 1),
+        "stall": stall,
     }
-    cohorts = plan.cohorts(False, todo.train) if cohorts is None else cohorts
-    teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}
-    missing = {key: teacher for key, teacher in teachers.items() if store.result_of_teacher(teacher) is None}
-    teacher_jobs = {key: job_for_teacher(plan, teacher, **common) for key, teacher in missing.items()}
-    jobs_of = {job_for_cohort(plan, cohort, **common).name: cohort for cohort in cohorts}
-    cohort_jobs = [job_for_cohort(plan, cohort, **common) for cohort in cohorts]
-    key_of = {job.name: key for key, job in teacher_jobs.items()}
-    key_of.update({job.name: jobs_of[job.name].teacher.hash for job in cohort_jobs})
-    waiting: list[Job] = [*teacher_jobs.values(), *cohort_jobs]
-    running: dict[str, Job] = {}
-    crashes: Counter[str] = Counter()
-    ready = set(teachers) - set(missing)
-    lost: dict[str, str] = {}
-    on_jobs(waiting)
+
+
+def _go(run: _Run, on_jobs: Callable[[Sequence[Job]], None], on_tick: Callable[[], None]) -> None:
+    on_jobs([task.job for task in run.tasks])
     try:
-        while waiting or running:
-            for job in list(waiting):
-                key = key_of[job.name]
-                if job.kind == "cohort" and key in lost:
-                    waiting.remove(job)
-                    _fail(store, jobs_of[job.name].cells, "teacher", lost[key])
-                    on_event({"event": "finished", "job": job.name, "error": lost[key]})
-                elif len(running) < launcher.capacity and (job.kind == "teacher" or key in ready):
-                    waiting.remove(job)
-                    running[job.name] = job
-                    on_event({"event": "started", "job": job.name})
-                    launcher.submit(job)
-            for event in launcher.poll(0.25):
-                if event["event"] != "finished":
-                    on_event(event)
-                    continue
-                job = running.pop(event["job"])
-                key, error = key_of[job.name], event["error"]
-                if event.get("crashed") and crashes[job.name] < MAX_CRASHES:
-                    crashes[job.name] += 1
-                    on_event({"event": "restarted", "job": job.name, "error": error})
-                    waiting.insert(0, job)
-                    continue
-                on_event(event)
-                if job.kind == "teacher" and error is None:
-                    ready.add(key)
-                elif job.kind == "teacher":
-                    lost[key] = error
-                elif error is not None:
-                    _fail(store, jobs_of[job.name].cells, "crash", error, job.log)
+        while any(task.state != "ended" for task in run.tasks):
+            run.start()
+            for event in run.launcher.poll(0.25):
+                run.take_in(event)
             on_tick()
     except BaseException:
-        launcher.cancel()
+        run.launcher.cancel()
         raise
-    return summarize(plan, todo, store)
 
 
-def summarize(plan: Plan, todo: Todo, store: Store) -> Summary:
-    """The state of all cells of a plan after a run."""
+@dataclass
+class _Task:
+    """A job and what has become of it."""
+
+    job: Job
+    teacher: str
+    cells: dict[str, Cell]  # by folder; empty for a teacher
+    state: str = "waiting"
+    looked: float = float("-inf")
+    crashes: int = 0
+    mark: Any = None
+    shared: bool = False  # another run had, or took, some of its cells
+    told: set[str] = field(default_factory=set)  # cells whose end was told
+
+    @property
+    def is_teacher(self) -> bool:
+        return not self.cells
+
+
+class _Run:
+    """The tasks of one run, from waiting to ended."""
+
+    def __init__(
+        self, plan: Plan, store: Store, launcher: Launcher, watch: Watch, on_event: Callable[[Event], None]
+    ) -> None:
+        self.plan, self.store, self.launcher, self.watch, self.on_event = plan, store, launcher, watch, on_event
+        self.tasks: list[_Task] = []
+        self.lost: dict[str, str] = {}
+        self._teachers = {teacher.hash: teacher for teacher in plan.teachers}
+        self._ready = {key for key, teacher in self._teachers.items() if store.result_of_teacher(teacher) is not None}
+        self.lost_teachers: dict[str, str] = {}
+
+    def add(self, cohorts: Sequence[Cohort], common: dict[str, Any]) -> None:
+        """Make the jobs of cohorts, and of the teachers that they lack."""
+        self.add_teachers([cohort.teacher.hash for cohort in cohorts], common)
+        for cohort in cohorts:
+            cells = {cell.folder: cell for cell in cohort.cells}
+            self.tasks.append(_Task(_named(job_for_cohort(self.plan, cohort, **common)), cohort.teacher.hash, cells))
+
+    def add_teachers(self, hashes: Sequence[str], common: dict[str, Any]) -> None:
+        """Make the jobs of the teachers among these that are not ready."""
+        for key in dict.fromkeys(hashes):
+            if key not in self._ready:
+                self.tasks.append(_Task(_named(job_for_teacher(self.plan, self._teachers[key], **common)), key, {}))
+
+    def start(self) -> None:
+        """Give the launcher what is ready and free."""
+        running = sum(task.state == "running" for task in self.tasks)
+        for task in self.tasks:
+            if task.state not in ("waiting", "elsewhere"):
+                continue
+            if task.cells and task.teacher in self.lost_teachers:
+                reason = self.lost_teachers[task.teacher]
+                self._fail(task, "teacher", reason)
+                self._end(task, reason)
+            elif running < self.launcher.capacity and (task.is_teacher or task.teacher in self._ready):
+                if time.monotonic() - task.looked < LOOK_SECONDS:
+                    continue
+                free = self._free(task)
+                if free:
+                    job = dataclasses.replace(task.job, members=free)
+                    task.state = "running"
+                    running += 1
+                    self.on_event({"event": "started", "job": job.name})
+                    self.launcher.submit(job)
+
+    def take_in(self, event: Event) -> None:
+        """Follow an event of a job."""
+        task = next(task for task in self.tasks if task.job.name == event["job"])
+        if event["event"] in ("busy", "lost"):
+            task.shared = True
+        elif event["event"] in ("done", "failed") and task.cells:
+            task.told.add(event["cell"])
+        if event["event"] != "finished":
+            self.on_event(event)
+            return
+        error = event["error"]
+        if (event.get("crashed") or event.get("stopped")) and self._may_go_on(task, bool(event.get("stopped"))):
+            self.on_event({"event": "restarted", "job": task.job.name, "error": error})
+            task.state, task.looked = "waiting", float("-inf")
+            return
+        if error is None and task.shared and not self._settled(task):
+            task.shared = False
+            self._wait(task)
+            return
+        if task.is_teacher and error is None:
+            self._ready.add(task.teacher)
+        elif task.is_teacher:
+            self.lost_teachers[task.teacher] = error
+        elif event.get("full"):  # as if it had been interrupted: the same command goes on when there is room
+            self._lose(task, error)
+        elif error is not None:
+            self._fail(task, "crash", error, task.job.log)
+        self._end(task, error)
+
+    def _free(self, task: _Task) -> tuple[str, ...]:
+        """Members that can be trained now. A task whose members others have ended is ended."""
+        task.looked = time.monotonic()
+        if self._settled(task):
+            self._ready |= {task.teacher} if task.is_teacher else set()
+            self._end(task, None)
+            return ()
+        members = [folder for folder in task.job.members if not (task.cells and self._is_over(folder))]
+        free = tuple(folder for folder in members if self.watch.free(self.store.root / folder, task.job.ticket))
+        task.shared = len(free) < len(members)
+        if not free and task.state == "waiting":
+            self._wait(task)
+        return free
+
+    def _wait(self, task: _Task) -> None:
+        """Another run has what is left of a task."""
+        task.state = "elsewhere"
+        holders = (CellFolder(self.store.root / folder).holder() for folder in task.job.members)
+        where = next((holder.where for holder in holders if holder is not None), "")
+        self.on_event({"event": "elsewhere", "job": task.job.name, "where": where})
+
+    def _settled(self, task: _Task) -> bool:
+        if task.is_teacher:
+            return self.store.result_of_teacher(self._teachers[task.teacher]) is not None
+        return all(self._is_over(folder) for folder in task.cells)
+
+    def _is_over(self, folder: str) -> bool:
+        return CellFolder(self.store.root / folder).state() in ("done", "failed")
+
+    def _may_go_on(self, task: _Task, stopped: bool) -> bool:
+        """Whether a job that broke off is started again: as long as it gets further, and a few times if it does not."""
+        mark = [
+            (self._is_over(folder) if task.cells else False, CellFolder(self.store.root / folder).positions())
+            for folder in task.job.members
+        ]
+        task.crashes = task.crashes + 1 if mark == task.mark or task.mark is None else 1
+        task.mark = mark
+        return task.crashes <= (MAX_STOPS if stopped else MAX_CRASHES)
+
+    def _end(self, task: _Task, error: str | None) -> None:
+        task.state = "ended"
+        for folder, cell in task.cells.items():
+            state = CellFolder(self.store.root / folder).state()
+            if state in ("done", "failed") and cell.key not in task.told:
+                reason = self.store.cell(cell).failure()["reason"] if state == "failed" else ""
+                self.on_event({"event": state, "job": task.job.name, "cell": cell.key, "reason": reason})
+        self.on_event({"event": "finished", "job": task.job.name, "error": error})
+        if error is None:
+            shutil.rmtree(task.job.events, ignore_errors=True)
+
+    def _fail(self, task: _Task, kind: str, reason: str, log: str | None = None) -> None:
+        """Record that a whole cohort could not go on, for those of its cells that were not finished."""
+        for cell in self._open(task):
+            folder = self.store.cell(cell)
+            folder.say(f"failed ({kind}): {reason}" + (f"; see {log}" if log else ""))
+            try:
+                write_json(folder.failed, {"kind": kind, "reason": reason, "epoch": 0, "log": log})
+            except OSError as error:
+                self.lost[cell.folder] = f"{reason} ({error.strerror})"
+
+    def _lose(self, task: _Task, reason: str) -> None:
+        self.lost.update({cell.folder: reason for cell in self._open(task)})
+
+    def _open(self, task: _Task) -> Iterable[Cell]:
+        """Cells of a task that are not over, and that no other process has."""
+        for folder, cell in task.cells.items():
+            if not self._is_over(folder):
+                holder = CellFolder(self.store.root / folder).holder()
+                if holder is None or holder.ticket == task.job.ticket or not holder.seems_alive():
+                    yield cell
+
+
+def _named(job: Job) -> Job:
+    return dataclasses.replace(job, ticket=secrets.token_hex(8))
+
+
+def summarize(plan: Plan, todo: Todo, store: Store, lost: Mapping[str, str] | None = None) -> Summary:
+    """The state of all cells of a plan after a run; ``lost`` has reasons that could not be written, by folder."""
     summary = Summary(done_before=list(todo.done), skipped=list(plan.skipped))
     for cell in (*todo.train, *todo.failed):
         folder = store.cell(cell)
         if folder.state() == "done":
             summary.done.append(cell)
         else:
-            reason = folder.failure()["reason"] if folder.failed.exists() else "it was not finished"
+            known = (lost or {}).get(cell.folder, "it was not finished")
+            reason = folder.failure()["reason"] if folder.failed.exists() else known
             summary.failed.append((cell, reason))
     return summary
-
-
-def _fail(store: Store, cells: Sequence[Cell], kind: str, reason: str, log: str | None = None) -> None:
-    """Record that a whole cohort could not go on, for those of its cells that were not finished."""
-    for cell in cells:
-        folder = store.cell(cell)
-        if folder.state() in ("planned", "interrupted"):
-            folder.say(f"failed ({kind}): {reason}" + (f"; see {log}" if log else ""))
-            write_json(folder.failed, {"kind": kind, "reason": reason, "epoch": 0})

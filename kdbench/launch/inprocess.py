@@ -16,11 +16,19 @@ class InProcessLauncher:
 
     def submit(self, job: Job) -> None:
         error = None
+
+        def keep(event: Event) -> None:
+            if event["event"] != "step":  # nobody looks before the job is finished
+                self._events.append({**event, "job": job.name})
+
         try:
-            perform(job, lambda event: self._events.append({**event, "job": job.name}))
+            perform(job, keep, before_work=self.before_work)
         except KdbenchError as problem:
             error = str(problem)
         self._events.append({"event": "finished", "job": job.name, "error": error})
+
+    def before_work(self, job: Job) -> None:
+        """Called before a job is trained."""
 
     def poll(self, seconds: float) -> list[Event]:
         events, self._events = self._events, []

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdbench.choice import Choice
+from kdbench.claims import Claims
 from kdbench.errors import KdbenchError
+from kdbench.nets.weights import weights_folder
 from kdbench.plan import Cohort, Plan, TeacherPlan, make_plan
 from kdbench.registry import catalog
-from kdbench.store import Store
+from kdbench.store import CellFolder, Store
 from kdbench.suite import load_suite
 
 Event = dict[str, Any]
+
+#: Below the run directory: what jobs tell while they run.
+JOBS_FOLDER = ".jobs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +36,9 @@ class Job:
         out, data, device: as on the command line.
         threads: CPU threads of the worker.
         log: file for what the worker prints.
+        ticket: names the job among all jobs of all runs; a later attempt of it takes over what an earlier one held.
+        stall: seconds without a step after which its process is ended; 0 for never.
+        weights: folder of the weights that teachers come with.
     """
 
     name: str
@@ -43,6 +51,14 @@ class Job:
     device: str | None
     threads: int
     log: str
+    ticket: str = ""
+    stall: float = 0.0
+    weights: str | None = None
+
+    @property
+    def events(self) -> Path:
+        """Folder of its files of events, one for each attempt."""
+        return Path(self.out) / JOBS_FOLDER / self.ticket
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -67,36 +83,85 @@ class Launcher(Protocol):
         """Start a job. At most ``capacity`` jobs are given at a time."""
 
     def poll(self, seconds: float) -> list[Event]:
-        """Wait up to ``seconds`` for events. The last event of a job is ``finished``, with ``error`` None or a sentence,
-        and ``crashed`` True if its process died without a word."""
+        """Wait up to ``seconds`` for events. The last event of a job is ``finished``, with ``error`` None or a sentence. What
+        became of it is told by ``crashed`` (its process died without a word), ``stopped`` (it was asked to end, and saved its
+        work) and ``full`` (nothing can be written)."""
 
     def cancel(self) -> None:
         """Stop everything that runs; what is saved stays."""
 
 
-def perform(job: Job, emit: Callable[[Event], None]) -> None:
-    """Do a job in this process.
+def perform(
+    job: Job,
+    emit: Callable[[Event], bool | None],
+    events: str = "",
+    before_work: Callable[[Job], None] = lambda job: None,
+) -> None:
+    """Do a job in this process: claim its folders, train what others have not done or claimed.
+
+    Args:
+        job: what to do.
+        emit: receives events; True asks to save and stop.
+        events: file below the run directory in which others can read the events.
+        before_work: called with the job, reduced to what is left of it, before it is trained.
 
     Raises:
         KdbenchError: if the job as a whole cannot be done. A cell that fails is recorded in its folder instead.
+        StopRequested: after ``emit`` asked for it.
     """
+    plan, device = _prepare(job)
+    with Claims(job.ticket, events) as claims:
+        store = Store(job.out, claims)
+        if job.kind == "teacher":
+            (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
+            if _claimed(store.teacher_folder(teacher), claims, teacher.name, emit) and (
+                store.result_of_teacher(teacher) is None
+            ):
+                before_work(job)
+                _work(job, plan, store, device, emit)
+            return
+        found = _find({cell.folder: cell for cell in plan.cells}, job)
+        mine = [cell for cell in found if _claimed(store.cell(cell), claims, cell.key, emit)]
+        # An earlier attempt, or another run, may have ended some of them before they were claimed.
+        cells = [cell for cell in mine if store.cell(cell).state() not in ("done", "failed")]
+        if cells:
+            left = dataclasses.replace(job, members=tuple(cell.folder for cell in cells))
+            before_work(left)
+            _work(left, plan, store, device, emit)
+
+
+def perform_together(job: Job) -> None:
+    """Do a job that another process has claimed, together with it."""
+    plan, device = _prepare(job)
+    _work(job, plan, Store(job.out), device, lambda event: None)
+
+
+def _prepare(job: Job) -> tuple[Plan, Any]:
     plan = make_plan(load_suite(job.suite), job.choice, catalog(job.choice.plugins))
     from kdbench.engine import work  # seconds of imports, which a job that is wrong need not wait for
 
-    device = work.setup(job.threads, job.device)
-    store = Store(job.out)
+    return plan, work.setup(job.threads, job.device)
+
+
+def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event], bool | None]) -> None:
+    from kdbench.engine import prepare, work
+
     data = Path(job.data) if job.data else None
     if job.kind == "teacher":
-        teacher = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-        work.train_teacher(plan, teacher[0], store, device, data, emit)
-    else:
-        found = _find({cell.folder: cell for cell in plan.cells}, job)
-        # A job that is started again after its process died may have ended some of its cells before.
-        cells = [cell for cell in found if store.cell(cell).state() not in ("done", "failed")]
-        if not cells:
-            return
-        cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells))
-        work.train_cohort(plan, cohort, store, device, data, emit)
+        (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
+        prepare.prepare_teacher(plan, teacher, store, device, data, weights_folder(job.weights, job.data), emit)
+        return
+    cells = _find({cell.folder: cell for cell in plan.cells}, job)
+    cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells))
+    work.train_cohort(plan, cohort, store, device, data, emit)
+
+
+def _claimed(folder: CellFolder, claims: Claims, name: str, emit: Callable[[Event], bool | None]) -> bool:
+    if claims.take(folder.path):
+        folder.sweep()
+        return True
+    emit({"event": "busy", "cell": name})
+    return False
 
 
 def _find(known: Mapping[str, Any], job: Job) -> list[Any]:
@@ -109,9 +174,13 @@ def _find(known: Mapping[str, Any], job: Job) -> list[Any]:
 
 
 def job_for_teacher(plan: Plan, teacher: TeacherPlan, **common: Any) -> Job:
-    """The job that trains a teacher."""
+    """The job that trains a teacher, or loads it. Its name tells teachers apart that see the preprocessing of different students."""
+    alike = sum(other.name == teacher.name for other in plan.teachers)
     return Job(
-        name=f"teacher {teacher.name}", kind="teacher", members=(teacher.folder,), **_log(common, teacher.folder)
+        name=f"teacher {teacher.name}{f' ({teacher.hash})' if alike > 1 else ''}",
+        kind="teacher",
+        members=(teacher.folder,),
+        **_log(common, teacher.folder),
     )
 
 

@@ -10,10 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from kdbench.errors import counted
 from kdbench.launch.job import Event, Job
 
+#: Seconds that a worker has to save its work when it is asked to end.
+GRACE_SECONDS = 30.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -31,29 +36,22 @@ class LocalLauncher:
         self._events: queue.Queue[Event] = queue.Queue()
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._slots: dict[str, int] = {}
+        self._heard: dict[str, float] = {}
+        self._stalls: dict[str, float] = {}
+        self._stalled: set[str] = set()
 
     def submit(self, job: Job) -> None:
-        environment = dict(os.environ)
-        environment.update(dict.fromkeys(_THREAD_VARIABLES, str(job.threads)))
         slot = next(n for n in range(self.capacity) if n not in self._slots.values())
+        environment = {}
         if self.gpus:
-            visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)] if visible[0] else str(slot % self.gpus)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kdbench.launch.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends its workers in order
-        )
+        process = start_worker(job, environment)
         self._processes[job.name] = process
         self._slots[job.name] = slot
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(job.to_json() + "\n")
-            process.stdin.flush()
+        self._heard[job.name] = time.monotonic()
+        if job.stall:
+            self._stalls[job.name] = job.stall
         threading.Thread(target=self._watch, args=(job, process), daemon=True).start()
 
     def poll(self, seconds: float) -> list[Event]:
@@ -63,54 +61,109 @@ class LocalLauncher:
             while True:
                 events.append(self._events.get_nowait())
         for event in events:
+            self._heard[event["job"]] = time.monotonic()
             if event["event"] == "finished":
-                self._processes.pop(event["job"], None)
-                self._slots.pop(event["job"], None)
+                for known in (self._processes, self._slots, self._heard, self._stalls):
+                    known.pop(event["job"], None)
+                self._stalled.discard(event["job"])
+        self._end_silent()
         return events
+
+    def _end_silent(self) -> None:
+        """End workers from which nothing was heard for longer than they would wait themselves: those that were suspended."""
+        for name, stall in self._stalls.items():
+            if time.monotonic() - self._heard[name] > stall + min(60.0, stall):
+                self._stalled.add(name)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._processes[name].pid, signal.SIGKILL)
 
     def cancel(self) -> None:
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+                process.terminate()  # it alone: its data workers must live until its work is saved
+        deadline = time.monotonic() + GRACE_SECONDS
+        try:
+            for process in self._processes.values():
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
+            pass
         for process in self._processes.values():
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
+            if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
     def _watch(self, job: Job, process: subprocess.Popen[str]) -> None:
         """Pass on the worker's events; when it ends, say how."""
-        assert process.stdout is not None
-        assert process.stderr is not None
-        error, crashed = None, False
-        for line in process.stdout:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if event.get("event") == "error":
-                error = event["error"]
-            else:
-                self._events.put({**event, "job": job.name})
-        early = process.stderr.read()
-        status = process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # a job that the worker did not live to read is still in the buffer
-                    stream.close()
-        if status and error is None:
-            error, crashed = _describe_end(status, early, Path(job.log)), True
-        self._events.put({"event": "finished", "job": job.name, "error": error, "crashed": crashed})
+        end = follow(job, process, lambda event: self._events.put({**event, "job": job.name}))
+        if job.name in self._stalled:
+            end["error"] = f"nothing was heard of it for {format_minutes(job.stall)}, and it was ended"
+        self._events.put({"event": "finished", "job": job.name, **end})
 
 
-def _describe_end(status: int, early: str, log: Path) -> str:
+def start_worker(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start the process of a job and hand the job to it. Its standard input stays open: it ends when that is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdbench.launch.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(job.threads)), **environment},
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends its workers in order
+    )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(job.to_json() + "\n")
+        process.stdin.flush()
+    return process
+
+
+def follow(job: Job, process: subprocess.Popen[str], on_event: Callable[[Event], None]) -> Event:
+    """Pass on a worker's events until it ends.
+
+    Returns:
+        how it ended: ``error``, ``crashed``, ``stopped``, ``full``.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    end: Event | None = None
+    log = Path(job.log)
+    before = log.stat().st_size if log.exists() else 0
+    for line in process.stdout:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "end":
+            end = event
+        else:
+            on_event(event)
+    early = process.stderr.read()
+    status = process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # a job that the worker did not live to read is still in the buffer
+                stream.close()
+    if end is None and status:
+        return {"error": _describe_end(status, early, log, before, job.stall), "crashed": True}
+    return {"crashed": False, **{name: (end or {}).get(name) for name in ("error", "stopped", "full")}}
+
+
+def format_minutes(seconds: float) -> str:
+    """``1800`` to ``30 minutes``."""
+    return counted(round(seconds / 60), "minute") if seconds >= 60 else counted(round(seconds), "second")
+
+
+def _describe_end(status: int, early: str, log: Path, before: int, stall: float) -> str:
     if status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
         hint = " (often the operating system's reaction to too little memory)" if name == "SIGKILL" else ""
         return f"the worker was ended by signal {name}{hint}"
+    tail = log.read_bytes()[before:].decode(errors="replace").splitlines()[-100:] if log.exists() else []
+    if status == 1 and any(line.startswith("Timeout (") for line in tail):
+        return f"it made no step for {format_minutes(stall)}, and was ended; {log} says where it hung"
     lines = [line for line in early.splitlines() if line.strip()]
-    if not lines and log.exists():
-        lines = [line for line in log.read_text(errors="replace").splitlines()[-20:] if line.strip()]
+    if not lines:
+        lines = [line for line in tail[-20:] if line.strip()]
     return f"the worker ended with status {status}{f': {lines[-1].strip()}' if lines else ''}"

@@ -1,49 +1,132 @@
-"""The process of one job: ``python -m kdbench.launch.worker``, job on standard input, events on standard output.
+"""The process of one job: ``python -m kdbench.launch.worker``, job on standard input, events on standard output and in a file.
 
-It ends when its standard input closes, so that no worker outlives the run that started it.
+It ends when its standard input closes, so that no worker outlives the run that started it. On SIGTERM it saves its work after
+the step that it is in, and ends. When it makes no step for too long, it writes where it hangs into its log and ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import faulthandler
 import json
 import os
+import secrets
+import signal
 import sys
 import threading
+import time
 import traceback
+from pathlib import Path
+from typing import IO, Any
+
+#: Exit status of a worker that was asked to end and saved its work (EX_TEMPFAIL).
+STOPPED = 75
+#: Least seconds between two steps that are told to the parent, and between two that are written to the file.
+STEP_INTERVAL, FILE_INTERVAL = 1.0, 10.0
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Reporter:
+    """Passes events on, rarely those of steps, and answers whether the job is to stop.
+
+    Args:
+        pipe: the parent's end.
+        file: where others read them.
+        stall: seconds without an event after which the process ends; 0 for never.
+        log: receives the traces of a process that hangs.
+    """
+
+    def __init__(self, pipe: IO[str], file: Path, stall: float, log: IO[str]) -> None:
+        self.stop = False
+        self._pipe, self._path = pipe, file
+        self._file: IO[str] | None = None
+        self._stall, self._log = stall, log
+        self._told = self._written = self._armed = float("-inf")
+        self._watch_out()
+
+    def __call__(self, event: dict[str, Any]) -> bool:
+        now = time.monotonic()
+        self._watch_out()
+        if event["event"] != "step" or now - self._told >= min(STEP_INTERVAL, self._stall / 4 or STEP_INTERVAL):
+            self._told = now
+            line = json.dumps({**event, "time": time.time()}) + "\n"
+            with contextlib.suppress(BrokenPipeError):
+                self._pipe.write(line)
+            if event["event"] != "step" or now - self._written >= FILE_INTERVAL:
+                self._written = now
+                self._append(line)
+        return self.stop
+
+    def _append(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # the view suffers, the work does not
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - until the process ends
+            self._file.write(line)
+
+    def _watch_out(self) -> None:
+        """Set the alarm again. It is a thread in C, which also ends a process that hangs in C."""
+        now = time.monotonic()
+        if self._stall and now - self._armed >= min(5.0, self._stall / 4):
+            self._armed = now
+            faulthandler.dump_traceback_later(self._stall, exit=True, file=self._log)
 
 
 def main() -> int:
-    """Read a job, do it, report events as JSON lines. Exit status 0 if the job as a whole was done, 1 otherwise."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
+    """Read a job, do it, report events as JSON lines. Exit status 0 if the job as a whole was done."""
+    pipe = os.fdopen(os.dup(1), "w", buffering=1)
     request = sys.stdin.readline()
     if not request.strip():
         return 1
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The imports below take seconds; the parent's disappearance is noticed meanwhile.
-    from kdbench.errors import KdbenchError
-    from kdbench.launch.job import Job, perform
+    from kdbench.errors import KdbenchError, StopRequested
+    from kdbench.launch.job import JOBS_FOLDER, Job, perform
 
     job = Job.from_json(request)
-    os.makedirs(os.path.dirname(job.log), exist_ok=True)
-    with open(job.log, "a", buffering=1, encoding="utf-8") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    end: dict[str, Any] = {"event": "end", "error": None}
+    status = 1
+    try:
+        os.makedirs(os.path.dirname(job.log), exist_ok=True)
+        log = open(job.log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - until the process ends
+    except OSError as error:
+        pipe.write(json.dumps({**end, **_of_os(error)}) + "\n")
+        return status
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    events = f"{JOBS_FOLDER}/{job.ticket}/{secrets.token_hex(6)}.jsonl"
+    report = Reporter(pipe, Path(job.out, events), job.stall, log)
 
-        def emit(event: dict[str, object]) -> None:
-            with contextlib.suppress(BrokenPipeError):
-                events.write(json.dumps(event) + "\n")
+    def stop(number: int, frame: Any) -> None:
+        report.stop = True
 
-        try:
-            perform(job, emit)
-        except KdbenchError as error:
-            emit({"event": "error", "error": str(error)})
-            return 1
-        except BaseException as error:
-            traceback.print_exc()
-            emit({"event": "error", "error": f"{type(error).__name__}: {error}"})
-            return 1
-    return 0
+    # Slurm sends SIGTERM when it takes a node back, and submitit's own signal to all processes of a job.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, stop)
+    report({"event": "begun", "host": os.uname().nodename, "pid": os.getpid()})
+    try:
+        perform(job, report, events)
+        status = 0
+    except StopRequested:
+        end.update(error="it was asked to end, and saved its work", stopped=True)
+        status = STOPPED
+    except KdbenchError as error:
+        end.update(error=str(error))
+    except OSError as error:
+        traceback.print_exc()
+        end.update(_of_os(error))
+    except BaseException as error:
+        traceback.print_exc()
+        end.update(error=f"{type(error).__name__}: {error}")
+    faulthandler.cancel_dump_traceback_later()
+    report(end)
+    return status
+
+
+def _of_os(error: OSError) -> dict[str, Any]:
+    where = f": {error.filename}" if error.filename else ""
+    return {"error": f"{error.strerror or type(error).__name__}{where}", "full": error.errno in _NO_SPACE}
 
 
 def _end_with_parent() -> None:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import timm
@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import kdbench.nets.small  # noqa: F401 - registers the 32 px nets with timm
+import kdbench.nets.small
+import kdbench.nets.swin_small  # noqa: F401 - both register nets with timm
 from kdbench.errors import KdbenchError, nearest
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
 from kdbench.nets.spec import NetSpec, Tap
@@ -97,9 +98,9 @@ class TappedNet(nn.Module):
             final = self.net.forward_features(inputs)
         embedding = self.net.forward_head(final, pre_logits=True)
         return Outputs(
-            logits=self.classifier(embedding),
+            logits=_full(self.classifier(embedding)),
             stages=stages,
-            embedding=embedding if "embedding" in needs else None,
+            embedding=_full(embedding) if "embedding" in needs else None,
             classifier=self.classifier if "classifier" in needs else None,
             images=inputs if "stagewise" in needs else None,
             stagewise=self.stagewise if "stagewise" in needs else None,
@@ -168,6 +169,11 @@ class TappedNet(nn.Module):
         )
 
 
+def _full(value: Tensor) -> Tensor:
+    """Logits and embeddings leave autocast as 32-bit floats: what methods do with them is small, and sensitive."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
 def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
     """Input size, normalisation and evaluation crop of a net, as the fields of a ``NetSpec``; what it does not set, as timm has it."""
     config = timm.get_pretrained_cfg(spec.timm) if timm.is_model(spec.timm.split(".")[0]) else None
@@ -205,8 +211,13 @@ def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int]:
 
 def state_hash(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of all parameters and persistent buffers."""
+    return hash_of_state(module.state_dict())
+
+
+def hash_of_state(state: Mapping[str, Tensor]) -> str:
+    """``state_hash`` of a module with this state dict."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)};".encode())
         digest.update(
@@ -218,7 +229,7 @@ def state_hash(module: nn.Module) -> str:
 
 
 def timm_names() -> list[str]:
-    """Names of all timm models, the 32 px ones included."""
+    """Names of all timm models, those that kdbench registers included."""
     return timm.list_models()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.engine.checkpoint import common_start
+from kdbench.engine.checkpoint import Position, common_start
 from kdbench.engine.runner import CohortRunner
 
 from .conftest import Lab
@@ -72,13 +72,14 @@ def test_the_cohort_runs_on_mmengines_runner() -> None:
 @pytest.mark.parametrize(
     ("available", "groups"),
     [
-        ({"a": {4, 5}, "b": {4}}, {4: ["a", "b"]}),  # killed while saving: all go on from what all have
-        ({"a": {5}, "b": {5}, "c": set()}, {5: ["a", "b"], 0: ["c"]}),  # c's file was damaged: it starts again alone
-        ({"a": {5}, "b": {7}}, {7: ["b"], 5: ["a"]}),  # nothing in common
-        ({"a": set(), "b": set()}, {0: ["a", "b"]}),
+        ({"a": {(4, 0), (5, 0)}, "b": {(4, 0)}}, {(4, 0): ["a", "b"]}),  # killed while saving: what all have
+        ({"a": {(5, 0)}, "b": {(5, 0)}, "c": set()}, {(5, 0): ["a", "b"], (0, 0): ["c"]}),  # c's file was damaged
+        ({"a": {(5, 0)}, "b": {(7, 3)}}, {(7, 3): ["b"], (5, 0): ["a"]}),  # nothing in common
+        ({"a": {(5, 0), (5, 2)}, "b": {(5, 0), (5, 2)}}, {(5, 2): ["a", "b"]}),  # within an epoch
+        ({"a": set(), "b": set()}, {(0, 0): ["a", "b"]}),
     ],
 )
 def test_interrupted_cells_go_on_together_where_they_can(
-    available: dict[str, set[int]], groups: dict[int, list[str]]
+    available: dict[str, set[Position]], groups: dict[Position, list[str]]
 ) -> None:
     assert common_start(available) == groups

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdbench.distributed import rows_of
 from kdbench.errors import HyperparameterError
 from kdbench.method import Batch, Feature, NetInfo, Outputs, StageInfo, Task
 from kdbench.methods import rkd as rkd_module
@@ -414,14 +415,14 @@ class TinyStudent(nn.Module):
         return Outputs(logits, [Feature(embedding[:, :, None, None])] * 4, embedding, strong=strong)
 
 
-def train_step(method: type, start: int, stop: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Loss terms and gradients for samples [start, stop) of a fixed batch of 8."""
-    inputs, wanted = vectors(8, 10, 1)[start:stop], vectors(8, TEACHER_WIDTH, 2)[start:stop]
-    logits, strong = vectors(8, CLASSES, 3)[start:stop], vectors(8, CLASSES, 4)[start:stop]
+def train_step(method: type, rows: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Loss terms and gradients for some rows of a fixed batch of 8."""
+    inputs, wanted = vectors(8, 10, 1)[rows], vectors(8, TEACHER_WIDTH, 2)[rows]
+    logits, strong = vectors(8, CLASSES, 3)[rows], vectors(8, CLASSES, 4)[rows]
     teacher = Outputs(logits, [Feature(wanted[:, :, None, None])] * 4, wanted, strong=Outputs(strong))
     module = build(method).double()
     student = TinyStudent()
-    terms = module(Batch(torch.arange(8)[start:stop] % CLASSES, torch.arange(8)[start:stop]), student(inputs), teacher)
+    terms = module(Batch(rows % CLASSES, rows), student(inputs), teacher)
     sum(terms.values()).backward()
     both = nn.ModuleDict({"student": student, "method": module})
     buffers = {name: buffer.double() for name, buffer in both.named_buffers()}
@@ -439,7 +440,7 @@ def work(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = {}
     for method in DISTRIBUTED:
-        terms, gradients = train_step(method, 4 * rank, 4 * rank + 4)
+        terms, gradients = train_step(method, rows_of(rank, 2, 8))
         for value in (averaged := {k: v.detach().clone() for k, v in (terms | gradients).items()}).values():
             torch.distributed.all_reduce(value)
         found[method.name] = {name: value / 2 for name, value in averaged.items()}
@@ -452,7 +453,7 @@ def test_two_processes_give_the_losses_and_gradients_of_one_on_the_joint_batch(t
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     found = torch.load(tmp_path / "found.pt")
     for method in DISTRIBUTED:
-        terms, gradients = train_step(method, 0, 8)
+        terms, gradients = train_step(method, torch.arange(8))
         for name, value in (terms | gradients).items():
             torch.testing.assert_close(
                 found[method.name][name], value.detach(), msg=lambda text, m=method, n=name: f"{m.name}, {n}: {text}"

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdbench.distributed import rows_of
 from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Task
-from kdbench.methods import mgd
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
 from kdbench.registry import catalog
@@ -39,17 +39,6 @@ ELSEWHERE = {"cc", "rkd", "sp", "pkt", "rsd", "dist", "mlld"}
 METHODS = [name for name in catalog() if name not in ELSEWHERE]
 
 
-class FixedNegatives(nn.Module):
-    """Stands for CRD's sampler, whose draws differ between processes."""
-
-    def __init__(self, rows: slice) -> None:
-        super().__init__()
-        self.table = torch.randint(SAMPLES, (BATCH, 12), generator=torch.Generator().manual_seed(5))[rows]
-
-    def forward(self, labels: Tensor, number: int) -> Tensor:
-        return self.table[: len(labels), :number]
-
-
 @functools.lru_cache(maxsize=1)
 def nets() -> tuple[TappedNet, TappedNet]:
     torch.manual_seed(0)
@@ -60,7 +49,7 @@ def nets() -> tuple[TappedNet, TappedNet]:
     return student.train(), freeze(teacher)
 
 
-def two_steps(name: str, rows: slice) -> dict[str, Tensor]:
+def two_steps(name: str, rows: Tensor) -> dict[str, Tensor]:
     """Loss terms and gradients of two steps (on other images), and the buffers after them, for ``rows`` of the batch."""
     student, teacher = nets()
     torch.manual_seed(1)
@@ -71,13 +60,12 @@ def two_steps(name: str, rows: slice) -> dict[str, Tensor]:
     for module in method.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    if name == "crd":
-        method.negatives = FixedNegatives(rows)
     needs = frozenset(method.needs)
     images = torch.rand(2, BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(2)).double()
     found: dict[str, Tensor] = {}
     for step in range(2):
         index = torch.arange(step * BATCH, (step + 1) * BATCH)[rows]
+        torch.manual_seed(step)  # all processes draw from the same stream
         student.zero_grad()
         method.zero_grad()
         with torch.no_grad():
@@ -91,20 +79,13 @@ def two_steps(name: str, rows: slice) -> dict[str, Tensor]:
     return found | {f"buffer {key}": value.clone().double() for key, value in method.named_buffers()}
 
 
-def fixed_mask(value: Tensor, mask_ratio: float) -> Tensor:
-    """Stands for MGD's mask, which is drawn in each process."""
-    return torch.ones_like(value[:, :, :1, :1]) * (torch.arange(value.shape[1]) % 3 > 0)[None, :, None, None]
-
-
 def work(rank: int, folder: str) -> None:
     """One of two processes."""
     torch.set_num_threads(1)
-    mgd.channel_mask = fixed_mask
     if os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    half = BATCH // 2
-    found = {name: two_steps(name, slice(rank * half, (rank + 1) * half)) for name in METHODS}
+    found = {name: two_steps(name, rows_of(rank, 2, BATCH)) for name in METHODS}
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -118,9 +99,8 @@ def processes(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.xdist_group("two processes")
-def test_two_processes_give_the_losses_and_gradients_of_one_on_the_whole_batch(name, processes, monkeypatch) -> None:
-    monkeypatch.setattr(mgd, "channel_mask", fixed_mask)
-    whole = two_steps(name, slice(0, BATCH))
+def test_two_processes_give_the_losses_and_gradients_of_one_on_the_whole_batch(name, processes) -> None:
+    whole = two_steps(name, torch.arange(BATCH))
     parts = [found[name] for found in processes]
     assert all(part.keys() == whole.keys() for part in parts)
     for key, value in whole.items():

@@ -1,0 +1,7 @@
+"""``python -m kdbench``: the command line, for launchers that start modules (``torchrun -m kdbench run ...``)."""
+
+import sys
+
+from kdbench.cli import main
+
+sys.exit(main())

@@ -1,0 +1,89 @@
+"""The 1,000 classes of ImageNet-1K in the order of the classifiers that were trained on it. Works without torch."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+from collections.abc import Container
+from functools import lru_cache
+from pathlib import Path
+
+from kdbench.errors import KdbenchError, UnknownNameError, nearest
+
+#: How a class is called: a noun of WordNet by its number.
+WNID = re.compile(r"n\d{8}")
+#: How the official names of training images begin, or those of copies from Hugging Face's hub end.
+_IN_NAME = re.compile(r"(?:^|/)(n\d{8})_\d+(?:_n\d{8})?\.\w+$|\d_(n\d{8})\.\w+$")
+
+
+@lru_cache(maxsize=1)
+def wnids() -> tuple[str, ...]:
+    """The WNIDs, class 0 first. The order is that of timm's and torchvision's classifiers, which is the sorted one.
+
+    The devkit of ILSVRC 2012 numbers the classes from 1 in an order of its own (``ILSVRC2012_ID``), which is another.
+    """
+    return tuple(_timm_file("imagenet_synsets.txt").read_text("utf-8").split())
+
+
+@lru_cache(maxsize=1)
+def class_names() -> dict[str, str]:
+    """What each WNID means: ``tench, Tinca tinca``."""
+    with _timm_file("imagenet_synset_to_lemma.txt").open(encoding="utf-8", newline="") as lines:
+        words = {row[0]: row[1] for row in csv.reader(lines, delimiter="\t") if len(row) > 1}
+    return {wnid: words[wnid] for wnid in wnids()}
+
+
+@lru_cache(maxsize=1)
+def numbers() -> dict[str, int]:
+    """The class, 0 to 999, of every WNID."""
+    return {wnid: number for number, wnid in enumerate(wnids())}
+
+
+def wnid_to_index(wnid: str) -> int:
+    """The class, 0 to 999, of a WNID.
+
+    Raises:
+        UnknownNameError: with the nearest WNID.
+    """
+    if wnid not in numbers():
+        raise UnknownNameError("class of ImageNet-1K", wnid, wnids())
+    return numbers()[wnid]
+
+
+def refuse_other_class(name: str, wnid: str, where: str, title: str) -> None:
+    """See that an image whose official name tells its class is said to be of that class: copies exist that number otherwise.
+
+    Args:
+        name: of the image: ``n01440764_10026.JPEG``, or with the class appended.
+        wnid: of the class that it is said to have.
+
+    Raises:
+        KdbenchError: if they differ.
+    """
+    match = _IN_NAME.search(name)
+    told = (match[1] or match[2]) if match else None
+    if told is not None and told != wnid:
+        raise KdbenchError(
+            f"{title}: {where} gives {name} the class {wnid}, but its name says {told}; "
+            "expected classes numbered from 0 in the order of sorted WNIDs"
+        )
+
+
+def refuse_unknown(wnid: str, wanted: Container[str], where: str, title: str) -> None:
+    """See that a WNID is one of ImageNet-1K. Where only some classes are wanted, others of a larger ImageNet may stand beside.
+
+    Raises:
+        KdbenchError: with the nearest WNID.
+    """
+    if wnid not in numbers() and all(name in wanted for name in wnids()):
+        raise KdbenchError(f"{title}: {where} is of {wnid}, no class of ILSVRC 2012; {nearest(wnid, wnids())}")
+
+
+def _timm_file(name: str) -> Path:
+    """A table that comes with timm, whose package is looked up but not imported, because that imports torch."""
+    found = importlib.util.find_spec("timm")
+    path = Path(found.origin).parent / "data" / "_info" / name if found and found.origin else None
+    if path is None or not path.is_file():
+        raise KdbenchError(f"timm's list of ImageNet classes ({name}) is not where timm 1.0.20 and later have it")
+    return path
