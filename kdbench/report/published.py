@@ -392,8 +392,9 @@ def _bare(name: object) -> str:
     return re.sub(r"\(.*?\)", "", str(name)).strip().split(".")[0]
 
 
-def _net_keys(*names: str) -> set[str]:
-    return {normalise_net(name) for name in names}
+def _net_keys(name: str, display: str) -> set[str]:
+    """The net that tables print, not a suite's short name for it: ``vit-s`` is another net in every suite."""
+    return {normalise_net(display or name)}
 
 
 def _evidence_rank(evidence: str) -> int:
