@@ -275,7 +275,7 @@ def test_a_test_image_that_does_not_decode_is_black_or_stops_the_run() -> None:
     shown = evaluate(files(undecodable=0.1, damaged=frozenset([3])), EvaluationView(32), say=said.append)
     assert shown.flatten(1).max(1).values.eq(0).nonzero().flatten().tolist() == [3]
     assert said == ["train/3.png does not decode (OSError: image file is truncated); a black image takes its place"]
-    with pytest.raises(KdbenchError, match="train/3.png does not decode"):
+    with pytest.raises(KdbenchError, match=r"train/3\.png does not decode"):
         evaluate(files(damaged=frozenset([3])), EvaluationView(32))
 
 

@@ -99,7 +99,7 @@ def class_scores(results: Results, store: Path | str | Outcomes, by: str = "clas
     names = read_classes(Path(outcomes.root), results.identity()["dataset"])
     if by == "superclass" and (names is None or names.coarse is None):
         return _none(by, f"No superclasses are known of the data set {results.identity()['dataset']}.")
-    titles, above, group = _grouping(names, labels, by)
+    titles, above, group = grouping(names, labels, by)
     images = np.bincount(group, minlength=len(titles))
     held = images > 0
     found: dict[tuple[str, str], list[np.ndarray]] = {}
@@ -231,7 +231,7 @@ def build_class_table(
     return class_table(results, class_scores(results, store, by), show, worst, command=command)
 
 
-def _grouping(names: ClassNames | None, labels: np.ndarray, by: str) -> tuple[list[str], list[str], np.ndarray]:
+def grouping(names: ClassNames | None, labels: np.ndarray, by: str) -> tuple[list[str], list[str], np.ndarray]:
     """Titles, their superclasses, and the position of each image's class among them."""
     count = int(labels.max()) + 1
     titles = list(names.class_names) if names else []

@@ -87,6 +87,8 @@ def read_predictions(folder: Path | None) -> Predictions | None:
             label = stored["label"] if "label" in stored.files else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+    if not all(isinstance(values, np.ndarray) for values in (correct, probability, predicted)):  # no .npy of that name
+        return None
     if not correct.ndim == probability.ndim == 1 or correct.shape != probability.shape or not correct.size:
         return None
     if label is not None and (label.shape != correct.shape or label.dtype.kind not in "iu" or label.min() < 0):

@@ -198,8 +198,7 @@ class _Builder:
         return tuple(self._ordered(self._averages(self._corrected(standings))))
 
     def _standing(self, name: str) -> Standing:
-        method, cells = self.results.method_info[name], self.results.cells
-        own = cells[cells["method"] == name]
+        method, own = self.results.method_info[name], self._cells[name]
         done = own[own["value"].notna()]
         planned = int((own["state"] != "skipped").sum())
         extra = done["extra_parameters"].median() if done["extra_parameters"].notna().any() else np.nan
@@ -224,6 +223,12 @@ class _Builder:
                 harmed = int((over < -statistics.RESOLUTION).sum())
                 standing = replace(standing, gain_over_scratch=float(over.mean()), harmed=(harmed, len(over)))
         return self._against_reference(standing) if self.reference else standing
+
+    @cached_property
+    def _cells(self) -> dict[str, pd.DataFrame]:
+        names = ["method", "state", "value", "train_seconds", "peak_memory_bytes"]
+        cells = self.results.cells[[*names, "extra_parameters", "inference_extra_parameters"]]
+        return {str(name): own for name, own in cells.groupby("method")}
 
     def _against_reference(self, standing: Standing) -> Standing:
         gains = self._gains(standing.method, self.reference)

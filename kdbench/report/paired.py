@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.report.files import Outcomes
@@ -159,9 +158,28 @@ def compare_methods(results: Results, store: Path | str | Outcomes, pair: str, f
     for name in (first, second):
         if name not in results.method_info:
             raise UnknownNameError("method", name, results.method_info, "the results")
-    cells = results.cells[(results.cells["pair"] == pair) & (results.cells["state"] == "done")]
     outcomes = store if isinstance(store, Outcomes) else Outcomes(store)
-    found = {name: _right(cells[cells["method"] == name], outcomes) for name in (first, second)}
+    return _compare(_finished(results), outcomes, pair, first, second)
+
+
+def _finished(results: Results) -> dict[tuple[str, str], list[tuple[int, str]]]:
+    """(pair, method) -> (seed, path) of its finished cells."""
+    done = results.cells[results.cells["state"] == "done"]
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for pair, method, seed, path in zip(*(done[name] for name in ("pair", "method", "seed", "path")), strict=True):
+        found.setdefault((str(pair), str(method)), []).append((int(seed), str(path)))
+    return found
+
+
+def _compare(
+    finished: dict[tuple[str, str], list[tuple[int, str]]], outcomes: Outcomes, pair: str, first: str, second: str
+) -> Comparison:
+    found: dict[str, dict[int, np.ndarray]] = {first: {}, second: {}}
+    for name, own in found.items():
+        for seed, path in finished.get((pair, name), []):
+            right = outcomes.correct(path)
+            if right is not None:
+                own[seed] = right
     seeds = sorted(set(found[first]) & set(found[second]))
     if not seeds:
         raise KdbenchError(f"{first} and {second} on {pair}: no seed of which both have predictions")
@@ -197,10 +215,18 @@ def compare_methods(results: Results, store: Path | str | Outcomes, pair: str, f
 def compare_all(results: Results, store: Path | str | Outcomes, reference: str = "kd") -> list[Comparison]:
     """Every method against ``reference`` on every pair where both have predictions, in the order of the table."""
     outcomes = store if isinstance(store, Outcomes) else Outcomes(store)
+    return compare_some(results, outcomes, reference, comparable(results, reference))
+
+
+def compare_some(
+    results: Results, outcomes: Outcomes, reference: str, wanted: Sequence[tuple[str, str]]
+) -> list[Comparison]:
+    """The same for these (pair, method)."""
     comparisons = []
-    for pair, name in comparable(results, reference):
+    finished = _finished(results)
+    for pair, name in wanted:
         try:
-            comparisons.append(compare_methods(results, outcomes, pair, name, reference))
+            comparisons.append(_compare(finished, outcomes, pair, name, reference))
         except KdbenchError:  # no predictions in common: nothing to say of this one
             continue
     return comparisons
@@ -216,12 +242,6 @@ def comparable(results: Results, reference: str) -> list[tuple[str, str]]:
         for name in results.method_info
         if name != reference and scores.get((pair, name), {}).get("n", 0)
     ]
-
-
-def _right(cells: pd.DataFrame, outcomes: Outcomes) -> dict[int, np.ndarray]:
-    """Right or wrong of each image, by seed."""
-    found = {int(seed): outcomes.correct(str(path)) for seed, path in zip(cells["seed"], cells["path"], strict=True)}
-    return {seed: right for seed, right in found.items() if right is not None}
 
 
 def _bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
