@@ -14,7 +14,7 @@ import torch
 
 import kdbench
 
-_PACKAGES = ("torch", "torchvision", "timm", "mmengine", "numpy")
+_PACKAGES = ("torch", "torchvision", "timm", "mmengine", "numpy", "pillow")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

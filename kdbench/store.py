@@ -6,10 +6,8 @@ Works without torch.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.claims import ClaimLostError, Claims, Holder, read_holder
 from kdbench.errors import KdbenchError
+from kdbench.wholefiles import DamagedFileError, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,84 +27,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 METRICS = ("top1", "top5", "nll", "ece", "agreement", "teacher_kl")
-
-
-class DamagedFileError(KdbenchError):
-    """A file of the store that is cut, altered or unreadable."""
-
-
-def write_bytes(path: Path, content: bytes, once: bool = False) -> None:
-    """Write a file so that after a crash the old or the new one is there, never a part: temporary file, fsync, rename.
-
-    Args:
-        path: the file; its folder is made.
-        content: all of it.
-        once: refuse to replace a file that is there.
-
-    Raises:
-        FileExistsError: with ``once``, if there is a file.
-        OSError: if it cannot be written; the old file is there then.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Process numbers repeat on other machines that write into the same folder.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if once and _link(temporary, path):
-            temporary.unlink()
-        else:
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def _link(source: Path, target: Path) -> bool:
-    """Give a file a second name that must be new; False where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        if os.stat(source).st_nlink != 2:  # NFS may repeat a request that was carried out
-            raise
-    except OSError:
-        if target.exists():
-            raise FileExistsError(f"{target} exists") from None
-        return False
-    return True
-
-
-def write_json(path: Path, content: Mapping[str, Any], once: bool = False) -> None:
-    """Write a mapping as JSON with a checksum over its other keys; see ``write_bytes``."""
-    body = dict(content)
-    body["file_checksum"] = _checksum(content)
-    write_bytes(path, (json.dumps(body, indent=1, allow_nan=True) + "\n").encode(), once)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what ``write_json`` wrote.
-
-    Raises:
-        DamagedFileError: if the file is cut or its checksum does not match.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-        checksum = content.pop("file_checksum")
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is damaged ({type(error).__name__}: {error})") from None
-    if checksum != _checksum(content):
-        raise DamagedFileError(f"{path} is damaged (its checksum does not match)")
-    return content
-
-
-_CANONICAL = json.JSONEncoder(sort_keys=True, allow_nan=True)
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()
 
 
 class Store:

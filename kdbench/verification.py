@@ -56,8 +56,8 @@ class Verdict:
             return f"{text}; no published figure to compare with"
         text += f", published {self.published:.2f} %{f' ({self.source})' if self.source else ''}"
         if self.low is None:
-            return f"{text}; too few images or classes to compare them"
-        return f"{text}, expected {expected_range(self.low, self.high)}"
+            return f"{text}; the bounds are too wide to compare them"
+        return f"{text}, expected {expected_range(self.low, self.high)}{'' if self.agrees else ': far off'}"
 
 
 def expected_range(low: float, high: float | None) -> str:

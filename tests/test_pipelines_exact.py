@@ -123,7 +123,26 @@ def test_images_of_several_sizes_are_refused_with_what_to_set() -> None:
         ExactPipeline(files(), recipe(pipeline="exact"), 4, 0, "cpu", workers=0).make(0, 0)
 
 
+def test_randaugment_alone_is_timms_on_images_of_their_own_size() -> None:
+    data = pictures(20, 40, 40)
+    theirs = create_transform(
+        input_size=40, is_training=True, auto_augment="rand-m9-n4", interpolation="random", separate=True
+    )[1]
+    made = exact(data, None, randaugment="rand-m9-n4").make(0, 0)
+    for row, image in enumerate(made.images):
+        seeded(0, row)
+        assert torch.equal(image, transforms.functional.to_tensor(theirs(data.image(int(made.batch.index[row])))))
+
+
 # Pure functions
+
+
+def test_an_exact_batch_does_not_depend_on_the_parts_it_is_made_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = exact(strong=True, **EVERYTHING)
+    expected = [whole.make(0, step) for step in range(2)]
+    monkeypatch.setattr("kdbench.data.exact.PART_SIZE", 3)
+    for step in range(2):
+        assert_part(expected[step], exact(strong=True, **EVERYTHING).make(0, step), list(range(8)))
 
 
 def test_an_exact_batch_is_a_pure_function_of_seed_epoch_and_step_and_leaves_the_random_state_alone() -> None:
@@ -294,7 +313,7 @@ def test_pictures_in_memory_and_in_files_are_the_same_to_the_exact_pipeline() ->
 
 def test_randaugment_at_its_highest_level_keeps_no_bit_of_an_image_and_does_not_fail() -> None:
     augment = Augment(resized_crop=ResizedCrop(), randaugment="rand-m10-inc1")
-    _, secondary, _ = training_transform(augment, Frame(32), one_size=False).transforms
+    _, secondary, _ = training_transform(augment, Frame(32), None).transforms
     (posterize,) = (operation for operation in secondary.transforms[0].ops if operation.name == "PosterizeIncreasing")
     posterize.prob = 1.0
     image = pictures(1).image(0)

@@ -97,7 +97,8 @@ class TrainingWork:
     @cached_property
     def transform(self) -> Any:
         """Image -> (3, H, W) uint8, as timm makes it before it normalises."""
-        return training_transform(self.augment, self.frame, isinstance(self.data, ImageSet))
+        side = self.data.images.shape[2] if isinstance(self.data, ImageSet) else None
+        return training_transform(self.augment, self.frame, side)
 
     def _decode(self, position: int, batch: _Batch) -> tuple[Image, int]:
         try:
@@ -176,18 +177,18 @@ class EvaluationWork:
         )
 
 
-def training_transform(augment: Augment, frame: Frame, one_size: bool) -> Any:
+def training_transform(augment: Augment, frame: Frame, side: int | None) -> Any:
     """timm's training transform up to bytes (3, H, W), without normalisation and erasing.
 
     With ``resized_crop`` it is what timm's train script builds. Else images are resized to the suite's size and cut from the
     centre, or padded and cropped by torchvision; then flipped and augmented as in timm.
 
     Args:
-        one_size: whether all images have the same size, of which ``crop_padding`` crops.
+        side: of all images (px), where they have one size; ``crop_padding`` then crops before they are resized.
     """
     crop = augment.resized_crop
     primary, secondary, final = create_transform(
-        input_size=frame.size or 32,
+        input_size=frame.size or side or 224,
         is_training=True,
         use_prefetcher=True,
         separate=True,
@@ -209,7 +210,7 @@ def training_transform(augment: Augment, frame: Frame, one_size: bool) -> Any:
     resize = [] if frame.size is None else [transforms.Resize(frame.size), transforms.CenterCrop(frame.size)]
     if augment.crop_padding:
         cropping = [_PaddedCrop(augment.crop_padding)]
-        steps += cropping + resize if one_size else resize + cropping
+        steps += resize + cropping if side is None else cropping + resize
     else:
         steps += resize
     if augment.flip:

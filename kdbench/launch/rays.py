@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from typing import Any
 
 from kdbench.errors import KdbenchError
@@ -29,6 +30,7 @@ class RayLauncher:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address:
+            _check_reachable(address)
             if address.split(":")[0] in ("127.0.0.1", "localhost"):
                 options["_node_ip_address"] = "127.0.0.1"
         else:
@@ -80,3 +82,14 @@ class RayLauncher:
         with contextlib.suppress(Exception):
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=30)
         self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise KdbenchError(f"--ray-address {address!r} is not of the form HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise KdbenchError(f"--ray-address {address}: no cluster answers ({error.strerror or error})") from None

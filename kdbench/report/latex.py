@@ -1,6 +1,13 @@
-"""Writes a ``Table`` as a LaTeX float that needs booktabs alone; with graphicx loaded, a wide one is scaled."""
+"""Writes a ``Table`` as a LaTeX float that needs booktabs alone; with graphicx loaded, a wide one is scaled.
+
+A table of many columns becomes several panels below each other, so that what is scaled to the line can still be read.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 from kdbench.report.markup import (
     STYLES,
@@ -19,6 +26,18 @@ from kdbench.report.table import Cell, Header, Table
 _FIT = r"\ifdim\wd2>\linewidth\ifdefined\resizebox\resizebox{\linewidth}{!}{\box2}\else\box2\fi\else\box2\fi"
 
 
+#: Columns of one panel.
+MOST_COLUMNS = 10
+#: Lines of a float, caption and notes not counted: more do not fit on a page. Wide tables are set smaller.
+MOST_LINES, MOST_LINES_WIDE = 40, 46
+#: Lines of notes under a float; more stand in the text after it, where they may run over pages.
+MOST_NOTE_LINES = 12
+#: Characters of a line of long text in a cell.
+_TEXT_WIDTH = 24
+#: Wider tables span both columns of a two-column page (``table*``, which is a plain ``table`` where there is one column).
+ONE_COLUMN = 6
+
+
 def write_latex(table: Table) -> str:
     """A ``table`` environment; the command and the hash of the results are comments before it."""
     style = STYLES["latex"]
@@ -28,28 +47,83 @@ def write_latex(table: Table) -> str:
     ]
     if table.message:
         return "\n".join([*comments, rf"\emph{{{style.escape(table.message)}}}"]) + "\n"
-    width = len(table.columns) + 1
+    floats = _floats(table)
+    lines = comments
+    notes = note_lines(table, style)
+    apart = sum(-(-len(note) // 90) for note in notes) > MOST_NOTE_LINES
+    for number, parts in enumerate(floats):
+        under = [] if apart or number < len(floats) - 1 else notes
+        lines += _float(table, parts, style, number == 0, under)
+    if apart:
+        lines += [rf"\par\medskip{{\footnotesize\raggedright\noindent Notes to Table~\ref{{tab:{table.label}}}:\par"]
+        lines += [*(f"{note}\\par" for note in notes), r"}\medskip"]
+    return "\n".join(lines) + "\n"
+
+
+def _float(whole: Table, parts: Sequence[Table], style: Style, first: bool, notes: Sequence[str]) -> list[str]:
+    """One float; the caption and the label are on the first."""
+    environment = "table" if len(whole.columns) <= ONE_COLUMN else "table*"
+    caption = rf"\caption{{{style.escape(whole.caption)}}}\label{{tab:{whole.label}}}"
+    if not first:
+        caption = r"\addtocounter{table}{-1}\caption{Continued.}"
     lines = [
-        *comments,
-        r"\begin{table}[tbp]",
+        rf"\begin{{{environment}}}[tbp]",
         r"\centering",
-        r"\small" if width <= 9 else r"\footnotesize",
+        r"\small" if len(whole.columns) <= ONE_COLUMN + 2 else r"\footnotesize",
         r"\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{style.escape(table.caption)}}}",
-        rf"\label{{tab:{table.label}}}\par\medskip",
-        rf"\setbox2=\hbox{{\begin{{tabular}}{{{''.join(_column_types(table))}}}",
-        r"\toprule",
-        *_head(table, style),
-        *_body(table, style),
-        r"\bottomrule",
-        r"\end{tabular}}%",
-        _FIT,
+        rf"{caption}\par\medskip",
     ]
-    if notes := note_lines(table, style):
+    for number, part in enumerate(parts):
+        lines += [
+            *([r"\par\medskip"] if number else []),
+            rf"\setbox2=\hbox{{\begin{{tabular}}{{{''.join(_column_types(part))}}}",
+            r"\toprule",
+            *_head(part, style),
+            *_body(part, style),
+            r"\bottomrule",
+            r"\end{tabular}}%",
+            _FIT,
+        ]
+    if notes:
         lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\raggedright\footnotesize"]
         lines += [f"{note}\\par" for note in notes]
         lines.append(r"\end{minipage}")
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    return [*lines, rf"\end{{{environment}}}"]
+
+
+def _floats(table: Table) -> list[list[Table]]:
+    """The panels of each float: all in one where a page holds them, else each panel alone, cut by rows where it is long."""
+    heights = [max([1, *(-(-len(cell.text) // _TEXT_WIDTH) for cell in row)]) for row in table.cells]
+    groups = sum(header.group != before.group for before, header in itertools.pairwise(table.rows)) + 1
+    parts = panels(table)
+    most = MOST_LINES if len(table.columns) <= ONE_COLUMN + 2 else MOST_LINES_WIDE
+    if (sum(heights) + groups + 3) * len(parts) <= most:
+        return [parts]
+    edges, used = [0], 0
+    for i, height in enumerate(heights):
+        height += i == edges[-1] or table.rows[i].group != table.rows[i - 1].group
+        if used + height > most - 6:
+            edges.append(i)
+            used = 0
+        used += height
+    edges.append(len(heights))
+    return [
+        [replace(part, rows=part.rows[start:end], cells=part.cells[start:end])]
+        for part in parts
+        for start, end in itertools.pairwise(edges)
+    ]
+
+
+def panels(table: Table) -> list[Table]:
+    """The table cut into parts of about equally many columns, at most ``MOST_COLUMNS`` each."""
+    count = -(-len(table.columns) // MOST_COLUMNS)
+    edges = [len(table.columns) * number // count for number in range(count + 1)]
+    return [
+        replace(
+            table, columns=table.columns[start:end], cells=tuple(row[start:end] for row in table.cells)
+        )
+        for start, end in itertools.pairwise(edges)
+    ]  # fmt: skip
 
 
 def _head(table: Table, style: Style) -> list[str]:

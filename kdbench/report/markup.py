@@ -6,12 +6,20 @@ import html
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kdbench.report.table import Cell, Header, Table
 
 _GROUP_TITLES = {"baseline": "baselines"}
+
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
+_GREEK = dict(zip("αβγδεζηθκλμνξπρστφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK_NAMES.split(), strict=True))
+
+_LONG_WORD = 30
 
 LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}",
@@ -32,7 +40,10 @@ LATEX_CHARACTERS = {
     "*": r"{*}",
     "[": r"{[}",
     "]": r"{]}",
-    "`": r"\char96{}",
+    "`": r"{\char96}",
+    **{"ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "ł": r"{\l}", "Ł": r"{\L}", "ı": r"{\i}"},
+    **{"æ": r"{\ae}", "Æ": r"{\AE}", "œ": r"{\oe}", "Œ": r"{\OE}"},
+    **{letter: rf"$\{name}$" for letter, name in _GREEK.items()},
     "→": r"$\rightarrow$",
     "±": r"$\pm$",
     "×": r"$\times$",
@@ -84,7 +95,24 @@ def escape_markdown(text: str) -> str:
 
 def escape_latex(text: str) -> str:
     """Escape LaTeX's special characters; what pdflatex's default fonts lack becomes a question mark."""
-    return "".join(LATEX_CHARACTERS.get(char) or _latex_letter(char) for char in one_line(text))
+    return " ".join(_latex_word(word) for word in one_line(text).split(" "))
+
+
+def _latex_word(word: str) -> str:
+    pieces = [LATEX_CHARACTERS.get(char) or _latex_letter(char) for char in word]
+    if len(word) > _LONG_WORD:  # an address: it may be broken after its parts
+        pieces = [piece + r"\allowbreak{}" if piece in ("/", ":", "@") else piece for piece in pieces]
+    # Two hyphens or two apostrophes in a name are no dash and no quotation mark.
+    return "{}".join("".join(part) for part in _apart(pieces))
+
+
+def _apart(pieces: Iterable[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for piece in pieces:
+        if piece in ("-", "'") and parts[-1] and parts[-1][-1] == piece:
+            parts.append([])
+        parts[-1].append(piece)
+    return parts
 
 
 def comment_text(table: Table) -> str:

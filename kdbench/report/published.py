@@ -47,6 +47,20 @@ METHOD_ALIASES = {
     "teacher": ("teacher", "released teacher checkpoint (no distillation)"),
 }
 
+#: (arXiv id, data set) -> epochs by the family of the student, where they could be read: OFA-KD's configs/*.yaml, which the code
+#: of PAT (there with averaged weights) and of RSD uses too. Others are not known and nothing is said of them.
+PUBLISHED_EPOCHS = {
+    **{
+        (paper, "cifar100"): {"cnn": 300, "vit": 300, "mlp": 300}
+        for paper in ("2310.19444", "2501.08885", "2507.21844")
+    },
+    **{
+        (paper, "imagenet1k"): {"cnn": 100, "vit": 300, "mlp": 300}
+        for paper in ("2310.19444", "2501.08885", "2507.21844")
+    },
+}
+AVERAGED_WEIGHTS = ("2501.08885",)
+
 _EVIDENCE = ("primary", "quoted", "secondary")
 _GROUPS = {"teacher": "teachers", "scratch": "students from scratch", "distilled": "distilled students"}
 
@@ -176,7 +190,7 @@ def _records(results: Results, published: pd.DataFrame) -> list[dict[str, Any]]:
                 continue
             record = {**our, **figure, "dataset": results.identity()["dataset"], "method": our["method"]}
             record["difference"] = our["ours_top1"] - figure["published_top1"]
-            record["note"] = "; ".join(_remarks(our, results))
+            record["note"] = "; ".join([*_remarks(our, results), *_recipe_remarks(our, figure, results)])
             records.append(record)
     order = {id(our["order"]): i for i, our in enumerate(ours)}
     return sorted(records, key=lambda r: (list(_GROUPS).index(r["kind"]), order[id(r["order"])], -r["published_top1"]))
@@ -209,6 +223,7 @@ def _merged(published: pd.DataFrame) -> list[dict[str, Any]]:
         )
         figure["evidence"] = _joined(row["evidence"] for row in found)
         figure["paper"] = _joined(f"{row['paper']}, {row['table']}" for row in found)
+        figure["papers"] = tuple(dict.fromkeys(row["arxiv_id"] for row in found))
         figure["source"] = _joined(row["source"] for row in found)
     return list(merged.values())
 
@@ -286,6 +301,28 @@ def _remarks(our: dict[str, Any], results: Results) -> list[str]:
     return remarks
 
 
+def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Results) -> list[str]:
+    """What differs between the recipes, as far as both are known."""
+    if our["kind"] == "teacher" or not np.isfinite(our["ours_top1"]):
+        return []
+    pairs = [pair for pair, row in results.pair_info.items() if row["student"] == our["student"]]
+    family = results.pair_info[pairs[0]]["student_family"]
+    own = results.cells[results.cells["pair"].isin(pairs) & (results.cells["method"] == our["method"])]
+    epochs = own.loc[own["value"].notna(), "epochs"].dropna()
+    dataset = _plain(results.identity()["dataset"])
+    known = {
+        PUBLISHED_EPOCHS[paper, dataset].get(family)
+        for paper in figure["papers"]
+        if (paper, dataset) in PUBLISHED_EPOCHS
+    }
+    remarks = []
+    if len(known) == 1 and epochs.nunique() == 1 and (published := known.pop()) and epochs.iloc[0] != published:
+        remarks.append(f"{epochs.iloc[0]:g} epochs, published {published}")
+    if figure["papers"] and all(paper in AVERAGED_WEIGHTS for paper in figure["papers"]) and our["kind"] == "distilled":
+        remarks.append("published with averaged weights")
+    return remarks
+
+
 def _cells(record: dict[str, Any], mark: str) -> tuple[Cell, ...]:
     ours = np.isfinite(record["ours_top1"])
     reconstruction = " (rec.)" if record["fidelity"] == "reconstruction" else ""
@@ -355,8 +392,9 @@ def _bare(name: object) -> str:
     return re.sub(r"\(.*?\)", "", str(name)).strip().split(".")[0]
 
 
-def _net_keys(*names: str) -> set[str]:
-    return {normalise_net(name) for name in names}
+def _net_keys(name: str, display: str) -> set[str]:
+    """The net that tables print, not a suite's short name for it: ``vit-s`` is another net in every suite."""
+    return {normalise_net(display or name)}
 
 
 def _evidence_rank(evidence: str) -> int:

@@ -325,7 +325,7 @@ class _Builder:
             notes.append(Note("", f"{text}. (k/n): over k of n pairs only."))
         if self.competing and "scratch" in self.methods:
             title = self.methods["scratch"]["title"]
-            notes.append(Note("", f"Pairs harmed: pairs on which the method's mean is worse than that of {title!r}."))
+            notes.append(Note("", f"Pairs harmed: pairs on which the method's mean is worse than that of “{title}”."))
         if not self.metric.higher_is_better:
             notes.append(Note("", "Gains are counted so that a positive one is an improvement."))
         return notes + [Note("", text) for text in data_notes(self.results)]

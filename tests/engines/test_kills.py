@@ -84,7 +84,7 @@ class Killer(threading.Thread):
 
 @pytest.mark.slow
 def test_thirty_kills_lose_no_result_double_none_and_change_none(tmp_path: Path) -> None:
-    suite = write_matrix(tmp_path / "tiny.yaml", epochs=200)
+    suite = write_matrix(tmp_path / "tiny.yaml", epochs=60)
     made = plan_of(suite)
     trained(made, Store(tmp_path / "whole"), suite, LocalLauncher(2))
     moments: list[tuple[str, float]] = []

@@ -20,6 +20,7 @@ finish() {
     for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
     sleep 2
     for pid in "${pids[@]}"; do kill -9 -- "-$pid" 2>/dev/null || true; done
+    rm -rf "${short:-/nowhere}"
 }
 trap finish EXIT
 start() {
@@ -29,7 +30,8 @@ start() {
     pids=("$!" "${pids[@]}")
 }
 export RAY_ADDRESS=127.0.0.1:26379
-start head --head --port=26379 --include-dashboard=false --temp-dir="$folder/head"
+short=$(mktemp -d /tmp/ray.XXXX) # names of sockets have at most 107 bytes
+start head --head --port=26379 --include-dashboard=false --temp-dir="$short"
 for _ in $(seq 60); do (exec 3<> /dev/tcp/127.0.0.1/26379) 2>/dev/null && break; sleep 0.5; done
 sleep 3
 start second "--address=$RAY_ADDRESS"

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
+from kdbench.plan import Choice, make_plan
+from kdbench.registry import catalog
 from kdbench.report import published as module
 from kdbench.report.published import (
     COLUMNS,
@@ -21,6 +23,7 @@ from kdbench.report.published import (
     published_ledger,
 )
 from kdbench.report.render import FORMATS, render
+from kdbench.suite import load_suite
 from tests.report import factory
 
 P1 = "swin_tiny--resnet18"
@@ -217,3 +220,104 @@ def test_an_empty_store_and_every_format_work(tmp_path, format):
     folder = folder_with(tmp_path, {"method": "KD", "top1": 78.74, "source": "50% a_b | <c> $d"})
     assert render(published_ledger(ours(), folder), format)
     assert render(published_ledger(pd.DataFrame(), folder), format)
+
+
+#: How the suites ``cifar100`` and ``imagenet1k`` call their nets, with the names that tables print.
+FIELD = {
+    "swin_tiny": ("Swin-T", "vit"), "vit_small": ("ViT-S", "vit"), "mixer_b16": ("Mixer-B/16", "mlp"),
+    "convnext_tiny": ("ConvNeXt-T", "cnn"), "resnet18": ("ResNet18", "cnn"), "mobilenetv2": ("MobileNetV2", "cnn"),
+    "deit_tiny": ("DeiT-T", "vit"), "swin_pico": ("Swin-P", "vit"), "swin_nano": ("Swin-N", "vit"),
+    "resmlp_s12": ("ResMLP-S12", "mlp"), "resnet50": ("ResNet50", "cnn"),
+}  # fmt: skip
+
+
+def field_frame(dataset: str, pairs: list[str], methods: list[str], **changes: object) -> pd.DataFrame:
+    rows = []
+    for pair in pairs:
+        teacher, student = pair.split("--")
+        names = {"teacher_display": FIELD[teacher][0], "student_display": FIELD[student][0]}
+        names |= {"teacher_family": FIELD[teacher][1], "student_family": FIELD[student][1]}
+        for method in methods:
+            rows.append(
+                factory.cell(pair, method, 75.0, suite=dataset, dataset=dataset, protocol="paper", **names, **changes)
+            )
+    return pd.DataFrame(rows)
+
+
+CIFAR_PAIRS = [
+    *("swin_tiny--resnet18", "vit_small--resnet18", "mixer_b16--resnet18", "swin_tiny--mobilenetv2"),
+    *("vit_small--mobilenetv2", "mixer_b16--mobilenetv2", "convnext_tiny--deit_tiny", "mixer_b16--deit_tiny"),
+    *("convnext_tiny--swin_pico", "mixer_b16--swin_pico", "convnext_tiny--resmlp_s12", "swin_tiny--resmlp_s12"),
+]
+
+
+def test_the_suites_pairs_find_every_published_figure_of_their_nets() -> None:
+    """Nothing is lost to a spelling: what is joined is what the files hold for these nets and methods, by their own names."""
+    methods = ["scratch", "kd", "fitnet", "crd", "dkd", "dist", "ofa", "fofa", "tas", "rsd"]
+    published = load_published()
+    for dataset, title in (("cifar100", "CIFAR-100"), ("imagenet1k", "ImageNet-1K")):
+        pairs = [*CIFAR_PAIRS, "resnet50--swin_nano", "swin_nano--resnet50", "convnext_tiny--swin_nano"]
+        rows = ledger_of(field_frame(dataset, pairs, methods))
+        raw = published[(published["dataset"] == title) & published["method_key"].isin(methods)]
+        for pair in pairs:
+            teacher, student = (FIELD[name][0] for name in pair.split("--"))
+            bare = (
+                raw["teacher"].str.replace(r" *\(.*", "", regex=True),
+                raw["student"].str.replace(r" *\(.*", "", regex=True),
+            )
+            expected = raw[(bare[0] == teacher) & (bare[1] == student) & (raw["method_key"] != "scratch")]
+            ours_ = rows[(rows["teacher"] + "--" + rows["student"] == pair) & (rows["kind"] == "distilled")]
+            assert set(zip(ours_["method"], ours_["published_top1"], strict=True)) >= set(
+                zip(expected["method_key"], expected["top1"], strict=True)
+            ), (dataset, pair)
+    assert len(ledger_of(field_frame("cifar100", CIFAR_PAIRS, methods))) > 40
+
+
+def ledger_of(frame: pd.DataFrame) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(render(published_ledger(frame), "csv")))
+
+
+def test_known_published_figures_stand_beside_ours_for_the_suites_names() -> None:
+    rows = ledger_of(field_frame("cifar100", ["swin_tiny--resnet18", "mixer_b16--deit_tiny"], ["scratch", "kd", "ofa"]))
+    found = set(
+        zip(
+            rows["kind"],
+            rows["teacher"].fillna(""),
+            rows["student"].fillna(""),
+            rows["method"],
+            rows["published_top1"],
+            strict=True,
+        )
+    )
+    for wanted in (
+        ("scratch", "", "resnet18", "scratch", 74.01), ("distilled", "swin_tiny", "resnet18", "kd", 78.74),
+        ("distilled", "swin_tiny", "resnet18", "ofa", 80.54), ("teacher", "swin_tiny", "", "teacher", 89.26),
+    ):  # fmt: skip
+        assert wanted in found
+    image = ledger_of(field_frame("imagenet1k", ["convnext_tiny--deit_tiny"], ["ofa"]))
+    assert set(image.loc[image["kind"] == "distilled", "published_top1"]) == {74.41}
+    assert (rows["source"] != "").all()
+
+
+def test_the_32_px_suite_is_never_joined() -> None:
+    """Its nets have short names of their own, ``vit-s`` among them; figures published for 224 px are no match."""
+    cells = make_plan(
+        load_suite("cifar100-32"), Choice(methods=("scratch", "kd", "ofa"), pairs=("*",)), catalog()
+    ).cells
+    rows = [
+        factory.cell(cell.pair, cell.method, 70.0, suite="cifar100-32", dataset="cifar100", **cell.facts)
+        for cell in cells
+    ]
+    assert "vit-s" in {cell.student for cell in cells}
+    assert published_ledger(pd.DataFrame(rows)).message.startswith("No published figure is known")
+
+
+def test_epochs_that_differ_are_said_where_the_published_ones_are_known() -> None:
+    few = ledger_of(field_frame("cifar100", ["swin_tiny--resnet18"], ["kd", "ofa", "fofa"], epochs=40))
+    notes = few.set_index(["method", "published_top1"])["note"]
+    assert "40 epochs, published 300" in notes["ofa", 80.54]
+    assert "published with averaged weights" in str(notes["fofa"].iloc[0])
+    same = ledger_of(field_frame("cifar100", ["swin_tiny--resnet18"], ["ofa"], epochs=300))
+    assert not same["note"].astype(str).str.contains("epochs").any()
+    image = ledger_of(field_frame("imagenet1k", ["swin_tiny--resnet18"], ["ofa"], epochs=300))
+    assert image.loc[image["kind"] == "distilled", "note"].str.contains("300 epochs, published 100").any()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +16,9 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
+from kdbench.report.latex import panels
 from kdbench.report.markup import escape_latex, escape_markdown, plain_cell
+from kdbench.report.published import published_ledger
 from kdbench.report.render import FORMATS, render
 from kdbench.report.table import Cell, build_table
 from tests.report import factory
@@ -84,6 +87,8 @@ def test_latex_escapes_everything_special():
     assert escape_latex("50% a_b & $x #1 {y}") == r"50\% a\_\allowbreak{}b \& \$x \#1 \{y\}"
     assert escape_latex("é → ± 中") == r"é $\rightarrow$ $\pm$ ?"
     assert escape_latex("*[a]") == "{*}{[}a{]}"
+    assert escape_latex("a--b ''c'' —") == "a-{}-b '{}'c'{}' ---"
+    assert escape_latex("Straße β") == r"Stra{\ss}e $\beta$"
 
 
 @pytest.mark.parametrize("layout", ["pairs", "methods"])
@@ -96,17 +101,74 @@ def test_every_latex_row_has_as_many_columns_as_the_table(layout):
         assert len(re.findall(r"(?<!\\)&", row)) == len(table.columns)
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex with booktabs")
-@pytest.mark.parametrize("packages", ["booktabs", "booktabs,graphicx"])
-def test_latex_compiles(tmp_path, packages):
-    bodies = [render(build_table(odd_frame(), layout), "latex") for layout in ("pairs", "methods")]
-    bodies.append(render(build_table(pd.DataFrame()), "latex"))
-    head = f"\\documentclass{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\n"
-    document = head + "".join(bodies) + "\\end{document}\n"
+def wide_frame() -> pd.DataFrame:
+    """Twenty-four methods on six pairs."""
+    methods = {f"m{i}": [80.0 + i / 3, 81.0, 79.0] for i in range(22)}
+    return factory.frame({f"t{i}--s{i}": {"scratch": [70.0] * 3, "kd": [80.0] * 3, **methods} for i in range(6)})
+
+
+def test_a_wide_table_becomes_panels_and_spans_both_columns():
+    table = build_table(wide_frame())
+    parts = panels(table)
+    assert [len(part.columns) for part in parts] == [8, 8, 9]
+    assert [c for part in parts for c in part.columns] == list(table.columns)
+    text = render(table, "latex")
+    assert text.count(r"\begin{tabular}{l") == 3
+    assert text.count("$t0 \\rightarrow") + text.count(r"t0 $\rightarrow$ s0 &") == 3
+    assert text.count(r"\caption") == text.count(r"\label") == text.count(r"\begin{table*}") == 1
+    assert r"\begin{table}" in render(build_table(factory.small()), "latex")
+
+
+def test_a_long_table_becomes_several_floats_with_one_label_and_its_notes_at_the_end():
+    frame = factory.frame({f"t{i % 9}--s{i}": {"scratch": 70.0, "kd": 80.0, "tas": 81.0} for i in range(120)})
+    text = render(build_table(frame), "latex")
+    floats = text.split(r"\begin{table}")[1:]
+    assert len(floats) == 4
+    assert [part.count(r"\label") for part in floats] == [1, 0, 0, 0]
+    assert [part.count("Continued.") for part in floats] == [0, 1, 1, 1]
+    assert [part.count(r"\begin{minipage}") for part in floats] == [0, 0, 0, 1]
+    assert len(re.findall(r"^t\d \$", text, flags=re.M)) == 120
+    assert max(part.count("\n") for part in floats) < 75
+
+
+def latex(tmp_path, document: str) -> str:
+    """Compile and return the log."""
     (tmp_path / "t.tex").write_text(document, encoding="utf-8")
-    command = ["pdflatex", "-no-shell-escape", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, errors="replace")
-    assert done.returncode == 0, done.stdout[-2000:]
+    command = ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    for _ in range(2):  # the second run knows the labels
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, errors="replace")
+        assert done.returncode == 0, done.stdout[-2000:]
+    return (tmp_path / "t.log").read_text(errors="replace")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex with booktabs")
+@pytest.mark.parametrize("options", ["", "[twocolumn]"])
+@pytest.mark.parametrize("packages", ["booktabs", "booktabs,graphicx"])
+def test_latex_compiles_in_an_article(tmp_path, options, packages):
+    long = factory.frame({f"t{i % 9}--s{i}": {"kd": 80.0, "tas": 81.0} for i in range(100)})
+    frames = [odd_frame(), wide_frame(), long, pd.DataFrame()]
+    bodies = [render(build_table(frame, layout), "latex") for frame in frames for layout in ("pairs", "methods")]
+    bodies.append(render(published_ledger(factory.small().assign(dataset="cifar100")), "latex"))
+    head = f"\\documentclass{options}{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\nText.\n"
+    log = latex(tmp_path, head + "\nMore text.\n".join(bodies) + "\\end{document}\n")
+    assert "undefined references" not in log
+    if "graphicx" in packages:  # then nothing sticks out of the page
+        assert "Overfull" not in log
+        assert "Float too large" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("pdflatex") and shutil.which("pdftotext")), reason="needs pdflatex and pdftotext")
+def test_special_characters_read_the_same_in_print(tmp_path):
+    names = [r"ab & 50% #1 $x$", r"{n} \q <m> |p|", "[x]*y --- ''z''", "Ä ö ü é ñ ß ø Œ", "β-KD λ"]
+    frame = factory.frame({PAIR: {f"m{i}": 80.0 + i for i in range(len(names))}}).assign(method_display=names)
+    head = "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
+    latex(tmp_path, head + render(build_table(frame, "methods"), "latex") + "\\end{document}\n")
+    subprocess.run(["pdftotext", "-layout", "t.pdf"], cwd=tmp_path, check=True)
+    text = unicodedata.normalize("NFC", "".join((tmp_path / "t.txt").read_text().split()))
+    for name in names:
+        assert name.replace("''", "’’").replace(" ", "") in text
 
 
 def test_csv_is_tidy_and_reads_back_as_numbers():
