@@ -39,7 +39,14 @@ class Choice:
 
 
 def replay_command(
-    cell: Cell, choice: Choice, out: str, suite_name: str = "", data: str | None = None, device: str | None = None
+    cell: Cell,
+    choice: Choice,
+    out: str,
+    suite_name: str = "",
+    data: str | None = None,
+    device: str | None = None,
+    weights: str | None = None,
+    tolerance: str | None = None,
 ) -> str:
     """The shell command that trains one cell again, alone; ``suite_name`` where the suite is a file of its own."""
     words = ["kdbench", "run", suite_name or cell.suite]
@@ -57,7 +64,12 @@ def replay_command(
         words += ["--plugin", plugin]
     for name, value in choice.set.get(cell.method, {}).items():
         words += ["--set", f"{cell.method}.{name}={json.dumps(value)}"]
-    for option, given in (("--data", data), ("--device", device)):
+    for option, given in (
+        ("--data", data),
+        ("--device", device),
+        ("--weights", weights),
+        ("--teacher-tolerance", tolerance),
+    ):
         words += [option, given] if given else []
     return shlex.join([*words, "--out", out, "--solo", "--retry-failed"])
 

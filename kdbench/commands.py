@@ -23,6 +23,7 @@ from kdbench.registry import MethodCatalog, catalog
 from kdbench.store import Store, load_results
 from kdbench.suite import load_suite
 from kdbench.typing import MAX_SEED
+from kdbench.verification import TOLERANCE
 from kdbench.wiring import check_cells
 
 
@@ -142,7 +143,10 @@ def _run(options: argparse.Namespace) -> int:
     _say_skipped(made.skipped)
     failures = [*summary.failed, *((cell, (cell.reason or "").splitlines()[0]) for cell in made.broken)]
     for cell, reason in failures:
-        replay = replay_command(cell, made.choice, options.out, suite_name, options.data, options.device)
+        tolerance = None if options.teacher_tolerance == TOLERANCE else f"{options.teacher_tolerance:g}"
+        replay = replay_command(
+            cell, made.choice, options.out, suite_name, options.data, options.device, options.weights, tolerance
+        )
         print(f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n  replay: {replay}")
     problems = _say_plugin_errors(methods)
     return 1 if failures or problems else 0

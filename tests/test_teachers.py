@@ -631,7 +631,9 @@ def test_a_student_starts_from_scratch_whatever_its_weights() -> None:
 
 def test_the_replay_command_names_teachers_that_were_trained_instead() -> None:
     plan = plan_of(Choice(train_teachers=("cnn", "v*")))
-    assert "--train-teachers 'cnn,v*'" in replay_command(plan.cells[0], plan.choice, "runs")
+    command = replay_command(plan.cells[0], plan.choice, "runs", weights="w", tolerance="5")
+    assert "--train-teachers 'cnn,v*'" in command
+    assert "--weights w --teacher-tolerance 5" in command
 
 
 def test_teachers_that_see_different_students_preprocessing_are_different_jobs() -> None:
