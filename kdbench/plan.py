@@ -281,6 +281,8 @@ def plan_teacher(
     A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does.
     """
     net = suite.net(name)
+    if suite.protocols[protocol].teacher_weights == "train":
+        net = net.model_copy(update={"weights": "train"})
     if seen_through is not None and net.weights != "train":
         net = as_seen_through(net, seen_through)
     family = net_family(net, name)
@@ -420,6 +422,23 @@ def _plan_cell(
     )  # fmt: skip
 
 
+def folders_over_seeds(cell: Cell, seeds: Sequence[int]) -> list[str]:
+    """The folders of a cell under other seeds, as ``make_plan`` would give them: all that a seed changes is itself."""
+    before, after = _canonical({**cell.config, "seed": _ANY_SEED}).split(json.dumps(_ANY_SEED))
+    shared = hashlib.sha256(before.encode())
+    base = f"{cell.suite}/{cell.protocol}/{cell.pair}/{cell.method}"
+    folders = []
+    for seed in seeds:
+        digest = shared.copy()
+        digest.update(f"{seed}{after}".encode())
+        folders.append(f"{base}/seed{seed}-{digest.hexdigest()[:10]}")
+    return folders
+
+
+#: Stands for a seed; no configuration holds it.
+_ANY_SEED = "\x00any seed\x00"
+
+
 def _given(limits: Mapping[str, int | None]) -> dict[str, int]:
     """Limits that are set; what is not set leaves the identity as it was before there was such a limit."""
     return {name: limit for name, limit in limits.items() if limit is not None}
@@ -430,5 +449,8 @@ def _net_config(net: NetSpec) -> dict[str, Any]:
 
 
 def _hash(config: Mapping[str, Any]) -> str:
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=list)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(_canonical(config).encode()).hexdigest()[:10]
+
+
+def _canonical(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, separators=(",", ":"), default=list)

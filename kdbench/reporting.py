@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbench.commands import again, plan_of, print_board, words
 from kdbench.errors import KdbenchError
-from kdbench.plan import make_plan
+from kdbench.plan import folders_over_seeds, make_plan
 from kdbench.store import load_results
 
 
@@ -98,13 +98,12 @@ def results(options: argparse.Namespace) -> Sequence[Any]:
     rows = load_results(options.out, made.suite.name, made.protocol)
     rows = rows[rows["split"] == options.split]
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
+    seeds = made.choice.seeds or tuple(int(seed) for seed in rows["seed"].unique())
     chosen = dataclasses.replace(
-        made.choice,
-        methods=made.choice.methods or ("*",),
-        pairs=made.choice.pairs or ("*",),
-        seeds=made.choice.seeds or tuple(sorted({int(seed) for seed in rows["seed"]})),
+        made.choice, methods=made.choice.methods or ("*",), pairs=made.choice.pairs or ("*",), seeds=seeds[:1]
     )
-    current = {cell.folder for cell in make_plan(made.suite, chosen, methods).cells}
+    cells = make_plan(made.suite, chosen, methods).cells
+    current = {folder for cell in cells for folder in folders_over_seeds(cell, seeds)}
     foreign = ~rows["method"].isin([*methods]) if not made.choice.methods else rows["method"] != rows["method"]
     shown = rows[rows["path"].isin(current) | foreign].reset_index(drop=True)
     frames = split_frame(shown)

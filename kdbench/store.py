@@ -329,20 +329,24 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     """
     import pandas as pd
 
+    from kdbench.rowcache import read_rows
+
     store = Store(out)
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
     store.check()
-    pattern = f"{suite or '*'}/{protocol or '*'}/*--*/*/seed[0-9]*-*/config.json"
-    frame = pd.DataFrame([_row(path) for path in sorted(store.root.glob(pattern))], columns=COLUMNS)
+    rows = read_rows(store.root, suite, protocol, _row, COLUMNS, _NUMBERS, write_bytes)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype(dict.fromkeys(_NUMBERS, "float64") | {"seed": "int64"})
 
 
 _COST = ("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes")
+#: Costs that results of older versions do not hold.
+_LATER_COST = ("student_gmacs", "inference_images_per_second", "inference_extra_parameters")
 #: Columns of numbers that not every cell has: NaN where they are not known.
 _NUMBERS = (
     *("epochs", *METRICS, *(f"best_{metric}" for metric in METRICS), "best_epoch"),
-    *("teacher_top1", "teacher_top5", *_COST),
+    *("teacher_top1", "teacher_top5", *_COST, *_LATER_COST),
 )
 COLUMNS = [
     *(
@@ -442,5 +446,6 @@ def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
         "teacher_top1": result["teacher"]["top1"],
         "teacher_top5": result["teacher"]["top5"],
         **{key: cost[key] for key in _COST},
+        **{key: cost.get(key) for key in _LATER_COST},
         **{key: provenance[key] for key in ("device", "commit", "dirty", "finished")},
     }

@@ -47,6 +47,8 @@ class Protocol(Strict):
     teacher_images_per_class: Count | None = None
     #: Which epoch's figure tables show by default: the last, or the best on the test split, as much released code reports.
     select: Literal["last", "best"] = "last"
+    #: Whether teachers have the weights that their nets name, or are all trained here (to try things out).
+    teacher_weights: Literal["own", "train"] = "own"
     #: Whether a teacher that comes with weights sees its own preprocessing or, as in much released code, the student's.
     teacher_preprocessing: Literal["own", "student"] = "own"
     measured_images_per_class: Count | None = None

@@ -189,8 +189,8 @@ def test_unknown_net_is_refused_with_the_nearest_of_the_suite_or_of_timm(write_s
 
 
 def test_net_of_timm_needs_no_entry_but_must_be_fit_for_a_folder_name(write_suite: Callable[..., Path]) -> None:
-    suite = read_suite(write_suite(TEXT.replace("- vit_32px_small--small", "- resnet18--small")))
-    assert suite.net("resnet18").timm == "resnet18"
+    suite = read_suite(write_suite(TEXT.replace("- vit_32px_small--small", "- resnet26--small")))
+    assert suite.net("resnet26").timm == "resnet26"
     assert "unknown net" in refusal(write_suite(TEXT.replace("- vit_32px_small--small", "- resnet18./../x--small")))
 
 

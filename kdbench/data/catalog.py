@@ -21,7 +21,7 @@ class DatasetEntry:
 
     ``num_classes`` is None where the suite says it. ``streams`` tells that images are files, decoded when they are needed.
     ``version`` is raised when splits or pixels change; it is part of every result's identity. ``train_images`` and
-    ``train_per_class`` (of the smallest class) let a plan refuse what the training split cannot give, before it is loaded;
+    ``train_per_class`` (of the smallest class) of the whole data set let a plan refuse what its training split cannot give;
     None where it is not known. ``held_out_per_class`` of them are validation images, in training unless these are measured.
     """
 
@@ -72,6 +72,8 @@ DATASETS: dict[str, DatasetEntry] = {
         images="1,281,167 train, 50,000 test (the official validation images), of many sizes; or any choice of its classes",
         source="https://www.image-net.org (ILSVRC 2012), below --data: folders of JPEG files, tar shards, or a Hugging Face copy",
         loader="kdbench.data.imagenet",
+        train_images=1_281_167,
+        train_per_class=732,
         streams=True,
     ),
     "imagefolder": DatasetEntry(

@@ -89,7 +89,7 @@ class DatasetSpec(Strict):
         if per_class is not None:
             chosen = self.class_list
             return per_class * (len(chosen) if chosen is not None else self.width)
-        if entry.train_images is None or limit is not None:
+        if entry.train_images is None or limit is not None or self.classes is not None:
             return None
         return entry.train_images - (entry.held_out_per_class * self.width if split == "validation" else 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,10 +11,15 @@ import torch
 from torch import Tensor
 
 from kdbench.data.images import Images, ImageSet
+from kdbench.data.loader import TIMEOUT, Loader, Ticket
+from kdbench.data.resample import FILTERS, resize_and_centre, resized_shape
+from kdbench.data.transforms import EvaluationWork, FailureCount, Part, Say
 from kdbench.errors import KdbenchError
 
 #: Images per forward pass of an evaluation.
 EVALUATION_BATCH = 250
+#: Images that a loader process works on at a time.
+_PART_SIZE = 50
 
 
 @dataclass(frozen=True)
@@ -30,16 +37,82 @@ class EvaluationView:
 
 
 def evaluation_batches(
-    images: Images, view: EvaluationView, device: torch.device, positions: range | None = None
+    images: Images,
+    view: EvaluationView,
+    device: torch.device,
+    positions: range | None = None,
+    *,
+    workers: int | None = None,
+    timeout: float = TIMEOUT,
+    say: Say | None = None,
 ) -> Iterator[Tensor]:
     """Raw images (b, 3, h, w) in [0, 1] on the device, in their order.
 
     Args:
         positions: only these, of a split that several processes evaluate together.
+        workers: loader processes for files and exact views; 0 decodes in this process; None by the number of cores, and none
+            for what fits into one batch.
+        timeout: seconds after which a loader process that does not answer counts as hung.
+        say: is told of images that do not decode; they are shown black. They go to the log otherwise.
+
+    Raises:
+        KdbenchError: for files without a size; if a loader process dies or hangs, or more images do not decode than the data
+            set admits.
     """
-    if view.size is not None or not isinstance(images, ImageSet):
-        raise KdbenchError("evaluation at another size is not there yet")
     chosen = range(len(images)) if positions is None else positions
+    if view.size is None:
+        if not isinstance(images, ImageSet):
+            raise KdbenchError("images in files have many sizes: an evaluation needs a size (px)")
+        return _in_memory(images, view, device, chosen)
+    if isinstance(images, ImageSet) and not view.exact and view.interpolation in FILTERS:
+        return _in_memory(images, view, device, chosen)
+    if workers is None and len(chosen) <= EVALUATION_BATCH:
+        workers = 0
+    return _by_pillow(images, view, device, chosen, workers, timeout, say or logging.getLogger(__name__).warning)
+
+
+def _in_memory(images: ImageSet, view: EvaluationView, device: torch.device, chosen: range) -> Iterator[Tensor]:
     for start in range(chosen.start, chosen.stop, EVALUATION_BATCH):
-        part = images.images[start : min(start + EVALUATION_BATCH, chosen.stop)]
-        yield part.to(device).float() / 255
+        part = images.images[start : min(start + EVALUATION_BATCH, chosen.stop)].to(device)
+        if view.size is None:
+            yield part.float() / 255
+        else:
+            shorter = resized_shape(view.size, view.crop)
+            yield resize_and_centre(part, shorter, view.size, view.interpolation == "bicubic").div_(255)
+
+
+def _by_pillow(
+    images: Images,
+    view: EvaluationView,
+    device: torch.device,
+    chosen: range,
+    workers: int | None,
+    timeout: float,
+    say: Say,
+) -> Iterator[Tensor]:
+    failures = FailureCount(images, say)
+    loader: Loader[range, Part] = Loader(EvaluationWork(images, view), workers, timeout)
+    pieces = [
+        [
+            chosen[start : start + EVALUATION_BATCH][first : first + _PART_SIZE]
+            for first in range(0, EVALUATION_BATCH, _PART_SIZE)
+        ]
+        for start in range(0, len(chosen), EVALUATION_BATCH)
+    ]
+    ahead = -(-2 * loader.workers * _PART_SIZE // EVALUATION_BATCH)
+    asked: deque[list[Ticket[range]]] = deque()
+    try:
+        for step in range(len(pieces) + ahead):
+            if step < len(pieces):
+                asked.append([loader.submit(piece) for piece in pieces[step] if len(piece)])
+            if step < ahead:
+                continue
+            parts = [loader.result(ticket) for ticket in asked.popleft()]
+            for part in parts:
+                failures.take(part.failures)
+            batch = torch.cat([part.images for part in parts])
+            if device.type == "cuda":
+                batch = batch.pin_memory()
+            yield batch.to(device, non_blocking=True).float() / 255
+    finally:
+        loader.close()

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from kdbench.claims import ClaimLostError
+from kdbench.classes import write_classes
 from kdbench.data.images import Dataset, Images
 from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.data.spec import DatasetSpec
@@ -33,6 +34,7 @@ from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.measure import measure
 from kdbench.method import NetInfo, Task
+from kdbench.nets.cost import inference_cost
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet, preprocessing_of, state_hash
 from kdbench.plan import Cell, Cohort, Plan, TeacherPlan, open_dataset
@@ -46,6 +48,13 @@ def setup(threads: int, device: str | None = None) -> torch.device:
     """Fix the number of CPU threads (results depend on it in the last bits) and choose the device."""
     torch.set_num_threads(threads)
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def release(error: BaseException | None) -> None:
+    """Clear the frames that an exception and its causes remember: their variables hold nets that have to be freed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def free_memory(device: torch.device) -> None:
@@ -113,6 +122,8 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
     """
     first = cohort.cells[0]
     dataset = open_dataset(plan, data, first.split)
+    if parallel.is_first():
+        write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
     split = dataset.measured(first.split, plan.measured_images_per_class)
     teacher_logits = predict_all(
@@ -254,7 +265,7 @@ class _Session:
                 continue
             except TooLargeError as error:
                 what, details = str(error), "".join(traceback.format_exception(error))
-                traceback.clear_frames(error.__traceback__)  # they hold what has to be freed
+                release(error)
             states.clear()
             free_memory(self.device)
             for smaller, parts in self._smaller(members, micro_batches, recipe.batch_size, what, details):
@@ -357,6 +368,7 @@ def _write_predictions(folder: CellFolder, logits: Tensor, labels: Tensor) -> No
         predicted=predicted.cpu().numpy().astype(np.int32),
         probability=probability.cpu().numpy().astype(np.float32),
         correct=(predicted == labels).cpu().numpy(),
+        label=labels.cpu().numpy().astype(np.int32),
     )
     write_bytes(folder.predictions, buffer.getvalue())
 
@@ -366,9 +378,14 @@ def _cost(cell: CellTrainer, device: torch.device) -> dict[str, Any]:
     peak = (
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
+    inference = inference_cost(cell.eval().predict, cell.student.input_size, device, cell.method)
     return {
         "student_parameters": sum(parameter.numel() for parameter in cell.student.parameters()),
         "extra_parameters": cell.extra_parameters(),
+        "student_gmacs": inference.gmacs,
+        "inference_images_per_second": inference.images_per_second,
+        "inference_batch": inference.batch,
+        "inference_extra_parameters": inference.extra_parameters,
         "step_seconds": cell.step_seconds / max(1, cell.steps_timed),
         "train_seconds": cell.train_seconds,
         "steps": cell.epoch * cell.steps_per_epoch,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from kdbench.problems import Contradiction
+from kdbench.problems import Contradiction, at, find
 from kdbench.typing import Colours, Strict
 
 FAMILIES = ("cnn", "vit", "mlp")
@@ -38,7 +38,8 @@ class WeightsFile(Strict):
 
 
 class NetSpec(Strict):
-    """A teacher or student net, as a suite writes it.
+    """A teacher or student net, as a suite writes it. ``zoo: NAME`` starts from a net of the zoo; what else is written replaces
+    its fields.
 
     Attributes:
         timm: name of the timm model, with the tag of its weights where these are timm's (``resnet50.a1_in1k``).
@@ -67,6 +68,19 @@ class NetSpec(Strict):
     interpolation: Literal["bilinear", "bicubic"] | None = None
     published_top1: Annotated[float, Field(ge=0, le=100)] | None = None
     published_source: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_from_the_zoo(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "zoo" not in content:
+            return content
+        from kdbench.nets.zoo import ZOO
+
+        own = dict(content)
+        name = str(own.pop("zoo"))
+        with at("zoo"):
+            find("net", name, ZOO)
+        return {**ZOO[name].model_dump(exclude_defaults=True), **own}
 
     def identity(self) -> dict[str, Any]:
         """Everything that a result depends on; fields that were added later only where they are set."""

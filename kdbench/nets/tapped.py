@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import kdbench.nets.small  # noqa: F401 - registers the 32 px nets with timm
+import kdbench.nets.small
+import kdbench.nets.swin_small  # noqa: F401 - both register nets with timm
 from kdbench.errors import KdbenchError, nearest
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
 from kdbench.nets.spec import NetSpec, Tap
@@ -223,7 +224,7 @@ def state_hash(module: nn.Module) -> str:
 
 
 def timm_names() -> list[str]:
-    """Names of all timm models, the 32 px ones included."""
+    """Names of all timm models, those that kdbench registers included."""
     return timm.list_models()
 
 

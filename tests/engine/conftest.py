@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from kdbench.engine import work
 from kdbench.plan import Cohort, Plan, make_plan
 from kdbench.registry import METHODS, catalog
 from kdbench.store import Store, read_json
-from kdbench.suite import Suite
+from kdbench.suite import Suite, merge
 from kdbench.wiring import check_cells
 
 TINY: dict[str, Any] = {
@@ -84,10 +84,17 @@ class Lab:
         self.events: list[dict[str, Any]] = []
 
     def plan(
-        self, methods: Sequence[str], pair: str = "cnn--vit", plugins: Sequence[str] = (), seeds: Sequence[int] = (0,)
+        self,
+        methods: Sequence[str],
+        pair: str = "cnn--vit",
+        plugins: Sequence[str] = (),
+        seeds: Sequence[int] = (0,),
+        recipe: Mapping[str, Any] | None = None,
     ) -> Plan:
+        """A plan of the tiny suite; ``recipe`` changes fields of every student's recipe."""
         choice = Choice(methods=tuple(methods), pairs=(pair,), plugins=tuple(plugins), seeds=tuple(seeds))
-        return check_cells(make_plan(Suite.model_validate(TINY), choice, catalog(plugins)))
+        changes: dict[str, Any] = {"protocols": {"short": {"recipe": dict(recipe or {})}}}
+        return check_cells(make_plan(Suite.model_validate(merge(TINY, changes)), choice, catalog(plugins)))
 
     def train(
         self,

@@ -12,9 +12,9 @@ from kdbench.method import StageInfo
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.stagewise import StagewiseError, can_run_stagewise
 from kdbench.nets.tapped import TappedNet, describe
-from kdbench.nets.zoo import ZOO
+from kdbench.nets.zoo import SMALL_NETS
 
-SMALL = {name: ZOO[name] for name in ZOO}
+SMALL = dict(SMALL_NETS)
 
 # The nets of the paper tables at a size that is quick: fewer blocks and pixels, the same code paths.
 LARGE: dict[str, NetSpec] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.plan import Choice, make_plan
+from kdbench.plan import Choice, folders_over_seeds, make_plan
 from kdbench.registry import catalog
 from kdbench.store import load_results
 from kdbench.suite import load_suite
@@ -37,6 +37,13 @@ def test_a_written_store_is_read_back_as_planned(tmp_path: Path) -> None:
     assert rows["top1"].between(50, 90.01).all()
 
 
+def test_folders_over_seeds_are_those_that_a_plan_gives() -> None:
+    suite, methods, seeds = load_suite("digits"), catalog(), (0, 3, 17)
+    one, all_of_them = (make_plan(suite, Choice(methods=("*",), pairs=("*",), seeds=s), methods) for s in ((9,), seeds))
+    found = {folder for cell in one.cells for folder in folders_over_seeds(cell, seeds)}
+    assert found == {cell.folder for cell in all_of_them.cells}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["table", "leaderboard"])
 def test_ten_thousand_cells_are_summed_up_in_two_seconds_of_processor_time(
@@ -52,7 +59,7 @@ def test_ten_thousand_cells_are_summed_up_in_two_seconds_of_processor_time(
         subprocess.run(words, check=True)
         after = os.times()
         taken.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(taken) < 2.2, taken
+    assert min(taken) < 2, taken
 
 
 def test_planning_ten_thousand_cells_takes_less_than_a_second() -> None:

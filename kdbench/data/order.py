@@ -1,0 +1,29 @@
+"""In which order an epoch visits the images: a pure function of seed and epoch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdbench.seeding import seed_for
+
+
+def epoch_order(count: int, seed: int, epoch: int, repeats: int = 1, device: torch.device | str = "cpu") -> Tensor:
+    """Positions (count,) int64 in the order of an epoch; torch shuffles differently on CPU and CUDA.
+
+    With ``repeats`` each drawn image stands there that many times in a row, and an epoch keeps its length, so that it visits
+    ``1 / repeats`` of the images (repeated augmentation, Hoffer et al., arXiv:1901.09335). This is timm's
+    ``RepeatAugSampler`` in a single process, with two differences: timm cuts an epoch to a multiple of 256 images, here the
+    pipeline drops the last, incomplete batch (the same where the batch size is a multiple of 256); and where several
+    processes train together, timm deals the copies out to different processes, here the batch is that of a single process
+    whatever part of it a process gets.
+    """
+    generator = torch.Generator(device).manual_seed(seed_for(seed, "order", epoch))
+    order = torch.randperm(count, generator=generator, device=device)
+    return order if repeats == 1 else repeated(order, repeats)
+
+
+def repeated(order: Tensor, repeats: int) -> Tensor:
+    """Each of the first positions of ``order`` (N,) ``repeats`` times in a row, (N,)."""
+    drawn = -(-len(order) // repeats)
+    return order[:drawn].repeat_interleave(repeats)[: len(order)]

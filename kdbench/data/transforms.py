@@ -1,0 +1,308 @@
+"""From encoded images to bytes with timm's own transforms: the work that loader processes do, a part of a batch at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision import transforms
+
+from kdbench.data.batches import Frame
+from kdbench.data.images import Images, ImageSet
+from kdbench.errors import KdbenchError
+from kdbench.recipe import Augment
+from kdbench.seeding import seed_for
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from kdbench.data.views import EvaluationView
+
+#: Takes a sentence for the log.
+Say = Callable[[str], None]
+
+#: What Pillow raises for files that are damaged in one way or another.
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that does not decode: its position, why, and the position of the one in its place (None: a black image)."""
+
+    position: int
+    reason: str
+    stand_in: int | None
+
+
+@dataclass
+class Part:
+    """Some images of a batch, as they travel from a loader process.
+
+    Attributes:
+        images: (n, 3, H, W) uint8.
+        positions: of each image in the data set; another's than asked for where that does not decode.
+        boxes: (image, top, left, height, width) of each erased box.
+        noise: the boxes' raw pixels (3, height, width) one after the other, flat float32; None without boxes.
+    """
+
+    images: Tensor
+    positions: list[int]
+    boxes: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    noise: Tensor | None = None
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is wanted of an epoch: (place in its order, position in the data set) of each image."""
+
+    epoch: int
+    images: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """Decodes and augments training images. Every image has a random stream of its own, from (seed, epoch, place)."""
+
+    data: Images
+    augment: Augment
+    frame: Frame
+    seed: int
+
+    def __call__(self, job: TrainingJob) -> Part:
+        """See ``Part``."""
+        batch = _Batch(len(job.images))
+        with untouched_randomness():
+            for place, position in job.images:
+                image, position = self._decode(position, batch)
+                seed_everything(seed_for(self.seed, "sample", job.epoch, place))
+                batch.add(self.transform(image), position)
+                if self.augment.erasing:
+                    self._erase(batch)
+        return batch.part()
+
+    def describe(self, job: TrainingJob) -> str:
+        return _describe(self.data, [position for _, position in job.images])
+
+    @cached_property
+    def transform(self) -> Any:
+        """Image -> (3, H, W) uint8, as timm makes it before it normalises."""
+        return training_transform(self.augment, self.frame, isinstance(self.data, ImageSet))
+
+    def _decode(self, position: int, batch: _Batch) -> tuple[Image, int]:
+        try:
+            return self.data.image(position), position
+        except UNDECODABLE as error:
+            reason = f"{type(error).__name__}: {error}"
+        for other in self._stand_ins(position):
+            try:
+                image = self.data.image(other)
+            except UNDECODABLE:
+                continue
+            batch.failures.append(Failure(position, reason, other))
+            return image, other
+        raise KdbenchError(f"{self.data.name(position)} does not decode ({reason}), and no other image does")
+
+    def _stand_ins(self, position: int) -> Iterator[int]:
+        """The images after ``position``, those of its class first."""
+        labels = self.data.labels.cpu()
+        after = (torch.arange(1, len(labels)) + position) % len(labels)
+        same = labels[after] == labels[position]
+        yield from after[same].tolist()
+        yield from after[~same].tolist()
+
+    @cached_property
+    def _eraser(self) -> Any:
+        return RandomErasing(self.augment.erasing, mode="pixel", max_count=1, device="cpu")
+
+    def _erase(self, batch: _Batch) -> None:
+        """timm's RandomErasing on an empty canvas: what it writes there is the noise for the normalised image."""
+        canvas = torch.full(batch.images.shape[1:], torch.nan)
+        self._eraser(canvas)
+        written = ~canvas[0].isnan()
+        if not written.any():
+            return
+        rows, columns = written.any(1).nonzero()[:, 0], written.any(0).nonzero()[:, 0]
+        top, left = int(rows[0]), int(columns[0])
+        height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.frame.mean, self.frame.std))
+        noise = canvas[:, top : top + height, left : left + width] * std + mean
+        batch.boxes.append((len(batch.positions) - 1, top, left, height, width))
+        batch.noise.append(noise.flatten())
+
+
+@dataclass(frozen=True)
+class EvaluationWork:
+    """Decodes images and resizes them as timm does in evaluation. An image that does not decode is black, which tells nothing."""
+
+    data: Images
+    view: EvaluationView
+
+    def __call__(self, positions: range) -> Part:
+        """See ``Part``."""
+        assert self.view.size is not None
+        batch = _Batch(len(positions))
+        for position in positions:
+            try:
+                pixels = self.transform(self.data.image(position))
+            except UNDECODABLE as error:
+                batch.failures.append(Failure(position, f"{type(error).__name__}: {error}", None))
+                pixels = torch.zeros((3, self.view.size, self.view.size), dtype=torch.uint8)
+            batch.add(pixels, position)
+        return batch.part()
+
+    def describe(self, positions: range) -> str:
+        return _describe(self.data, positions)
+
+    @cached_property
+    def transform(self) -> Any:
+        """Image -> (3, size, size) uint8."""
+        return create_transform(
+            input_size=self.view.size,
+            is_training=False,
+            use_prefetcher=True,
+            crop_pct=self.view.crop,
+            interpolation=self.view.interpolation,
+        )
+
+
+def training_transform(augment: Augment, frame: Frame, one_size: bool) -> Any:
+    """timm's training transform up to bytes (3, H, W), without normalisation and erasing.
+
+    With ``resized_crop`` it is what timm's train script builds. Else images are resized to the suite's size and cut from the
+    centre, or padded and cropped by torchvision; then flipped and augmented as in timm.
+
+    Args:
+        one_size: whether all images have the same size, of which ``crop_padding`` crops.
+    """
+    crop = augment.resized_crop
+    primary, secondary, final = create_transform(
+        input_size=frame.size or 32,
+        is_training=True,
+        use_prefetcher=True,
+        separate=True,
+        scale=crop.scale if crop else None,
+        ratio=crop.ratio if crop else None,
+        hflip=0.5 if augment.flip else 0.0,
+        color_jitter=augment.color_jitter or None,
+        auto_augment=augment.randaugment,
+        interpolation=crop.interpolation if crop else "random",
+        mean=frame.mean,
+        std=frame.std,
+    )
+    if crop:
+        return transforms.Compose([primary, secondary, final])
+    steps: list[Any] = []
+    resize = [] if frame.size is None else [transforms.Resize(frame.size), transforms.CenterCrop(frame.size)]
+    if augment.crop_padding:
+        cropping = [_PaddedCrop(augment.crop_padding)]
+        steps += cropping + resize if one_size else resize + cropping
+    else:
+        steps += resize
+    if augment.flip:
+        steps.append(transforms.RandomHorizontalFlip())
+    return transforms.Compose([*steps, secondary, final])
+
+
+class _PaddedCrop:
+    """torchvision's RandomCrop with zero padding, to the size that the image has."""
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def __call__(self, image: Image) -> Any:
+        return transforms.RandomCrop((image.height, image.width), padding=self.padding)(image)
+
+
+class FailureCount:
+    """Keeps count of the images of a split that do not decode, and stops a run when there are too many.
+
+    Args:
+        data: the split; up to its share ``undecodable`` may fail.
+        say: is told of each of them once.
+    """
+
+    def __init__(self, data: Images, say: Say) -> None:
+        self.data = data
+        self.say = say
+        self.failed: set[int] = set()
+
+    def take(self, failures: Sequence[Failure]) -> None:
+        """Count what is new.
+
+        Raises:
+            KdbenchError: if more have failed than the data set's share.
+        """
+        for failure in failures:
+            if failure.position in self.failed:
+                continue
+            self.failed.add(failure.position)
+            sentence = f"{self.data.name(failure.position)} does not decode ({failure.reason})"
+            share = getattr(self.data, "undecodable", 0.0)
+            if len(self.failed) > share * len(self.data):
+                raise KdbenchError(
+                    f"{sentence}: {len(self.failed)} of {len(self.data)} images have failed, "
+                    f"more than undecodable = {share:g} admits"
+                )
+            instead = "a black image" if failure.stand_in is None else self.data.name(failure.stand_in)
+            self.say(f"{sentence}; {instead} takes its place")
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Put the global random state of torch's CPU generator, NumPy and ``random`` back when the block ends."""
+    outside = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(outside[0])
+        np.random.set_state(outside[1])  # noqa: NPY002
+        random.setstate(outside[2])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what transforms draw from: ``random``, NumPy and torch's CPU generator (and not CUDA's)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+
+
+class _Batch:
+    """A part in the making; its images lie in shared memory, so that they travel without a copy."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.images = torch.empty(0)
+        self.positions: list[int] = []
+        self.boxes: list[tuple[int, int, int, int, int]] = []
+        self.noise: list[Tensor] = []
+        self.failures: list[Failure] = []
+
+    def add(self, pixels: Tensor, position: int) -> None:
+        if not self.positions:
+            self.images = torch.empty((self.count, *pixels.shape), dtype=torch.uint8)
+            if torch.multiprocessing.parent_process() is not None:
+                self.images.share_memory_()
+        if pixels.shape != self.images.shape[1:]:
+            sizes = [f"{shape[2]} x {shape[1]} px" for shape in (pixels.shape, self.images.shape[1:])]
+            raise KdbenchError(f"images of a batch differ in size ({sizes[0]}, {sizes[1]}); set image_size")
+        self.images[len(self.positions)] = pixels
+        self.positions.append(position)
+
+    def part(self) -> Part:
+        noise = torch.cat(self.noise) if self.noise else None
+        return Part(self.images, self.positions, self.boxes, noise, self.failures)
+
+
+def _describe(data: Images, positions: Sequence[int]) -> str:
+    names = [data.name(position) for position in positions]
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} images)"

@@ -1,0 +1,83 @@
+"""Processes that train one cohort together give the numbers of one process, from the command that starts them to the files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdbench.registry import catalog
+from kdbench.store import load_results
+
+#: Nets without batch normalisation, as teacher and as students; those of the methods are over the joint batch.
+SUITE = """
+name: together
+title: Together
+dataset: {name: digits, images_per_class: 4}
+nets:
+  mlp: {timm: mixer_32px_small, family: mlp, args: {patch_size: 8, embed_dim: 20, num_blocks: 4}}
+  vit: {timm: vit_32px_small, family: vit, args: {patch_size: 8, embed_dim: 16, depth: 4, num_heads: 2}}
+  cnn: {timm: convnext_32px_small, family: cnn, args: {dims: [8, 12, 16, 24], depths: [1, 1, 1, 1]}}
+pairs: [mlp--vit, vit--cnn]
+recipes:
+  sgd:
+    epochs: 2
+    batch_size: 20
+    optimizer: {name: momentum, lr: 0.02, weight_decay: 0.001}
+    schedule: {name: constant}
+    augment: {crop_padding: 2, mixup: 0.4}
+    label_smoothing: 0.1
+    clip_norm: 1.0
+student_recipe: &all {cnn: sgd, vit: sgd, mlp: sgd}
+teacher_recipe: *all
+methods:
+  default: [scratch]
+  set: {crd: {num_negatives: 12, dim: 8}}
+protocols:
+  only: {description: "two epochs", teacher_images_per_class: 4, measured_images_per_class: 5}
+default_protocol: only
+"""
+
+
+def run(folder: Path, methods: str, pairs: str, processes: int) -> Path:
+    suite = folder / "together.yaml"
+    suite.write_text(SUITE)
+    out = folder / f"with-{processes}"
+    command = ["-m", "kdbench", "run", str(suite), "--methods", methods, "--pairs", pairs, "--out", str(out)]
+    command += ["--device", "cpu", "--on", "inprocess"]
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    words = [sys.executable, *(torchrun if processes > 1 else []), *command]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return out
+
+
+def compare(one: Path, two: Path) -> None:
+    first, second = (load_results(out).set_index("path").sort_index() for out in (one, two))
+    assert (first["state"] == second["state"]).all()
+    for path in first.index[first["state"] == "done"]:
+        results = [json.loads((out / path / "result.json").read_text()) for out in (one, two)]
+        for name, value in results[0]["losses"].items():
+            assert math.isclose(results[1]["losses"][name], value, rel_tol=2e-4, abs_tol=1e-5), (path, name, results)
+        nll = [result["metrics"]["last"]["nll"] for result in results]
+        assert math.isclose(*nll, rel_tol=1e-4), (path, nll)
+        assert results[1]["cost"]["processes"] == 2
+
+
+@pytest.mark.xdist_group("two processes")
+def test_torchrun_with_two_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
+    methods = "scratch,kd,crd,cc,mgd"
+    compare(run(tmp_path, methods, "mlp--vit", 1), run(tmp_path, methods, "mlp--vit", 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["mlp--vit", "vit--cnn"])
+def test_every_method_gives_the_numbers_of_one_process(tmp_path: Path, pair: str) -> None:
+    methods = ",".join(catalog())
+    compare(run(tmp_path, methods, pair, 1), run(tmp_path, methods, pair, 2))
