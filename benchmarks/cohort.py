@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = arguing.parse_args(arguments)
     device = torch.device(options.device)
     clock = options.clock or ("wall" if device.type == "cuda" else "core")
-    size = 16 if options.quick else options.batch_size
+    size = 4 if options.quick else options.batch_size
     methods = METHODS[:2] if options.quick else METHODS
     rounds = 1 if options.quick else options.repeats
     setting = make_setting(
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         augment={"crop_padding": 4, "flip": True},
     )  # fmt: skip
     head = machine(device)
-    setting = as_teacher(setting, with_blocks(setting.teacher, _blocks(setting, clock, rounds)))
+    blocks = 4 if options.quick else _blocks(setting, clock, rounds)
+    setting = as_teacher(setting, with_blocks(setting.teacher, blocks))
 
     pipeline, teacher = make_pipeline(setting, make_images(setting.images)), make_teacher(setting)
     together = Stepper(make_cohort(setting, methods, pipeline, teacher))

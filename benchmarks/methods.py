@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     patterns = options.methods.split(",")
     chosen = [name for name in catalog() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     methods = ["scratch", "kd", *(name for name in chosen if name not in ("scratch", "kd"))]
-    size, images = (8, 500) if options.quick else (options.batch_size, options.images)
+    size, images = (4, 500) if options.quick else (options.batch_size, options.images)
     setting = make_setting(
         options.pair, device, size, images, options.threads, augment={"crop_padding": 4, "flip": True}
     )

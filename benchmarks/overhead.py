@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = arguing.parse_args(arguments)
     device = torch.device(options.device)
     clock = options.clock or ("wall" if device.type == "cuda" else "core")
-    size, steps = (16, 3) if options.quick else (options.batch_size, options.steps)
+    size, steps = (4, 3) if options.quick else (options.batch_size, options.steps)
     setting = make_setting(
         options.pair, device, size, size * steps, options.threads, epochs=1, schedule={"name": "constant"}
     )  # fmt: skip

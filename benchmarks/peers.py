@@ -72,8 +72,10 @@ class Peer:
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._process.stdout.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -101,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options: argparse.Namespace = arguing.parse_args(arguments)
     device = torch.device(options.device)
     clock = options.clock or ("wall" if device.type == "cuda" else "core")
-    size, methods = (16, METHODS[:2]) if options.quick else (options.batch_size, METHODS)
+    size, methods = (4, METHODS[:2]) if options.quick else (options.batch_size, METHODS)
     rounds = 1 if options.quick else options.repeats
     setting = make_setting(
         options.pair, device, size, 400 if options.quick else 10_000, options.threads,

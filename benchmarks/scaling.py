@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clock = options.clock or ("wall" if device.type == "cuda" else "core")
     rounds = 1 if options.quick else options.repeats
     students = (1, 2) if options.quick else (1, 2, 4, 6, 8)
-    batches = (8, 16) if options.quick else (32, 64, 128, 256)
+    batches = (2, 4) if options.quick else (32, 64, 128, 256)
     sizes = (500, 1000) if options.quick else (5_000, 50_000, 200_000)
     head = machine(device)
     works: dict[str, Any] = {}
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 peak_of(lambda cell=cell: _one(stepper, cell), known, device) for cell in stepper.model.alive
             )
 
-    base = 8 if options.quick else 64
+    base = 2 if options.quick else 64
     for count in students:
         add(f"students {count}", COPIES[:count], base, sizes[0])
     for batch_size in batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_a_benchmark_writes_its_ratios_with_device_and_versions(
     assert found["findings"]
     for finding in found["findings"]:
         assert finding["ratio"]["median"] > 0
-    assert found["machine"]["versions"]["torch"] == torch.__version__
+    assert found["machine"]["versions"]["torch"] == importlib.metadata.version("torch")
     assert found["settings"].get("same_numbers", True)
 
 
