@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, UnknownNameError
 
 if TYPE_CHECKING:
     from kdbench.plan import Cell
+
+#: How a teacher is trained on the suite's data: from scratch, or from the pretrained weights that timm knows.
+TrainedHere = Literal["train", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Choice:
     set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     limit: int | None = None
+    #: Teachers (names, globs, ``all``) that are trained here from scratch, or from timm's weights, whatever the suite says.
+    train_teachers: tuple[str, ...] = ()
+    fine_tune_teachers: tuple[str, ...] = ()
 
 
 def replay_command(
@@ -40,6 +48,11 @@ def replay_command(
         words += ["--split", cell.split]
     if choice.limit is not None:
         words += ["--limit", str(choice.limit)]
+    for option, names in (
+        ("--train-teachers", choice.train_teachers),
+        ("--fine-tune-teachers", choice.fine_tune_teachers),
+    ):
+        words += [option, ",".join(names)] if names else []
     for plugin in choice.plugins:
         words += ["--plugin", plugin]
     for name, value in choice.set.get(cell.method, {}).items():
@@ -47,6 +60,36 @@ def replay_command(
     for option, given in (("--data", data), ("--device", device)):
         words += [option, given] if given else []
     return shlex.join([*words, "--out", out, "--solo", "--retry-failed"])
+
+
+def again() -> str:
+    """The command that was given."""
+    return shlex.join(["kdbench", *sys.argv[1:]])
+
+
+def retrained_teachers(choice: Choice, teachers: Sequence[str], suite: str) -> dict[str, TrainedHere]:
+    """Teachers of a suite that the choice wants to be trained here, and how.
+
+    Raises:
+        KdbenchError: for a name or a glob that is none of ``teachers``, or a teacher that is named twice.
+    """
+    names = list(dict.fromkeys(teachers))
+    chosen: dict[str, TrainedHere] = {}
+    wanted: dict[TrainedHere, tuple[str, ...]] = {
+        "train": choice.train_teachers,
+        "finetune": choice.fine_tune_teachers,
+    }
+    for how, patterns in wanted.items():
+        for pattern in patterns:
+            matches = names if pattern == "all" else [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+            if not matches:
+                raise UnknownNameError("teacher", pattern, names, f"suite {suite}")
+            for name in matches:
+                if chosen.setdefault(name, how) != how:
+                    raise KdbenchError(
+                        f"teacher {name} is in both --train-teachers and --fine-tune-teachers; choose one of them"
+                    )
+    return chosen
 
 
 def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:

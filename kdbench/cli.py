@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 from kdbench import __version__
 from kdbench.errors import KdbenchError, nearest
+from kdbench.verification import TOLERANCE
 
 DESCRIPTION = """Benchmark suite for knowledge distillation between different architectures.
 
@@ -18,7 +20,11 @@ kdbench run with nothing else trains the suite "digits" on this machine, in minu
 
 EPILOG = "exit status: 0 all done; 1 some cells failed; 2 the request is wrong; 130 interrupted"
 
-READING_VERBS = ("table", "leaderboard", "plots", "report")
+#: Verbs that are not in ``kdbench.commands``.
+MODULES = {
+    **dict.fromkeys(("table", "leaderboard", "classes", "plots", "report"), "kdbench.reporting"),
+    "teachers": "kdbench.teachers",
+}
 METRICS = ("top1", "top5", "nll", "ece", "agreement", "teacher_kl")
 
 
@@ -56,11 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.verb:
         parser.print_help()
         return 0
-    module = importlib.import_module("kdbench.reporting" if options.verb in READING_VERBS else "kdbench.commands")
+    module = importlib.import_module(MODULES.get(options.verb, "kdbench.commands"))
     try:
         return int(getattr(module, options.verb.replace("-", "_"))(options))
     except KdbenchError as error:
         print(f"kdbench: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        for line in getattr(error, "lines", ()):
+            print(f"  {line}", file=sys.stderr)
         details = getattr(error, "details", "")
         if details and os.environ.get("KDBENCH_DEBUG"):
             print(details, file=sys.stderr)
@@ -71,6 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"kdbench: {error.strerror}{where}; what was written before is kept", file=sys.stderr)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,18 +110,49 @@ def build_parser() -> argparse.ArgumentParser:
     _out(plan)
     _where(plan)
     plan.add_argument("--no-probe", dest="probe", action="store_false", help="estimate without timing a few steps")
+    _hours(plan)
     plan.add_argument("--cells", action="store_true", help="list every cell")
 
     run = _verb(verbs, "run", "train the cells that are not done, then print the leaderboard")
     _choice(run)
     _out(run)
     _where(run)
+    _hours(run)
+    _tolerance(run)
     run.add_argument("--retry-failed", action="store_true", help="train failed cells again")
-    run.add_argument("--yes", action="store_true", help="do not ask before long runs")
+    run.add_argument("--yes", action="store_true", help="do not ask before more than a day of computing")
+    run.add_argument(
+        "--stall", type=_minutes, default=30.0, metavar="MINUTES",
+        help="end and restart a worker that makes no step for so long (default: 30; 0: never)",
+    )  # fmt: skip
 
-    status = _verb(verbs, "status", "done, running, failed (why), to do")
+    status = _verb(verbs, "status", "done, running (where), failed (why), to do, stale")
     _choice(status)
     _out(status)
+    status.add_argument(
+        "--watch", nargs="?", type=_seconds, const=5.0, default=None, metavar="SECONDS",
+        help="show it again every so often until nothing is left (default: 5)",
+    )  # fmt: skip
+
+    teachers = _verb(
+        verbs, "teachers", "where the teachers' weights come from, whether they are there, what they reach"
+    )
+    _choice(teachers)
+    _out(teachers)
+    _where(teachers)
+    _tolerance(teachers)
+    act = teachers.add_argument_group("act (names or globs, separated by commas; no NAME means all)")
+    act.add_argument("--fetch", action="store_true", help="download the weights that are missing")
+    act.add_argument(
+        "--train", nargs="?", const="all", default="", metavar="NAME,...",
+        help="train teachers here from scratch, under the suite's recipe",
+    )  # fmt: skip
+    act.add_argument(
+        "--fine-tune", nargs="?", const="all", default="", metavar="NAME,...",
+        help="train teachers here from timm's pretrained weights, with a new classifier",
+    )  # fmt: skip
+    act.add_argument("--verify", action="store_true", help="measure all teachers again")
+    teachers.add_argument("--json", action="store_true", help="as JSON")
 
     table = _verb(verbs, "table", "pairs by methods, for a paper")
     _choice(table)
@@ -119,8 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--layout", choices=("pairs", "methods"), default="pairs", help="what the rows are (default: pairs)"
     )
     table.add_argument(
-        "--select", choices=("last", "best"), default="last",
-        help="the last epoch's figure (default), or the best test epoch's, which is optimistic",
+        "--select", choices=("last", "best"),
+        help="the last epoch's figure, or the best test epoch's, which is optimistic (default: the protocol's, mostly last)",
     )  # fmt: skip
     table.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
     table.add_argument(
@@ -132,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     _choice(leaderboard)
     _out(leaderboard)
     leaderboard.add_argument("--format", choices=("text", "markdown"), default="text", help="default: text")
-    leaderboard.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
+    leaderboard.add_argument("--select", choices=("last", "best"), help="default: the protocol's, mostly last")
     leaderboard.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
     leaderboard.add_argument(
         "--tie-band",
@@ -142,6 +187,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="differences within it are ties (default: 0.2 points, 0.01 nats)",
     )
     leaderboard.add_argument("--to", metavar="FILE", help="write to a file; .png, .svg and .pdf draw a picture")
+
+    classes = _verb(verbs, "classes", "accuracy by class or superclass, and which classes a method gains or loses")
+    _choice(classes)
+    _out(classes)
+    classes.add_argument("--by", choices=("class", "superclass"), default="class", help="default: class")
+    classes.add_argument(
+        "--show", choices=("accuracy", "gain"), default="accuracy",
+        help="accuracy in percent (default), or gain over KD in points",
+    )  # fmt: skip
+    classes.add_argument(
+        "--worst", type=_classes, default=None, metavar="N", help="only the N classes that are lowest, lowest first"
+    )
+    classes.add_argument(
+        "--format", choices=("text", "markdown", "latex", "csv", "html"), default="text",
+        help="default: text; csv holds every pair",
+    )  # fmt: skip
+    classes.add_argument("--to", metavar="FILE", help="write to a file")
 
     plots = _verb(verbs, "plots", "figures for a paper, with their captions")
     _choice(plots)
@@ -154,7 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--width", choices=("full", "column"), default="full",
         help="7 inches (default), or 3.3 inches for one column of two",
     )  # fmt: skip
-    plots.add_argument("--select", choices=("last", "best"), default="last", help="default: last")
+    plots.add_argument("--select", choices=("last", "best"), help="default: the protocol's, mostly last")
     plots.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
 
     report = _verb(verbs, "report", "one HTML page: summary, tables, plots, and every cell to open")
@@ -222,6 +284,18 @@ def _choice(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD.NAME=VALUE",
         help="a hyper-parameter; may be repeated",
     )
+    group.add_argument(
+        "--train-teachers",
+        default="",
+        metavar="NAME,...",
+        help="train these teachers here from scratch instead of taking the suite's weights, or all",
+    )
+    group.add_argument(
+        "--fine-tune-teachers",
+        default="",
+        metavar="NAME,...",
+        help="train these teachers here from timm's pretrained weights, with a new classifier, or all",
+    )
     _plugins(group)
 
 
@@ -255,10 +329,26 @@ def _where(parser: argparse.ArgumentParser) -> None:
         help="where data sets lie (default: $KDBENCH_DATA)",
     )
     group.add_argument(
-        "--download", action="store_true", help="fetch the suite's data set into --data if it is not there"
+        "--weights",
+        type=_folder,
+        default=os.environ.get("KDBENCH_WEIGHTS") or None,
+        metavar="DIR",
+        help="where teachers' weights lie (default: $KDBENCH_WEIGHTS, or weights/ in --data)",
     )
     group.add_argument(
-        "--on", choices=("local", "inprocess"), default="local", help="local processes (default), or this process"
+        "--download",
+        action="store_true",
+        help="fetch the suite's data set, and weights of its teachers, that are not there",
+    )
+    group.add_argument(
+        "--on", choices=("local", "slurm", "ray", "inprocess"), default="local",
+        help="processes of this machine (default), Slurm, Ray, or this process",
+    )  # fmt: skip
+    group.add_argument(
+        "--slurm", default="", metavar="NAME=VALUE,...", help="for sbatch: partition=gpu,time=4:00:00,gres=gpu:1"
+    )
+    group.add_argument(
+        "--ray-address", default=None, metavar="HOST:PORT", help="of a running cluster (default: start one here)"
     )
     group.add_argument(
         "--workers",
@@ -273,6 +363,13 @@ def _where(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _tolerance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--teacher-tolerance", type=_points, default=TOLERANCE, metavar="POINTS",
+        help="how far the accuracy of a teacher that comes with weights may be from the published one (default: 1)",
+    )  # fmt: skip
+
+
 def _count(text: str) -> int:
     if not (text.isdecimal() and len(text) < 6 and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1 or more)")
@@ -283,6 +380,41 @@ def _images(text: str) -> int:
     if not (text.isdecimal() and len(text) < 10 and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of images (1 or more)")
     return int(text)
+
+
+def _classes(text: str) -> int:
+    if not (text.isdecimal() and len(text) < 6 and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of classes (1 or more)")
+    return int(text)
+
+
+def _hours(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-hours", type=_positive_hours, default=None, metavar="H",
+        help="refuse a plan that is estimated to take more hours of computing",
+    )  # fmt: skip
+
+
+def _number(text: str, least: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} ({least:g} or more)")
+    return value
+
+
+def _positive_hours(text: str) -> float:
+    return _number(text, 0.0, "hours")
+
+
+def _minutes(text: str) -> float:
+    return _number(text, 0.0, "minutes")
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 0.1, "seconds")
 
 
 def _folder(text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench.choice import Choice, parse_set, replay_command
+from kdbench.choice import Choice, again, parse_set, replay_command
 from kdbench.errors import KdbenchError, UnknownNameError, counted
 from kdbench.listing import print_listing
 from kdbench.plan import Cell, Cohort, Plan, choose_methods, make_plan
@@ -25,8 +24,6 @@ from kdbench.store import Store, load_results
 from kdbench.suite import load_suite
 from kdbench.typing import MAX_SEED
 from kdbench.wiring import check_cells
-
-LONG_RUN_SECONDS = 24 * 3600
 
 
 def list(options: argparse.Namespace) -> int:
@@ -39,6 +36,7 @@ def list(options: argparse.Namespace) -> int:
 def plan(options: argparse.Namespace) -> int:
     """``kdbench plan``."""
     from kdbench.estimate import estimate
+    from kdbench.limits import check_hours
     from kdbench.planview import print_plan
 
     store = Store(options.out)
@@ -63,6 +61,9 @@ def plan(options: argparse.Namespace) -> int:
             progress=lambda text: print(f"{text} ...", file=sys.stderr, flush=True) if sys.stderr.isatty() else None,
         )
     print_plan(made, store, cohorts, cost, all_cells=options.cells)
+    _say_missing_weights(options, made, store)
+    if cost is not None:
+        check_hours(cost, options.max_hours)
     return _say_plugin_errors(methods)
 
 
@@ -79,15 +80,20 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from kdbench.launch.execute import execute, sort_out, summarize
+    from kdbench.limits import check_cost
     from kdbench.progress import make_progress
+    from kdbench.readiness import teachers_of
+    from kdbench.teachers import ready_teachers, ready_weights
 
     store = Store(options.out)
+    _check_where(options)
     made, methods = plan_of(options)
     store.check()
     made = check_cells(made)
-    _check_backend(options.device)
+    _check_backend(options.device if options.on in ("local", "inprocess") else None)
     if any(store.cell(cell).state() != "done" for cell in made.cells):
         _ready_data(options, made)
+        ready_weights(options, made, store)
     store.check(writable=True)
     suite_name = _suite_name(options)
     begun = time.monotonic()
@@ -95,7 +101,10 @@ def _run(options: argparse.Namespace) -> int:
     if todo.train:
         workers = _workers(options, made)
         cohorts = _cohorts(made, todo.train, options, workers)
-        print(_opening(made, todo.train, todo.done, cohorts, workers), flush=True)
+        check_cost(made, cohorts, store, options, workers)
+        print(_opening(made, todo.train, todo.done, cohorts, workers, options.on), flush=True)
+        launcher = _launcher(options, made, workers)
+        ready_teachers(options, made, teachers_of(todo.train), store, launcher)
         progress = make_progress(len(made.cells), len(todo.done))
         try:
             with _sigterm_as_interrupt():
@@ -103,11 +112,13 @@ def _run(options: argparse.Namespace) -> int:
                     made,
                     todo,
                     store,
-                    _launcher(options, workers),
+                    launcher,
                     suite_name,
                     data=str(_data(options)) if options.data else None,
                     device=options.device,
+                    weights=options.weights,
                     cohorts=cohorts,
+                    stall=60 * options.stall,
                     on_jobs=progress.start,
                     on_event=progress.event,
                     on_tick=progress.tick,
@@ -139,12 +150,15 @@ def _run(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """``kdbench status``."""
-    from kdbench.planview import print_status
+    from kdbench.statusview import print_status, watch_status
 
     store = Store(options.out)
     store.check()
     made, methods = plan_of(options)
-    print_status(made, store)
+    if options.watch is None:
+        print_status(made, store)
+    else:
+        watch_status(made, store, options.watch)
     return _say_plugin_errors(methods)
 
 
@@ -192,6 +206,8 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
         set=parse_set(options.set),
         plugins=tuple(os.path.abspath(plugin) for plugin in options.plugins),
         limit=options.limit,
+        train_teachers=words(options.train_teachers),
+        fine_tune_teachers=words(options.fine_tune_teachers),
     )
     try:
         return make_plan(suite, chosen, methods), methods
@@ -224,12 +240,23 @@ def _ready_data(options: argparse.Namespace, made: Plan) -> None:
     wanted, folder = made.suite.dataset, _data(options)
     if options.download:
         download_dataset(wanted, folder, _say_download if sys.stderr.isatty() else None)
-    check_dataset(wanted, folder)
+    for note in check_dataset(wanted, folder):
+        print(f"kdbench: note: {note}", file=sys.stderr)
 
 
 def _say_download(done: int, size: int) -> None:
     end = "\n" if done >= size else ""
     print(f"\rdownloading: {done / 1e6:.0f} of {size / 1e6:.0f} MB", end=end, file=sys.stderr, flush=True)
+
+
+def _say_missing_weights(options: argparse.Namespace, made: Plan, store: Store) -> None:
+    """Below a plan: what a run would refuse."""
+    from kdbench.teachers import ready_weights
+
+    try:
+        ready_weights(options, made, store)
+    except KdbenchError as error:
+        print("", f"before this can run: {error}", *(f"  {line}" for line in getattr(error, "lines", ())), sep="\n")
 
 
 def _suite_name(options: argparse.Namespace) -> str:
@@ -257,6 +284,8 @@ def _workers(options: argparse.Namespace, made: Plan) -> int:
     if options.workers:
         return int(options.workers)
     gpus = _gpus(options)
+    if options.on == "slurm":
+        return 1  # Slurm knows how many; cohorts stay whole
     return gpus or max(1, (os.cpu_count() or 1) // made.suite.cpu_threads)
 
 
@@ -274,7 +303,20 @@ def _gpus(options: argparse.Namespace) -> int:
     return torch.cuda.device_count()
 
 
-def _launcher(options: argparse.Namespace, workers: int) -> Any:
+def _check_where(options: argparse.Namespace) -> None:
+    """Refuse options of engines that are not used, and engines that are not installed, before anything is written."""
+    from kdbench.launch.remote import need_installed
+    from kdbench.launch.slurm import parse_options
+
+    for option, given, engine in (("--slurm", options.slurm, "slurm"), ("--ray-address", options.ray_address, "ray")):
+        if given and options.on != engine:
+            raise KdbenchError(f"{option} {given} is for --on {engine}, not for --on {options.on}")
+    parse_options(options.slurm)
+    if options.on in ("slurm", "ray"):
+        need_installed({"slurm": "submitit", "ray": "ray"}[options.on], options.on)
+
+
+def _launcher(options: argparse.Namespace, made: Plan, workers: int) -> Any:
     if options.on == "together":
         from kdbench.launch.together import TogetherLauncher
 
@@ -283,17 +325,29 @@ def _launcher(options: argparse.Namespace, workers: int) -> Any:
         from kdbench.launch.inprocess import InProcessLauncher
 
         return InProcessLauncher()
+    if options.on == "slurm":
+        from kdbench.launch.slurm import SlurmLauncher, parse_options
+
+        return SlurmLauncher(Path(options.out), options.workers, parse_options(options.slurm))
+    if options.on == "ray":
+        from kdbench.launch.rays import RayLauncher
+
+        cpu = options.device not in (None, "cuda")
+        return RayLauncher(options.ray_address, options.workers, cpu, made.suite.cpu_threads)
     from kdbench.launch.local import LocalLauncher
 
     return LocalLauncher(workers, _gpus(options))
 
 
-def _opening(made: Plan, train: Sequence[Cell], done: Sequence[Cell], cohorts: Sequence[Any], workers: int) -> str:
+def _opening(
+    made: Plan, train: Sequence[Cell], done: Sequence[Cell], cohorts: Sequence[Any], workers: int, on: str
+) -> str:
     known = f", {len(done)} done before" if done else ""
     teachers = len({cell.teacher.hash for cell in train})
+    where = {"slurm": "on Slurm", "ray": "on Ray"}.get(on, counted(workers, "worker"))
     return (
         f"{made.suite.name}, protocol {made.protocol}: {counted(len(train), 'cell')} to train in "
-        f"{counted(len(cohorts), 'cohort')} behind {counted(teachers, 'teacher')}{known}; {counted(workers, 'worker')}"
+        f"{counted(len(cohorts), 'cohort')} behind {counted(teachers, 'teacher')}{known}; {where}"
     )
 
 
@@ -311,11 +365,6 @@ def _sigterm_as_interrupt() -> Any:
         signal.signal(signal.SIGTERM, before)
 
 
-def again() -> str:
-    """The command that was given."""
-    return shlex.join(["kdbench", *sys.argv[1:]])
-
-
 def _closing(made: Plan, store: Store) -> None:
     """Print the leaderboard of a plan, if anything of it is done."""
     from kdbench.report.leaderboard import build_leaderboard
@@ -324,7 +373,7 @@ def _closing(made: Plan, store: Store) -> None:
     frame = _only_planned(load_results(store.root, made.suite.name, made.protocol), made)
     if not (frame["state"] == "done").any():
         return
-    board = build_leaderboard(frame)
+    board = build_leaderboard(frame, select=made.suite.protocols[made.protocol].select)
     print()
     if sys.stdout.isatty():
         print_board(board)
@@ -351,7 +400,7 @@ def _only_planned(frame: Any, made: Plan) -> Any:
 def _say_weak_teachers(made: Plan, store: Store) -> None:
     for teacher in made.teachers:
         result = store.result_of_teacher(teacher)
-        if result and result["metrics"]["last"]["top1"] < teacher.expected_top1:
+        if result and teacher.trained_here and result["metrics"]["last"]["top1"] < teacher.expected_top1:
             print(
                 f"\nnote: teacher {teacher.name} has top-1 {result['metrics']['last']['top1']:.1f} %, below the "
                 f"{teacher.expected_top1:g} % that the suite expects of a trained teacher (here {counted(teacher.recipe.epochs, 'epoch')})"

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class KdbenchError(Exception):
     """A request that cannot be met. The command line prints its text and exits with status 2, without a traceback."""
+
+
+class ListedError(KdbenchError):
+    """Several things of one kind that are wrong: a sentence, then a line for each."""
+
+    def __init__(self, sentence: str, lines: Sequence[str]) -> None:
+        super().__init__(sentence)
+        self.lines = tuple(lines)
 
 
 class UnknownNameError(KdbenchError):

@@ -16,6 +16,8 @@ from kdbench.store import DamagedFileError, Store, read_json
 STARTUP_SECONDS = 7.0
 #: A probe stops after so many seconds; what was not reached is taken from its likes.
 PROBE_BUDGET = 90.0
+#: Images of a test split whose size is not known before it is loaded: CIFAR's 10,000, ImageNet's 50,000 lie on both sides.
+TEST_IMAGES = 20_000
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ def estimate(
     teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}
     for teacher in teachers.values():
         if store.result_of_teacher(teacher) is not None:
+            continue
+        if not teacher.trained_here:
+            jobs.append(JobEstimate(f"teacher {teacher.name}", _loading_seconds(plan, teacher), "guessed"))
             continue
         steps = _steps(plan, teacher, data)
         seconds, source = _teacher_seconds(plan, teacher, steps, probe, torch_device, data, progress, begun)
@@ -158,6 +163,15 @@ def _teacher_seconds(
         step, evaluation = probe_teacher(plan, teacher, device, data)
         return steps * step + teacher.recipe.epochs * evaluation, "probed"
     return steps * _guess(plan, teacher, None), "guessed"
+
+
+def _loading_seconds(plan: Plan, teacher: TeacherPlan) -> float:
+    """Seconds to load a teacher and to measure it on the test split: 1 ns per parameter and image, a third of a step's."""
+    from kdbench.nets.tapped import count_parameters
+
+    per_class = plan.measured_images_per_class
+    images = plan.choice.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
+    return STARTUP_SECONDS + 1e-9 * count_parameters(teacher.net, plan.num_classes, teacher.name) * images
 
 
 def _cohort_seconds(

@@ -40,8 +40,9 @@ def print_listing(what: str | None, methods: MethodCatalog, suite: str | None, a
     if what == "methods":
         print(_methods_table(rows))
         return
+    missing = "any" if what == "datasets" else ""
     widths = [PROSE if key in ("images", "source", "title", "protocols") else None for key in rows[0]]
-    print(tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths))
+    print(tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths, missingval=missing))
 
 
 def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str, Any]]:

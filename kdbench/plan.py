@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.choice import Choice
+from pydantic import ValidationError
+
+from kdbench.choice import Choice, TrainedHere, retrained_teachers
 from kdbench.data.catalog import find_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.nets.spec import NetSpec
+from kdbench.problems import first_problem
 from kdbench.recipe import Recipe
 from kdbench.registry import MethodCatalog
 from kdbench.suite import PAIR_SEPARATOR, Suite, split_pair
@@ -41,11 +44,13 @@ class TeacherPlan:
     expected_top1: float = 0.0
     #: What is measured where that decides on which images it is trained, else "test".
     split: str = "test"
+    #: Whether it sees the preprocessing of a student instead of its own.
+    seen_through: bool = False
 
     @property
     def trained_here(self) -> bool:
         """Whether it is trained on the suite's data; else it comes with weights."""
-        return self.net.weights == "train"
+        return self.net.trained_here
 
     @cached_property
     def hash(self) -> str:
@@ -193,12 +198,21 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
         )
         for name in dict.fromkeys((*methods, *choice.set))
     }
+    retrained = retrained_teachers(choice, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
     for pair in suite.choose_pairs(protocol_name, choice.pairs):
         teacher_name, student_name = split_pair(pair)
         student = _plan_student(suite, protocol_name, student_name)
         seen_through = student.net if protocol.teacher_preprocessing == "student" else None
-        teacher = plan_teacher(suite, protocol_name, teacher_name, choice.split, choice.limit, seen_through)
+        teacher = plan_teacher(
+            suite,
+            protocol_name,
+            teacher_name,
+            choice.split,
+            choice.limit,
+            seen_through,
+            retrained.get(teacher_name),
+        )
         for seed in choice.seeds or protocol.seeds:
             for method in methods:
                 cells.append(
@@ -275,16 +289,25 @@ def plan_teacher(
     split: str = "test",
     limit: int | None = None,
     seen_through: NetSpec | None = None,
+    retrained: TrainedHere | None = None,
 ) -> TeacherPlan:
     """The teacher ``name`` as a protocol trains it for cells that are measured on ``split``.
 
-    A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does.
+    A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does,
+    or be trained here instead (``retrained``).
     """
     net = suite.net(name)
-    if suite.protocols[protocol].teacher_weights == "train":
-        net = net.model_copy(update={"weights": "train"})
-    if seen_through is not None and net.weights != "train":
+    if retrained is None and suite.protocols[protocol].teacher_weights == "train":
+        retrained = "train"
+    if retrained is not None:
+        try:
+            net = net.with_weights(retrained)
+        except ValidationError as error:
+            raise KdbenchError(f"teacher {name}: {first_problem(error, NetSpec)[1]}") from None
+    if seen_through is not None and not net.trained_here:
         net = as_seen_through(net, seen_through)
+    else:
+        seen_through = None
     family = net_family(net, name)
     recipe_name = suite.recipe_name(name, family, teacher=True)
     recipe = suite.recipe(recipe_name, protocol, teacher=True)
@@ -292,9 +315,9 @@ def plan_teacher(
         net = with_drop_path(net, recipe)
     dataset = find_dataset(suite.dataset.name)
     # A teacher must not have seen what its students are measured on.
-    split = split if dataset.holds_out and net.weights == "train" else "test"
+    split = split if dataset.holds_out and net.trained_here else "test"
     limits = {
-        "images_per_class": suite.images_per_class(protocol, teacher=True),
+        "images_per_class": suite.images_per_class(protocol, teacher=True) if net.trained_here else None,
         "measured_images_per_class": suite.protocols[protocol].measured_images_per_class,
     }
     config = {
@@ -308,10 +331,12 @@ def plan_teacher(
         },
         **({"split": split} if split != "test" else {}),
         "net": _net_config(net),
-        **({"recipe": recipe.identity(), "seed": suite.teacher_seed} if net.weights == "train" else {}),
+        **({"recipe": recipe.identity(), "seed": suite.teacher_seed} if net.trained_here else {}),
         "cpu_threads": suite.cpu_threads,
     }
-    return TeacherPlan(name, net, family, recipe, recipe_name, config, suite.teacher_at_least, split)
+    return TeacherPlan(
+        name, net, family, recipe, recipe_name, config, suite.teacher_at_least, split, bool(seen_through)
+    )
 
 
 def as_seen_through(net: NetSpec, student: NetSpec) -> NetSpec:
@@ -363,7 +388,8 @@ def _plan_student(suite: Suite, protocol: str, name: str) -> _Student:
     family = net_family(net, name)
     recipe_name = suite.recipe_name(name, family)
     recipe = suite.recipe(recipe_name, protocol)
-    net = with_drop_path(net, recipe)
+    # Weights are a teacher's: as a student every net starts from scratch.
+    net = with_drop_path(net.model_copy(update={"weights": "train"}), recipe)
     return _Student(name, net, _net_config(net), family, recipe_name, recipe, recipe.identity())
 
 

@@ -10,6 +10,7 @@ from tabulate import tabulate
 from kdbench.estimate import Estimate
 from kdbench.plan import Cell, Cohort, Plan
 from kdbench.progress import format_seconds
+from kdbench.readiness import state_of
 from kdbench.store import Store
 
 
@@ -21,13 +22,11 @@ def print_plan(
     counts = Counter(states.values())
     total = len(plan.cells) + len(plan.skipped) + len(plan.broken)
     print(f"suite {plan.suite.name}, protocol {plan.protocol}: {plan.suite.protocols[plan.protocol].description}")
-    known = ", ".join(f"{count} {_STATE_WORDS.get(state, state)}" for state, count in counts.items())
+    known = ", ".join(f"{count} {STATE_WORDS.get(state, state)}" for state, count in counts.items())
     print(f"{total} cells: {known}" + (f", {len(plan.skipped)} skipped" if plan.skipped else ""))
     print("\nteachers")
     for teacher in plan.teachers:
-        result = store.result_of_teacher(teacher)
-        state = f"trained, top-1 {result['metrics']['last']['top1']:.1f}" if result else "to be trained"
-        print(f"  {teacher.name}: {state}")
+        print(f"  {teacher.name}: {state_of(teacher, store)}")
     if cohorts:
         print("\ncohorts (trained in lockstep, one teacher forward)")
         seconds = {job.name: job for job in cost.jobs} if cost else {}
@@ -67,34 +66,7 @@ def print_plan(
         )
 
 
-def print_status(plan: Plan, store: Store) -> None:
-    """Done, running, failed (why), to do."""
-    rows: dict[str, Counter[str]] = {}
-    failed, damaged, stale = [], [], 0
-    for cell in plan.cells:
-        folder = store.cell(cell)
-        state = folder.state()
-        rows.setdefault(cell.pair, Counter())[state] += 1
-        if state == "failed":
-            failed.append((cell, folder.failure()["reason"], folder.log))
-        damaged += [folder.result] if folder.is_damaged() else []
-        stale += sum(1 for other in folder.path.parent.glob(f"seed{cell.seed}-*") if other.name != folder.path.name)
-    print(f"suite {plan.suite.name}, protocol {plan.protocol}, in {store.root}")
-    columns = ("done", "interrupted", "failed", "skipped", "planned")
-    table = [[pair, *(count[state] or "" for state in columns)] for pair, count in rows.items()]
-    headers = ["pair", *(_STATE_WORDS.get(state, state) for state in columns)]
-    print(tabulate(table, headers=headers, tablefmt="simple"))
-    for cell, reason, log in failed:
-        print(f"failed: {cell.key}: {reason}\n  log: {log}")
-    for path in damaged:
-        print(f"damaged: {path}; kdbench run trains the cell again")
-    if stale:
-        print(f"stale: {stale} results of older configurations are kept and not shown")
-    if not any(count["done"] for count in rows.values()):
-        print("nothing is done yet; kdbench run trains it")
-
-
-_STATE_WORDS = {"interrupted": "begun", "planned": "to do"}
+STATE_WORDS = {"interrupted": "begun", "planned": "to do"}
 
 
 def _print_reasons(title: str, cells: Sequence[Cell]) -> None:

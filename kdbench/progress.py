@@ -12,6 +12,8 @@ from kdbench.launch.job import Event, Job
 #: Least and most seconds between two plain lines; in between, a fortieth of the time that the run has taken.
 PLAIN_INTERVAL = 5.0
 LONGEST_PLAIN_INTERVAL = 60.0
+#: Jobs that the live view shows.
+MOST_LINES = 20
 
 
 class Progress:
@@ -30,6 +32,7 @@ class Progress:
         for job in jobs:
             self.jobs[job.name] = {
                 "kind": job.kind, "cells": len(job.members), "state": "waiting", "epoch": 0, "epochs": 0, "top1": {}, "error": None,
+                "step": 0, "steps": 0, "speed": None, "note": "",
             }  # fmt: skip
 
     def event(self, event: Event) -> None:
@@ -39,12 +42,22 @@ class Progress:
             return
         kind = event["event"]
         if kind == "started":
-            job["state"] = "running"
+            job.update(state="running", note="", seen=None)
+        elif kind == "begun":
+            job["note"] = ""
+        elif kind == "queue":
+            job["note"] = "" if event["state"] == "RUNNING" else event["state"]
+        elif kind == "elsewhere":
+            job.update(state="elsewhere", note=f"trained by another run ({event['where']})")
+        elif kind == "step":
+            self._step(job, event)
         elif kind == "epoch":
-            job["epoch"], job["epochs"] = event["epoch"], event["epochs"]
+            job["epoch"], job["epochs"], job["step"] = event["epoch"], event["epochs"], 0
             job["top1"][event["cell"]] = event["top1"]
         elif kind == "resumed":
             job["epoch"] = event["epoch"]
+        elif kind == "warning":
+            self.failures.append(f"{event['job']}: {event['reason']}")
         elif kind == "done" and job["kind"] == "cohort":
             self.done += 1
         elif kind == "done":
@@ -53,11 +66,24 @@ class Progress:
             self.failed += 1
             self.failures.append(f"{event['cell']}: {event['reason']}")
         elif kind == "restarted":
+            job.update(state="waiting", note="")
             self.failures.append(f"{event['job']}: {event['error']}; started again from its last checkpoint")
         elif kind == "finished":
             job["state"] = "finished"
             if event["error"]:
                 self.failures.append(f"{event['job']}: {event['error']}")
+
+    def _step(self, job: dict[str, Any], event: Event) -> None:
+        """Where a job is within its epoch, and how fast: the mean over the last half minute or so."""
+        job.update(epoch=event["epoch"], epochs=event["epochs"], step=event["step"], steps=event["steps"], note="")
+        now, done = event.get("time") or time.time(), event["epoch"] * event["steps"] + event["step"]
+        seen = job.get("seen")
+        if seen is None or done < seen[1]:
+            job["seen"] = (now, done)
+        elif now - seen[0] >= 1.0:
+            job["speed"] = (done - seen[1]) / (now - seen[0])
+            if now - seen[0] >= 30.0:
+                job["seen"] = (now, done)
 
     def tick(self) -> None:
         """Show what has changed."""
@@ -80,7 +106,8 @@ class Progress:
         return format_seconds(elapsed * (1 - share) / share)
 
     def running(self) -> list[tuple[str, dict[str, Any]]]:
-        return [(name, job) for name, job in self.jobs.items() if job["state"] == "running"]
+        """Jobs that are trained now, here or by another run."""
+        return [(name, job) for name, job in self.jobs.items() if job["state"] in ("running", "elsewhere")]
 
 
 class PlainProgress(Progress):
@@ -98,12 +125,17 @@ class PlainProgress(Progress):
             self._line()
 
     def stop(self) -> None:
-        self._line()
+        if self.total:
+            self._line()
 
     def _line(self) -> None:
         self._last = time.monotonic()
-        running = "; ".join(f"{name} {_describe(job)}" for name, job in self.running())
-        parts = [f"[{format_seconds(time.monotonic() - self.begun)}]", f"cells {self.done}/{self.total}"]
+        shown = self.running()
+        running = "; ".join(f"{name} {_describe(job)}" for name, job in shown[:4])
+        running += f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
+        parts = [f"[{format_seconds(time.monotonic() - self.begun)}]"]
+        if self.total:  # else teachers are made ready, and there are no cells yet
+            parts.append(f"cells {self.done}/{self.total}")
         if self.failed:
             parts.append(f"failed {self.failed}")
         if left := self.left():
@@ -140,15 +172,20 @@ class LiveProgress(Progress):
         grid.add_column(no_wrap=True)
         grid.add_column(width=24)
         grid.add_column(no_wrap=True)
-        head = f"{self.done}/{self.total} cells" + (f", [red]{self.failed} failed[/]" if self.failed else "")
+        head = (f"{self.done}/{self.total} cells" if self.total else "teachers") + (
+            f", [red]{self.failed} failed[/]" if self.failed else ""
+        )
         left = self.left()
         grid.add_row(
             f"[bold]{head}[/]",
             ProgressBar(total=1.0, completed=self.share_done()),
             f"{format_seconds(time.monotonic() - self.begun)}{f', about {left} left' if left else ''}",
         )
-        for name, job in self.running():
+        running = self.running()
+        for name, job in running[:MOST_LINES]:
             grid.add_row(f"  {escape(name)}", ProgressBar(total=1.0, completed=_share(job)), escape(_describe(job)))
+        if len(running) > MOST_LINES:
+            grid.add_row(f"  and {len(running) - MOST_LINES} more", "", "")
         return Group(grid, *(Text(f"  {line}", style="red") for line in self.failures[-5:]))
 
 
@@ -171,10 +208,13 @@ def format_seconds(seconds: float) -> str:
 def _share(job: dict[str, Any]) -> float:
     if job["state"] == "finished":
         return 1.0
-    return job["epoch"] / job["epochs"] if job["epochs"] else 0.0
+    within = job["step"] / job["steps"] if job["steps"] else 0.0
+    return (job["epoch"] + within) / job["epochs"] if job["epochs"] else 0.0
 
 
 def _describe(job: dict[str, Any]) -> str:
+    if job["note"]:
+        return str(job["note"])
     if not job["epochs"]:
         return "starting"
     scores = job["top1"].values()
@@ -185,4 +225,6 @@ def _describe(job: dict[str, Any]) -> str:
         if scores
         else ""
     )
-    return f"epoch {job['epoch']}/{job['epochs']}{best}"
+    within = f" + {100 * job['step'] / job['steps']:.0f} %" if job["step"] and job["steps"] >= 100 else ""
+    speed = f", {job['speed']:.3g} steps/s" if job["speed"] else ""
+    return f"epoch {job['epoch']}/{job['epochs']}{within}{best}{speed}"

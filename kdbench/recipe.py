@@ -141,6 +141,8 @@ class Recipe(Strict):
                 "schedule",
                 "warmup_epochs",
             )
+        if self.augment.mixes and self.augment.mix_mode == "batch" and self.batch_size % 2:
+            raise Contradiction(f"{self.batch_size} is odd, but images of a batch are mixed in pairs", "batch_size")
         if self.pipeline == "device":
             for name in ("randaugment", "color_jitter"):
                 if getattr(self.augment, name):

@@ -1,4 +1,4 @@
-"""The verbs that read results: ``table``, ``leaderboard``, ``plots`` and ``report``. None of them imports torch."""
+"""The verbs that read results: ``table``, ``leaderboard``, ``classes``, ``plots`` and ``report``. None of them imports torch."""
 
 from __future__ import annotations
 
@@ -58,6 +58,21 @@ def leaderboard(options: argparse.Namespace) -> int:
     return write("\n\n".join(draw(board).rstrip("\n") for board in boards), options.to)
 
 
+def classes(options: argparse.Namespace) -> int:
+    """``kdbench classes``."""
+    from kdbench.report.classes import build_class_table
+    from kdbench.report.render import render
+
+    texts = [
+        render(
+            build_class_table(frame, options.out, options.by, options.show, options.worst, command=again()),
+            options.format,
+        )
+        for frame in results(options)
+    ]
+    return write("\n\n".join(text.rstrip("\n") for text in texts), options.to)
+
+
 def plots(options: argparse.Namespace) -> int:
     """``kdbench plots``."""
     from kdbench.report.plots import write_plots
@@ -89,12 +104,16 @@ def report(options: argparse.Namespace) -> int:
 def results(options: argparse.Namespace) -> Sequence[Any]:
     """Rows of the run directory that belong to the choice, as one frame for each protocol and split.
 
+    ``--select``, where it was not given, becomes that of the protocol.
+
     Raises:
         KdbenchError: if there are none.
     """
     from kdbench.report.frame import split_frame
 
     made, methods = plan_of(options)
+    if getattr(options, "select", None) is None:
+        options.select = made.suite.protocols[made.protocol].select
     rows = load_results(options.out, made.suite.name, made.protocol)
     rows = rows[rows["split"] == options.split]
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.

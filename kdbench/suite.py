@@ -31,7 +31,8 @@ class SuiteError(KdbenchError):
 
 
 class Protocol(Strict):
-    """How much of a suite is run. ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers.
+    """How much of a suite is run. ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers, ``recipes``
+    those of single recipes, by name, whoever is trained with them.
 
     The images of a class can be limited: what students train on (instead of the suite's own limit), what teachers train on, and
     what both are measured on.
@@ -43,6 +44,7 @@ class Protocol(Strict):
     pairs: tuple[str, ...] = ("*",)
     recipe: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
+    recipes: dict[Name, dict[str, Any]] = {}
     images_per_class: Count | None = None
     teacher_images_per_class: Count | None = None
     #: Which epoch's figure tables show by default: the last, or the best on the test split, as much released code reports.
@@ -113,6 +115,9 @@ class Suite(Strict):
             for position, pattern in enumerate(protocol.pairs):
                 with at("protocols", name, "pairs", position):
                     self.choose_pairs(name, [pattern])
+            for recipe in protocol.recipes:
+                with at("protocols", name, "recipes", recipe):
+                    find("recipe", recipe, self.recipes)
             for recipe in {*self.student_recipe.values(), *self.net_recipe.values()}:
                 self.recipe(recipe, name)
             for recipe in {*self.teacher_recipe.values(), *self.net_recipe.values()}:
@@ -146,12 +151,13 @@ class Suite(Strict):
     def recipe(self, name: str, protocol: str, teacher: bool = False) -> Recipe:
         """The recipe ``name`` as a protocol changes it."""
         kind = "teacher" if teacher else "recipe"
-        changes = getattr(self.protocols[protocol], kind)
+        changes, own = getattr(self.protocols[protocol], kind), self.protocols[protocol].recipes.get(name, {})
         try:
-            return Recipe.model_validate(merge(self.recipes[name].model_dump(), changes))
+            return Recipe.model_validate(merge(merge(self.recipes[name].model_dump(), changes), own))
         except ValidationError as error:
             location, problem = first_problem(error, Recipe)
-            raise Contradiction(problem, "protocols", protocol, kind, *location) from None
+            where = ("recipes", name) if _names(own, location) else (kind,)
+            raise Contradiction(problem, "protocols", protocol, *where, *location) from None
 
     def choose_pairs(self, protocol: str, patterns: Sequence[str] = ()) -> list[str]:
         """Pairs of a protocol; ``patterns`` (globs over all pairs of the suite) replace the protocol's own choice.
@@ -185,6 +191,16 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _names(changes: Mapping[str, Any], location: Sequence[Any]) -> bool:
+    """Whether nested changes hold the field at ``location``."""
+    value: Any = changes
+    for key in location:
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def suite_files() -> dict[str, Path]:

@@ -371,6 +371,18 @@ def test_table_is_written_in_every_form(
     assert "cannot be written" in said.err
 
 
+def test_tables_show_the_epoch_that_the_protocol_selects_unless_told_otherwise(
+    kdbench: Kdbench, filled: tuple[Path, Path], write_suite: Callable[..., Path]
+) -> None:
+    words = ("--protocol", "seeds", "--out", filled[1])
+    for verb in ("table", "leaderboard"):
+        assert "last epoch" in kdbench(verb, filled[0], *words).out
+    best = write_suite(name="best.yaml", protocols={"seeds": {"select": "best"}})  # no part of a result's identity
+    for verb in ("table", "leaderboard"):
+        assert "best test epoch" in kdbench(verb, best, *words).out
+        assert "best test epoch" not in kdbench(verb, best, *words, "--select", "last").out
+
+
 def test_table_of_a_run_that_has_begun_shows_what_there_is(kdbench: Kdbench, filled: tuple[Path, Path]) -> None:
     suite, runs = filled
     results = sorted(runs.glob("*/*/*/*/*/result.json"))

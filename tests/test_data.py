@@ -291,3 +291,12 @@ def test_strong_view_leaks_nothing_between_images() -> None:
     changed[3] = 0
     first, second = (strong_augment(batch, torch.Generator().manual_seed(1)) for batch in (images, changed))
     assert torch.equal(first[[0, 1, 2, 4, 5]], second[[0, 1, 2, 4, 5]])
+
+
+def test_a_limit_keeps_images_that_are_spread_over_what_was_chosen(digits) -> None:
+    few = digits.limited(20)
+    assert set(few.training(5).labels.tolist()) == set(range(10))
+    assert len(few.training()) == len(few.measured("test")) == 20
+    assert len(few.training(1)) == 10  # fewer than the limit
+    assert set(few.measured("test").labels.tolist()) == set(range(10))
+    assert digits.limited(10_000).training().labels.equal(digits.train.labels)

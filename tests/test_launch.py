@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -10,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,19 +20,25 @@ from typing import Any
 
 import pytest
 
+from kdbench import limits
 from kdbench.choice import Choice
+from kdbench.claims import Claims
 from kdbench.estimate import JobEstimate, wall_time
+from kdbench.launch import slurm
 from kdbench.launch.execute import MAX_CRASHES, execute, sort_out
 from kdbench.launch.inprocess import InProcessLauncher
 from kdbench.launch.job import Event, Job, job_for_cohort
 from kdbench.launch.local import LocalLauncher
+from kdbench.launch.remote import EventFiles
 from kdbench.plan import Plan, make_plan
 from kdbench.registry import METHODS, catalog
-from kdbench.store import Store, load_results, read_json
+from kdbench.store import Store, load_results, read_json, write_bytes
 from kdbench.suite import load_suite
 from kdbench.wiring import check_cells
 
 from .conftest import Said
+from .test_claims import elsewhere
+from .test_store import result
 
 Kdbench = Callable[..., Said]
 NAN = "batch.task_loss(student.logits) * (float('nan') if self.steps >= 3 else 1.0)"
@@ -207,6 +216,9 @@ class Scripted:
         self.most = max(self.most, len(self._running))
 
     def poll(self, seconds: float) -> list[Event]:
+        if not self._running:
+            time.sleep(0.01)
+            return []
         name = self._running.pop(0)
         end = self.ends.get(name, []) and self.ends[name].pop(0)
         if end and "raise" in end:
@@ -284,6 +296,248 @@ def test_anything_that_ends_the_run_cancels_the_workers(trained: tuple[Path, Pat
         carried_out(made, store, launcher)
     assert launcher.cancelled
     assert {store.cell(cell).state() for cell in made.cells} == {"planned"}
+
+
+def test_cells_that_another_run_has_are_waited_for_and_not_trained_again(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdbench.launch.execute.LOOK_SECONDS", 0.0)
+    made, store = planned(trained, tmp_path)
+    (kd,) = (cell for cell in made.cells if cell.method == "kd")
+    other, ticks, shown = Claims("other"), [0], []
+    other.take(store.cell(kd).path)
+
+    def tick() -> None:
+        ticks[0] += 1
+        if ticks[0] == 5:
+            shown.append(store.cell(kd).state())
+            store.cell(kd).finish(result(kd))
+            other.close()
+
+    class Trains(Scripted):
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            given.append(job.members)
+            for cell in made.cells:
+                if cell.folder in job.members:
+                    store.cell(cell).finish(result(cell))
+
+    given: list[tuple[str, ...]] = []
+    summary, events = carried_out(made, store, Trains({}), on_tick=tick)
+    assert shown == ["running"]
+    assert kd.folder not in {member for members in given for member in members}
+    assert len(summary.done) == 2
+    assert [event["cell"] for event in events if event["event"] == "done"].count(kd.key) == 1
+    assert {event["event"] for event in events if "where" in event} == {"elsewhere"}
+
+
+def test_cells_of_a_holder_that_is_gone_are_taken_over_after_the_stated_time(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdbench.launch.execute.LOOK_SECONDS", 0.0)
+    made, store = planned(trained, tmp_path)
+    for cell in made.cells:
+        Claims(beat=1e9).take(store.cell(cell).path)
+        elsewhere(store.cell(cell).path)
+    begun = time.monotonic()
+    launcher = Scripted({})
+    carried_out(made, store, launcher, stale=0.5)
+    assert time.monotonic() - begun >= 0.5
+    assert launcher.submitted == ["teacher cnn", made.cohorts()[0].name]
+    assert store.cell(made.cells[0]).holder() is None
+
+
+def test_job_that_gets_further_between_its_deaths_is_not_given_up(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    made, store = planned(trained, tmp_path)
+    name = made.cohorts()[0].name
+    dies = {"error": "the worker was ended by signal SIGKILL", "crashed": True}
+
+    class Progresses(Scripted):
+        def poll(self, seconds: float) -> list[Event]:
+            number = len(self.submitted)
+            write_bytes(store.cell(made.cells[0]).path / f"checkpoint-{number:05d}.ckpt", b"x")
+            return super().poll(seconds)
+
+    launcher = Progresses({name: [dict(dies) for _ in range(10)]})
+    carried_out(made, store, launcher)
+    assert launcher.submitted.count(name) == 11
+
+
+def test_full_disk_leaves_cells_to_be_gone_on_with_and_says_why(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    made, store = planned(trained, tmp_path)
+    full = {"error": "No space left on device", "full": True}
+    summary, _ = carried_out(made, store, Scripted({made.cohorts()[0].name: [full]}))
+    assert {reason for _, reason in summary.failed} == {"No space left on device"}
+    assert {store.cell(cell).state() for cell in made.cells} == {"planned"}
+
+
+def test_worker_that_hangs_ends_itself_and_writes_where_it_hung(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from kdbench.launch.worker import Reporter\n"
+        "report = Reporter(sys.stdout, Path(sys.argv[1], 'events'), 0.5, sys.stderr)\n"
+        "for _ in range(4):\n    time.sleep(0.2); report({'event': 'step'})\n"
+        "def hangs():\n    time.sleep(60)\nhangs()"
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=50)
+    assert time.monotonic() - begun < 30
+    assert done.returncode == 1
+    assert "Timeout (0:00:00.500000)!" in done.stderr
+    assert "in hangs" in done.stderr
+
+
+def test_worker_that_was_suspended_is_ended_by_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(job: Job, environment: object) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(["sleep", "60"], text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("kdbench.launch.local.start_worker", start)
+    launcher = LocalLauncher(1)
+    log = str(tmp_path / "log")
+    launcher.submit(Job("x", "cohort", ("a",), "tiny", Choice(), str(tmp_path), None, "cpu", 1, log, stall=0.2))
+    events: list[Event] = []
+    deadline = time.monotonic() + 30
+    while not events and time.monotonic() < deadline:
+        events += launcher.poll(0.1)
+    assert events[0]["crashed"]
+    assert events[0]["error"] == "nothing was heard of it for 0 seconds, and it was ended"
+
+
+def test_events_of_a_job_are_read_as_its_files_grow_and_rubbish_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text('{"event": "end"}\n')
+    files = EventFiles(tmp_path)
+    assert files.read() == []  # of an earlier attempt
+    (tmp_path / "new.jsonl").write_bytes(b'{"event": "a"}\n\xff\n[1]\n{"event": 3}\n{"event": "b"')
+    assert files.read() == [{"event": "a"}]
+    with open(tmp_path / "new.jsonl", "a") as file:
+        file.write("}\n")
+    assert files.read() == [{"event": "b"}]
+    assert files.read() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("4:00:00", 240), ("2-12", 3600), ("1-00:30:00", 1470), ("5:30", 6), ("0:10:01", 11)],
+)
+def test_times_of_slurm_are_understood(text: str, minutes: int) -> None:
+    assert slurm.minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("time=soon", "is no time"),
+        ("partitoin=gpu", "did you mean 'partition'"),
+        ("output=/tmp/x", "output is set by kdbench"),
+        ("wrap=reboot", "wrap is set by kdbench"),
+        ("partition=a b", "is not of the form NAME=VALUE"),
+        ("partition=$(reboot)", "is not of the form NAME=VALUE"),
+        ("partition", "is not of the form NAME=VALUE"),
+    ],
+)
+def test_options_of_slurm_are_checked_before_anything_is_written(
+    kdbench: Kdbench, tmp_path: Path, text: str, message: str
+) -> None:
+    said = kdbench("run", "--on", "slurm", "--slurm", text, "--out", tmp_path / "runs")
+    assert said.status == 2
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_of_an_engine_that_is_not_used_and_engines_that_are_not_there_are_told(
+    kdbench: Kdbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = kdbench("run", "--slurm", "partition=gpu", "--out", tmp_path / "runs")
+    assert (said.status, said.err) == (2, "kdbench: --slurm partition=gpu is for --on slurm, not for --on local\n")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for engine in ("slurm", "ray"):
+        said = kdbench("run", "--on", engine, "--out", tmp_path / "runs")
+        assert said.status == 2
+        assert f"pip install 'kdbench[{engine}]'" in said.err
+    assert not (tmp_path / "runs").exists()
+
+
+# What it may cost
+
+
+def test_plan_that_costs_more_than_it_may_is_refused_with_its_estimate(
+    trained: tuple[Path, Path], kdbench: Kdbench, tmp_path: Path
+) -> None:
+    for verb in ("plan", "run"):
+        said = kdbench(verb, trained[0], "--out", tmp_path / "runs", "--device", "cpu", "--max-hours", "0.0001")
+        assert said.status == 2
+        assert re.search(r"estimated to take 0\.0 hours of computing .*, more than --max-hours 0\.0001", said.err)
+    assert not list((tmp_path / "runs").rglob("result.json"))
+
+
+def test_more_than_a_day_is_asked_for_and_refused_where_nobody_can_be_asked(
+    trained: tuple[Path, Path], kdbench: Kdbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdbench.limits.LONG_RUN_HOURS", 0.0)
+    words = ("run", trained[0], "--out", tmp_path / "runs", "--device", "cpu")
+    said = kdbench(*words)
+    assert said.status == 2
+    assert re.search(r"hours of computing .*; if that is meant: kdbench .* --yes$", said.err.strip())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    said = kdbench(*words)
+    assert (said.status, said.err.splitlines()[-1]) == (2, "kdbench: nothing was begun")
+
+
+def test_short_plan_is_not_timed_before_it_begins(trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("steps were timed")
+
+    monkeypatch.setattr("kdbench.engine.probe.probe_cohort", refuse)
+    monkeypatch.setattr("kdbench.engine.probe.probe_teacher", refuse)
+    made = make_plan(load_suite("digits"), Choice(), catalog())
+    options = argparse.Namespace(yes=False, max_hours=None, data=None, device="cpu", on="local")
+    limits.check_cost(made, made.cohorts(), Store("nowhere"), options, 2)
+
+
+# State, seen from elsewhere
+
+
+def test_status_tells_where_a_cell_is_trained_and_how_far_it_is(
+    copied: tuple[Path, Path], kdbench: Kdbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, runs = copied
+    made = make_plan(load_suite(str(suite)), Choice(protocol="seeds"), catalog())
+    store, cell = Store(runs), made.cells[3]
+    write_bytes(
+        runs / ".jobs" / "t" / "a.jsonl",
+        json.dumps({"event": "epoch", "cell": cell.key, "epoch": 1, "epochs": 2, "top1": 33.0}).encode()
+        + b'\nrubbish\n{"event": "epoch"}\n{"event": "step", "epoch": 1, "epochs": 2, "step": 3, "steps": 5}\n',
+    )
+    old = store.cell(cell).path.parent / f"seed{cell.seed}-0123456789"
+    old.mkdir(parents=True)
+    with Claims("t", ".jobs/t/a.jsonl") as claims:
+        claims.take(store.cell(cell).path)
+        said = kdbench("status", suite, "--protocol", "seeds", "--out", runs)
+    assert f"running on {os.uname().nodename}, process {os.getpid()}, for 0:0" in said.out
+    assert ", in epoch 2/2, step 3/5" in said.out
+    assert f"  {cell.key}  epoch 1/2, top-1 33.0" in said.out
+    assert "stale: 1 results of older configurations" in said.out
+    with Claims("t", "../../../etc/passwd") as claims:
+        claims.take(store.cell(cell).path)
+        assert "root" not in kdbench("status", suite, "--protocol", "seeds", "--out", runs).out.split("pair")[1]
+
+
+def test_status_is_watched_until_nothing_is_left(copied: tuple[Path, Path], kdbench: Kdbench) -> None:
+    suite, runs = copied
+    made = make_plan(load_suite(str(suite)), Choice(), catalog())
+    content = read_json(Store(runs).cell(made.cells[0]).result)
+    Store(runs).cell(made.cells[0]).result.unlink()
+    timer = threading.Timer(0.5, lambda: Store(runs).cell(made.cells[0]).finish(content))
+    timer.start()
+    said = kdbench("status", suite, "--out", runs, "--watch", "0.1")
+    timer.join()
+    assert said.status == 0
+    assert said.out.count("suite tiny") >= 2
+    assert kdbench("status", "--watch", "often").status == 2
 
 
 def test_job_survives_its_way_to_another_process() -> None:
@@ -475,7 +729,7 @@ def test_worker_says_why_it_cannot_do_its_job(tmp_path: Path) -> None:
     events: list[Event] = []
     deadline = time.monotonic() + 60
     while not events and time.monotonic() < deadline:
-        events += launcher.poll(0.5)
+        events += [event for event in launcher.poll(0.5) if event["event"] != "begun"]
     (event,) = events
     assert event["event"] == "finished"
     assert event["error"].startswith("unknown suite 'nosuch'")

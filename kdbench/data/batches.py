@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.data.spec import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
@@ -35,14 +34,14 @@ class Pipeline(Protocol):
     #: The epoch that iteration gives, from 0.
     epoch: int
     #: The step at which the next iteration begins; back to 0 once it has begun.
-    start_step: int
+    first_step: int
     dataset: Any
 
     def __len__(self) -> int:
         """Steps of an epoch."""
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        """The batches of ``epoch``, from ``start_step``."""
+        """The batches of ``epoch``, from ``first_step``."""
 
     def make(self, epoch: int, step: int) -> TrainingBatch:
         """The batch at ``step`` of ``epoch`` (both from 0); the same whenever it is made."""
@@ -111,21 +110,4 @@ def make_batch(
         progress=(epoch * steps + step) / max(1, recipe.epochs * steps),
         epoch=epoch,
         label_smoothing=recipe.label_smoothing,
-        supervised=SUPERVISED[recipe.loss],
     )
-
-
-def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean over batch and classes of the binary cross-entropy with the soft labels, or with smoothed one-hot labels.
-
-    Wightman et al., ResNet strikes back (arXiv:2110.00476); smoothing as in timm's ``BinaryCrossEntropy``.
-    """
-    targets = batch.targets
-    if targets is None:
-        off = batch.label_smoothing / logits.shape[1]
-        targets = torch.full_like(logits, off).scatter_(1, batch.labels[:, None], 1 - batch.label_smoothing + off)
-    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
-
-
-#: The supervised losses of recipes; None is the cross-entropy of ``Batch.task_loss``.
-SUPERVISED: dict[str, Callable[[Tensor, Batch], Tensor] | None] = {"cross-entropy": None, "bce": binary_cross_entropy}

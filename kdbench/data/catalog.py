@@ -69,8 +69,10 @@ DATASETS: dict[str, DatasetEntry] = {
         name="imagenet1k",
         title="ImageNet-1K",
         num_classes=1000,
-        images="1,281,167 train, 50,000 test (the official validation images), of many sizes; or any choice of its classes",
-        source="https://www.image-net.org (ILSVRC 2012), below --data: folders of JPEG files, tar shards, or a Hugging Face copy",
+        images="1,281,167 train, 50,000 test (the official validation images), of many sizes; or any choice of its classes; 20 "
+        "images of each class of train are held out for validation if asked for",
+        source="https://www.image-net.org (ILSVRC 2012), below --data: folders of JPEG files, tar shards, or a Hugging Face copy "
+        "(docs/data.md)",
         loader="kdbench.data.imagenet",
         train_images=1_281_167,
         train_per_class=732,
@@ -80,8 +82,8 @@ DATASETS: dict[str, DatasetEntry] = {
         name="imagefolder",
         title="Image folders",
         num_classes=None,
-        images="train/CLASS/FILE and test/CLASS/FILE (or val/), any classes",
-        source="your own, below --data; the suite names the folder and the number of classes",
+        images="train/CLASS/FILE with val/ or test/ or both, any classes; without both, a tenth of train is held out for validation",
+        source="your own, below --data; the suite names the folder and the number of classes (docs/data.md)",
         loader="kdbench.data.imagefolder",
         streams=True,
     ),
@@ -114,16 +116,18 @@ def load_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> Datas
     return loaded
 
 
-def check_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> None:
+def check_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> tuple[str, ...]:
     """See that a data set can be loaded, at a glance: its loader's ``check(folder, spec)``, where it has one.
+
+    Returns:
+        What is worth knowing of its files though it can be loaded, a line each.
 
     Raises:
         KdbenchError: if files of it are missing.
     """
     spec = _spec(wanted)
     check = getattr(importlib.import_module(find_dataset(spec.name).loader), "check", None)
-    if check is not None:
-        check(folder, spec)
+    return tuple((check(folder, spec) if check is not None else None) or ())
 
 
 def download_dataset(

@@ -56,7 +56,7 @@ class DevicePipeline:
         self.device = torch.device(device)
         self.strong_view = strong_view
         self.epoch = 0
-        self.start_step = 0
+        self.first_step = 0
         self._size = frame.size
         self._mean, self._std = torch.tensor(frame.mean, device=device), torch.tensor(frame.std, device=device)
         self._rows = None if rows is None else check_rows(rows, recipe).to(device)
@@ -67,7 +67,7 @@ class DevicePipeline:
         return len(self.dataset) // self.recipe.batch_size
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        first, self.start_step = self.start_step, 0
+        first, self.first_step = self.first_step, 0
         for step in range(first, len(self)):
             yield self.make(self.epoch, step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import tarfile
 import tempfile
@@ -65,6 +66,69 @@ def fetch(url: str, path: Path, expected: FileFacts, progress: Callable[[int, in
         raise KdbenchError(f"{url} cannot be downloaded to {path} ({error.strerror or error})") from None
     if found != expected:
         raise KdbenchError(f"{url} is not what it was, or did not come whole: {found}; expected {expected}")
+
+
+def fetch_file(
+    url: str, path: Path, sha256: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Download ``url`` to ``path``, of which only a SHA-256 is known, or nothing. What is kept is whole, or nothing is.
+
+    Where the SHA-256 is known, what came before a connection broke is kept as ``.NAME.part``, and another try goes on from there.
+
+    Args:
+        url: where the file lies.
+        path: where it goes; its folder is made.
+        sha256: what it must have, as hexadecimal digits.
+        progress: called with the bytes that came so far, and all (0 where the server does not say).
+
+    Raises:
+        KdbenchError: if it cannot be had, or is another file.
+    """
+    partial = path.with_name(f".{path.name}.part" if sha256 else f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begun = partial.stat().st_size if partial.exists() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={begun}-"} if begun else {})
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as source:
+            if source.status != 206:
+                begun = 0
+            size = begun + int(source.headers.get("Content-Length") or 0)
+            with partial.open("ab" if begun else "wb") as target:
+                while chunk := source.read(CHUNK):
+                    target.write(chunk)
+                    if progress is not None:
+                        progress(target.tell(), size)
+                target.flush()
+                os.fsync(target.fileno())
+        came = partial.stat().st_size
+        if came < size:
+            again = "; another try goes on from there" if sha256 else ""
+            raise KdbenchError(f"{url} did not come whole ({came:,} of {size:,} bytes){again}")
+        if sha256 and (found := _sha256(partial)) != sha256:
+            partial.unlink()
+            raise KdbenchError(f"{url} is not what it was ({came:,} bytes, sha256 {found}); expected sha256 {sha256}")
+        os.replace(partial, path)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing comes after what is there, which was not whole or not right
+            partial.unlink(missing_ok=True)
+        raise KdbenchError(f"{url} cannot be downloaded (the server says {error.code} {error.reason})") from None
+    except urllib.error.URLError as error:
+        raise KdbenchError(f"{url} cannot be downloaded ({error.reason}); is there a network?") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise KdbenchError(f"{url} cannot be downloaded to {path} ({reason})") from None
+    finally:
+        if not sha256:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def unpack(archive: Path, members: Mapping[str, tuple[Path, FileFacts]]) -> None:

@@ -71,7 +71,7 @@ class ExactPipeline:
         self.device = torch.device(device)
         self.strong_view = strong_view
         self.epoch = 0
-        self.start_step = 0
+        self.first_step = 0
         self._rows = torch.arange(recipe.batch_size) if rows is None else check_rows(rows, recipe)
         device_rows = None if rows is None else self._rows.to(device)
         self._device_rows = device_rows
@@ -86,7 +86,7 @@ class ExactPipeline:
         return len(self.dataset) // self.recipe.batch_size
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        first, self.start_step = self.start_step, 0
+        first, self.first_step = self.first_step, 0
         epoch = self.epoch
         ahead = self._batches_ahead()
         asked: deque[tuple[int, list[Ticket[TrainingJob]]]] = deque()

@@ -11,7 +11,7 @@ from pathlib import Path
 from kdbench.data.wnids import WNID, numbers, wnids
 from kdbench.errors import KdbenchError
 
-KAGGLE = "LOC_val_solution.csv"
+KAGGLE, CLASSES = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 NUMBERS = "ILSVRC2012_validation_ground_truth.txt"
 LINES = ("imagenet_2012_validation_synset_labels.txt", "ILSVRC2012_validation_synset_labels.txt")
 META, MAPPING = "meta.mat", "map_clsloc.txt"
@@ -59,6 +59,22 @@ def find_truth(folder: Path, data: Path, title: str, images: Sequence[str]) -> T
     raise KdbenchError(
         f"{title}: {folder} holds images, not class folders, and no list of their classes is there; expected {NAMED_IN} beside it"
     )
+
+
+def refuse_other_order(folder: Path, data: Path, title: str) -> None:
+    """See that Kaggle's list of classes, where it lies in a copy, has them in the usual order.
+
+    Raises:
+        KdbenchError: with the first line that is another.
+    """
+    for place in _places(folder, data):
+        path = place / CLASSES
+        if path.is_file():
+            lines = _text(path, title)
+            for number, wnid in enumerate(wnids()):
+                line = lines[number] if number < len(lines) else ""
+                if line.split(maxsplit=1)[:1] != [wnid]:
+                    raise KdbenchError(f"{title}: {path}: line {number + 1} is {line!r}; expected {wnid} and its name")
 
 
 def _places(folder: Path, data: Path) -> Iterator[Path]:

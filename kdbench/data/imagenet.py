@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kdbench.data.groundtruth import refuse_other_order
 from kdbench.data.images import Dataset
 from kdbench.data.layouts import EXPECTED, SOURCE, TITLE, Wanted, find_root, read_split
 from kdbench.data.parts import Part, file_set, held_out_positions
@@ -135,6 +136,7 @@ def _read(folder: Path | None, spec: DatasetSpec | None, chosen: Chosen) -> tupl
     data = Path(folder)
     wanted = Wanted(chosen.labels, spec is None or spec.classes is None, spec.undecodable if spec is not None else 0.0)
     root = find_root(data, spec.folder if spec is not None else None)
+    refuse_other_order(root, data, TITLE)
     return read_split(root, "train", wanted, data), read_split(root, "val", wanted, data)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -32,7 +32,11 @@ class ImageSource(Protocol):
         """Where it lies, for messages."""
 
     def fingerprint(self) -> str:
-        """A checksum over names and sizes of all its images, without reading them."""
+        """A checksum over the names of all its images, and over their sizes where these are known without asking for each.
+
+        Images are not read. Members of archives come with their sizes; of files in folders only names count, since a question
+        for each of a million takes minutes on a file server.
+        """
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     coarse: tuple[int, ...] | None = None
     coarse_names: tuple[str, ...] | None = None
+    limit: int | None = None
 
     def for_split(self, name: str) -> Dataset:
         """The data set to train on when ``name`` is what is measured: nothing of that split is in its ``train``."""
@@ -167,24 +172,23 @@ class Dataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
     def training(self, per_class: int | None = None) -> Images:
-        """The training images, or the first ``per_class`` of every class."""
-        return self.train if per_class is None else self.train.first_per_class(per_class)
+        """The training images, or the first ``per_class`` of every class, and of these as many as the limit allows."""
+        return self._within(self.train, per_class)
 
     def measured(self, name: str, per_class: int | None = None) -> Images:
-        """The images of a split, or the first ``per_class`` of every class, on which a net is measured."""
-        split = self.split(name)
-        return split if per_class is None else split.first_per_class(per_class)
+        """The images of a split on which a net is measured, chosen in the same way."""
+        return self._within(self.split(name), per_class)
 
     def limited(self, count: int) -> Dataset:
-        """At most ``count`` images of each split, evenly spread over it."""
-        parts: Any = {name: _spread(getattr(self, name), count) for name in ("train", "validation", "test")}
-        held_out = (
-            None if self.held_out is None else self.held_out[:0]
-        )  # positions hold no longer; that they were kept does
-        return replace(self, held_out=held_out, **parts)
+        """The data set of which at most ``count`` images of each split are used, evenly spread over it."""
+        return replace(self, limit=count)
+
+    def _within(self, images: Images, per_class: int | None) -> Images:
+        chosen = images if per_class is None else images.first_per_class(per_class)
+        return chosen if self.limit is None else _spread(chosen, self.limit)
 
     def checksum(self) -> str:
-        """SHA-256 over pixels and labels of all splits; of files, over their names and sizes."""
+        """SHA-256 over pixels and labels of all splits; of files, see ``ImageSource.fingerprint``."""
         digest = hashlib.sha256()
         for part in (self.train, self.validation, self.test):
             for piece in part.checksum_parts():

@@ -1,7 +1,9 @@
 """Resizing whole batches on the device as Pillow does it: crop box first, antialiased when shrinking, rounded to 8 bits.
 
 Pillow resizes along one axis after the other, each a weighted sum over the pixels of the crop. Here the weights of an axis are
-a matrix for each image, so that a batch is two batched matrix products.
+a matrix for each image, so that a batch is two batched matrix products. They are in double precision, which holds the sums of
+Pillow's fixed-point arithmetic without error, so that the bytes are the same; but Pillow 13 resizes some tall crops along the
+other axis first, which rounds differently, by two levels at most.
 """
 
 from __future__ import annotations
@@ -14,25 +16,29 @@ from torch import Tensor
 #: The interpolations that are known here; others are left to Pillow.
 FILTERS = ("bilinear", "bicubic")
 
-#: Floats that a product may make at a time (128 MiB); larger batches go through in parts.
-CHUNK_FLOATS = 2**25
+#: Numbers that a product may make at a time (128 MiB); larger batches go through in parts.
+CHUNK_NUMBERS = 2**24
+
+#: Pillow's weights are whole multiples of 1 / 2^22.
+_PRECISION = 2.0**22
 
 
 def axis_weights(start: Tensor, length: Tensor, size: int, source: int, bicubic: Tensor) -> Tensor:
-    """Weights (B, size, source) that resize ``length`` pixels from ``start`` of an axis of ``source`` pixels to ``size``.
+    """Weights (B, size, source) float64 that resize ``length`` pixels from ``start`` of an axis of ``source`` pixels to ``size``.
 
     Args:
         start, length: (B,), in pixels.
         bicubic: (B,) bool: bicubic (a = -0.5), else bilinear.
     """
-    start, length = (value.to(torch.float32)[:, None, None] for value in (start, length))
-    pixel = torch.arange(source, device=start.device, dtype=torch.float32) - start
+    start, length = (value.to(torch.float64)[:, None, None] for value in (start, length))
+    pixel = torch.arange(source, device=start.device, dtype=torch.float64) - start
     scale = length / size
-    centre = (torch.arange(size, device=start.device, dtype=torch.float32)[:, None] + 0.5) * scale
-    distance = ((pixel - centre + 0.5) / scale.clamp(min=1)).abs()
+    centre = (torch.arange(size, device=start.device, dtype=torch.float64)[:, None] + 0.5) * scale
+    distance = ((pixel - centre + 0.5) * (1 / scale.clamp(min=1))).abs()
     weights = torch.where(bicubic[:, None, None], _cubic(distance), (1 - distance).clamp(min=0))
     weights = weights * ((pixel >= 0) & (pixel < length))
-    return weights / weights.sum(2, keepdim=True)
+    weights = weights / weights.sum(2, keepdim=True)
+    return (weights * _PRECISION).round() / _PRECISION
 
 
 def _cubic(distance: Tensor, a: float = -0.5) -> Tensor:
@@ -51,11 +57,11 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     height, width = rows.shape[1], columns.shape[1]
     resized = torch.empty((*images.shape[:2], height, width), device=images.device)
     per_image = images[0].numel() + images.shape[1] * width * (images.shape[2] + height)
-    step = max(1, CHUNK_FLOATS // per_image)
+    step = max(1, CHUNK_NUMBERS // per_image)
     for start in range(0, len(images), step):
         part = slice(start, start + step)
         own_rows, own_columns = (weights if len(weights) == 1 else weights[part] for weights in (rows, columns))
-        wide = _to_8_bits(images[part].float() @ own_columns.transpose(1, 2)[:, None])
+        wide = _to_8_bits(images[part].double() @ own_columns.transpose(1, 2)[:, None])
         resized[part] = _to_8_bits(own_rows[:, None] @ wide)
     return resized
 

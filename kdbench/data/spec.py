@@ -57,6 +57,8 @@ class DatasetSpec(Strict):
             raise Contradiction(f"{self.name} has no choice of classes", "classes")
         if entry.num_classes is None and self.num_classes is None:
             raise Contradiction(f"{self.name} needs the number of its classes", "num_classes")
+        if entry.num_classes is None and self.folder is None:
+            raise Contradiction(f"{self.name} needs the folder of the data set, below --data", "folder")
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image as pillow
+from PIL.Image import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -23,8 +26,6 @@ from kdbench.recipe import Augment
 from kdbench.seeding import seed_for
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from kdbench.data.views import EvaluationView
 
 #: Takes a sentence for the log.
@@ -199,6 +200,9 @@ def training_transform(augment: Augment, frame: Frame, one_size: bool) -> Any:
         mean=frame.mean,
         std=frame.std,
     )
+    for operation in (op for step in secondary.transforms for op in getattr(step, "ops", ())):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = functools.partial(_posterized, operation.aug_fn)
     if crop:
         return transforms.Compose([primary, secondary, final])
     steps: list[Any] = []
@@ -211,6 +215,12 @@ def training_transform(augment: Augment, frame: Frame, one_size: bool) -> Any:
     if augment.flip:
         steps.append(transforms.RandomHorizontalFlip())
     return transforms.Compose([*steps, secondary, final])
+
+
+def _posterized(posterize: Callable[..., Image], image: Image, bits: int, **options: Any) -> Image:
+    """Keep ``bits`` bits of each colour. timm's RandAugment asks for none at its highest level, which leaves black; newer
+    versions of Pillow refuse that."""
+    return posterize(image, bits, **options) if bits > 0 else pillow.new(image.mode, image.size)
 
 
 class _PaddedCrop:

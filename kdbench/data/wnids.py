@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import importlib.util
 import re
+from collections.abc import Container
 from functools import lru_cache
 from pathlib import Path
 
-from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.errors import KdbenchError, UnknownNameError, nearest
 
 #: How a class is called: a noun of WordNet by its number.
 WNID = re.compile(r"n\d{8}")
+#: How the official names of training images begin, or those of copies from Hugging Face's hub end.
+_IN_NAME = re.compile(r"(?:^|/)(n\d{8})_\d+(?:_n\d{8})?\.\w+$|\d_(n\d{8})\.\w+$")
 
 
 @lru_cache(maxsize=1)
@@ -46,6 +49,35 @@ def wnid_to_index(wnid: str) -> int:
     if wnid not in numbers():
         raise UnknownNameError("class of ImageNet-1K", wnid, wnids())
     return numbers()[wnid]
+
+
+def refuse_other_class(name: str, wnid: str, where: str, title: str) -> None:
+    """See that an image whose official name tells its class is said to be of that class: copies exist that number otherwise.
+
+    Args:
+        name: of the image: ``n01440764_10026.JPEG``, or with the class appended.
+        wnid: of the class that it is said to have.
+
+    Raises:
+        KdbenchError: if they differ.
+    """
+    match = _IN_NAME.search(name)
+    told = (match[1] or match[2]) if match else None
+    if told is not None and told != wnid:
+        raise KdbenchError(
+            f"{title}: {where} gives {name} the class {wnid}, but its name says {told}; "
+            "expected classes numbered from 0 in the order of sorted WNIDs"
+        )
+
+
+def refuse_unknown(wnid: str, wanted: Container[str], where: str, title: str) -> None:
+    """See that a WNID is one of ImageNet-1K. Where only some classes are wanted, others of a larger ImageNet may stand beside.
+
+    Raises:
+        KdbenchError: with the nearest WNID.
+    """
+    if wnid not in numbers() and all(name in wanted for name in wnids()):
+        raise KdbenchError(f"{title}: {where} is of {wnid}, no class of ILSVRC 2012; {nearest(wnid, wnids())}")
 
 
 def _timm_file(name: str) -> Path:

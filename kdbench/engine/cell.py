@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from kdbench.engine.parts import split_batch
 from kdbench.engine.precision import Precision
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
+from kdbench.nets.checkpoints import load_body
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
 from kdbench.recipe import Recipe
@@ -50,6 +52,8 @@ class Trainee:
     method_seed: int
     folder: CellFolder
     view: EvaluationView = field(default_factory=EvaluationView)
+    #: Weights from which a teacher is fine-tuned; its classifier is new.
+    start: Path | None = None
 
 
 class Trained(nn.Module):
@@ -93,7 +97,10 @@ class CellTrainer(nn.Module):
         self.steps_per_epoch = steps_per_epoch
         with torch.random.fork_rng():
             torch.manual_seed(trainee.net_seed)
-            self.student = TappedNet(trainee.net, task.num_classes, trainee.name).to(device)
+            self.student = TappedNet(trainee.net, task.num_classes, trainee.name)
+            if trainee.start is not None:
+                load_body(self.student, trainee.start)
+            self.student.to(device)
             info = self.student.describe()
             torch.manual_seed(seed_for(trainee.method_seed, "init"))
             self.method = trainee.method(info, teacher or info, task, **trainee.hyperparameters).to(device)

@@ -9,7 +9,7 @@ import resource
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,20 @@ def now() -> float:
 
 
 def train_teacher(
-    plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, data: Path | None, emit: Emit
+    plan: Plan,
+    teacher: TeacherPlan,
+    store: Store,
+    device: torch.device,
+    data: Path | None,
+    emit: Emit,
+    start: Path | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train a teacher from scratch on the whole training split and keep its weights.
+    """Train a teacher on the whole training split and keep its weights.
+
+    Args:
+        start: weights from which it is fine-tuned; from scratch where there are none.
+        origin: what its result says about them.
 
     Raises:
         KdbenchError: if its training failed.
@@ -82,7 +93,7 @@ def train_teacher(
     if parallel.is_first():
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
-    trainee = teacher_trainee(plan, teacher, store)
+    trainee = teacher_trainee(plan, teacher, store, start)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     train = dataset.training(plan.teacher_images_per_class)
     session = _Session(plan, dataset, train, Evaluated(split, None, device), device, emit)
@@ -100,6 +111,7 @@ def train_teacher(
                 "hash": teacher.hash,
                 "checksum": checksum,
                 "metrics": {"last": cell.history[-1]},
+                **({"weights": dict(origin)} if origin else {}),
                 "cost": _cost(cell, device),
                 "dataset_checksum": session.data_checksum,
                 "provenance": provenance(device),
@@ -174,8 +186,8 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
     session.train(trainees, teacher, teacher.describe(), data_seed, keep)
 
 
-def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store) -> Trainee:
-    """What is trained for a teacher: its net, from scratch."""
+def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> Trainee:
+    """What is trained for a teacher: its net, from scratch or from the weights in ``start`` with a new classifier."""
     scratch: Any = plan.catalog.find("scratch").load()
     return Trainee(
         key=teacher.name,
@@ -187,6 +199,7 @@ def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store) -> Trainee:
         net_seed=seed_for("teacher", teacher.hash, "init"),
         method_seed=seed_for("teacher", teacher.hash, "method"),
         folder=store.teacher_folder(teacher),
+        start=start,
         view=view_of(plan, teacher.net, teacher.recipe),
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdbench.claims import STALE_SECONDS, Watch
 from kdbench.launch.job import Event, Job, Launcher, job_for_cohort, job_for_teacher
-from kdbench.plan import Cell, Cohort, Plan
+from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
 from kdbench.store import CellFolder, Store, write_json
 
 #: How often a job whose process died is started again without having got further, before its cells count as failed.
@@ -81,6 +81,7 @@ def execute(
     *,
     data: str | None = None,
     device: str | None = None,
+    weights: str | None = None,
     cohorts: Sequence[Cohort] | None = None,
     stall: float = 0.0,
     stale: float = STALE_SECONDS,
@@ -98,29 +99,71 @@ def execute(
         stale: seconds after which a claim without heartbeat is taken over.
         on_jobs, on_event, on_tick: follow the jobs, their events, and the time.
     """
-    common: dict[str, Any] = {
+    cohorts = plan.cohorts(False, todo.train) if cohorts is None else cohorts
+    run = _Run(plan, store, launcher, Watch(stale), on_event)
+    run.add(cohorts, _common(plan, store, suite_name, data, device, weights, stall))
+    _go(run, on_jobs, on_tick)
+    return summarize(plan, todo, store, run.lost)
+
+
+def prepare(
+    plan: Plan,
+    teachers: Sequence[TeacherPlan],
+    store: Store,
+    launcher: Launcher,
+    suite_name: str,
+    *,
+    data: str | None = None,
+    device: str | None = None,
+    weights: str | None = None,
+    on_jobs: Callable[[Sequence[Job]], None] = lambda jobs: None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_tick: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Train or load teachers alone, under the same rules as ``execute``.
+
+    Returns:
+        a sentence for each teacher that could not be made ready.
+    """
+    run = _Run(plan, store, launcher, Watch(), on_event)
+    run.add_teachers(
+        [teacher.hash for teacher in teachers], _common(plan, store, suite_name, data, device, weights, 0.0)
+    )
+    _go(run, on_jobs, on_tick)
+    return [
+        f"teacher {teacher.name}: {run.lost_teachers[teacher.hash]}"
+        for teacher in teachers
+        if teacher.hash in run.lost_teachers
+    ]
+
+
+def _common(
+    plan: Plan, store: Store, suite_name: str, data: str | None, device: str | None, weights: str | None, stall: float
+) -> dict[str, Any]:
+    """What all jobs of a run have in common."""
+    return {
         "suite": suite_name,
         "choice": plan.choice,
         "out": str(store.root),
         "data": data,
         "device": device,
+        "weights": weights,
         "threads": min(plan.suite.cpu_threads, os.cpu_count() or 1),
         "stall": stall,
     }
-    cohorts = plan.cohorts(False, todo.train) if cohorts is None else cohorts
-    run = _Run(plan, store, launcher, Watch(stale), on_event)
-    run.add(cohorts, common)
+
+
+def _go(run: _Run, on_jobs: Callable[[Sequence[Job]], None], on_tick: Callable[[], None]) -> None:
     on_jobs([task.job for task in run.tasks])
     try:
         while any(task.state != "ended" for task in run.tasks):
             run.start()
-            for event in launcher.poll(0.25):
+            for event in run.launcher.poll(0.25):
                 run.take_in(event)
             on_tick()
     except BaseException:
-        launcher.cancel()
+        run.launcher.cancel()
         raise
-    return summarize(plan, todo, store, run.lost)
 
 
 @dataclass
@@ -153,16 +196,20 @@ class _Run:
         self.lost: dict[str, str] = {}
         self._teachers = {teacher.hash: teacher for teacher in plan.teachers}
         self._ready = {key for key, teacher in self._teachers.items() if store.result_of_teacher(teacher) is not None}
-        self._lost_teachers: dict[str, str] = {}
+        self.lost_teachers: dict[str, str] = {}
 
     def add(self, cohorts: Sequence[Cohort], common: dict[str, Any]) -> None:
         """Make the jobs of cohorts, and of the teachers that they lack."""
-        for key in dict.fromkeys(cohort.teacher.hash for cohort in cohorts):
-            if key not in self._ready:
-                self.tasks.append(_Task(_named(job_for_teacher(self.plan, self._teachers[key], **common)), key, {}))
+        self.add_teachers([cohort.teacher.hash for cohort in cohorts], common)
         for cohort in cohorts:
             cells = {cell.folder: cell for cell in cohort.cells}
             self.tasks.append(_Task(_named(job_for_cohort(self.plan, cohort, **common)), cohort.teacher.hash, cells))
+
+    def add_teachers(self, hashes: Sequence[str], common: dict[str, Any]) -> None:
+        """Make the jobs of the teachers among these that are not ready."""
+        for key in dict.fromkeys(hashes):
+            if key not in self._ready:
+                self.tasks.append(_Task(_named(job_for_teacher(self.plan, self._teachers[key], **common)), key, {}))
 
     def start(self) -> None:
         """Give the launcher what is ready and free."""
@@ -170,8 +217,8 @@ class _Run:
         for task in self.tasks:
             if task.state not in ("waiting", "elsewhere"):
                 continue
-            if task.cells and task.teacher in self._lost_teachers:
-                reason = self._lost_teachers[task.teacher]
+            if task.cells and task.teacher in self.lost_teachers:
+                reason = self.lost_teachers[task.teacher]
                 self._fail(task, "teacher", reason)
                 self._end(task, reason)
             elif running < self.launcher.capacity and (task.is_teacher or task.teacher in self._ready):
@@ -201,12 +248,13 @@ class _Run:
             task.state, task.looked = "waiting", float("-inf")
             return
         if error is None and task.shared and not self._settled(task):
-            task.state, task.shared = "elsewhere", False
+            task.shared = False
+            self._wait(task)
             return
         if task.is_teacher and error is None:
             self._ready.add(task.teacher)
         elif task.is_teacher:
-            self._lost_teachers[task.teacher] = error
+            self.lost_teachers[task.teacher] = error
         elif event.get("full"):  # as if it had been interrupted: the same command goes on when there is room
             self._lose(task, error)
         elif error is not None:
@@ -224,10 +272,15 @@ class _Run:
         free = tuple(folder for folder in members if self.watch.free(self.store.root / folder, task.job.ticket))
         task.shared = len(free) < len(members)
         if not free and task.state == "waiting":
-            task.state = "elsewhere"
-            holder = CellFolder(self.store.root / members[0]).holder()
-            self.on_event({"event": "elsewhere", "job": task.job.name, "where": holder.where if holder else ""})
+            self._wait(task)
         return free
+
+    def _wait(self, task: _Task) -> None:
+        """Another run has what is left of a task."""
+        task.state = "elsewhere"
+        holders = (CellFolder(self.store.root / folder).holder() for folder in task.job.members)
+        where = next((holder.where for holder in holders if holder is not None), "")
+        self.on_event({"event": "elsewhere", "job": task.job.name, "where": where})
 
     def _settled(self, task: _Task) -> bool:
         if task.is_teacher:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from kdbench.choice import Choice
 from kdbench.claims import Claims
 from kdbench.errors import KdbenchError
+from kdbench.nets.weights import weights_folder
 from kdbench.plan import Cohort, Plan, TeacherPlan, make_plan
 from kdbench.registry import catalog
 from kdbench.store import CellFolder, Store
@@ -37,6 +38,7 @@ class Job:
         log: file for what the worker prints.
         ticket: names the job among all jobs of all runs; a later attempt of it takes over what an earlier one held.
         stall: seconds without a step after which its process is ended; 0 for never.
+        weights: folder of the weights that teachers come with.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Job:
     log: str
     ticket: str = ""
     stall: float = 0.0
+    weights: str | None = None
 
     @property
     def events(self) -> Path:
@@ -141,12 +144,12 @@ def _prepare(job: Job) -> tuple[Plan, Any]:
 
 
 def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event], bool | None]) -> None:
-    from kdbench.engine import work
+    from kdbench.engine import prepare, work
 
     data = Path(job.data) if job.data else None
     if job.kind == "teacher":
         (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-        work.train_teacher(plan, teacher, store, device, data, emit)
+        prepare.prepare_teacher(plan, teacher, store, device, data, weights_folder(job.weights, job.data), emit)
         return
     cells = _find({cell.folder: cell for cell in plan.cells}, job)
     cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells))
@@ -171,9 +174,13 @@ def _find(known: Mapping[str, Any], job: Job) -> list[Any]:
 
 
 def job_for_teacher(plan: Plan, teacher: TeacherPlan, **common: Any) -> Job:
-    """The job that trains a teacher."""
+    """The job that trains a teacher, or loads it. Its name tells teachers apart that see the preprocessing of different students."""
+    alike = sum(other.name == teacher.name for other in plan.teachers)
     return Job(
-        name=f"teacher {teacher.name}", kind="teacher", members=(teacher.folder,), **_log(common, teacher.folder)
+        name=f"teacher {teacher.name}{f' ({teacher.hash})' if alike > 1 else ''}",
+        kind="teacher",
+        members=(teacher.folder,),
+        **_log(common, teacher.folder),
     )
 
 

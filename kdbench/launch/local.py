@@ -147,7 +147,7 @@ def follow(job: Job, process: subprocess.Popen[str], on_event: Callable[[Event],
                 stream.close()
     if end is None and status:
         return {"error": _describe_end(status, early, log, before, job.stall), "crashed": True}
-    return {name: end.get(name) for name in ("error", "stopped", "full")} if end else {"error": None}
+    return {"crashed": False, **{name: (end or {}).get(name) for name in ("error", "stopped", "full")}}
 
 
 def format_minutes(seconds: float) -> str:

@@ -15,9 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-#: Images per timed batch: enough to keep the device busy, the same for every net so that figures compare.
+#: Images per timed batch: enough to keep the device busy, the same for every net of an input size so that figures compare.
 TIMED_BATCH = {"cpu": 64}
 TIMED_BATCH_ELSEWHERE = 256
+#: On a CPU large images come in batches of fewer, at least 8: pixels of a batch.
+TIMED_PIXELS = 64 * 64 * 64
 #: Batches are timed until so many seconds are used or so many are done, after one that warms up.
 TIMED_SECONDS, TIMED_BATCHES = 0.05, 20
 
@@ -53,6 +55,8 @@ def inference_cost(
         method: the module whose numbers count as extra when ``predict`` uses them.
     """
     batch = TIMED_BATCH.get(device.type, TIMED_BATCH_ELSEWHERE)
+    if device.type == "cpu":
+        batch = min(batch, max(8, TIMED_PIXELS // (input_size[0] * input_size[1])))
     one = torch.full((1, 3, *input_size), 0.5, device=device)
     try:
         gmacs = count_macs(predict, one) / 1e9

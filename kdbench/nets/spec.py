@@ -34,7 +34,13 @@ class WeightsFile(Strict):
     def _stays_inside(self) -> WeightsFile:
         if self.file.startswith(("/", "~")) or ".." in self.file.split("/") or "\\" in self.file:
             raise Contradiction(f"{self.file!r} leaves the folder of the weights", "file")
+        if self.url is not None and not self.url.startswith(("https://", "http://")):
+            raise Contradiction(f"{self.url!r} is no address that begins with https:// or http://", "url")
         return self
+
+    def identity(self) -> dict[str, str]:
+        """What tells these weights from others: their checksum where it is given, else the name of the file."""
+        return {"sha256": self.sha256} if self.sha256 else {"file": self.file}
 
 
 class NetSpec(Strict):
@@ -49,8 +55,9 @@ class NetSpec(Strict):
             of a plain one.
         mean, std, input_size: preprocessing, from the model's timm configuration where not given. ``input_size`` in pixels.
         crop_pct, interpolation: of evaluation, from the model's timm configuration where not given.
-        weights: of a teacher: ``"train"`` (train it on the suite's data), ``"timm"`` (the pretrained weights that timm knows),
-            or a file.
+        weights: of a teacher: ``"train"`` (train it on the suite's data, from scratch), ``"finetune"`` (train it there from the
+            pretrained weights that timm knows, with a new head), ``"timm"`` (take those weights as they are), or a file. A
+            student starts from scratch whatever it says.
         published_top1: accuracy (%) of these weights on the suite's test split, as published, and ``published_source``.
         display: the name that tables print.
     """
@@ -62,7 +69,7 @@ class NetSpec(Strict):
     mean: Colours | None = None
     std: Colours | None = None
     input_size: tuple[int, int] | None = None
-    weights: Literal["train", "timm"] | WeightsFile = "train"
+    weights: Literal["train", "finetune", "timm"] | WeightsFile = "train"
     display: str | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
@@ -82,10 +89,35 @@ class NetSpec(Strict):
             find("net", name, ZOO)
         return {**ZOO[name].model_dump(exclude_defaults=True), **own}
 
+    @model_validator(mode="after")
+    def _has_its_tag(self) -> NetSpec:
+        if self.weights in ("timm", "finetune") and "." not in self.timm:
+            raise Contradiction(
+                f"weights: {self.weights} needs the tag of timm's weights in the name, as in resnet50.a1_in1k "
+                f"(found {self.timm!r})",
+                "timm",
+            )
+        return self
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether a teacher is trained on the suite's data; else it comes with weights."""
+        return self.weights in ("train", "finetune")
+
+    def with_weights(self, weights: Literal["train", "finetune"]) -> NetSpec:
+        """The same net, trained here.
+
+        Raises:
+            ValidationError: if it is to be fine-tuned and its name has no tag.
+        """
+        return NetSpec.model_validate({**self.model_dump(), "weights": weights})
+
     def identity(self) -> dict[str, Any]:
         """Everything that a result depends on; fields that were added later only where they are set."""
         content = self.model_dump(mode="json", exclude={"display", "family", "published_top1", "published_source"})
         for name in ("crop_pct", "interpolation"):
             if content[name] is None:
                 del content[name]
+        if isinstance(self.weights, WeightsFile):
+            content["weights"] = self.weights.identity()
         return content

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import timm
@@ -208,8 +208,13 @@ def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int]:
 
 def state_hash(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of all parameters and persistent buffers."""
+    return hash_of_state(module.state_dict())
+
+
+def hash_of_state(state: Mapping[str, Tensor]) -> str:
+    """``state_hash`` of a module with this state dict."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)};".encode())
         digest.update(

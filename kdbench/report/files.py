@@ -27,11 +27,46 @@ class Predictions:
         correct: (N,) bool.
         probability: (N,) of the predicted class, in [0, 1].
         predicted: (N,) class numbers.
+        label: (N,) class numbers; None in files of versions that did not store them.
     """
 
     correct: np.ndarray
     probability: np.ndarray
     predicted: np.ndarray
+    label: np.ndarray | None = None
+
+
+class Outcomes:
+    """Which images each cell has right, and the labels, read from the cells' files once and kept as bits.
+
+    Args:
+        root: the run directory.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = root
+        self._bits: dict[str, tuple[np.ndarray, int] | None] = {}
+        self._labels: dict[str, np.ndarray] = {}
+        self._same: dict[bytes, np.ndarray] = {}  # the cells of a split have the same labels: one array for all of them
+
+    def correct(self, path: str) -> np.ndarray | None:
+        """(N,) bool of the cell at ``path`` (as in the frame), or None where its predictions cannot be read."""
+        if path not in self._bits:
+            self._read(path)
+        stored = self._bits[path]
+        return None if stored is None else np.unpackbits(stored[0], count=stored[1]).astype(bool)
+
+    def labels(self, path: str) -> np.ndarray | None:
+        """(N,) class numbers, or None where they are not stored."""
+        if path not in self._bits:
+            self._read(path)
+        return self._labels.get(path)
+
+    def _read(self, path: str) -> None:
+        found = read_predictions(cell_folder(self.root, path))
+        self._bits[path] = None if found is None else (np.packbits(found.correct), found.correct.size)
+        if found is not None and found.label is not None:
+            self._labels[path] = self._same.setdefault(found.label.tobytes(), found.label)
 
 
 def cell_folder(root: Path | str, path: str) -> Path | None:
@@ -49,11 +84,16 @@ def read_predictions(folder: Path | None) -> Predictions | None:
         # np.load leaves a file that is no archive open, so that it is opened here.
         with open(folder / "predictions.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
             correct, probability, predicted = (stored[name] for name in ("correct", "probability", "predicted"))
+            label = stored["label"] if "label" in stored.files else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if not all(isinstance(values, np.ndarray) for values in (correct, probability, predicted)):  # no .npy of that name
         return None
     if not correct.ndim == probability.ndim == 1 or correct.shape != probability.shape or not correct.size:
         return None
-    return Predictions(correct.astype(bool), probability.astype(float), predicted)
+    if label is not None and (label.shape != correct.shape or label.dtype.kind not in "iu" or label.min() < 0):
+        label = None
+    return Predictions(correct.astype(bool), probability.astype(float), predicted, label)
 
 
 def read_history(folder: Path | None) -> dict[str, list[float]] | None:

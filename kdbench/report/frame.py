@@ -34,7 +34,11 @@ _TEXT_DEFAULTS = {
     "hyperparameters": "",
     "path": "",
 }
-_NUMBERS = ("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters")
+_NUMBERS = (
+    *("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters", "student_parameters"),
+    *("train_seconds", "peak_memory_bytes"),
+    *("student_gmacs", "inference_images_per_second", "inference_extra_parameters"),
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pandas as pd
 from kdbench.errors import UnknownNameError
 from kdbench.report import statistics
 from kdbench.report.caption import build_caption, data_notes, listed, nothing_text, results_hash, seeds_text
+from kdbench.report.costs import StudentCost, count_text, hours, most, student_costs, students_note
 from kdbench.report.frame import Results, collect
 from kdbench.report.table import RECONSTRUCTION_NOTE
 
@@ -38,6 +39,8 @@ class Standing:
         left_out_low, left_out_high: range of ``gain`` when all pairs of one student or of one teacher are left out.
         step_ratio: median over pairs and seeds of step time relative to scratch in the same pair, seed and device.
         extra_parameters: median over cells of the method's own trainable parameters.
+        inference_parameters: the most that inference needs beyond the student's own, over cells.
+        hours: of training, all cells together; ``peak_memory``: the most that a cell's process took, in bytes.
         pairs: pairs behind ``gain``.
         cells: (done, planned).
     """
@@ -67,6 +70,9 @@ class Standing:
     left_out_high: float = np.nan
     step_ratio: float = np.nan
     extra_parameters: float = np.nan
+    inference_parameters: float = np.nan
+    hours: float = np.nan
+    peak_memory: float = np.nan
     pairs: int = 0
 
     @property
@@ -105,6 +111,7 @@ class Leaderboard:
     command: str
     results_hash: str
     message: str = ""
+    students: tuple[StudentCost, ...] = ()
 
 
 def build_leaderboard(
@@ -169,6 +176,7 @@ def build_leaderboard(
         command=command,
         results_hash=results_hash(results),
         message=nothing_text(results) if results.empty else "",
+        students=tuple(student_costs(results)),
     )
     return board if results.empty else replace(board, notes=tuple(_notes(board, results, baseline)))
 
@@ -190,8 +198,7 @@ class _Builder:
         return tuple(self._ordered(self._averages(self._corrected(standings))))
 
     def _standing(self, name: str) -> Standing:
-        method, cells = self.results.method_info[name], self.results.cells
-        own = cells[cells["method"] == name]
+        method, own = self.results.method_info[name], self._cells[name]
         done = own[own["value"].notna()]
         planned = int((own["state"] != "skipped").sum())
         extra = done["extra_parameters"].median() if done["extra_parameters"].notna().any() else np.nan
@@ -205,6 +212,9 @@ class _Builder:
             mean=float(self.means[name].mean()),
             step_ratio=self._step_ratios.get(str(name), np.nan),
             extra_parameters=float(extra),
+            inference_parameters=most(done["inference_extra_parameters"]),
+            hours=hours(done),
+            peak_memory=most(done["peak_memory_bytes"]),
             pairs=int(self.means[name].notna().sum()),
         )
         if "scratch" in self.means and name != "scratch":
@@ -213,6 +223,12 @@ class _Builder:
                 harmed = int((over < -statistics.RESOLUTION).sum())
                 standing = replace(standing, gain_over_scratch=float(over.mean()), harmed=(harmed, len(over)))
         return self._against_reference(standing) if self.reference else standing
+
+    @cached_property
+    def _cells(self) -> dict[str, pd.DataFrame]:
+        names = ["method", "state", "value", "train_seconds", "peak_memory_bytes"]
+        cells = self.results.cells[[*names, "extra_parameters", "inference_extra_parameters"]]
+        return {str(name): own for name, own in cells.groupby("method")}
 
     def _against_reference(self, standing: Standing) -> Standing:
         gains = self._gains(standing.method, self.reference)
@@ -297,16 +313,14 @@ def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
     pairs, seeds = board.pairs, list(board.seeds)
     notes = [_rule(board, wanted)]
     few = {1: "One seed: the spread between seeds is unknown", 2: "Only two seeds: their spread is poorly known"}
-    most = int(results.scores["n"].max())
-    notes.append(f"{few[most]}; intervals are over pairs alone." if most in few else f"Over {seeds_text(seeds)}.")
+    n = int(results.scores["n"].max())
+    notes.append(f"{few[n]}; intervals are over pairs alone." if n in few else f"Over {seeds_text(seeds)}.")
     counts = results.scores["n"][results.scores["n"] > 0]
-    if counts.min() < most:
+    if counts.min() < n:
         fewer = [
-            results.method_info[name]["title"] for name in sorted(set(counts.index[counts < most].map(lambda k: k[1])))
+            results.method_info[name]["title"] for name in sorted(set(counts.index[counts < n].map(lambda k: k[1])))
         ]
-        notes.append(
-            f"Some pairs have fewer than {most} seeds: {listed(fewer)}. Their gains may compare different seeds."
-        )
+        notes.append(f"Some pairs have fewer than {n} seeds: {listed(fewer)}. Their gains may compare different seeds.")
     if board.reference:
         notes.append(_interval_note(pairs))
         notes += _test_notes(board)
@@ -326,6 +340,17 @@ def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
         notes.append("Harmed: pairs on which the method's mean is worse than training from scratch.")
     if any(np.isfinite(s.step_ratio) for s in board.standings):
         notes.append("Step: median step time over that of scratch, same pair, seed and device.")
+    if any(np.isfinite(s.hours) for s in board.standings):
+        notes.append(
+            "Hours: of training, all cells of the method together, each its share of its cohort. Peak memory: of a whole "
+            "cohort's process. Extra parameters: trained beside the student and then dropped."
+        )
+    kept = [s for s in board.standings if s.inference_parameters > 0]
+    if kept:
+        larger = listed(f"{s.display} (up to {count_text(s.inference_parameters)})" for s in kept)
+        notes.append(f"Larger at inference than the student alone, by parameters that the method keeps: {larger}.")
+    if students := students_note(board.students):
+        notes.append(students)
     named = [s.display for s in board.standings if s.reconstruction]
     if named:
         notes.append(f"Reconstructions: {listed(named)}. {RECONSTRUCTION_NOTE}")

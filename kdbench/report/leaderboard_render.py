@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kdbench.report.costs import count_text
 from kdbench.report.leaderboard import Leaderboard, Standing
 from kdbench.report.markup import escape_markdown
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-#: Narrower terminals than this do without the columns that are not essential.
-FULL_WIDTH = 120
+#: Narrower terminals than this do without the columns that are not essential, or without those of cost.
+FULL_WIDTH, COST_WIDTH = 120, 160
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,13 @@ def leaderboard_text(leaderboard: Leaderboard) -> str:
 
     if leaderboard.message:
         return f"{leaderboard.message}\n"
-    columns = _columns(leaderboard)
-    rows = [[column.text(standing) for column in columns] for standing in leaderboard.standings]
-    titles = [column.title.replace(" ", "\n", 1) for column in columns]
-    aligned = ["left" if column.left else "right" for column in columns]
-    body = tabulate(rows, titles, tablefmt="simple", disable_numparse=True, colalign=aligned)
-    return "\n".join([leaderboard.caption, "", body, "", *leaderboard.notes]) + "\n"
+    bodies = []
+    for columns in _blocks(leaderboard):
+        rows = [[column.text(standing) for column in columns] for standing in leaderboard.standings]
+        titles = [_two_lines(column.title) for column in columns]
+        aligned = ["left" if column.left else "right" for column in columns]
+        bodies += [tabulate(rows, titles, tablefmt="simple", disable_numparse=True, colalign=aligned), ""]
+    return "\n".join([leaderboard.caption, "", *bodies, *leaderboard.notes]) + "\n"
 
 
 def leaderboard_markdown(leaderboard: Leaderboard) -> str:
@@ -48,13 +50,14 @@ def leaderboard_markdown(leaderboard: Leaderboard) -> str:
     comment = f"<!-- {command} (results {leaderboard.results_hash}) -->"
     if leaderboard.message:
         return f"{comment}\n\n{escape_markdown(leaderboard.message)}\n"
-    columns = _columns(leaderboard)
-    rows = [[escape_markdown(column.text(standing)) for column in columns] for standing in leaderboard.standings]
-    titles = [escape_markdown(column.title) for column in columns]
-    aligned = ["left" if column.left else "right" for column in columns]
-    body = tabulate(rows, titles, tablefmt="pipe", disable_numparse=True, colalign=aligned)
+    bodies = []
+    for columns in _blocks(leaderboard):
+        rows = [[escape_markdown(column.text(standing)) for column in columns] for standing in leaderboard.standings]
+        titles = [escape_markdown(column.title) for column in columns]
+        aligned = ["left" if column.left else "right" for column in columns]
+        bodies += [tabulate(rows, titles, tablefmt="pipe", disable_numparse=True, colalign=aligned), ""]
     notes = [f"- {escape_markdown(note)}" for note in leaderboard.notes]
-    return "\n".join([comment, "", body, "", escape_markdown(leaderboard.caption), "", *notes]) + "\n"
+    return "\n".join([comment, "", *bodies, escape_markdown(leaderboard.caption), "", *notes]) + "\n"
 
 
 def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> RichTable:
@@ -79,9 +82,11 @@ def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> Rich
     table.caption = Text("\n".join([leaderboard.caption, *leaderboard.notes]))
     narrow = width is not None and width < FULL_WIDTH
     columns = [column for column in _columns(leaderboard) if column.essential or not narrow]
+    if width is None or width >= COST_WIDTH:
+        columns += _cost_columns(leaderboard)
     for column in columns:
         # The name takes what is left; figures are never cut.
-        title = Text(column.title.replace(" ", "\n", 1))
+        title = Text(_two_lines(column.title))
         if column.left:
             table.add_column(title, justify="left", min_width=8, overflow="fold")
         else:
@@ -95,7 +100,7 @@ def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> Rich
 def leaderboard_columns(board: Leaderboard) -> list[tuple[str, bool, list[tuple[str, float | str | None]]]]:
     """The columns for a page: (title, whether it is text, per standing what it says and what it is sorted by)."""
     columns = []
-    for column in _columns(board):
+    for column in [*_columns(board), *_cost_columns(board)]:
         keys = [column.key(s) if column.key else column.text(s) for s in board.standings]
         finite = [None if isinstance(key, float) and math.isnan(key) else key for key in keys]
         texts = [column.text(s) for s in board.standings]
@@ -176,14 +181,47 @@ def _columns(board: Leaderboard) -> list[_Column]:
             essential=False,
             key=lambda s: s.step_ratio,
         ),
-        _Column(
-            "extra parameters",
-            lambda s: count_text(s.extra_parameters),
-            essential=False,
-            key=lambda s: s.extra_parameters,
-        ),
         _Column("pairs", lambda s: f"{s.pairs}/{board.pairs}", essential=False, key=lambda s: s.pairs),
     ]
+
+
+def _two_lines(title: str) -> str:
+    """Broken before its last word."""
+    return "\n".join(title.rsplit(" ", 1))
+
+
+def _blocks(board: Leaderboard) -> list[list[_Column]]:
+    """The ranking, and under it the cost, which would make it too wide to read."""
+    costs = _cost_columns(board)
+    return [_columns(board), *([[_Column("method", _name, left=True), *costs]] if costs else [])]
+
+
+def _cost_columns(board: Leaderboard) -> list[_Column]:
+    """Columns of what is known of any method."""
+
+    def column(title: str, value: Callable[[Standing], float], text: Callable[[float], str]) -> _Column:
+        def said(standing: Standing) -> str:
+            number = value(standing)
+            return "" if math.isnan(number) else text(number)
+
+        return _Column(title, said, essential=False, key=value)
+
+    found = [
+        (column("training hours", lambda s: s.hours, "{:.3g}".format), [s.hours for s in board.standings]),
+        (
+            column("peak memory (MiB)", lambda s: s.peak_memory, lambda value: f"{value / 2**20:,.0f}"),
+            [s.peak_memory for s in board.standings],
+        ),
+        (
+            column("extra parameters", lambda s: s.extra_parameters, count_text),
+            [s.extra_parameters for s in board.standings],
+        ),
+        (
+            column("kept at inference", lambda s: s.inference_parameters, count_text),
+            [s.inference_parameters if s.inference_parameters > 0 else math.nan for s in board.standings],
+        ),
+    ]
+    return [shown for shown, values in found if not all(map(math.isnan, values))]
 
 
 def _name(standing: Standing) -> str:
@@ -201,13 +239,3 @@ def p_text(standing: Standing) -> str:
     if not standing.attainable:
         return "n.a."
     return "<0.001" if standing.p_holm < 0.001 else f"{standing.p_holm:.3f}"
-
-
-def count_text(count: float) -> str:
-    """A number of parameters in three digits: ``1.23 M``."""
-    if math.isnan(count):
-        return ""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= 0.9995 * size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:g}"

@@ -197,9 +197,113 @@
     const block = find(`#details-${Math.floor(i / data.block)}`);
     if (!block) return {};
     const bytes = Uint8Array.from(atob(block.textContent.trim()), (char) => char.charCodeAt(0));
+    if (!("DecompressionStream" in window)) return JSON.parse(new TextDecoder().decode(gunzip(bytes)))[i % data.block];
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return JSON.parse(await new Response(stream).text())[i % data.block];
   }
+
+  // For browsers from before 2023: gzip as this page holds it (a header of ten bytes), by RFC 1951.
+  function gunzip(bytes) {
+    const size = new DataView(bytes.buffer).getUint32(bytes.length - 4, true);
+    const out = new Uint8Array(size);
+    let at = 10, bit = 0, end = 0;
+    const take = (count) => {
+      let number = 0;
+      for (let k = 0; k < count; k++) {
+        number |= ((bytes[at] >> bit) & 1) << k;
+        if (++bit === 8) { bit = 0; at++; }
+      }
+      return number;
+    };
+    // A code: how many words there are of each length, and the symbols in the order of their words.
+    const makeCode = (lengths) => {
+      const counts = new Array(16).fill(0);
+      for (const length of lengths) if (length) counts[length]++;
+      const symbols = [...lengths.keys()].filter((symbol) => lengths[symbol]);
+      return { counts, symbols: symbols.sort((a, b) => lengths[a] - lengths[b] || a - b) };
+    };
+    const read = ({ counts, symbols }) => {
+      let word = 0, first = 0, passed = 0;
+      for (let length = 1; length < 16; length++) {
+        word = word * 2 + take(1);
+        first *= 2;
+        if (word - first < counts[length]) return symbols[passed + word - first];
+        first += counts[length];
+        passed += counts[length];
+      }
+      throw new Error("damaged block");
+    };
+    const steps = (start, group, count) => { // values and extra bits of lengths and distances
+      const found = [];
+      let value = start;
+      for (let k = 0; k < count; k++) {
+        const extra = k < 2 * group ? 0 : Math.floor(k / group) - 1;
+        found.push([value, extra]);
+        value += 2 ** extra;
+      }
+      return found;
+    };
+    const lengthSteps = [...steps(3, 4, 28), [258, 0]];
+    const distanceSteps = steps(1, 2, 30);
+    for (let last = false; !last; ) {
+      last = take(1) === 1;
+      const kind = take(2);
+      if (kind === 0) { // stored as it is
+        if (bit) { bit = 0; at++; }
+        const count = bytes[at] | (bytes[at + 1] << 8);
+        out.set(bytes.subarray(at + 4, at + 4 + count), end);
+        at += 4 + count;
+        end += count;
+        continue;
+      }
+      let literal, distance;
+      if (kind === 1) {
+        const fixed = Array.from({ length: 288 }, (_, k) => (k < 144 ? 8 : k < 256 ? 9 : k < 280 ? 7 : 8));
+        [literal, distance] = [makeCode(fixed), makeCode(new Array(30).fill(5))];
+      } else {
+        const literals = take(5) + 257, distances = take(5) + 1, count = take(4) + 4;
+        const order = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
+        const own = new Array(19).fill(0);
+        for (let k = 0; k < count; k++) own[order[k]] = take(3);
+        const code = makeCode(own);
+        const lengths = [];
+        while (lengths.length < literals + distances) {
+          const symbol = read(code);
+          if (symbol < 16) lengths.push(symbol);
+          else {
+            const [value, times] = symbol === 16 ? [lengths[lengths.length - 1], take(2) + 3] : [0, symbol === 17 ? take(3) + 3 : take(7) + 11];
+            for (let k = 0; k < times; k++) lengths.push(value);
+          }
+        }
+        [literal, distance] = [makeCode(lengths.slice(0, literals)), makeCode(lengths.slice(literals))];
+      }
+      for (let symbol = read(literal); symbol !== 256; symbol = read(literal)) {
+        if (symbol < 256) { out[end++] = symbol; continue; }
+        const [length, more] = lengthSteps[symbol - 257];
+        const count = length + take(more);
+        const [reach, further] = distanceSteps[read(distance)];
+        const back = reach + take(further);
+        for (let k = 0; k < count; k++, end++) out[end] = out[end - back];
+      }
+    }
+    return out;
+  }
+
+  // Browsers from before 2022 have no dialogs: there it is a part of the page that lies above the rest.
+  const hasDialogs = typeof dialog.showModal === "function";
+  function showDialog() {
+    if (hasDialogs) { if (!dialog.open) dialog.showModal(); return; }
+    dialog.className = "plain";
+    dialog.setAttribute("open", "");
+    find("#cell-close").focus();
+  }
+  function closeDialog() {
+    if (hasDialogs) { if (dialog.open) dialog.close(); return; }
+    if (!dialog.hasAttribute("open")) return;
+    dialog.removeAttribute("open");
+    dialog.dispatchEvent(new Event("close"));
+  }
+  if (!hasDialogs) window.addEventListener("keydown", (event) => { if (event.key === "Escape") closeDialog(); });
 
   function sameCell(i, j) {
     return ["suite", "protocol", "split", "pair", "method"].every((name) => named[name].values[i] === named[name].values[j]);
@@ -231,7 +335,7 @@
     find("#cell-facts").replaceChildren(...facts(i, (column) => !column.aside || column.name === "reason"));
     const files = find("#cell-files");
     files.replaceChildren(make("p", { class: "soft" }, "unpacking …"));
-    if (!dialog.open) dialog.showModal();
+    showDialog();
     dialog.scrollTop = 0;
     let found;
     try {
@@ -243,6 +347,7 @@
     files.replaceChildren();
     if (found.error) files.append(make("p", { class: "bad" }, found.error));
     if (found.history) files.append(...curves(found.history));
+    if (found.classes) files.append(byClass(found.classes));
     const rest = facts(i, (column) => column.aside && column.name !== "reason");
     files.append(make("details", {}, make("summary", {}, "Settings and provenance"), make("dl", {}, ...rest)));
     for (const [title, content] of [["Configuration", found.config], ["Result", found.result]]) {
@@ -250,6 +355,17 @@
     }
     if (found.log) files.append(make("details", { open: "" }, make("summary", {}, "End of the log"), make("pre", {}, found.log)));
     if (!found.config && !found.error) files.append(make("p", { class: "soft" }, "No files of this cell were found when the report was made."));
+  }
+
+  function byClass({ by, rows, left_out }) {
+    const list = make("tbody");
+    for (const [name, share, images] of rows) {
+      list.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, share.toFixed(1)), make("td", {}, images)));
+    }
+    const heads = [by, "right (%)", "images"].map((title) => make("th", { scope: "col" }, title));
+    const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), list);
+    const some = left_out ? `, lowest and highest; ${left_out} between them are not shown` : ", lowest first";
+    return make("details", {}, make("summary", {}, `Accuracy by ${by}${some}`), make("div", { class: "wide" }, table));
   }
 
   function curves(history) {
@@ -301,15 +417,15 @@
     const hash = location.hash.slice(1);
     const cell = /^cell-(\d+)$/.exec(hash);
     if (cell && Number(cell[1]) < data.count) { openCell(Number(cell[1])); return; }
-    if (dialog.open) dialog.close();
+    closeDialog();
     if (hash.startsWith("cells?")) showFiltered(hash.slice(6));
   }
   dialog.addEventListener("close", () => {
     opened = -1;
     if (location.hash.startsWith("#cell-")) history.replaceState(null, "", location.pathname + location.search);
   });
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  find("#cell-close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) closeDialog(); });
+  find("#cell-close").addEventListener("click", closeDialog);
   window.addEventListener("hashchange", follow);
   follow();
   document.documentElement.dataset.ready = "yes";

@@ -10,11 +10,15 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.report.classes import class_scores
+from kdbench.report.files import Outcomes
 from kdbench.report.frame import Results, collect, split_frame
 from kdbench.report.leaderboard import build_leaderboard
+from kdbench.report.page_classes import CellClasses, classes_table, students_table
 from kdbench.report.page_data import Provenance, blocks_of_files, cells_data, safe_json
 from kdbench.report.page_tables import (
     Links,
+    PageTable,
     environment_table,
     failures_table,
     leaderboard_table,
@@ -56,6 +60,7 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "") 
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    outcomes = Outcomes(store_root)
     parts: list[dict[str, Any]] = []
     listed: list[pd.DataFrame] = []
     hashes = []
@@ -66,10 +71,17 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "") 
         links = Links(_first_cells(cells, sum(map(len, listed))), _titles(results))
         listed.append(cells)
         hashes.append(board.results_hash)
-        parts.append(_part(f"part-{number}", part, results, board, store_root, links))
+        parts.append(_part(f"part-{number}", part, results, board, outcomes, links))
     cells = pd.concat(listed, ignore_index=True)
     provenance = Provenance(collections.Counter())
-    blocks = list(blocks_of_files(store_root, list(cells["path"].map(str)) if "path" in cells else [], provenance))
+    paths, datasets = list(cells["path"].map(str)), list(cells["dataset"].map(str))
+    classes = CellClasses(outcomes)
+
+    def by_class(number: int) -> dict[str, Any]:
+        found = classes.of(paths[number], datasets[number])
+        return {} if found is None else {"classes": found}
+
+    blocks = list(blocks_of_files(store_root, paths, provenance, by_class))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     filters = [("method", "Method"), ("pair", "Pair"), ("state", "State")]
     if len(parts) > 1:
@@ -94,23 +106,28 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "") 
 
 
 def _part(
-    id: str, frame: pd.DataFrame, results: Results, board: Any, store_root: Path | str, links: Links
+    id: str, frame: pd.DataFrame, results: Results, board: Any, outcomes: Outcomes, links: Links
 ) -> dict[str, Any]:
     """One suite and protocol: summary, tables, plots."""
     identity = results.identity()
     title = f"Suite {identity['suite']}, protocol {identity['protocol']}" if identity["suite"] else "No results"
     if identity["split"] not in ("", "test"):
         title += f", {identity['split']} split"
-    tables = []
+    tables: list[PageTable] = []
     if not results.empty:
-        tables = [
+        found = [
             leaderboard_table(board, links, f"{id}-leaderboard"),
             matrix_table(frame, results, links, f"{id}-matrix"),
             metrics_table(results, links, f"{id}-metrics"),
+            students_table(board, f"{id}-students"),
+            *(
+                classes_table(results, class_scores(results, outcomes, by), links, f"{id}-{by}")
+                for by in ("superclass", "class")
+            ),
+            paired_table(results, board, outcomes, links, f"{id}-paired"),
         ]
-        paired = paired_table(results, board, store_root, links, f"{id}-paired")
-        tables += [paired] if paired else []
-    plots = [] if results.empty else [_embedded(plot) for plot in draw_plots(frame, store_root, "full")]
+        tables = [table for table in found if table is not None]
+    plots = [] if results.empty else [_embedded(plot) for plot in draw_plots(frame, outcomes.root, "full")]
     sections = [(id, title), *((table.heading_id, table.label.capitalize()) for table in tables)]
     if plots:
         sections.append((f"{id}-plots", "Plots"))

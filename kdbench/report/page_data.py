@@ -11,7 +11,7 @@ import collections
 import gzip
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ COLUMNS = (
     Column("train", "training (min)", "train_seconds", 2, scale=1 / 60),
     Column("peak", "peak memory (MiB)", "peak_memory_bytes", 0, scale=2**-20),
     Column("extra", "extra parameters", "extra_parameters", 0),
+    Column("kept", "parameters kept at inference", "inference_extra_parameters", 0, aside=True),
+    Column("gmacs", "GMACs of an image", "student_gmacs", 4, aside=True),
+    Column("throughput", "images per second at inference", "inference_images_per_second", 0, "descending", aside=True),
     Column("reason", "reason", "reason", aside=True),
     Column("best_top1", "best test epoch's top-1 (%), optimistic", "best_top1", 2, aside=True),
     Column("best_epoch", "best test epoch", "best_epoch", 0, aside=True),
@@ -145,10 +148,21 @@ class Provenance:
             self.counts[("uncommitted changes", "yes" if provenance["dirty"] else "no")] += 1
 
 
-def blocks_of_files(root: Path | str, paths: Sequence[str], provenance: Provenance) -> Iterator[str]:
-    """The files of the cells, ``BLOCK`` at a time: gzip of JSON in base64, which the page unpacks; counts provenance too."""
+def blocks_of_files(
+    root: Path | str,
+    paths: Sequence[str],
+    provenance: Provenance,
+    more: Callable[[int], dict[str, Any]] = lambda number: {},
+) -> Iterator[str]:
+    """The files of the cells, ``BLOCK`` at a time: gzip of JSON in base64, which the page unpacks; counts provenance too.
+
+    ``more`` gives what else belongs to the cell of a number.
+    """
     for start in range(0, len(paths), BLOCK):
-        block = [_files(cell_folder(root, path), provenance) for path in paths[start : start + BLOCK]]
+        block = [
+            {**_files(cell_folder(root, path), provenance), **more(number)}
+            for number, path in enumerate(paths[start : start + BLOCK], start)
+        ]
         text = json.dumps(block, separators=(",", ":"), allow_nan=False)
         yield base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 

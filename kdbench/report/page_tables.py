@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
 
 from kdbench.report.caption import listed
+from kdbench.report.costs import count_text
+from kdbench.report.files import Outcomes
 from kdbench.report.frame import METRICS, NET_FAMILY_TITLES, Results
 from kdbench.report.leaderboard import Leaderboard
-from kdbench.report.leaderboard_render import count_text, leaderboard_columns, signed_text
+from kdbench.report.leaderboard_render import leaderboard_columns, signed_text
 from kdbench.report.markup import plain_cell
-from kdbench.report.paired import Comparison, compare_all
+from kdbench.report.paired import Comparison, comparable, compare_some
 from kdbench.report.table import Cell, build_table
 
-#: Beyond so many figures the comparison within pairs is left out: it reads every cell's predictions.
+#: Rows of the comparison within pairs: more make the page slow to open. Those of the first pairs are shown, and it is said.
 MOST_COMPARISONS = 600
 
 
@@ -84,7 +85,8 @@ def filtered(**choice: str) -> str:
 
 def leaderboard_table(board: Leaderboard, links: Links, id: str) -> PageTable:
     columns = leaderboard_columns(board)
-    up = {"#", "average rank", "p (Holm)", "pairs harmed", "step time", "extra parameters", "method"}
+    up = {"#", "average rank", "p (Holm)", "pairs harmed", "step time", "method"}
+    up |= {"training hours", "peak memory (MiB)", "extra parameters", "kept at inference"}
     # The name comes first, so that it stays in sight when the table is moved sideways.
     columns = [*(c for c in columns if c[1]), *(c for c in columns if not c[1])]
     headings = tuple(Heading(title, text, "ascending" if title in up else "descending") for title, text, _ in columns)
@@ -195,11 +197,13 @@ def _number(value: float, form: str, href: str) -> Item:
     return Item(form.format(value), href, float(value)) if np.isfinite(value) else Item("", "", "")
 
 
-def paired_table(results: Results, board: Leaderboard, root: Path | str, links: Links, id: str) -> PageTable | None:
+def paired_table(results: Results, board: Leaderboard, outcomes: Outcomes, links: Links, id: str) -> PageTable | None:
     """Each method against the reference within each pair, from stored predictions; None where there is nothing."""
-    if not board.reference or int((results.scores["n"] > 0).sum()) > MOST_COMPARISONS:
+    if not board.reference:
         return None
-    comparisons = compare_all(results, root, board.reference)
+    wanted = comparable(results, board.reference)
+    shown = wanted[:MOST_COMPARISONS]
+    comparisons = compare_some(results, outcomes, board.reference, shown)
     if not comparisons:
         return None
     headings = (
@@ -209,8 +213,17 @@ def paired_table(results: Results, board: Leaderboard, root: Path | str, links: 
     )  # fmt: skip
     rows = tuple(_paired_row(one, results, links) for one in comparisons)
     notes = sorted({note for one in comparisons for note in one.notes})
+    intro = ""
+    if len(wanted) > len(shown):
+        pairs = len({pair for pair, _ in shown})
+        intro = (
+            f"Only {len(shown)} of {len(wanted)} comparisons are shown, those of the first {pairs} of "
+            f"{len({pair for pair, _ in wanted})} pairs, so that the page opens quickly. A report of fewer pairs or methods "
+            "(kdbench report --pairs ... --methods ...) shows the others."
+        )
     return PageTable(
         id, "within each pair", f"Within each pair: each method against {board.reference_display}", headings, rows,
+        intro=intro,
         notes=(
             *notes,
             "Other images: paired bootstrap over test images of these trained networks. Other seeds: Student's t over the "

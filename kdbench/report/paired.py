@@ -11,15 +11,14 @@ The last two say nothing about another seed: they hold for the trained networks 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.report.files import cell_folder, read_predictions
+from kdbench.report.files import Outcomes
 from kdbench.report.frame import Results
 from kdbench.report.statistics import Interval, mean_interval
 
@@ -144,11 +143,11 @@ def bootstrap_difference(
     return float(per_image.sum() * scale), float(low), float(high)
 
 
-def compare_methods(results: Results, store_root: Path | str, pair: str, first: str, second: str) -> Comparison:
+def compare_methods(results: Results, store: Path | str | Outcomes, pair: str, first: str, second: str) -> Comparison:
     """Compare two methods on one pair from stored predictions, over the seeds that both have.
 
     Seeds are matched, because a seed's cells share initial weights and batches: seed 0 of the first method is compared
-    with seed 0 of the second.
+    with seed 0 of the second. ``store`` is the run directory, or what was read from it already.
 
     Raises:
         UnknownNameError: for an unknown pair or method.
@@ -159,8 +158,28 @@ def compare_methods(results: Results, store_root: Path | str, pair: str, first: 
     for name in (first, second):
         if name not in results.method_info:
             raise UnknownNameError("method", name, results.method_info, "the results")
-    cells = results.cells[(results.cells["pair"] == pair) & (results.cells["state"] == "done")]
-    found = {name: _outcomes(cells[cells["method"] == name], store_root) for name in (first, second)}
+    outcomes = store if isinstance(store, Outcomes) else Outcomes(store)
+    return _compare(_finished(results), outcomes, pair, first, second)
+
+
+def _finished(results: Results) -> dict[tuple[str, str], list[tuple[int, str]]]:
+    """(pair, method) -> (seed, path) of its finished cells."""
+    done = results.cells[results.cells["state"] == "done"]
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for pair, method, seed, path in zip(*(done[name] for name in ("pair", "method", "seed", "path")), strict=True):
+        found.setdefault((str(pair), str(method)), []).append((int(seed), str(path)))
+    return found
+
+
+def _compare(
+    finished: dict[tuple[str, str], list[tuple[int, str]]], outcomes: Outcomes, pair: str, first: str, second: str
+) -> Comparison:
+    found: dict[str, dict[int, np.ndarray]] = {first: {}, second: {}}
+    for name, own in found.items():
+        for seed, path in finished.get((pair, name), []):
+            right = outcomes.correct(path)
+            if right is not None:
+                own[seed] = right
     seeds = sorted(set(found[first]) & set(found[second]))
     if not seeds:
         raise KdbenchError(f"{first} and {second} on {pair}: no seed of which both have predictions")
@@ -193,33 +212,36 @@ def compare_methods(results: Results, store_root: Path | str, pair: str, first: 
     )
 
 
-def compare_all(results: Results, store_root: Path | str, reference: str = "kd") -> list[Comparison]:
+def compare_all(results: Results, store: Path | str | Outcomes, reference: str = "kd") -> list[Comparison]:
     """Every method against ``reference`` on every pair where both have predictions, in the order of the table."""
+    outcomes = store if isinstance(store, Outcomes) else Outcomes(store)
+    return compare_some(results, outcomes, reference, comparable(results, reference))
+
+
+def compare_some(
+    results: Results, outcomes: Outcomes, reference: str, wanted: Sequence[tuple[str, str]]
+) -> list[Comparison]:
+    """The same for these (pair, method)."""
     comparisons = []
-    for pair, name in _measured(results, reference):
+    finished = _finished(results)
+    for pair, name in wanted:
         try:
-            comparisons.append(compare_methods(results, store_root, pair, name, reference))
+            comparisons.append(_compare(finished, outcomes, pair, name, reference))
         except KdbenchError:  # no predictions in common: nothing to say of this one
             continue
     return comparisons
 
 
-def _measured(results: Results, reference: str) -> Iterable[tuple[str, str]]:
+def comparable(results: Results, reference: str) -> list[tuple[str, str]]:
+    """(pair, method) for every method that has figures where ``reference`` has some too."""
     scores = results.score_info
-    for pair in results.pair_info:
-        if scores.get((pair, reference), {}).get("n", 0):
-            for name in results.method_info:
-                if name != reference and scores.get((pair, name), {}).get("n", 0):
-                    yield pair, name
-
-
-def _outcomes(cells: pd.DataFrame, store_root: Path | str) -> dict[int, np.ndarray]:
-    outcomes = {}
-    for seed, path in zip(cells["seed"], cells["path"], strict=True):
-        predictions = read_predictions(cell_folder(store_root, str(path)))
-        if predictions is not None:
-            outcomes[int(seed)] = predictions.correct
-    return outcomes
+    return [
+        (pair, name)
+        for pair in results.pair_info
+        if scores.get((pair, reference), {}).get("n", 0)
+        for name in results.method_info
+        if name != reference and scores.get((pair, name), {}).get("n", 0)
+    ]
 
 
 def _bools(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

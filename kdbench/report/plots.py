@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.report import plots_matrix, plots_scatter, plots_stored
+from kdbench.report import plots_matrix, plots_scatter, plots_stored, plots_teacher
 from kdbench.report.caption import build_caption, listed, nothing_text
 from kdbench.report.frame import Results, collect
 from kdbench.report.leaderboard import Leaderboard, build_leaderboard
@@ -165,6 +165,20 @@ def _cost(results: Results, board: Leaderboard, root: Path | str, width: float) 
     return figure, caption
 
 
+def _teacher(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+    points = plots_teacher.teacher_points(results, board)
+    if not points:
+        raise _NothingToDrawError("No method has pairs of which both the teacher's accuracy and a gain are known.")
+    base = results.method_info[plots_teacher.base_of(board)]["display"]
+    shown = listed(results.method_info[name]["title"] for name in points)
+    caption = (
+        f"Gain over {base} against the teacher's own accuracy on the same images, one marker per pair, means over seeds. "
+        f"Shape: family of the student; filling: of the teacher. Shown: {shown}. ρ: Spearman's rank correlation over pairs, "
+        "a description: pairs that share a student or a teacher are not independent, and teachers differ in more than accuracy."
+    )
+    return plots_teacher.teacher_plot(results, board, points, width), caption
+
+
 def _agreement(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
     if plots_scatter.agreement_points(results, board).empty:
         raise _NothingToDrawError("No cell holds its agreement with the teacher besides the reference's.")
@@ -221,6 +235,7 @@ PLOTS: dict[str, tuple[str, Callable[[Results, Leaderboard, Path | str, float], 
     "gains": ("Mean gain of each method", _gains),
     "ranks": ("Average ranks", _ranks),
     "cost": ("Gain against training cost", _cost),
+    "teacher": ("Gain against the teacher's accuracy", _teacher),
     "agreement": ("Accuracy against agreement with the teacher", _agreement),
     "curves": ("Learning curves", _curves),
     "calibration": ("Calibration", _calibration),

@@ -102,14 +102,14 @@ class Lab:
         out: str = "runs",
         solo: bool = False,
         reverse: bool = False,
-        on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+        on_event: Callable[[dict[str, Any]], bool | None] = lambda event: None,
     ) -> Store:
         store = Store(self.root / out)
         store.check(writable=True)
 
-        def emit(event: dict[str, Any]) -> None:
+        def emit(event: dict[str, Any]) -> bool | None:
             self.events.append(event)
-            on_event(event)
+            return on_event(event)
 
         for teacher in plan.teachers:
             if store.result_of_teacher(teacher) is None:

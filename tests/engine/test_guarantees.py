@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 
+from kdbench.claims import Claims, take_away
 from kdbench.data.catalog import load_dataset
 from kdbench.data.pipeline import DevicePipeline
-from kdbench.engine import work
+from kdbench.engine import checkpoint, work
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import load_checkpoint
 from kdbench.engine.cohort import CohortModel, Shared
 from kdbench.engine.teacher import load_teacher
+from kdbench.errors import StopRequested
 from kdbench.method import Task
 from kdbench.nets.tapped import state_hash
 from kdbench.plan import Plan
@@ -267,6 +271,100 @@ def test_resume_ends_with_the_numbers_of_an_uninterrupted_run(lab: Lab, pair: st
         assert first["losses"] == second["losses"], cell.method
         assert store.cell(cell).history.read_text() == whole.cell(cell).history.read_text(), cell.method
         assert not store.cell(cell).checkpoints()
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 3), (1, 4), (2, 2)])
+def test_work_that_is_asked_to_end_goes_on_from_the_step_it_was_in(lab: Lab, epoch: int, step: int) -> None:
+    plan = lab.plan(["kd", "crd", "ofa"], "vit--cnn")
+    whole = lab.train(plan, "whole")
+
+    def ask(event: dict[str, Any]) -> bool:
+        return event["event"] == "step" and (event["epoch"], event["step"]) == (epoch, step)
+
+    after_epoch = step == 4  # the last one: the epoch is evaluated first
+    if after_epoch:
+        step, epoch = 0, epoch + 1
+    with pytest.raises(StopRequested):
+        lab.train(plan, "broken", on_event=ask)
+    store = Store(lab.root / "broken")
+    assert {tuple(store.cell(cell).positions()) for cell in plan.cells} == {
+        (f"checkpoint-{epoch:05d}.ckpt" if after_epoch else f"checkpoint-{epoch:05d}_{step:08d}.ckpt",)
+    }
+    lab.events.clear()
+    lab.train(plan, "broken")
+    assert {(event["epoch"], event["step"]) for event in lab.events if event["event"] == "resumed"} == {(epoch, step)}
+    first = next(event for event in lab.events if event["event"] == "step")
+    assert (first["epoch"], first["step"]) == (epoch, step + 1)
+    for cell in plan.cells:
+        one, two = lab.result(whole, plan, cell.method), lab.result(store, plan, cell.method)
+        assert one["metrics"] == two["metrics"], cell.method
+        assert one["losses"] == two["losses"], cell.method
+        assert store.cell(cell).history.read_text() == whole.cell(cell).history.read_text(), cell.method
+
+
+def test_a_loss_that_was_not_finite_before_an_interruption_is_told_after_it(
+    lab: Lab, write_plugin: Callable[[str, str], str]
+) -> None:
+    plugin = write_plugin(
+        "nan", "return {'ce': batch.task_loss(student.logits) * (1 if batch.progress else float('nan'))}"
+    )
+    plan = lab.plan(["nan"], plugins=[plugin])
+    with pytest.raises(StopRequested):
+        lab.train(plan, on_event=lambda event: event["event"] == "step" and event["step"] == 2)
+    store = lab.train(plan)
+    assert store.cell(plan.cells[0]).failure()["reason"] == "loss term 'ce' is not finite at epoch 1, step 1"
+
+
+def test_on_a_full_disk_the_last_good_checkpoint_is_kept_and_work_goes_on_from_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = lab.plan(["scratch", "kd"])
+    whole = lab.train(plan, "whole")
+    real, written = checkpoint.write_bytes, []
+
+    def full(path: Path, content: bytes, once: bool = False) -> None:
+        written.extend([path] if "teachers" not in path.parts else [])
+        if len(written) == 4:  # both cells were saved after the first epoch, then one of them within the second
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content, once)
+
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    with pytest.raises(StopRequested):
+        lab.train(plan, "full", on_event=lambda event: event["event"] == "step" and event["epoch"] == 1)
+    warnings = [event["reason"] for event in lab.events if event["event"] == "warning"]
+    assert warnings == ["no checkpoint can be written (No space left on device); the last one is kept"]
+    store = Store(lab.root / "full")
+    assert [store.cell(cell).positions() for cell in plan.cells] == [["checkpoint-00001.ckpt"]] * 2
+    lab.train(plan, "full")
+    for cell in plan.cells:
+        assert lab.result(whole, plan, cell.method)["metrics"] == lab.result(store, plan, cell.method)["metrics"]
+
+
+def test_a_cell_that_another_process_took_over_is_left_to_it(lab: Lab) -> None:
+    plan = lab.plan(["scratch", "kd"])
+    lab.train(lab.plan(["fitnet"]))  # the teacher
+    with Claims() as mine, Claims() as other:
+        store = Store(lab.root / "runs", mine)
+        taken, kept = plan.cells
+        for cell in plan.cells:
+            store.cell(cell).prepare(cell)
+            assert mine.take(store.cell(cell).path)
+
+        def steal(event: dict[str, Any]) -> None:
+            lab.events.append(event)
+            if event["event"] == "epoch" and event["epoch"] == 2 and event["cell"] == taken.key:
+                holder = store.cell(taken).holder()
+                assert holder is not None
+                take_away(store.cell(taken).path, holder.token)
+                assert other.take(store.cell(taken).path)
+
+        work.train_cohort(plan, cohort_of(plan), store, lab.device, None, steal)
+        lost = [event for event in lab.events if event["event"] == "lost"]
+        assert [event["cell"] for event in lost] == [taken.key]
+        assert "was taken over by" in lost[0]["reason"]
+        assert not store.cell(taken).result.exists()
+        assert not store.cell(taken).failed.exists()
+        assert store.cell(kept).state() == "done"
 
 
 def test_checkpoints_hold_data_only_and_load_with_weights_only(lab: Lab) -> None:

@@ -31,7 +31,10 @@ def write_store(root: Path, frame: pd.DataFrame, images: int = IMAGES, epochs: i
         correct[rng.permutation(images)[: round(row["top1"] / 100 * images)]] = True
         probability = np.clip(0.35 + 0.5 * correct + rng.normal(0, 0.15, images), 0.1, 1.0).astype(np.float32)
         predicted = rng.integers(0, 10, images, dtype=np.int32)
-        np.savez(folder / "predictions.npz", correct=correct, probability=probability, predicted=predicted)
+        label = np.arange(images, dtype=np.int32) % 10
+        np.savez(
+            folder / "predictions.npz", correct=correct, probability=probability, predicted=predicted, label=label
+        )  # fmt: skip
         lines = ["epoch,lr,loss,top1,agreement"]
         for epoch in range(1, epochs + 1):
             top1 = row["top1"] * (1 - 0.5 ** (epoch + rng.normal(0, 0.1)))

@@ -5,9 +5,14 @@ Needs chromium with its driver, and selenium; without them nothing is tested her
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import os
+import random
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from kdbench.report import page as page_module
 from kdbench.report.page import write_report
 from tests.report import factory
 from tests.report.stored import write_store
@@ -179,6 +185,62 @@ def test_a_number_leads_to_its_cell_with_config_curve_and_log(opened: Any) -> No
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not opened.execute_script("return document.querySelector('#cell').open")
     until(opened, "location.hash === ''")
+
+
+def test_a_cell_tells_its_accuracy_by_class(opened: Any) -> None:
+    opened.execute_script("location.hash = 'cell-0'")
+    assert "Accuracy by class, lowest first" in dialog_text(opened, "seed 0")
+    opened.find_element(By.XPATH, "//summary[starts-with(., 'Accuracy by class')]").click()
+    shown = [float(text) for text in texts(opened, "#cell-files table td:nth-child(2)")]
+    assert len(shown) == 10
+    assert shown == sorted(shown)
+
+
+#: What browsers from before 2022 and 2023 lack.
+OLD = "delete window.DecompressionStream; delete HTMLDialogElement.prototype.showModal; delete HTMLDialogElement.prototype.close"
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_browsers_without_dialogs_and_streams_open_cells_too(browser: Any, page: Path, size: tuple[int, int]) -> None:
+    script = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": OLD})["identifier"]
+    try:
+        load(browser, page, size, hash="#cell-3")
+        assert browser.execute_script("return typeof DecompressionStream") == "undefined"
+        said = dialog_text(browser, "seed 1")
+        assert '"temperature": 4' in said
+        assert "epoch 5/5" in said
+        box = browser.execute_script("return document.querySelector('#cell').getBoundingClientRect().toJSON()")
+        assert 0 <= box["left"] < box["right"] <= max(size[0], 500)
+        webdriver.ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+        until(browser, "!document.querySelector('#cell').hasAttribute('open') && location.hash === ''")
+        assert complaints(browser) == []
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script})
+
+
+def test_all_kinds_of_compressed_blocks_are_unpacked_without_streams(browser: Any, page: Path) -> None:
+    """Stored, fixed and dynamic codes, long distances and runs, against what Python packed."""
+    load(browser, page)
+    source = (Path(page_module.__file__).parent / "page.js").read_text()
+    gunzip = source[source.index("  function gunzip") : source.index("  // Browsers from before 2022")]
+    rng = random.Random(0)
+    noise = bytes(rng.randrange(256) for _ in range(70_000))
+    texts_ = [b"", b"a", b"abc" * 5000, noise, json.dumps(list(range(30_000))).encode(), noise[:300] * 200 + noise]
+    packed = [gzip.compress(text, level, mtime=0) for text in texts_ for level in (0, 1, 6, 9)]
+    for strategy in (zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE):
+        for text in texts_:
+            packer = zlib.compressobj(9, zlib.DEFLATED, 31, 9, strategy)
+            packed.append(packer.compress(text) + packer.flush())
+    for content in packed:
+        sum_ = browser.execute_script(
+            gunzip + "const b = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)); const o = gunzip(b);"
+            "let s = 0; for (const v of o) s = (s * 31 + v) % 1000003; return [o.length, s]",
+            base64.b64encode(content).decode(),
+        )
+        expected = 0
+        for value in gzip.decompress(content):
+            expected = (expected * 31 + value) % 1000003
+        assert sum_ == [len(gzip.decompress(content)), expected]
 
 
 def test_a_link_from_elsewhere_opens_the_cell_at_once(browser: Any, page: Path) -> None:

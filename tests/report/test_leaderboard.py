@@ -11,8 +11,10 @@ from rich.console import Console
 from scipy import stats
 
 from kdbench.errors import KdbenchError
+from kdbench.report.costs import count_text, student_costs
+from kdbench.report.frame import collect
 from kdbench.report.leaderboard import Leaderboard, Standing, build_leaderboard
-from kdbench.report.leaderboard_render import count_text, leaderboard_markdown, leaderboard_rich, leaderboard_text
+from kdbench.report.leaderboard_render import leaderboard_markdown, leaderboard_rich, leaderboard_text
 from tests.report import factory
 
 P1, P2, P3 = "swin_tiny--resnet18", "convnext_tiny--deit_tiny", "swin_tiny--resmlp_12"
@@ -177,6 +179,23 @@ def test_step_time_is_a_ratio_within_pair_seed_and_device():
     assert np.isnan(by_name(build_leaderboard(frame))["ofa"].step_ratio)
 
 
+def test_cost_is_summed_and_what_inference_keeps_is_said():
+    frame = factory.small().assign(inference_extra_parameters=0.0, student_gmacs=1.8, inference_images_per_second=500.0)
+    ofa = frame["method"] == "ofa"
+    frame.loc[ofa, ["train_seconds", "peak_memory_bytes"]] = [1800.0, 3 * 2**20]
+    frame.loc[ofa, ["inference_extra_parameters", "student_gmacs", "inference_images_per_second"]] = [2e6, 2.5, 1.0]
+    board = build_leaderboard(frame)
+    standing = by_name(board)["ofa"]
+    assert (standing.hours, standing.peak_memory, standing.inference_parameters) == (3.0, 3 * 2**20, 2e6)
+    assert np.isnan(by_name(board)["kd"].peak_memory)
+    # What a method keeps at inference is no property of the student.
+    assert {(c.gmacs, c.images_per_second, c.device) for c in student_costs(collect(frame))} == {(1.8, 500.0, "cpu")}
+    text = leaderboard_text(board)
+    assert "Larger at inference than the student alone, by parameters that the method keeps: OFA (up to 2 M)." in text
+    assert "ResNet18 (11 M parameters, 1.8 GMACs, 500 images/s on cpu)" in text
+    assert "inference" not in leaderboard_text(build_leaderboard(factory.small().drop(columns="student_parameters")))
+
+
 def test_one_pair_and_two_pairs_are_handled():
     one = build_leaderboard(factory.frame({P1: {"scratch": 70.0, "kd": 80.0, "ofa": 81.0}}))
     ofa = by_name(one)["ofa"]
@@ -226,12 +245,13 @@ def test_different_protocols_are_refused():
         build_leaderboard(frame)
 
 
-def test_markdown_is_one_table_even_with_odd_names():
+def test_markdown_tables_are_whole_even_with_odd_names():
     frame = factory.small()
     frame.loc[frame["method"] == "ofa", "method_display"] = "a|b_*c* <i> $x$"
     text = leaderboard_markdown(build_leaderboard(frame))
-    table = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in table}) == 1
+    tables = [part.splitlines() for part in text.replace("\\|", "").split("\n\n") if part.startswith("|")]
+    assert len(tables) == 2  # the ranking and the cost
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
     assert text.startswith("<!-- kdbench leaderboard toy --protocol short (results ")
 
 

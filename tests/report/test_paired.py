@@ -8,6 +8,7 @@ from scipy import stats
 
 from kdbench.errors import KdbenchError
 from kdbench.report import paired
+from kdbench.report.files import cell_folder
 from kdbench.report.frame import collect
 from tests.report import factory
 from tests.report.stored import write_store
@@ -138,4 +139,4 @@ def test_missing_damaged_and_foreign_predictions_are_refused_in_words(tmp_path):
 
 def test_a_path_never_leads_out_of_the_run_directory(tmp_path):
     for path in ("../secret", "/etc", "a/../../b", ""):
-        assert paired.cell_folder(tmp_path, path) is None
+        assert cell_folder(tmp_path, path) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from kdbench.errors import KdbenchError
 from kdbench.report import plots, plots_stored
@@ -16,6 +17,7 @@ from kdbench.report.frame import collect
 from kdbench.report.leaderboard import build_leaderboard
 from kdbench.report.plots import PLOTS, draw_plots, write_plots
 from kdbench.report.plots_scatter import agreement_points, pareto_front
+from kdbench.report.plots_teacher import teacher_points
 from kdbench.report.plotstyle import WIDTHS, figure_bytes
 from kdbench.report.ranks import cliques, rank_diagram
 from kdbench.report.statistics import holm, signed_rank
@@ -120,6 +122,25 @@ def test_agreement_is_counted_from_the_reference_on_the_same_pair() -> None:
     ofa = points[(points["method"] == "ofa") & (points["pair"] == P1)]
     assert ofa[["agreement", "value"]].to_numpy().tolist() == [[3.0, 3.0]]
     assert "kd" not in set(points["method"])
+
+
+def test_gains_stand_against_the_teachers_own_figure_with_spearmans_correlation() -> None:
+    frame = many().assign(teacher_top1=lambda f: 80 + f["pair"].str.split("--s").str[1].astype(float) % 5)
+    points = teacher_points(collect(frame), build_leaderboard(frame))
+    assert list(points) == ["kd", "crd", "ofa", "dkd"]
+    means = frame.pivot(index="pair", columns="method", values="top1")
+    for name, found in points.items():
+        assert found.gain.tolist() == pytest.approx((means[name] - means["scratch"])[list(found.pairs)].tolist())
+        assert found.teacher.tolist() == [80 + int(pair.split("--s")[1]) % 5 for pair in found.pairs]
+        if name in ("ofa", "dkd"):
+            assert found.correlation == pytest.approx(stats.spearmanr(found.teacher, found.gain).statistic)
+    assert np.isnan(points["kd"].correlation)  # its gain is the same on every pair
+    without = frame[frame["method"] != "scratch"]
+    found = teacher_points(collect(without), build_leaderboard(without))
+    assert "kd" not in found
+    assert found["crd"].gain.tolist() == [5.0] * 12
+    nothing = frame.assign(teacher_top1=np.nan)
+    assert teacher_points(collect(nothing), build_leaderboard(nothing)) == {}
 
 
 @pytest.mark.parametrize("width", WIDTHS)

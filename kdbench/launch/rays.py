@@ -1,0 +1,82 @@
+"""A launcher that gives jobs to a Ray cluster as tasks: a running one, or a local one that it starts and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import Any
+
+from kdbench.errors import KdbenchError
+from kdbench.launch.job import Event, Job
+from kdbench.launch.remote import EventFiles, carry, for_elsewhere, need
+
+#: How often Ray runs a task again whose node or worker was lost.
+RETRIES = 5
+
+
+class RayLauncher:
+    """See ``Launcher``. Nodes and this process share the run directory; kdbench is installed on all of them.
+
+    Args:
+        address: of a running cluster; None starts one on this machine.
+        workers: jobs at a time; None takes what the cluster has.
+        cpu: whether jobs are to leave GPUs alone; else each gets one where the cluster has any.
+        threads: CPU threads of a job.
+    """
+
+    def __init__(self, address: str | None, workers: int | None, cpu: bool, threads: int) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+        if address:
+            if address.split(":")[0] in ("127.0.0.1", "localhost"):
+                options["_node_ip_address"] = "127.0.0.1"
+        else:
+            options["include_dashboard"] = False
+            # A cluster of one's own, behind a token that only its own processes know: Ray listens on all addresses.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", os.urandom(24).hex())
+            options.update(
+                num_cpus=(workers or max(1, (os.cpu_count() or 1) // threads)) * threads, _node_ip_address="127.0.0.1"
+            )
+        ray = need("ray", "ray")  # only now: it reads its environment when it is imported
+        self._ray = ray
+        try:
+            ray.init(address=address or "local", **options)
+        except Exception as error:
+            where = f"at {address}" if address else "on this machine"
+            said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise KdbenchError(f"--on ray: no cluster {where} ({said})") from None
+        total = ray.cluster_resources()
+        gpus = 1 if total.get("GPU") and not cpu else 0
+        places = int(total.get("GPU", 0) // gpus) if gpus else int(total.get("CPU", 1) // threads)
+        self.capacity = workers or max(1, places)
+        self._task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(carry)
+        self._running: dict[Any, tuple[Job, EventFiles]] = {}
+
+    def submit(self, job: Job) -> None:
+        job = for_elsewhere(job)
+        self._running[self._task.remote(job.to_json())] = (job, EventFiles(job.events))
+
+    def poll(self, seconds: float) -> list[Event]:
+        ready, _ = self._ray.wait(list(self._running), timeout=seconds) if self._running else ([], [])
+        events: list[Event] = []
+        for job, files in self._running.values():
+            events += [{**event, "job": job.name} for event in files.read() if event["event"] != "end"]
+        for reference in ready:
+            job, _ = self._running.pop(reference)
+            try:
+                end = json.loads(self._ray.get(reference))
+            except Exception as error:  # of Ray's kinds: a lost node, a worker that died
+                end = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", "crashed": True}
+            known = {key: end.get(key) for key in ("error", "crashed", "stopped", "full")}
+            events.append({"event": "finished", "job": job.name, **known})
+        return events
+
+    def cancel(self) -> None:
+        for reference in self._running:
+            with contextlib.suppress(Exception):
+                self._ray.cancel(reference, force=False)
+        with contextlib.suppress(Exception):
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=30)
+        self._ray.shutdown()

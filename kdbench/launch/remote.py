@@ -1,0 +1,149 @@
+"""What launchers on other machines share: the function that is sent there, and the files in which a job tells how far it is.
+
+Nothing but a job as JSON travels, and what a job tells comes back as lines of JSON in the run directory, which all machines
+share. What comes back is never unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import KdbenchError
+from kdbench.launch.job import Event, Job
+from kdbench.launch.local import follow, start_worker
+
+#: Seconds that a worker has to save its work before its machine is given back.
+SAVE_SECONDS = 60.0
+
+
+def carry(job: str) -> str:
+    """Do a job, given as JSON, in a process of its own, so that its death is seen and told.
+
+    Returns:
+        how it ended, as JSON: ``error``, ``crashed``, ``stopped``, ``full``.
+    """
+    return json.dumps(_carry(Job.from_json(job), lambda process: None))
+
+
+class Carry:
+    """``carry`` for submitit, which calls ``checkpoint`` when the time is nearly over or the job is pre-empted."""
+
+    def __call__(self, job: str) -> str:
+        return json.dumps(_carry(Job.from_json(job), self._keep))
+
+    def checkpoint(self, job: str) -> Any:
+        """Let the worker save its work; the job is then put into the queue again."""
+        import submitit
+
+        process: subprocess.Popen[str] | None = getattr(self, "_process", None)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+            # This is a signal handler: the interrupted code may be waiting for the same process.
+            deadline = time.monotonic() + SAVE_SECONDS
+            while _is_running(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+        return submitit.helpers.DelayedSubmission(Carry(), job)
+
+    def _keep(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _carry(job: Job, on_start: Callable[[subprocess.Popen[str]], None]) -> Event:
+    process = start_worker(job, {})
+    on_start(process)
+    try:
+        end = follow(job, process, lambda event: None)
+    except BaseException:  # the engine takes the job back
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=SAVE_SECONDS)
+        process.kill()
+        raise
+    if end.get("crashed"):  # the worker could not say so itself
+        with contextlib.suppress(OSError):
+            job.events.mkdir(parents=True, exist_ok=True)
+            with open(job.events / f"crash-{os.uname().nodename}-{process.pid}.jsonl", "w", encoding="utf-8") as file:
+                file.write(json.dumps({"event": "end", "time": time.time(), **end}) + "\n")
+    return end
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+class EventFiles:
+    """Reads the files of events of a job as they grow. Lines that are not whole, or not events, are passed over."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._offsets: dict[Path, int] = {}
+        while self.read():  # of earlier attempts
+            pass
+
+    def read(self) -> list[Event]:
+        """What was added since the last reading."""
+        events: list[Event] = []
+        with contextlib.suppress(OSError):
+            for path in sorted(self.folder.glob("*.jsonl")):
+                with open(path, "rb") as file:
+                    file.seek(self._offsets.get(path, 0))
+                    raw = file.read(1_000_000)
+                whole = raw.rpartition(b"\n")[0]
+                self._offsets[path] = self._offsets.get(path, 0) + (len(whole) + 1 if b"\n" in raw else 0)
+                events += [event for line in whole.splitlines() if (event := parse_event(line)) is not None]
+        return events
+
+
+def parse_event(line: bytes | str) -> Event | None:
+    """An event from its line; None when it is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads(line)
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            return event
+    return None
+
+
+def for_elsewhere(job: Job) -> Job:
+    """A job whose paths hold in any folder."""
+    data = os.path.abspath(job.data) if job.data else None
+    return dataclasses.replace(job, out=os.path.abspath(job.out), log=os.path.abspath(job.log), data=data)
+
+
+def need(package: str, extra: str) -> Any:
+    """Import an engine that kdbench can do without; see ``need_installed``."""
+    need_installed(package, extra)
+    return importlib.import_module(package)
+
+
+def need_installed(package: str, extra: str) -> None:
+    """See that an engine is there, without importing it.
+
+    Raises:
+        KdbenchError: saying what to install.
+    """
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except ValueError:  # an import of it was blocked
+        found = False
+    if not found:
+        python = os.path.basename(sys.executable)
+        raise KdbenchError(f"--on {extra} needs the package {package}: {python} -m pip install 'kdbench[{extra}]'")
