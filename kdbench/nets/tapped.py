@@ -217,11 +217,8 @@ def hash_of_state(state: Mapping[str, Tensor]) -> str:
     for name, value in sorted(state.items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)};".encode())
-        digest.update(
-            array.view(torch.uint8).numpy().tobytes()
-            if array.ndim
-            else array.reshape(1).view(torch.uint8).numpy().tobytes()
-        )
+        # flat, since the strides of dimensions of size 1 may be anything
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
