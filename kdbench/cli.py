@@ -119,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     _where(run)
     _hours(run)
     _tolerance(run)
+    _tuning(run)
     run.add_argument("--retry-failed", action="store_true", help="train failed cells again")
     run.add_argument("--yes", action="store_true", help="do not ask before more than a day of computing")
     run.add_argument(
@@ -359,8 +360,40 @@ def _where(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default=None, metavar="NAME", help="cpu, cuda (default: cuda if there is one)")
     group.add_argument(
+        "--memory", type=_gibibytes, default=None, metavar="GIB",
+        help="of the device, for each worker: larger cohorts are split (default: what is free)",
+    )  # fmt: skip
+    group.add_argument(
         "--solo", action="store_true", help="train every cell in a cohort of its own (same numbers, more time)"
     )
+
+
+def _tuning(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speed (results may differ in their last bits, and say what was used)")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the nets with torch.compile; what does not compile runs as it is",
+    )
+    group.add_argument("--channels-last", action="store_true", help="weights of CNNs in channels-last order")
+    group.add_argument(
+        "--cache-teacher", type=_gigabytes, default=0.0, metavar="GB",
+        help="keep logits and embeddings of teachers, for every batch, in so many GB below --out, for cells trained later",
+    )  # fmt: skip
+
+
+def _gigabytes(text: str, unit: str = "gigabytes") -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} above 0")
+    return value
+
+
+def _gibibytes(text: str) -> float:
+    return _gigabytes(text, "gibibytes")
 
 
 def _tolerance(parser: argparse.ArgumentParser) -> None:

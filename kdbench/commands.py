@@ -22,6 +22,7 @@ from kdbench.plan import Cell, Cohort, Plan, choose_methods, make_plan
 from kdbench.registry import MethodCatalog, catalog
 from kdbench.store import Store, load_results
 from kdbench.suite import load_suite
+from kdbench.tuning import Tuning
 from kdbench.typing import MAX_SEED
 from kdbench.verification import TOLERANCE
 from kdbench.wiring import check_cells
@@ -46,10 +47,10 @@ def plan(options: argparse.Namespace) -> int:
     made = check_cells(made)
     todo = [cell for cell in made.cells if store.cell(cell).state() not in ("done", "failed")]
     workers = _workers(options, made)
-    cohorts = _cohorts(made, todo, options, workers)
-    cost = None
     if options.download:
         _ready_data(options, made)
+    cohorts = _cohorts(made, todo, store, options, workers)
+    cost = None
     if cohorts:
         cost = estimate(
             made,
@@ -101,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     todo = sort_out(made, store, options.retry_failed, lambda text: print(f"note: {text}", flush=True))
     if todo.train:
         workers = _workers(options, made)
-        cohorts = _cohorts(made, todo.train, options, workers)
+        cohorts = _cohorts(made, todo.train, store, options, workers)
         check_cost(made, cohorts, store, options, workers)
         print(_opening(made, todo.train, todo.done, cohorts, workers, options.on), flush=True)
         launcher = _launcher(options, made, workers)
@@ -118,6 +119,7 @@ def _run(options: argparse.Namespace) -> int:
                     data=str(_data(options)) if options.data else None,
                     device=options.device,
                     weights=options.weights,
+                    tuning=Tuning.of(options),
                     cohorts=cohorts,
                     stall=60 * options.stall,
                     on_jobs=progress.start,
@@ -293,10 +295,26 @@ def _workers(options: argparse.Namespace, made: Plan) -> int:
     return gpus or max(1, (os.cpu_count() or 1) // made.suite.cpu_threads)
 
 
-def _cohorts(made: Plan, cells: Sequence[Cell], options: argparse.Namespace, workers: int) -> Sequence[Cohort]:
+def _cohorts(
+    made: Plan, cells: Sequence[Cell], store: Store, options: argparse.Namespace, workers: int
+) -> Sequence[Cohort]:
+    """What is trained together: as many cells as fit into memory, and enough cohorts for all workers."""
     from kdbench.launch.balance import balance
+    from kdbench.room import available, estimate_memory, fit
 
-    return made.cohorts(True, cells) if options.solo else balance(made.cohorts(False, cells), workers)
+    if not cells:
+        return []
+    cohorts = made.cohorts(True, cells) if options.solo else balance(made.cohorts(False, cells), workers)
+
+    def estimated(parts: Sequence[Cohort]) -> Sequence[Cohort]:
+        return estimate_memory(made, parts, store, options.device, _data(options))
+
+    elsewhere = options.on in ("slurm", "ray")  # what their machines have is not known here
+    if options.memory:
+        limit = options.memory * 2**30
+    else:
+        limit = float("inf") if elsewhere else available(options.device, workers)
+    return fit(estimated(cohorts), limit, estimated)
 
 
 def _gpus(options: argparse.Namespace) -> int:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import heapq
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.plan import Cell, Cohort, Plan, TeacherPlan, open_dataset
+from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
+from kdbench.room import training_images
 from kdbench.store import DamagedFileError, Store, read_json
 
-#: Seconds that a worker needs before its first step (imports, data, nets): 4 to 9 were seen on two cores.
+#: Seconds that a worker needs before its first step (imports, data, nets) where that was not timed: 4 to 9 were seen on two
+#: cores.
 STARTUP_SECONDS = 7.0
+#: Of it, what is not import: opening the data, building nets, measuring the teacher.
+SETUP_SECONDS = 1.0
 #: A probe stops after so many seconds; what was not reached is taken from its likes.
 PROBE_BUDGET = 90.0
 #: Images of a test split whose size is not known before it is loaded: CIFAR's 10,000, ImageNet's 50,000 lie on both sides.
@@ -79,14 +86,23 @@ def estimate(
             continue
         steps = _steps(plan, teacher, data)
         seconds, source = _teacher_seconds(plan, teacher, steps, probe, torch_device, data, progress, begun)
-        jobs.append(JobEstimate(f"teacher {teacher.name}", seconds + STARTUP_SECONDS, source))
+        jobs.append(JobEstimate(f"teacher {teacher.name}", seconds, source))
+    startup = _startup_seconds() if probe and cohorts else STARTUP_SECONDS
+    jobs = [replace(job, seconds=job.seconds + startup) for job in jobs]
     pending = {job.name for job in jobs}
     for cohort in cohorts:
         seconds, source = _cohort_seconds(plan, cohort, measured, probed, probe, torch_device, data, progress, begun)
         needs = f"teacher {cohort.teacher.name}"
-        jobs.append(JobEstimate(cohort.name, seconds + STARTUP_SECONDS, source, needs if needs in pending else None))
+        jobs.append(JobEstimate(cohort.name, seconds + startup, source, needs if needs in pending else None))
     disk, memory = _space(plan, cohorts)
     return Estimate(tuple(jobs), workers, sum(job.seconds for job in jobs), wall_time(jobs, workers), disk, memory)
+
+
+def _startup_seconds() -> float:
+    """What a worker takes to import what it needs, as one takes now, and to set up its work."""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", "import kdbench.engine.prepare"], capture_output=True, check=False)
+    return SETUP_SECONDS + (STARTUP_SECONDS if done.returncode else time.monotonic() - begun)
 
 
 def wall_time(jobs: Sequence[JobEstimate], workers: int) -> float:
@@ -114,14 +130,9 @@ def steps_of(plan: Plan, cell: Cell, train_images: int) -> int:
     return cell.recipe.epochs * (train_images // cell.recipe.batch_size)
 
 
-def _train_images(plan: Plan, data: Path | None, split: str, limit: int | None) -> int:
-    known = plan.suite.dataset.training_images(split, limit, plan.choice.limit)
-    return len(open_dataset(plan, data, split).training(limit)) if known is None else known
-
-
 def _steps(plan: Plan, teacher: TeacherPlan, data: Path | None) -> int:
     return teacher.recipe.epochs * (
-        _train_images(plan, data, teacher.split, plan.teacher_images_per_class) // teacher.recipe.batch_size
+        training_images(plan, teacher.split, plan.teacher_images_per_class, data) // teacher.recipe.batch_size
     )
 
 
@@ -171,7 +182,7 @@ def _loading_seconds(plan: Plan, teacher: TeacherPlan) -> float:
 
     per_class = plan.measured_images_per_class
     images = plan.choice.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
-    return STARTUP_SECONDS + 1e-9 * count_parameters(teacher.net, plan.num_classes, teacher.name) * images
+    return 1e-9 * count_parameters(teacher.net, plan.num_classes, teacher.name) * images
 
 
 def _cohort_seconds(
@@ -190,7 +201,7 @@ def _cohort_seconds(
     from kdbench.provenance import device_name
 
     first = cohort.cells[0]
-    steps = steps_of(plan, first, _train_images(plan, data, first.split, plan.images_per_class))
+    steps = steps_of(plan, first, training_images(plan, first.split, plan.images_per_class, data))
     keys = [
         (cell.teacher.name, cell.student, cell.method, cell.recipe.batch_size, device_name(device))
         for cell in cohort.cells
@@ -219,16 +230,14 @@ def _guess(plan: Plan, teacher: TeacherPlan, cell: Cell | None) -> float:
 
 
 def _space(plan: Plan, cohorts: Sequence[Cohort]) -> tuple[int, int]:
-    """Disk that the results will take, and memory of the largest cohort's parameters, gradients and optimiser states."""
+    """Disk that the results will take, and memory of the largest cohort."""
     from kdbench.nets.tapped import count_parameters
 
     classes = plan.num_classes
-    disk, memory = 0, 0
+    disk = 0
     for cohort in cohorts:
         sizes = [4 * count_parameters(cell.student_net, classes, cell.student) for cell in cohort.cells]
-        teacher = 4 * count_parameters(cohort.teacher.net, classes, cohort.teacher.name)
         disk += sum(sizes) + 40_000 * len(sizes)
-        memory = max(memory, teacher + 4 * sum(sizes))
     teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}
     disk += sum(4 * count_parameters(teacher.net, classes, teacher.name) for teacher in teachers.values())
-    return disk, memory
+    return disk, max((cohort.memory for cohort in cohorts), default=0)

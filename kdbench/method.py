@@ -219,7 +219,9 @@ def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     if targets is None:
         classes = logits.shape[1]
         off = batch.label_smoothing / classes
-        targets = F.one_hot(batch.labels, classes).to(logits.dtype) * (1 - batch.label_smoothing) + off
+        # not torch's one_hot, which may read the labels on the host
+        hot = torch.zeros(len(batch.labels), classes, dtype=logits.dtype, device=logits.device)
+        targets = hot.scatter_(1, batch.labels[:, None], 1) * (1 - batch.label_smoothing) + off
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
 
 

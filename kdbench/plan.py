@@ -112,6 +112,8 @@ class Cohort:
     seed: int
     cells: tuple[Cell, ...]
     part: str = ""
+    #: Bytes that it is likely to take on its device; 0 where that was not estimated.
+    memory: int = 0
 
     @property
     def name(self) -> str:

@@ -39,15 +39,16 @@ def print_plan(
                     cohort.name,
                     len(cohort.cells),
                     methods,
+                    f"{cohort.memory / 1e9:.1f} GB" if cohort.memory else "-",
                     f"{format_seconds(job.seconds)} ({job.source})" if job else "-",
                 ]
             )
         print(
             tabulate(
                 rows,
-                headers=["cohort", "cells", "methods", "time"],
+                headers=["cohort", "cells", "methods", "memory", "time"],
                 tablefmt="simple",
-                maxcolwidths=[None, None, 60, None],
+                maxcolwidths=[None, None, 60, None, None],
             )
         )
     if all_cells:
@@ -62,7 +63,7 @@ def print_plan(
         print(
             f"\nestimate: {format_seconds(cost.wall_seconds)} with {cost.workers} workers "
             f"({cost.compute_seconds / 3600:.2f} hours of computing), {cost.disk_bytes / 1e6:.0f} MB of disk, "
-            f"{cost.memory_bytes / 1e6:.0f} MB for the weights and optimiser states of the largest cohort"
+            f"{cost.memory_bytes / 1e9:.1f} GB of memory for the largest cohort"
         )
 
 

@@ -114,6 +114,7 @@ class ContrastMemory(nn.Module):
         # 0 until the first batch. Double precision is free for one number, and does not promote what it divides.
         self.register_buffer("z_student", torch.zeros((), dtype=torch.float64))
         self.register_buffer("z_teacher", torch.zeros((), dtype=torch.float64))
+        self._normalised = False
 
     def forward(
         self, student_embedding: Tensor, teacher_embedding: Tensor, index: Tensor, contrast_index: Tensor
@@ -131,29 +132,48 @@ class ContrastMemory(nn.Module):
         student_rows, teacher_rows = student_embedding.detach(), teacher_embedding.detach()
         # Gradients are worked out here, because the rows they need change before the backward pass.
         with torch.no_grad(), torch.autocast(student_embedding.device.type, enabled=False):
-            scores = [
-                bank_scores(rows, bank, contrast_index).div_(self.temperature)
-                for rows, bank in ((student_rows, self.memory_teacher), (teacher_rows, self.memory_student))
-            ]
-            z_student, z_teacher = self._normalisers(*scores)
-            student_loss, student_slope = nce_loss(scores[0], z_student, len(self.memory_student))
-            teacher_loss, teacher_slope = nce_loss(scores[1], z_teacher, len(self.memory_student))
-            student_gradient = weighted_rows(student_slope, self.memory_teacher, contrast_index) / self.temperature
-            teacher_gradient = weighted_rows(teacher_slope, self.memory_student, contrast_index) / self.temperature
+            if not self._normalised:
+                self._normalise(student_rows, teacher_rows, contrast_index)
+            student_loss, student_gradient = self._one_side(
+                student_rows, self.memory_teacher, contrast_index, self.z_student
+            )
+            teacher_loss, teacher_gradient = self._one_side(
+                teacher_rows, self.memory_student, contrast_index, self.z_teacher
+            )
             self._update(index, student_rows, teacher_rows)
         return _with_gradient(student_loss, student_embedding, student_gradient) + _with_gradient(
             teacher_loss, teacher_embedding, teacher_gradient
         )
 
-    def _normalisers(self, student_scores: Tensor, teacher_scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Z of both sides: as stored, or from this batch if it is the first. Never read on the host."""
-        means = torch.stack([student_scores.exp().mean(), teacher_scores.exp().mean()])
-        first = gather_batch(means[None]).mean(dim=0).double() * len(self.memory_student)
-        stored = torch.stack([self.z_student, self.z_teacher])
-        chosen = torch.where(stored > 0, stored, first)
-        self.z_student.copy_(chosen[0])
-        self.z_teacher.copy_(chosen[1])
-        return chosen[0], chosen[1]
+    def _one_side(self, rows: Tensor, bank: Tensor, index: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of one net's rows against the other's bank, and its gradient by the rows, chunk by chunk: what is scored
+        is fetched once, for the scores and for the gradient."""
+        losses, gradients = [], []
+        for part, chosen in zip(*chunks(rows, bank, index), strict=True):
+            scores, fetched = bank_scores(part, bank, chosen)
+            loss, slope = nce_loss(scores.div_(self.temperature), z, len(bank))
+            losses.append(loss * (len(part) / len(rows)))
+            gradients.append(weighted_rows(slope, bank, chosen, fetched).mul_(len(part) / len(rows)))
+        return torch.stack(losses).sum(), torch.cat(gradients).div_(self.temperature)
+
+    def _normalise(self, student_rows: Tensor, teacher_rows: Tensor, index: Tensor) -> None:
+        """Set Z of both sides from this batch, unless a checkpoint brought them. Never read on the host, and done once: the
+        exponentials of all scores cost as much as the loss itself."""
+        means = []
+        for rows, bank in ((student_rows, self.memory_teacher), (teacher_rows, self.memory_student)):
+            sums = [
+                bank_scores(part, bank, chosen)[0].div_(self.temperature).exp_().sum()
+                for part, chosen in zip(*chunks(rows, bank, index), strict=True)
+            ]
+            means.append(torch.stack(sums).sum() / index.numel())
+        first = gather_batch(torch.stack(means)[None]).mean(dim=0).double() * len(self.memory_student)
+        for stored, value in ((self.z_student, first[0]), (self.z_teacher, first[1])):
+            stored.copy_(torch.where(stored > 0, stored, value))
+        self._normalised = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._normalised = False  # whether it was is in the loaded Z, which the host does not read
 
     def _update(self, index: Tensor, student_rows: Tensor, teacher_rows: Tensor) -> None:
         index = gather_batch(index)
@@ -198,8 +218,8 @@ class OtherClassSampler(nn.Module):
         """(B,) labels to (B, ``number``) positions in the training set."""
         span, start, count = (value[labels][:, None] for value in (self.span, self.start, self.count))
         draws = draw_for_batch(lambda count: torch.randint(2**62, (count, number), device=labels.device), len(labels))
-        draws = draws % span
-        return self.order[draws + count * (draws >= start)]
+        draws = draws.remainder_(span)
+        return self.order[draws.add_(count * (draws >= start))]
 
 
 def nce_loss(scores: Tensor, z: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
@@ -228,39 +248,38 @@ def nce_loss(scores: Tensor, z: Tensor, num_samples: int) -> tuple[Tensor, Tenso
     return loss, slope.div_(batch)
 
 
-def bank_scores(rows: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    """Inner products of each row (B, d) with its own choice ``index`` (B, M) of the bank's rows (N, d): (B, M)."""
-    dense = _is_dense(bank, index)
-    parts = []
-    for part, chosen in zip(*_chunks(rows, index, dense, bank), strict=True):
-        if dense:
-            parts.append((part @ bank.mT).gather(1, chosen))
-        else:
-            parts.append(torch.einsum("bmd,bd->bm", bank[chosen], part))
-    return torch.cat(parts)
+def bank_scores(rows: Tensor, bank: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products of each row (B, d) with its own choice ``index`` (B, M) of the bank's rows (N, d): (B, M).
+
+    Also what ``weighted_rows`` may use again: the chosen rows (B, M, d), or the scores (B, N) against the whole bank.
+    """
+    if is_dense(bank, index):
+        every = rows @ bank.mT
+        return every.gather(1, index), every
+    fetched = bank[index]
+    return torch.einsum("bmd,bd->bm", fetched, rows), fetched
 
 
-def weighted_rows(weights: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    """Sum of each sample's chosen rows ``index`` (B, M) of the bank (N, d) with its ``weights`` (B, M): (B, d)."""
-    dense = _is_dense(bank, index)
-    parts = []
-    for part, chosen in zip(*_chunks(weights, index, dense, bank), strict=True):
-        if dense:
-            parts.append(part.new_zeros(len(part), len(bank)).scatter_add_(1, chosen, part) @ bank)
-        else:
-            parts.append(torch.einsum("bmd,bm->bd", bank[chosen], part))
-    return torch.cat(parts)
+def weighted_rows(weights: Tensor, bank: Tensor, index: Tensor, fetched: Tensor) -> Tensor:
+    """Sum of each sample's chosen rows ``index`` (B, M) of the bank (N, d) with its ``weights`` (B, M): (B, d).
+
+    ``fetched`` comes from ``bank_scores`` and may be written over.
+    """
+    if is_dense(bank, index):
+        return fetched.zero_().scatter_add_(1, index, weights) @ bank
+    return torch.einsum("bmd,bm->bd", fetched, weights)
 
 
-def _is_dense(bank: Tensor, index: Tensor) -> bool:
+def is_dense(bank: Tensor, index: Tensor) -> bool:
+    """Whether scores are taken from a product with the whole bank; see ``_DENSE_UP_TO``."""
     return len(bank) <= _DENSE_UP_TO * index.shape[1]
 
 
-def _chunks(values: Tensor, index: Tensor, dense: bool, bank: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Split a batch so that what a chunk allocates stays below a bound."""
-    per_sample = len(bank) if dense else index.shape[1] * bank.shape[1]
+def chunks(rows: Tensor, bank: Tensor, index: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Split a batch so that what a chunk fetches stays below a bound."""
+    per_sample = len(bank) if is_dense(bank, index) else index.shape[1] * bank.shape[1]
     size = max(_CHUNK // per_sample, 1)
-    return values.split(size), index.split(size)
+    return rows.split(size), index.split(size)
 
 
 def _with_gradient(value: Tensor, source: Tensor, gradient: Tensor) -> Tensor:

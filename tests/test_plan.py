@@ -426,3 +426,13 @@ def test_set_may_be_repeated_and_the_last_wins() -> None:
 def test_set_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(KdbenchError, match="--set"):
         parse_set([text])
+
+
+def test_a_plan_shows_memory_and_splits_what_does_not_fit(kdbench, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    words = ("plan", "digits", "--protocol", "smoke", "--no-probe", "--out", tmp_path, "--pairs", "resnet-l--vit-s")
+    whole = kdbench(*words, "--device", "cpu", "--workers", "1", "--memory", "8").out
+    split = kdbench(*words, "--device", "cpu", "--workers", "1", "--memory", "0.01").out
+    assert " GB  " in whole
+    assert "of memory for the largest cohort" in whole
+    assert "part aaa" in split
+    assert kdbench(*words, "--memory", "none").err.strip().endswith("'none' is not a number of gibibytes above 0")

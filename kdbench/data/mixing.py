@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor
 
@@ -71,5 +70,6 @@ class Mixer:
             ratio = ratio[self.rows]
         mixed = images * ratio[:, None, None, None] + images.flip(0) * (1 - ratio)[:, None, None, None]
         smoothing = self.recipe.label_smoothing
-        soft = F.one_hot(labels, self.num_classes).float() * (1 - smoothing) + smoothing / self.num_classes
+        hot = torch.zeros(len(labels), self.num_classes, device=images.device).scatter_(1, labels[:, None], 1.0)
+        soft = hot * (1 - smoothing) + smoothing / self.num_classes
         return mixed, soft * ratio[:, None] + soft.flip(0) * (1 - ratio)[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kdbench.engine.checkpoint import checkpoint_path, checkpoint_position, save
 from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
 from kdbench.engine.parts import split_batch
 from kdbench.engine.precision import Precision
+from kdbench.engine.tuned import Forward
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
 from kdbench.nets.checkpoints import load_body
@@ -27,6 +28,7 @@ from kdbench.nets.tapped import TappedNet
 from kdbench.recipe import Recipe
 from kdbench.seeding import RandomStream, seed_for
 from kdbench.store import CellFolder
+from kdbench.tuning import PLAIN, Tuning
 
 _OPTIONAL_OUTPUTS = ("stages", "embedding", "classifier", "stagewise", "strong")
 
@@ -59,19 +61,20 @@ class Trainee:
 class Trained(nn.Module):
     """A student and its method as one module, whose ``forward`` is a step's computation (what DDP wants to wrap)."""
 
-    def __init__(self, student: TappedNet, method: Method) -> None:
+    def __init__(self, student: TappedNet, method: Method, run: Forward | None = None) -> None:
         super().__init__()
         self.student = student
         self.method = method
+        self._run: Callable[[Tensor, frozenset[str]], Outputs] = run or student.run
 
     def forward(
         self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None
     ) -> dict[str, Tensor]:
         """Named loss terms; ``images`` are already preprocessed for the student."""
         needs = frozenset(self.method.needs)
-        student = self.student.run(images, needs)
+        student = self._run(images, needs)
         if strong is not None and "strong" in needs:
-            student.strong = self.student.run(strong, needs)
+            student.strong = self._run(strong, needs)
         terms = self.method(batch, student, _only(teacher, needs))
         _check(terms)
         return terms
@@ -86,10 +89,17 @@ class CellTrainer(nn.Module):
         teacher: of the pair; None when a teacher itself is trained.
         steps_per_epoch: length of an epoch.
         device: where it is trained.
+        tuning: of the run.
     """
 
     def __init__(
-        self, trainee: Trainee, task: Task, teacher: NetInfo | None, steps_per_epoch: int, device: torch.device
+        self,
+        trainee: Trainee,
+        task: Task,
+        teacher: NetInfo | None,
+        steps_per_epoch: int,
+        device: torch.device,
+        tuning: Tuning = PLAIN,
     ) -> None:
         super().__init__()
         self.trainee = trainee
@@ -108,11 +118,13 @@ class CellTrainer(nn.Module):
             parallel.join_batch_norms(self.method)
             if trainee.recipe.sync_bn:
                 self.student.net = parallel.sync_student(self.student.net, device)
+        self.tuning = tuning
+        self.forward_pass = Forward(self.student, tuning, trainee.folder.say)
         self.precision = Precision(trainee.recipe.precision, device)
         self.optim_wrapper: QuietOptimWrapper = build_optim_wrapper(
             self.student.net, self.method, trainee.recipe, self.precision
         )
-        trained = Trained(self.student, self.method)
+        trained = Trained(self.student, self.method, self.forward_pass)
         # In tuples, since their parameters are registered above.
         self._trained = (trained,)
         self._step = (parallel.wrap(trained, device),)

@@ -15,6 +15,8 @@ from kdbench.data.pipeline import Pipeline, TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, NonFiniteLossError, Stopwatch
 from kdbench.engine.precision import Precision
+from kdbench.engine.teachercache import TeacherCache
+from kdbench.engine.tuned import Forward
 from kdbench.errors import KdbenchError
 from kdbench.method import Outputs, binary_cross_entropy
 from kdbench.nets.tapped import TappedNet
@@ -37,15 +39,18 @@ class Shared:
         teacher: TappedNet | None,
         needs: frozenset[str],
         precision: Precision | None = None,
+        run: Callable[[Tensor, frozenset[str]], Outputs] | None = None,
     ) -> None:
         self.data = data
         self._inputs: dict[tuple[object, ...], tuple[Tensor, int]] = {}
         self.teacher: Outputs | None = None
         if teacher is not None:
+            # Not inference_mode: its tensors cannot be kept for a backward pass, and methods multiply students' by them.
             with torch.no_grad(), precision.autocast() if precision else contextlib.nullcontext():
-                self.teacher = teacher.run(self.input_for(teacher, data.images), needs)
+                run = run or teacher.run
+                self.teacher = run(self.input_for(teacher, data.images), needs)
                 if data.strong is not None and "strong" in needs:
-                    self.teacher.strong = teacher.run(self.input_for(teacher, data.strong), needs)
+                    self.teacher.strong = run(self.input_for(teacher, data.strong), needs)
         self._versions = [value._version for value in self._tensors()]
 
     def input_for(self, net: TappedNet, images: Tensor) -> Tensor:
@@ -84,6 +89,8 @@ class CohortModel(nn.Module):
         cells: the students.
         teacher: frozen, or None.
         on_failure: called with a cell, the kind of its failure, a sentence, and the traceback.
+        forward: the teacher's forward pass, if not the plain one.
+        cache: of what the teacher computed for these batches before.
     """
 
     def __init__(
@@ -93,6 +100,8 @@ class CohortModel(nn.Module):
         pipeline: Pipeline,
         device: torch.device,
         on_failure: Callable[[CellTrainer, str, str, str], None],
+        forward: Forward | None = None,
+        cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
         self.cells = nn.ModuleList(cells)
@@ -101,7 +110,8 @@ class CohortModel(nn.Module):
         self.on_failure = on_failure
         self.failed: set[str] = set()
         self.watches = {cell.trainee.key: Stopwatch(device) for cell in cells}
-        self._teacher = (teacher,)
+        self._teacher = (teacher, forward)
+        self.cache = cache
         self._step = 0
 
     @property
@@ -161,7 +171,17 @@ class CohortModel(nn.Module):
         if self.alive and self.alive[0].trainee.recipe.loss == "bce":
             data.batch.supervised = binary_cross_entropy
         precision = self.alive[0].precision if self.alive else None
-        return Shared(data, self._teacher[0] if wanted else None, frozenset(needs), precision)
+        teacher, forward = self._teacher
+        if teacher is None or not wanted:
+            return Shared(data, None, frozenset(needs), precision)
+        run = forward or teacher.run
+        if self.cache is None:
+            return Shared(data, teacher, frozenset(needs), precision, run)
+        cache, net, epoch, step = self.cache, teacher, data.batch.epoch, self._step
+        return Shared(
+            data, teacher, frozenset(needs), precision,
+            lambda inputs, needs: cache.get(epoch, step, needs, net, lambda: run(inputs, needs)),
+        )  # fmt: skip
 
     def drop(self, cell: CellTrainer) -> None:
         """Take a cell out of the cohort without a word: another process trains it."""

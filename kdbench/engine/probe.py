@@ -20,8 +20,10 @@ from kdbench.nets.tapped import TappedNet
 from kdbench.plan import Cohort, Plan, TeacherPlan, open_dataset
 from kdbench.store import Store
 
-#: Steps that are timed, after one that is not.
-TIMED_STEPS = 3
+#: Steps are timed, after one that is not, until there are so many, or so many seconds are used.
+LEAST_STEPS, MOST_STEPS, TIMED_SECONDS = 3, 20, 2.0
+#: Images of an evaluation that is timed, after one that is not.
+TIMED_IMAGES = 250
 
 
 def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | None) -> tuple[float, float]:
@@ -64,18 +66,21 @@ def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.d
     wrappers = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
     model.train()
     seconds = []
-    for step in range(TIMED_STEPS + 1):
+    for step in range(MOST_STEPS + 1):
         begun = _now(device)
         model.train_step(pipeline.make(0, step % len(pipeline)), wrappers)
         seconds.append(_now(device) - begun)
+        if step >= LEAST_STEPS and sum(seconds[1:]) > TIMED_SECONDS:
+            break
     model.eval()
-    count = min(len(split), 250)
+    count = min(len(split), TIMED_IMAGES)
     part = split.take(torch.arange(count))
-    begun = _now(device)
-    for cell in model.alive:
-        predict_all(cell.predict, part, cell.trainee.view, device)
-    evaluation = (_now(device) - begun) * len(split) / count
-    return sorted(seconds[1:])[TIMED_STEPS // 2], evaluation
+    for _ in range(2):
+        begun = _now(device)
+        for cell in model.alive:
+            predict_all(cell.predict, part, cell.trainee.view, device)
+        evaluation = (_now(device) - begun) * len(split) / count
+    return sum(seconds[1:]) / len(seconds[1:]), evaluation
 
 
 def _now(device: torch.device) -> float:

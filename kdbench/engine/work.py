@@ -31,6 +31,8 @@ from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
 from kdbench.engine.cohort import CohortModel, TooLargeError
 from kdbench.engine.runner import CohortRunner, Emit, Evaluated, predict_all
 from kdbench.engine.teacher import load_teacher, save_weights
+from kdbench.engine.teachercache import TeacherCache
+from kdbench.engine.tuned import Forward
 from kdbench.errors import KdbenchError
 from kdbench.measure import measure
 from kdbench.method import NetInfo, Task
@@ -42,6 +44,7 @@ from kdbench.provenance import provenance
 from kdbench.recipe import Recipe
 from kdbench.seeding import seed_for
 from kdbench.store import FORMAT, CellFolder, Store, write_bytes, write_json
+from kdbench.tuning import PLAIN, Tuning
 
 
 def setup(threads: int, device: str | None = None) -> torch.device:
@@ -126,13 +129,23 @@ def train_teacher(
         raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure()['reason']}; see {folder.log}")
 
 
-def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device, data: Path | None, emit: Emit) -> None:
+def train_cohort(
+    plan: Plan,
+    cohort: Cohort,
+    store: Store,
+    device: torch.device,
+    data: Path | None,
+    emit: Emit,
+    tuning: Tuning = PLAIN,
+) -> None:
     """Train the cells of a cohort that are not done; each ends as ``result.json`` or ``failed.json``.
 
     Raises:
         KdbenchError: if the teacher or the data cannot be loaded.
     """
     first = cohort.cells[0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     dataset = open_dataset(plan, data, first.split)
     if parallel.is_first():
         write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
@@ -145,7 +158,8 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
     checksum_before = teacher_result["checksum"]
     train = dataset.training(plan.images_per_class)
     evaluated = Evaluated(split, teacher_logits, device)
-    session = _Session(plan, dataset, train, evaluated, device, emit)
+    session = _Session(plan, dataset, train, evaluated, device, emit, tuning)
+    session.describes = {"teacher": checksum_before, "split": first.split, "root": str(store.root)}
     cells = {cell.key: cell for cell in cohort.cells}
 
     def keep(trained: CellTrainer) -> None:
@@ -171,7 +185,10 @@ def train_cohort(plan: Plan, cohort: Cohort, store: Store, device: torch.device,
                     "checksum": checksum_before,
                     **teacher_metrics,
                 },
-                "cost": _cost(trained, device),
+                "cost": {
+                    **_cost(trained, device),
+                    **({"estimated_memory_bytes": cohort.memory} if cohort.memory else {}),
+                },
                 "dataset_checksum": session.data_checksum,
                 "train_images": len(train),
                 "provenance": provenance(device),
@@ -238,8 +255,18 @@ class _Session:
     """Trainees on one data set, split into groups that go on from the same epoch."""
 
     def __init__(
-        self, plan: Plan, dataset: Dataset, train: Images, split: Evaluated, device: torch.device, emit: Emit
+        self,
+        plan: Plan,
+        dataset: Dataset,
+        train: Images,
+        split: Evaluated,
+        device: torch.device,
+        emit: Emit,
+        tuning: Tuning = PLAIN,
     ) -> None:
+        self.tuning = tuning
+        #: What its teacher's outputs depend on beside what the session knows.
+        self.describes: dict[str, Any] = {}
         self.spec: DatasetSpec = plan.suite.dataset
         self.task = Task(dataset.num_classes, len(train), train.labels, dataset.name)
         self.data = train
@@ -274,7 +301,9 @@ class _Session:
             states = {key: saved[key].get(start) for key in keys}
             members = [by_key[key] for key in keys]
             try:
-                self._train_group(members, start, states, teacher, teacher_info, task, pipeline, keep, micro_batches)
+                self._train_group(
+                    members, start, states, teacher, teacher_info, task, pipeline, keep, micro_batches, data_seed
+                )
                 continue
             except TooLargeError as error:
                 what, details = str(error), "".join(traceback.format_exception(error))
@@ -312,11 +341,12 @@ class _Session:
         pipeline: Pipeline,
         keep: Callable[[CellTrainer], None],
         micro_batches: int,
+        data_seed: int,
     ) -> None:
         cells = []
         for trainee in trainees:
             try:
-                cell = CellTrainer(trainee, task, teacher_info, len(pipeline), self.device)
+                cell = CellTrainer(trainee, task, teacher_info, len(pipeline), self.device, self.tuning)
                 cell.micro_batches = micro_batches
                 state = states[trainee.key]
                 if state is not None:
@@ -331,7 +361,9 @@ class _Session:
                 self._refuse(trainee, error)
         if not cells:
             return
-        model = CohortModel(cells, teacher, pipeline, self.device, self._on_failure)
+        forward = None if teacher is None else Forward(teacher, self.tuning, cells[0].trainee.folder.say)
+        cache = self._cache(cells, pipeline, data_seed) if teacher is not None else None
+        model = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, forward, cache)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
             runner = CohortRunner(model, self.split, task.epochs, Path(work_dir), self.emit)
             runner.resume_at(start)
@@ -348,6 +380,24 @@ class _Session:
             except Exception as error:
                 model.fail(cell, error)
 
+    def _cache(self, cells: Sequence[CellTrainer], pipeline: Pipeline, data_seed: int) -> TeacherCache | None:
+        """What the teacher computed for these batches before, where that was asked for and can be told for sure."""
+        if not self.tuning.cache_teacher or parallel.world_size() > 1:
+            return None
+        recipe = cells[0].trainee.recipe
+        key = {
+            **{name: value for name, value in self.describes.items() if name != "root"},
+            "data": [self.data_checksum, len(self.data), self.spec.identity()],
+            "batches": [data_seed, len(pipeline), recipe.identity()],
+            "tuning": [self.tuning.compile, self.tuning.channels_last],
+            "where": {
+                name: value for name, value in provenance(self.device).items()
+                if name in ("kdbench", "versions", "device", "device_type", "threads")
+            },
+        }  # fmt: skip
+        limit = 1e9 * self.tuning.cache_teacher
+        return TeacherCache(Path(self.describes["root"]), key, len(pipeline), limit, cells[0].trainee.folder.say)
+
     def _refuse(self, trainee: Trainee, error: Exception) -> None:
         sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
         self._record(trainee, "exception", sentence, 0, "".join(traceback.format_exception(error)))
@@ -362,7 +412,6 @@ class _Session:
             trainee.folder.confirm()
         except ClaimLostError as error:
             self.emit({"event": "lost", "cell": trainee.key, "reason": str(error)})
-            return
             return
         trainee.folder.say(f"failed ({kind}): {sentence}\n{details}")
         write_json(trainee.folder.failed, {"kind": kind, "reason": sentence, "epoch": epoch})
@@ -402,11 +451,20 @@ def _cost(cell: CellTrainer, device: torch.device) -> dict[str, Any]:
         "step_seconds": cell.step_seconds / max(1, cell.steps_timed),
         "train_seconds": cell.train_seconds,
         "steps": cell.epoch * cell.steps_per_epoch,
+        **_tuning_facts(cell),
         **({"micro_batches": cell.micro_batches} if cell.micro_batches > 1 else {}),
         **({"processes": parallel.world_size()} if parallel.world_size() > 1 else {}),
         # of the whole cohort's process
         "peak_memory_bytes": int(peak),
     }
+
+
+def _tuning_facts(cell: CellTrainer) -> dict[str, Any]:
+    """How the run used its machine, where that was not the default."""
+    facts = cell.tuning.facts()
+    if cell.forward_pass.fell_back:
+        facts["compile"] = f"fell back: {cell.forward_pass.fell_back}"
+    return {"tuning": facts} if facts else {}
 
 
 def _write_history(cell: CellTrainer) -> None:

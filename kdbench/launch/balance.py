@@ -24,8 +24,14 @@ def balance(cohorts: Sequence[Cohort], workers: int) -> list[Cohort]:
             break
         largest = max(reversed(candidates), key=lambda cohort: len(cohort.cells))
         (pieces if largest in pieces else parts).remove(largest)
-        middle = (len(largest.cells) + 1) // 2
-        for suffix, cells in (("a", largest.cells[:middle]), ("b", largest.cells[middle:])):
-            part = f"{largest.part}{suffix}" if largest.part else f"part {suffix}"
-            pieces.append(replace(largest, cells=cells, part=part))
+        pieces += halves(largest)
     return [*parts, *pieces]
+
+
+def halves(cohort: Cohort) -> list[Cohort]:
+    """Two cohorts of the cells of one."""
+    middle = (len(cohort.cells) + 1) // 2
+    return [
+        replace(cohort, cells=cells, part=f"{cohort.part}{suffix}" if cohort.part else f"part {suffix}", memory=0)
+        for suffix, cells in (("a", cohort.cells[:middle]), ("b", cohort.cells[middle:]))
+    ]

@@ -15,6 +15,7 @@ from kdbench.claims import STALE_SECONDS, Watch
 from kdbench.launch.job import Event, Job, Launcher, job_for_cohort, job_for_teacher
 from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
 from kdbench.store import CellFolder, Store, write_json
+from kdbench.tuning import PLAIN, Tuning
 
 #: How often a job whose process died is started again without having got further, before its cells count as failed.
 MAX_CRASHES = 2
@@ -82,6 +83,7 @@ def execute(
     data: str | None = None,
     device: str | None = None,
     weights: str | None = None,
+    tuning: Tuning = PLAIN,
     cohorts: Sequence[Cohort] | None = None,
     stall: float = 0.0,
     stale: float = STALE_SECONDS,
@@ -95,13 +97,15 @@ def execute(
     KeyboardInterrupt goes on to the caller; what is saved stays.
 
     Args:
+        tuning: how cohorts use their machine.
         stall: seconds without a step after which a worker is ended and started again; 0 for never.
         stale: seconds after which a claim without heartbeat is taken over.
         on_jobs, on_event, on_tick: follow the jobs, their events, and the time.
     """
     cohorts = plan.cohorts(False, todo.train) if cohorts is None else cohorts
     run = _Run(plan, store, launcher, Watch(stale), on_event)
-    run.add(cohorts, _common(plan, store, suite_name, data, device, weights, stall))
+    common = _common(plan, store, suite_name, data, device, weights, stall)
+    run.add(cohorts, {**common, "tuning": tuning.facts()})
     _go(run, on_jobs, on_tick)
     return summarize(plan, todo, store, run.lost)
 

@@ -16,6 +16,7 @@ from kdbench.plan import Cohort, Plan, TeacherPlan, make_plan
 from kdbench.registry import catalog
 from kdbench.store import CellFolder, Store
 from kdbench.suite import load_suite
+from kdbench.tuning import Tuning
 
 Event = dict[str, Any]
 
@@ -39,6 +40,8 @@ class Job:
         ticket: names the job among all jobs of all runs; a later attempt of it takes over what an earlier one held.
         stall: seconds without a step after which its process is ended; 0 for never.
         weights: folder of the weights that teachers come with.
+        tuning: fields of ``Tuning`` that are not the default.
+        memory: bytes that the cohort of ``cells`` cells is likely to take, to be compared with what it took.
     """
 
     name: str
@@ -54,6 +57,9 @@ class Job:
     ticket: str = ""
     stall: float = 0.0
     weights: str | None = None
+    tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    memory: int = 0
+    cells: int = 0
 
     @property
     def events(self) -> Path:
@@ -152,8 +158,10 @@ def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event
         prepare.prepare_teacher(plan, teacher, store, device, data, weights_folder(job.weights, job.data), emit)
         return
     cells = _find({cell.folder: cell for cell in plan.cells}, job)
-    cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells))
-    work.train_cohort(plan, cohort, store, device, data, emit)
+    # Of the whole cohort only: an estimate says nothing about a part of it that others left over.
+    memory = job.memory if len(cells) == job.cells else 0
+    cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells), memory=memory)
+    work.train_cohort(plan, cohort, store, device, data, emit, Tuning.from_plain(job.tuning))
 
 
 def _claimed(folder: CellFolder, claims: Claims, name: str, emit: Callable[[Event], bool | None]) -> bool:
@@ -193,6 +201,8 @@ def job_for_cohort(plan: Plan, cohort: Cohort, **common: Any) -> Job:
         name=label,
         kind="cohort",
         members=members,
+        memory=cohort.memory,
+        cells=len(cohort.cells),
         **_log(common, f"{first.suite}/{first.protocol}/.workers/{first.hash}"),
     )
 

@@ -65,9 +65,11 @@ class TappedNet(nn.Module):
         self.input_size: tuple[int, int] = spec.input_size or tuple(config["input_size"][1:])
         self.taps = _resolve_taps(self.net, spec.taps, self.name)
         self._returns_class_tokens = "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
-        for key in ("mean", "std"):
-            value = torch.tensor(getattr(spec, key) or config[key], dtype=torch.float32).view(1, 3, 1, 1)
-            self.register_buffer(key, value, persistent=False)
+        normalisation = {key: tuple(getattr(spec, key) or config[key]) for key in ("mean", "std")}
+        for key, values in normalisation.items():
+            self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        #: Equal for nets that preprocess alike, which then may share their input. Known on the host: a step asks for it.
+        self.preprocessing: tuple[object, ...] = (self.input_size, *normalisation["mean"], *normalisation["std"])
 
     @property
     def classifier(self) -> nn.Module:
@@ -83,11 +85,6 @@ class TappedNet(nn.Module):
     def forward(self, images: Tensor, needs: Collection[str] = ("logits",)) -> Outputs:
         """Run the net on raw images (B, 3, h, w) in [0, 1]; compute what ``needs`` names (see ``kdbench.method.NEEDS``)."""
         return self.run(self.preprocess(images), needs)
-
-    @property
-    def preprocessing(self) -> tuple[object, ...]:
-        """Equal for nets that preprocess alike, which then may share their input."""
-        return (self.input_size, *self.mean.flatten().tolist(), *self.std.flatten().tolist())
 
     def run(self, inputs: Tensor, needs: Collection[str] = ("logits",)) -> Outputs:
         """Run the net on what ``preprocess`` returned."""
@@ -220,11 +217,8 @@ def hash_of_state(state: Mapping[str, Tensor]) -> str:
     for name, value in sorted(state.items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name}:{array.dtype}:{tuple(array.shape)};".encode())
-        digest.update(
-            array.view(torch.uint8).numpy().tobytes()
-            if array.ndim
-            else array.reshape(1).view(torch.uint8).numpy().tobytes()
-        )
+        # flat, since the strides of dimensions of size 1 may be anything
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

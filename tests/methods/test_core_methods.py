@@ -614,14 +614,47 @@ def test_scoring_against_the_whole_bank_or_the_chosen_rows_is_the_same(monkeypat
     torch.manual_seed(0)
     rows, bank, weights = torch.randn(7, 5).double(), torch.randn(40, 5).double(), torch.randn(7, 9).double()
     index = torch.randint(40, (7, 9))
+    for limit in (0, 64):
+        monkeypatch.setattr(crd_module, "_DENSE_UP_TO", limit)
+        scores, fetched = bank_scores(rows, bank, index)
+        torch.testing.assert_close(scores, torch.einsum("bmd,bd->bm", bank[index], rows))
+        sums = weighted_rows(weights, bank, index, fetched)
+        torch.testing.assert_close(sums, torch.einsum("bmd,bm->bd", bank[index], weights))
+
+
+def test_chunks_of_a_batch_change_neither_loss_nor_gradient_nor_banks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    initial = ContrastMemory(40, 5).double()
+    embeddings = F.normalize(torch.randn(2, 7, 5, dtype=torch.float64), dim=-1)
+    index = torch.randperm(40)[:7]
+    chosen = torch.cat([index[:, None], torch.randint(40, (7, 9))], dim=1)
     found = []
     for limit, chunk in ((0, 2**26), (0, 100), (64, 2**26), (64, 100)):
         monkeypatch.setattr(crd_module, "_DENSE_UP_TO", limit)
         monkeypatch.setattr(crd_module, "_CHUNK", chunk)
-        found.append((bank_scores(rows, bank, index), weighted_rows(weights, bank, index)))
-    for scores, sums in found:
-        torch.testing.assert_close(scores, torch.einsum("bmd,bd->bm", bank[index], rows))
-        torch.testing.assert_close(sums, torch.einsum("bmd,bm->bd", bank[index], weights))
+        memory = ContrastMemory(40, 5).double()
+        memory.load_state_dict(initial.state_dict())
+        student, teacher = embeddings.clone().requires_grad_()
+        losses = [memory(student, teacher, index, chosen) for _ in range(2)]
+        gradients = torch.autograd.grad(losses[0] + losses[1], [student, teacher])
+        found.append([*losses, *gradients, *memory.state_dict().values()])
+    for other in found[1:]:
+        for value, expected in zip(other, found[0], strict=True):
+            torch.testing.assert_close(value, expected)
+
+
+def test_normalisers_of_a_checkpoint_are_kept() -> None:
+    torch.manual_seed(0)
+    memory, other = ContrastMemory(30, 5).double(), ContrastMemory(30, 5).double()
+    index = torch.tensor([3, 8, 20])
+    chosen = torch.cat([index[:, None], torch.randint(30, (3, 9))], dim=1)
+    inputs = (*F.normalize(torch.randn(2, 3, 5, dtype=torch.float64), dim=-1), index, chosen)
+    memory(*inputs)
+    other(*inputs)  # sets its own
+    other.load_state_dict(memory.state_dict())
+    expected = memory.z_student.clone(), memory.z_teacher.clone()
+    other(*inputs)
+    assert (other.z_student, other.z_teacher) == expected
 
 
 def test_the_loss_of_the_contrast_memory_does_not_depend_on_the_order_of_the_batch() -> None:

@@ -1,0 +1,218 @@
+"""Tuning changes time, not results beyond their last bits; what was used stands in the result; what fails is done without."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdbench.engine import tuned, work
+from kdbench.engine.teachercache import FOLDER, TeacherCache
+from kdbench.engine.tuned import TOLERANCE, Forward
+from kdbench.launch.job import Job
+from kdbench.method import Outputs
+from kdbench.nets.spec import NetSpec
+from kdbench.nets.tapped import TappedNet
+from kdbench.plan import Plan
+from kdbench.store import Store
+from kdbench.tuning import PLAIN, Tuning
+
+from .conftest import Lab, cohort_of
+
+CNN = NetSpec(
+    timm="resnet_32px_small",
+    family="cnn",
+    args={"channels": (8, 8, 16, 16), "stem_width": 8, "stem_stride": 2},
+    input_size=(32, 32),
+)
+
+
+def train(lab: Lab, plan: Plan, tuning: Tuning, out: str) -> Store:
+    """The cells of a plan behind a teacher that all runs of a test share."""
+    store = Store(lab.root / out)
+    store.check(writable=True)
+    lab.train(lab.plan(["scratch"], cohort_of(plan).cells[0].pair), out)
+    for cell in plan.cells:
+        store.cell(cell).prepare(cell)
+    work.train_cohort(plan, cohort_of(plan), store, lab.device, None, lab.events.append, tuning)
+    return store
+
+
+def metrics(store: Store, plan: Plan, method: str) -> Any:
+    return {
+        name: value
+        for name, value in Lab.result(store, plan, method)["metrics"]["last"].items()
+        if "second" not in name
+    }
+
+
+def history(store: Store, plan: Plan) -> list[dict[str, str]]:
+    with open(store.cell(plan.cells[0]).history, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def failing(function: Any) -> Any:
+    raise RuntimeError("no compiler\nhere")
+
+
+def test_weights_in_channels_last_order_give_the_same_numbers_up_to_rounding(lab: Lab) -> None:
+    plan = lab.plan(["kd"], "vit--cnn")
+    plain, other = train(lab, plan, PLAIN, "a"), train(lab, plan, Tuning(channels_last=True), "b")
+    first, second = Lab.result(plain, plan, "kd"), Lab.result(other, plan, "kd")
+    losses = [[float(row["loss"]) for row in history(store, plan)] for store in (plain, other)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)  # steps amplify what differs in the last bits
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-3)
+    assert second["cost"]["tuning"] == {"channels_last": True}
+    assert "tuning" not in first["cost"]
+    assert first["hash"] == second["hash"]
+
+
+def test_a_cnn_has_its_weights_in_channels_last_order_and_gives_nearly_the_same() -> None:
+    torch.manual_seed(0)
+    net = TappedNet(CNN, 10).eval()
+    images = torch.randn(4, 3, 32, 32)
+    expected = net.run(images, {"logits", "embedding"})
+    forward = Forward(net, Tuning(channels_last=True), pytest.fail)
+    assert net.net.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(forward(images, {"logits"}).logits, expected.logits, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_a_net_that_does_not_compile_runs_as_it_is_and_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = lab.plan(["kd"])
+    plain = train(lab, plan, PLAIN, "a")
+    monkeypatch.setattr(tuned, "compiled", failing)
+    other = train(lab, plan, Tuning(compile=True), "b")
+    assert metrics(other, plan, "kd") == metrics(plain, plan, "kd")
+    assert Lab.result(other, plan, "kd")["cost"]["tuning"] == {"compile": "fell back: RuntimeError: no compiler"}
+    assert "does not compile and runs as it is (RuntimeError: no compiler)" in other.cell(plan.cells[0]).log.read_text()
+
+
+def test_a_net_whose_first_call_does_not_compile_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "compiled", lambda function: failing)
+    net, said = TappedNet(CNN, 10).eval(), list[str]()
+    forward = Forward(net, Tuning(compile=True), said.append)
+    images = torch.randn(2, 3, 32, 32)
+    for _ in range(2):
+        assert torch.equal(forward(images, {"logits"}).logits, net.run(images).logits)
+    assert len(said) == 1
+
+
+def test_too_little_memory_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*inputs: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(tuned, "compiled", lambda function: full)
+    forward = Forward(TappedNet(CNN, 10), Tuning(compile=True), pytest.fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        forward(torch.zeros(1, 3, 32, 32), {"logits"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["resnet_32px_small", "vit_32px_small", "mixer_32px_small"])
+def test_a_compiled_net_gives_the_same_outputs_and_gradients_within_the_tolerance(net: str) -> None:
+    torch.manual_seed(0)
+    plain = TappedNet(NetSpec(timm=net), 10)
+    forward = Forward(plain, Tuning(compile=True), pytest.fail)
+    images = torch.randn(8, 3, 32, 32)
+    found = []
+    for run in (plain.run, forward):
+        plain.zero_grad()
+        outputs = run(images, frozenset({"logits", "stages", "embedding"}))
+        (outputs.logits.square().mean() + sum(stage.map.square().mean() for stage in outputs.stages)).backward()
+        found.append([outputs.logits.detach(), *(p.grad.clone() for p in plain.parameters() if p.grad is not None)])
+    assert forward.fell_back is None
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+# Outputs of the teacher that were kept
+
+
+@pytest.fixture
+def caches(monkeypatch: pytest.MonkeyPatch) -> list[TeacherCache]:
+    made: list[TeacherCache] = []
+
+    class Seen(TeacherCache):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(work, "TeacherCache", Seen)
+    return made
+
+
+CACHE = Tuning(cache_teacher=1.0)
+
+
+@pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])  # with mixup, and with random crops
+def test_later_cells_read_what_the_teacher_computed_and_end_with_the_same_numbers(
+    lab: Lab, caches: list[TeacherCache], pair: str
+) -> None:
+    first, later = lab.plan(["kd", "rkd"], pair), lab.plan(["dist", "rsd"], pair)
+    train(lab, first, CACHE, "a")
+    store = train(lab, later, CACHE, "a")
+    assert [(cache.hits, cache.misses) for cache in caches] == [(0, 12), (12, 0)]  # 3 epochs of 4 steps
+    plain = train(lab, later, PLAIN, "b")
+    for method in ("dist", "rsd"):
+        assert metrics(store, later, method) == metrics(plain, later, method)
+        assert Lab.result(store, later, method)["cost"]["tuning"] == {"cache_teacher": 1.0}
+
+
+def test_another_seed_and_features_of_stages_are_not_cached(lab: Lab, caches: list[TeacherCache]) -> None:
+    train(lab, lab.plan(["kd"]), CACHE, "a")
+    train(lab, lab.plan(["dist"], seeds=[1]), CACHE, "a")
+    train(lab, lab.plan(["fitnet"]), CACHE, "a")  # taps stages, which would be large
+    assert [(cache.hits, cache.misses) for cache in caches] == [(0, 12), (0, 12), (0, 0)]
+    assert len({cache.folder for cache in caches}) == 2
+
+
+def files(lab: Lab) -> list[Path]:
+    return sorted((lab.root / "a" / FOLDER).rglob("*.ckpt"))
+
+
+def test_damaged_or_wrong_outputs_are_not_used(lab: Lab, caches: list[TeacherCache]) -> None:
+    from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint
+
+    train(lab, lab.plan(["kd"]), CACHE, "a")
+    damaged, wrong, _ = files(lab)
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    content = load_checkpoint(wrong)
+    content["outputs"]["logits"] += 1e-6
+    save_checkpoint(wrong, content)
+    later = lab.plan(["dist"])
+    store = train(lab, later, CACHE, "a")
+    assert (caches[1].hits, caches[1].misses) == (4, 8)
+    log = store.cell(later.cells[0]).log.read_text()
+    assert "cached outputs of the teacher are not used" in log
+    assert "for epoch 2 differ from what it computes: not used" in log
+    assert metrics(store, later, "dist") == metrics(train(lab, later, PLAIN, "b"), later, "dist")
+
+
+def test_the_cache_takes_no_more_than_its_limit(lab: Lab) -> None:
+    plan = lab.plan(["kd"])
+    store = train(lab, plan, Tuning(cache_teacher=6e-6), "a")
+    (file,) = files(lab)
+    assert file.stat().st_size < 6e3
+    assert "the cache of teachers' outputs is full" in store.cell(plan.cells[0]).log.read_text()
+
+
+def test_a_method_that_writes_into_cached_outputs_changes_no_other(tmp_path: Path) -> None:
+    net = TappedNet(CNN, 10)
+    wanted = frozenset({"logits"})
+    for _ in range(2):  # made, then read
+        cache = TeacherCache(tmp_path, {}, 1, 1e9, pytest.fail)
+        outputs = cache.get(0, 0, wanted, net, lambda: Outputs(torch.ones(2, 10)))
+        outputs.logits.zero_()
+    assert cache.hits == 1
+    assert cache.get(0, 0, wanted, net, pytest.fail).logits.eq(1).all()
+
+
+def test_a_job_carries_its_tuning() -> None:
+    from kdbench.choice import Choice
+
+    tuning = Tuning(compile=True, cache_teacher=2.0)
+    job = Job("n", "cohort", (), "digits", Choice(), "out", None, None, 1, "log", tuning=tuning.facts())
+    assert Tuning.from_plain(Job.from_json(job.to_json()).tuning) == tuning

@@ -1,0 +1,83 @@
+"""Every benchmark runs in its quick mode and writes what it found; torchdistill's side is stood in for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.common import Spread
+from benchmarks.memory import Saved
+from benchmarks.sides import Finding, added, ratio
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("cohort", []), ("overhead", []), ("methods", ["--methods", "crd"]), ("scaling", [])],
+)
+def test_a_benchmark_writes_its_ratios_with_device_and_versions(
+    name: str, arguments: list[str], tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    file = tmp_path / "found.json"
+    importlib.import_module(f"benchmarks.{name}").main(["--quick", "--device", "cpu", "--to", str(file), *arguments])
+    torch.set_num_threads(threads)
+    found = json.loads(file.read_text())
+    assert found["benchmark"] == name
+    assert found["findings"]
+    for finding in found["findings"]:
+        assert finding["ratio"]["median"] > 0
+    assert found["machine"]["versions"]["torch"] == importlib.metadata.version("torch")
+    assert found["settings"].get("same_numbers", True)
+
+
+SIDE = """
+import json, sys
+request = json.loads(sys.stdin.readline())
+print(json.dumps({"torchdistill": "none"}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({"wall": 1000.0, "core": 1000.0}), flush=True)
+"""
+
+
+def test_peers_pairs_our_steps_with_those_of_the_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    (tmp_path / "side.py").write_text(SIDE)
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path / 'side.py'}\n")
+    script.chmod(0o755)
+    from benchmarks import peers
+
+    file = tmp_path / "found.json"
+    threads = torch.get_num_threads()
+    status = peers.main(["--quick", "--device", "cpu", "--peer-python", str(script), "--to", str(file)])
+    torch.set_num_threads(threads)
+    assert status == 0  # less than 1000 seconds
+    found = json.loads(file.read_text())
+    assert [finding["target"] for finding in found["findings"]] == [1.0, 0.6]
+    assert found["machine"]["peer"] == {"torchdistill": "none"}
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    assert ratio([2.0, 8.0], [1.0, 4.0]).median == 2.0
+    assert added([1.0, 2.0], [10.0, 20.0]) == [11.0, 22.0]
+
+
+def test_a_target_is_missed_by_the_median() -> None:
+    assert Finding("a", Spread.of([1.0, 1.0, 9.0]), 1.1).met is True
+    assert Finding("a", Spread.of([1.0, 2.0, 9.0]), 1.1).met is False
+    assert Finding("a", Spread.of([1.0])).met is None
+
+
+def test_memory_of_a_graph_counts_each_storage_once_and_not_what_was_there() -> None:
+    weight = torch.ones(10, requires_grad=True)
+    other = torch.ones(100)
+    saved = Saved(iter([weight]))
+    with saved.counting():
+        value = weight * weight  # keeps the weight twice, which was there
+        (value.exp() * other[:10]).sum()  # keeps its own result, and a part of ``other``
+    assert saved.bytes == 4 * (10 + 100)
