@@ -306,7 +306,7 @@ def _cohorts(
         return []
     cohorts = made.cohorts(True, cells) if options.solo else balance(made.cohorts(False, cells), workers)
 
-    def estimated(parts: Sequence[Cohort]) -> Sequence[Cohort]:
+    def estimated(parts: Sequence[Cohort]) -> Any:
         return estimate_memory(made, parts, store, options.device, _data(options))
 
     elsewhere = options.on in ("slurm", "ray")  # what their machines have is not known here
