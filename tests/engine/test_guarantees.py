@@ -108,6 +108,7 @@ def test_teacher_and_student_get_their_own_normalisation_and_size(lab: Lab) -> N
     teacher, student = model._teacher[0], model.alive[0].student
     assert teacher is not None
     teacher.mean.fill_(0.1)
+    teacher.preprocessing = ("of its own",)
     data = model.pipeline.make(0, 0)
     shared = Shared(data, teacher, frozenset({"logits"}))
     assert shared.teacher is not None
