@@ -1,6 +1,6 @@
 """disturb.py slurm|time|ray SUITE OUT: run a matrix on an engine, disturb it while it trains, print what was done, end as the run did.
 
-``slurm``: the running jobs are put back into the queue. ``time``: jobs get two minutes, of which submitit takes the last 100
+``slurm``: the running jobs are put back into the queue. ``time``: jobs get two minutes, of which submitit takes the last 80
 seconds to save them. ``ray``: the second node is killed with all its processes.
 """
 
@@ -43,7 +43,7 @@ def main() -> int:
     if how == "ray":
         words += ["--ray-address", os.environ["RAY_ADDRESS"]]
     elif how == "time":
-        words += ["--slurm", "time=2,signal-delay=100"]
+        words += ["--slurm", "time=2,signal-delay=80"]
     run = subprocess.Popen([sys.executable, "-m", "kdbench.cli", *words])
     if how == "slurm":
         wait_for_checkpoint(run, out)

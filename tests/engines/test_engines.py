@@ -68,7 +68,7 @@ def test_digits_on_ray_has_the_numbers_of_a_local_run(smoke: Path, tmp_path: Pat
 @needs_slurm
 @pytest.mark.parametrize("how", ["slurm", "time"])
 def test_job_that_is_put_back_into_the_queue_changes_nothing_but_the_time(tmp_path: Path, how: str) -> None:
-    suite, local = on_this_machine(tmp_path, 300 if how == "time" else 40)
+    suite, local = on_this_machine(tmp_path, 400 if how == "time" else 40)
     out = said(WITH_SLURM, tmp_path / "cluster", sys.executable, HERE / "disturb.py", how, suite, tmp_path / "runs")
     print(*re.findall(r"disturbed.*|cells went on.*", out), sep="\n")
     assert differences(local, tmp_path / "runs") == []
