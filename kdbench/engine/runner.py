@@ -111,7 +111,7 @@ class TrainLoop(EpochBasedTrainLoop):
 
     def run_epoch(self) -> None:
         first, self.first_step = self.first_step, 0
-        self.dataloader.start_step = first
+        self.dataloader.first_step = first
         self.runner.call_hook("before_train_epoch")
         self.runner.model.start_epoch(first)
         self.runner.model.train()

@@ -331,7 +331,9 @@ def test_on_a_full_disk_the_last_good_checkpoint_is_kept_and_work_goes_on_from_i
 
     monkeypatch.setattr(checkpoint, "write_bytes", full)
     with pytest.raises(StopRequested):
-        lab.train(plan, "full", on_event=lambda event: event["event"] == "step" and event["epoch"] == 1)
+        lab.train(
+            plan, "full", on_event=lambda event: event["event"] == "step" and (event["epoch"], event["step"]) == (1, 1)
+        )
     warnings = [event["reason"] for event in lab.events if event["event"] == "warning"]
     assert warnings == ["no checkpoint can be written (No space left on device); the last one is kept"]
     store = Store(lab.root / "full")
