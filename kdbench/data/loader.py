@@ -28,6 +28,8 @@ TIMEOUT = 300.0
 MOST_WORKERS = 8
 #: Seconds that a loader process has to end by itself.
 _GRACE = 2.0
+#: Seconds that a loader process stays after SIGTERM, in which its parent saves its work.
+_GRACE_AFTER_SIGTERM = 10.0
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -180,7 +182,10 @@ class _Failed:
 
 def _serve(connection: Connection, work: Any) -> None:
     """What a loader process does, until its parent closes the connection or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
+    # These are for the parent, which saves its work, for which it may need a batch more, and then ends this process.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
     torch.set_num_threads(1)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
@@ -193,6 +198,13 @@ def _serve(connection: Connection, work: Any) -> None:
             except Exception as error:
                 answer = _Failed(f"{type(error).__name__} in a loader process at {work.describe(job)}: {error}")
             connection.send(answer)
+
+
+def _leave_later(number: int, frame: object) -> None:
+    """On SIGTERM, which engines send to all processes of a job: leave with the parent, or after a while without it."""
+    timer = threading.Timer(_GRACE_AFTER_SIGTERM, os._exit, (128 + number,))
+    timer.daemon = True
+    timer.start()
 
 
 def _leave_with_parent() -> None:

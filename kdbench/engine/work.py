@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gc
 import io
@@ -288,8 +289,14 @@ class _Session:
         recipe = trainees[0].recipe
         strong = any("strong" in trainee.method.needs for trainee in trainees)
         rows = parallel.local_rows(recipe.batch_size, recipe.augment.mixes)
+
+        def say(text: str) -> None:
+            for trainee in trainees:
+                trainee.folder.say(text)
+            self.emit({"event": "warning", "reason": text})
+
         pipeline = make_pipeline(
-            self.data, self.spec, recipe, self.task.num_classes, data_seed, self.device, strong, rows=rows
+            self.data, self.spec, recipe, self.task.num_classes, data_seed, self.device, strong, rows=rows, say=say
         )
         task = Task(
             self.task.num_classes, self.task.num_train, self.task.train_labels, self.task.dataset, recipe.epochs
@@ -301,9 +308,10 @@ class _Session:
             states = {key: saved[key].get(start) for key in keys}
             members = [by_key[key] for key in keys]
             try:
-                self._train_group(
-                    members, start, states, teacher, teacher_info, task, pipeline, keep, micro_batches, data_seed
-                )
+                with contextlib.closing(pipeline):  # ends loader processes; they start again where batches are made
+                    self._train_group(
+                        members, start, states, teacher, teacher_info, task, pipeline, keep, micro_batches, data_seed
+                    )
                 continue
             except TooLargeError as error:
                 what, details = str(error), "".join(traceback.format_exception(error))
