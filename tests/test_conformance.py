@@ -207,13 +207,13 @@ UNSOUND = {
         {"FORWARD": "terms['ce'] = F.nll_loss(student.logits.softmax(1).log(), batch.labels)"},
         "use log_softmax",
     ),
-    "precision: one dtype into another": (
-        "precision",
+    "logits: one dtype into another": (
+        "logits",
         {
             "INIT": "self.register_buffer('bank', torch.zeros(task.num_train, task.num_classes))",
             "FORWARD": "bank = self.bank.index_copy_(0, batch.index, student.logits.detach())\nterms['b'] = ce + bank.sum()",
         },
-        "one dtype",
+        "float32",
     ),
     "state: a counter of its own": (
         "state",

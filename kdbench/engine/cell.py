@@ -135,6 +135,7 @@ class CellTrainer(nn.Module):
         self.meters = Meters(device)
         self.history: list[dict[str, float]] = []
         self.last_logits: Tensor | None = None
+        self.last_raw_logits: Tensor | None = None
         self.epoch = 0
         self.step_seconds = 0.0
         self.steps_timed = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -187,6 +187,14 @@ class CohortModel(nn.Module):
         """Take a cell out of the cohort without a word: another process trains it."""
         self.failed.add(cell.trainee.key)
         cell.optim_wrapper.optimizer.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def failing(self, cell: CellTrainer) -> Iterator[None]:
+        """An exception inside the block fails the cell, and no other."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(cell, error)
 
     def fail(self, cell: CellTrainer, error: Exception) -> None:
         """Take a cell out of the cohort and report why."""

@@ -6,7 +6,7 @@ import logging
 import time
 import types
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,35 +62,55 @@ class EvaluationLoop(BaseLoop):
     def run(self) -> dict[str, Any]:
         model: CohortModel = self.runner.model
         model.eval()
+        means: dict[str, dict[str, float]] = {}
+        for cell in model.alive:
+            with model.failing(cell):
+                seconds, steps = model.watches[cell.trainee.key].read()
+                cell.step_seconds += seconds
+                cell.steps_timed += steps
+                means[cell.trainee.key] = cell.end_epoch()
+        views = dict.fromkeys(cell.trainee.view for cell in model.alive)
+        for view in views:  # whose images are made once for all cells that see the same
+            self._predict(model, [cell for cell in model.alive if cell.trainee.view == view], view)
         rows: dict[str, dict[str, float]] = {}
         for cell in model.alive:
-            try:
-                rows[cell.trainee.key] = self._end_epoch(model, cell)
-            except Exception as error:
-                model.fail(cell, error)
+            with model.failing(cell):
+                rows[cell.trainee.key] = self._row(cell, means[cell.trainee.key])
         self.runner.call_hook("after_val_epoch", metrics=rows)
         return rows
 
-    def _end_epoch(self, model: CohortModel, cell: CellTrainer) -> dict[str, float]:
-        seconds, steps = model.watches[cell.trainee.key].read()
-        cell.step_seconds += seconds
-        cell.steps_timed += steps
-        means = cell.end_epoch()
-        logits = predict_all(cell.predict, self.split.data, cell.trainee.view, model.device)
+    @torch.no_grad()
+    def _predict(self, model: CohortModel, cells: Sequence[CellTrainer], view: EvaluationView) -> None:
+        """Logits of cells, and without averaged weights of those that average them, on the whole split."""
+        count = len(self.split.data)
+        found: dict[tuple[str, bool], list[Tensor]] = {}
+        for images in evaluation_batches(self.split.data, view, model.device, parallel.share_of(count)):
+            for cell in cells:
+                if cell.trainee.key in model.failed:
+                    continue
+                with model.failing(cell):
+                    for raw in (False, True) if cell.average is not None else (False,):
+                        found.setdefault((cell.trainee.key, raw), []).append(cell.predict(images, raw))
+        for cell in cells:
+            if cell.trainee.key in model.failed:
+                continue
+            with model.failing(cell):
+                cell.last_logits = parallel.join_shares(torch.cat(found[cell.trainee.key, False]), count)
+                if cell.average is not None:
+                    cell.last_raw_logits = parallel.join_shares(torch.cat(found[cell.trainee.key, True]), count)
+
+    def _row(self, cell: CellTrainer, means: dict[str, float]) -> dict[str, float]:
+        assert cell.last_logits is not None
         row = {
             "epoch": cell.epoch,
             "lr": cell.optim_wrapper.optimizer.param_groups[0]["lr"],
             "loss": sum(means.values()),
             **{f"loss_{name}": value for name, value in means.items()},
-            **measure(logits, self.split.labels, self.split.teacher_logits),
+            **measure(cell.last_logits, self.split.labels, self.split.teacher_logits),
         }
-        if cell.average is not None:
-            raw = predict_all(
-                lambda images: cell.predict(images, raw=True), self.split.data, cell.trainee.view, model.device
-            )
-            row["raw_top1"] = measure(raw, self.split.labels)["top1"]
+        if cell.last_raw_logits is not None:
+            row["raw_top1"] = measure(cell.last_raw_logits, self.split.labels)["top1"]
         cell.history.append(row)
-        cell.last_logits = logits
         return row
 
 
