@@ -291,8 +291,8 @@ def test_only_a_share_of_images_is_mixed_when_the_recipe_says_so() -> None:
 
 
 def test_an_odd_batch_cannot_be_mixed_as_a_batch() -> None:
-    with pytest.raises(KdbenchError, match="batch_size = 9: mixing batches pairs their images"):
-        DevicePipeline(pictures(), recipe(9, mixup=0.5, mix_mode="batch"), 4, 0, "cpu")
+    with pytest.raises(ValueError, match="9 is odd, but images of a batch are mixed in pairs"):
+        recipe(9, mixup=0.5, mix_mode="batch")
 
 
 # Parts of a batch

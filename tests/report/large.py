@@ -8,8 +8,9 @@ from typing import Any
 
 from kdbench.plan import Choice, Plan, make_plan
 from kdbench.registry import catalog
-from kdbench.store import FORMAT, METRICS, _checksum
+from kdbench.store import FORMAT, METRICS
 from kdbench.suite import load_suite
+from kdbench.wholefiles import _checksum
 
 
 def large_plan(suite: str = "digits", cells: int = 10_000) -> Plan:
