@@ -28,6 +28,10 @@ from kdbench.verification import TOLERANCE
 from kdbench.wiring import check_cells
 
 
+#: Of so many cells each net and method takes a while to be looked at, which is said.
+MANY_CELLS = 100
+
+
 def list(options: argparse.Namespace) -> int:
     """``kdbench list``."""
     methods = catalog(options.plugins)
@@ -314,6 +318,8 @@ def _cohorts(
         limit = options.memory * 2**30
     else:
         limit = float("inf") if elsewhere else available(options.device, workers)
+    if len(cells) > MANY_CELLS:
+        print(f"working out what {counted(len(cells), 'cell')} take of memory ...", file=sys.stderr, flush=True)
     return fit(estimated(cohorts), limit, estimated)
 
 
