@@ -27,7 +27,6 @@ from kdbench.typing import MAX_SEED
 from kdbench.verification import TOLERANCE
 from kdbench.wiring import check_cells
 
-
 #: Of so many cells each net and method takes a while to be looked at, which is said.
 MANY_CELLS = 100
 
