@@ -127,6 +127,8 @@ def scaling(folder: Path) -> Any:
         images, times = series("images ", suffix)
         panels[2].plot(images, times, marker + "-", color=color, label=label)
     panels[2].set_xscale("log")
+    panels[2].minorticks_off()
+    panels[2].set_xticks(images, [f"{count:,}" for count in images])
     panels[2].set_xlabel("images in the training set")
     held, graph = found["settings"]["state_bytes"], found["settings"]["graph_bytes"]
     counts = [int(name.split()[1]) for name in held]
@@ -140,6 +142,7 @@ def scaling(folder: Path) -> Any:
         axes.set_ylabel("seconds")
         axes.set_ylim(bottom=0)
     panels[3].set_ylabel("MB")
+    panels[3].set_ylim(0, 1.35 * max(held[name] + graph[name] for name in held) / 1e6)  # room for the legend
     for axes in panels:
         axes.legend(frameon=False)
         tidy(axes)
