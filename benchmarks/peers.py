@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--blocks", type=int, default=6, help="of a ViT as the teacher: 6 cost three forwards of resnet-s"
     )
     arguing.add_argument("--batch-size", type=int, default=128)
+    arguing.add_argument("--steps", type=int, default=2, help="taken at a time")
     arguing.add_argument("--loader-workers", type=int, default=0, help="of torchdistill; their cores are counted")
     options: argparse.Namespace = arguing.parse_args(arguments)
     device = torch.device(options.device)
@@ -120,10 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peer.run(method, 1)  # a first step, not counted, as ours have one
     timings: dict[str, Timing] = {f"torchdistill: {method}": Timing([], []) for method in methods}
     ours: dict[str, Timing] = {name: Timing([], []) for name in ("kdbench: kd", "kdbench: cohort")}
+    alone(1)
+    together(1)
+    steps = 1 if options.quick else options.steps
     for number in range(rounds):
-        sides = [_ask_peer, _run_ours]
-        for side in sides if number % 2 == 0 else sides[::-1]:
-            side(peer, methods, timings, alone, together, ours, device)
+        turns: list[Callable[[], None]] = [
+            lambda: _ask_peer(peer, ["kd"], timings, steps),
+            lambda: _take(alone, ours["kdbench: kd"], steps, device),
+            lambda: _ask_peer(peer, methods[1:], timings, steps),
+            lambda: _take(together, ours["kdbench: cohort"], steps, device),
+        ]
+        for turn in turns if number % 2 == 0 else turns[::-1]:
+            turn()
     peer.close()
     seconds = {name: timing.on(clock) for name, timing in {**timings, **ours}.items()}
     one_by_one = added(*(seconds[f"torchdistill: {method}"] for method in methods))
@@ -140,23 +149,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
 
 
-def _ask_peer(peer: Peer, methods: Sequence[str], timings: dict[str, Timing], *rest: Any) -> None:
+def _ask_peer(peer: Peer, methods: Sequence[str], timings: dict[str, Timing], steps: int) -> None:
     for method in methods:
-        found = peer.run(method, 1)
-        timings[f"torchdistill: {method}"].core.append(found["core"])
-        timings[f"torchdistill: {method}"].wall.append(found["wall"])
+        found = peer.run(method, steps)
+        timings[f"torchdistill: {method}"].core.append(found["core"] / steps)
+        timings[f"torchdistill: {method}"].wall.append(found["wall"] / steps)
 
 
-def _run_ours(
-    peer: Peer, methods: Sequence[str], timings: Any, alone: Stepper, together: Stepper,
-    ours: dict[str, Timing], device: torch.device,
-) -> None:  # fmt: skip
-    for name, stepper in (("kdbench: kd", alone), ("kdbench: cohort", together)):
-        if not ours[name].core:
-            stepper(1)
-        found = measure({name: lambda stepper=stepper: stepper(1)}, 1, device, warm_up=False)[name]
-        ours[name].core.extend(found.core)
-        ours[name].wall.extend(found.wall)
+def _take(stepper: Stepper, timing: Timing, steps: int, device: torch.device) -> None:
+    found = measure({"ours": lambda: stepper(steps)}, 1, device, warm_up=False)["ours"]
+    timing.core.extend(value / steps for value in found.core)
+    timing.wall.extend(value / steps for value in found.wall)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 import kdbench.engine.backend  # noqa: F401 - first, so that its message comes before a traceback
 from kdbench.data.device import DevicePipeline
 from kdbench.data.images import ImageSet
+from kdbench.engine.allocator import keep_freed_memory
 from kdbench.engine.cell import CellTrainer, Trainee
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.teacher import freeze
@@ -71,6 +72,7 @@ def make_setting(
 ) -> Setting:
     """A pair of the suite, ``resnet18`` being a net too; the recipe is that of residual nets, with changes."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as a run does
     suite = load_suite(SUITE)
     nets = {**suite.nets, "resnet18": RESNET18}
     teacher, student = (nets[name] for name in pair.split("--"))

@@ -72,7 +72,9 @@ def available(device: str | None, workers: int) -> float:
     return USABLE * free / max(1, workers)
 
 
-def fit(cohorts: Sequence[Cohort], limit: float, estimated: Callable[[Sequence[Cohort]], list[Cohort]]) -> list[Cohort]:
+def fit(
+    cohorts: Sequence[Cohort], limit: float, estimated: Callable[[Sequence[Cohort]], Sequence[Cohort]]
+) -> list[Cohort]:
     """Halve cohorts until each takes at most ``limit`` bytes, or is a single cell: that goes on in parts of a batch.
 
     It changes time, never numbers.

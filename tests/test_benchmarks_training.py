@@ -81,3 +81,25 @@ def test_memory_of_a_graph_counts_each_storage_once_and_not_what_was_there() -> 
         value = weight * weight  # keeps the weight twice, which was there
         (value.exp() * other[:10]).sum()  # keeps its own result, and a part of ``other``
     assert saved.bytes == 4 * (10 + 100)
+
+
+def test_plots_are_drawn_of_what_there_is(tmp_path: Path) -> None:
+    from benchmarks import plots
+
+    spread = {"median": 0.9, "low_quartile": 0.8, "high_quartile": 1.2}
+    seconds = {name: {"core": [1.0, 2.0], "wall": [1.0, 2.0]} for name in ("scratch", "kd", "students 1", "students 2",
+               "batch 8", "batch 16", "images 500", "images 500, crd")}  # fmt: skip
+    common = {"clock": "core", "seconds": seconds, "findings": [{"name": "a: b", "ratio": spread, "target": 1.0}]}
+    (tmp_path / "methods.json").write_text(
+        json.dumps({**common, "settings": {"methods": ["scratch", "kd"], "saved_bytes": {"scratch": 1, "kd": 2}}})
+    )
+    memory = {"students 1": 5, "students 2": 9}
+    (tmp_path / "scaling.json").write_text(
+        json.dumps({**common, "settings": {"state_bytes": memory, "graph_bytes": memory}})
+    )
+    plots.main(["--from", str(tmp_path), "--to", str(tmp_path / "docs")])
+    assert sorted(file.name for file in (tmp_path / "docs").iterdir()) == [
+        "performance-methods.png",
+        "performance-scaling.png",
+        "performance-targets.png",
+    ]

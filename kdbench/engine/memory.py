@@ -29,8 +29,8 @@ from kdbench.recipe import Recipe
 _STATES = {"sgd": 1, "momentum": 1, "nesterov": 1, "lion": 1, "rmsprop": 1, "rmsproptf": 1}
 #: Of what is kept for the backward pass, autocast halves the inputs of products and convolutions, not all of it.
 _AUTOCAST = 0.6
-#: What a process holds before it trains: Python and its libraries, as seen on a CPU.
-PROCESS_BYTES = 450_000_000
+#: What a process holds before it trains: Python and its libraries, as seen on a CPU (torch with CUDA's libraries).
+PROCESS_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)

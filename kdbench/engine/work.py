@@ -27,6 +27,7 @@ from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.data.spec import DatasetSpec
 from kdbench.data.views import EvaluationView
 from kdbench.engine import parallel
+from kdbench.engine.allocator import keep_freed_memory
 from kdbench.engine.cell import CellTrainer, Trainee
 from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
 from kdbench.engine.cohort import CohortModel, TooLargeError
@@ -49,8 +50,9 @@ from kdbench.tuning import PLAIN, Tuning
 
 
 def setup(threads: int, device: str | None = None) -> torch.device:
-    """Fix the number of CPU threads (results depend on it in the last bits) and choose the device."""
+    """Fix the number of CPU threads (results depend on it in the last bits), keep freed memory, and choose the device."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
