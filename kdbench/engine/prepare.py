@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from kdbench.data.catalog import load_dataset
 from kdbench.data.images import Images
 from kdbench.data.spec import DatasetSpec
 from kdbench.data.views import EvaluationView
@@ -22,7 +21,7 @@ from kdbench.measure import measure
 from kdbench.nets.checkpoints import load_state
 from kdbench.nets.tapped import TappedNet
 from kdbench.nets.weights import check_file, find_weights
-from kdbench.plan import Plan, TeacherPlan
+from kdbench.plan import Plan, TeacherPlan, open_dataset
 from kdbench.provenance import provenance
 from kdbench.store import FORMAT, Store, write_json
 
@@ -57,8 +56,7 @@ def prepare_teacher(
     begun = now()
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     used = load_state(net, found.path, *rows_of(plan.suite.dataset))
-    whole = load_dataset(plan.suite.dataset, data).for_split(teacher.split)
-    dataset = whole if plan.choice.limit is None else whole.limited(plan.choice.limit)
+    dataset = open_dataset(plan, data, teacher.split)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
     if not parallel.is_first():
@@ -80,7 +78,7 @@ def prepare_teacher(
             "metrics": {"last": metrics},
             "weights": {**origin, **used},
             "images": len(split),
-            "split_images": len(whole.split(teacher.split)),
+            "split_images": len(dataset.split(teacher.split)),
             "chosen_classes": None if chosen is None else len(chosen),
             "classes": plan.num_classes,
             "dataset_checksum": dataset.checksum(),
@@ -102,9 +100,7 @@ def remeasure(
         KdbenchError: if it is not prepared, or its weights are damaged.
     """
     net, _ = load_teacher(teacher, store, plan.num_classes, device)
-    dataset = load_dataset(plan.suite.dataset, data).for_split(teacher.split)
-    if plan.choice.limit is not None:
-        dataset = dataset.limited(plan.choice.limit)
+    dataset = open_dataset(plan, data, teacher.split)
     return measure_teacher(plan, teacher, net, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 
