@@ -6,9 +6,7 @@ Each function takes the parsed options and returns an exit status.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,24 +16,32 @@ from typing import Any
 from kdbench.choice import Choice, again, parse_set, replay_command
 from kdbench.errors import KdbenchError, UnknownNameError, counted
 from kdbench.listing import print_listing
-from kdbench.plan import Cell, Cohort, Plan, choose_methods, make_plan
+from kdbench.plan import Cell, Plan, choose_methods, make_plan
 from kdbench.registry import MethodCatalog, catalog
 from kdbench.store import Store, load_results
 from kdbench.suite import load_suite
 from kdbench.tuning import Tuning
 from kdbench.typing import MAX_SEED
 from kdbench.verification import TOLERANCE
+from kdbench.where import (
+    check_backend,
+    check_where,
+    cohorts_of,
+    data_folder,
+    launcher_of,
+    ready_data,
+    sigterm_as_interrupt,
+    suite_name,
+    workers_of,
+)
 from kdbench.wiring import check_cells
-
-#: Of so many cells each net and method takes a while to be looked at, which is said.
-MANY_CELLS = 100
 
 
 def list(options: argparse.Namespace) -> int:
     """``kdbench list``."""
     methods = catalog(options.plugins)
     print_listing(options.what, methods, options.suite, options.json)
-    return _say_plugin_errors(methods)
+    return say_plugin_errors(methods)
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -49,10 +55,10 @@ def plan(options: argparse.Namespace) -> int:
     made, methods = plan_of(options)
     made = check_cells(made)
     todo = [cell for cell in made.cells if store.cell(cell).state() not in ("done", "failed")]
-    workers = _workers(options, made)
+    workers = workers_of(options, made)
     if options.download:
-        _ready_data(options, made)
-    cohorts = _cohorts(made, todo, store, options, workers)
+        ready_data(options, made)
+    cohorts = cohorts_of(made, todo, store, options, workers)
     cost = None
     if cohorts:
         cost = estimate(
@@ -61,7 +67,7 @@ def plan(options: argparse.Namespace) -> int:
             store,
             workers,
             device=options.device,
-            data=_data(options),
+            data=data_folder(options),
             probe=options.probe,
             progress=lambda text: print(f"{text} ...", file=sys.stderr, flush=True) if sys.stderr.isatty() else None,
         )
@@ -69,7 +75,7 @@ def plan(options: argparse.Namespace) -> int:
     _say_missing_weights(options, made, store)
     if cost is not None:
         check_hours(cost, options.max_hours)
-    return _say_plugin_errors(methods)
+    return say_plugin_errors(methods)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,35 +97,35 @@ def _run(options: argparse.Namespace) -> int:
     from kdbench.teachers import ready_teachers, ready_weights
 
     store = Store(options.out)
-    _check_where(options)
+    check_where(options)
     made, methods = plan_of(options)
     store.check()
     made = check_cells(made)
-    _check_backend(options.device if options.on in ("local", "inprocess") else None)
+    check_backend(options.device if options.on in ("local", "inprocess") else None)
     if any(store.cell(cell).state() != "done" for cell in made.cells):
-        _ready_data(options, made)
+        ready_data(options, made)
         ready_weights(options, made, store)
     store.check(writable=True)
-    suite_name = _suite_name(options)
+    suite = suite_name(options)
     begun = time.monotonic()
     todo = sort_out(made, store, options.retry_failed, lambda text: print(f"note: {text}", flush=True))
     if todo.train:
-        workers = _workers(options, made)
-        cohorts = _cohorts(made, todo.train, store, options, workers)
+        workers = workers_of(options, made)
+        cohorts = cohorts_of(made, todo.train, store, options, workers)
         check_cost(made, cohorts, store, options, workers)
         print(_opening(made, todo.train, todo.done, cohorts, workers, options.on), flush=True)
-        launcher = _launcher(options, made, workers)
+        launcher = launcher_of(options, made, workers)
         ready_teachers(options, made, teachers_of(todo.train), store, launcher)
         progress = make_progress(len(made.cells), len(todo.done))
         try:
-            with _sigterm_as_interrupt():
+            with sigterm_as_interrupt():
                 summary = execute(
                     made,
                     todo,
                     store,
                     launcher,
-                    suite_name,
-                    data=str(_data(options)) if options.data else None,
+                    suite,
+                    data=str(data_folder(options)) if options.data else None,
                     device=options.device,
                     weights=options.weights,
                     tuning=Tuning.of(options),
@@ -150,10 +156,10 @@ def _run(options: argparse.Namespace) -> int:
     for cell, reason in failures:
         tolerance = None if options.teacher_tolerance == TOLERANCE else f"{options.teacher_tolerance:g}"
         replay = replay_command(
-            cell, made.choice, options.out, suite_name, options.data, options.device, options.weights, tolerance
+            cell, made.choice, options.out, suite, options.data, options.device, options.weights, tolerance
         )
         print(f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n  replay: {replay}")
-    problems = _say_plugin_errors(methods)
+    problems = say_plugin_errors(methods)
     return 1 if failures or problems else 0
 
 
@@ -168,7 +174,7 @@ def status(options: argparse.Namespace) -> int:
         print_status(made, store)
     else:
         watch_status(made, store, options.watch)
-    return _say_plugin_errors(methods)
+    return say_plugin_errors(methods)
 
 
 def test(options: argparse.Namespace) -> int:
@@ -179,14 +185,14 @@ def test(options: argparse.Namespace) -> int:
     try:
         names = choose_methods(methods, options.methods or own or ([] if files else ["*"]))
     except UnknownNameError:
-        _say_plugin_errors(methods)
+        say_plugin_errors(methods)
         raise
     failed = 0
     if names:
         from kdbench.conformance.show import run_checks
 
         failed = run_checks([methods[name] for name in names])
-    return 1 if _say_plugin_errors(methods) or failed else 0
+    return 1 if say_plugin_errors(methods) or failed else 0
 
 
 def new_method(options: argparse.Namespace) -> int:
@@ -221,7 +227,7 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, MethodCatalog]:
     try:
         return make_plan(suite, chosen, methods), methods
     except UnknownNameError:
-        _say_plugin_errors(methods)
+        say_plugin_errors(methods)
         raise
 
 
@@ -238,26 +244,6 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(word) for word in given))
 
 
-def _data(options: argparse.Namespace) -> Path | None:
-    return Path(options.data) if options.data else None
-
-
-def _ready_data(options: argparse.Namespace, made: Plan) -> None:
-    """Fetch the data set of a plan if that was asked for, and see that it is there before anything runs."""
-    from kdbench.data.catalog import check_dataset, download_dataset
-
-    wanted, folder = made.suite.dataset, _data(options)
-    if options.download:
-        download_dataset(wanted, folder, _say_download if sys.stderr.isatty() else None)
-    for note in check_dataset(wanted, folder):
-        print(f"kdbench: note: {note}", file=sys.stderr)
-
-
-def _say_download(done: int, size: int) -> None:
-    end = "\n" if done >= size else ""
-    print(f"\rdownloading: {done / 1e6:.0f} of {size / 1e6:.0f} MB", end=end, file=sys.stderr, flush=True)
-
-
 def _say_missing_weights(options: argparse.Namespace, made: Plan, store: Store) -> None:
     """Below a plan: what a run would refuse."""
     from kdbench.teachers import ready_weights
@@ -266,104 +252,6 @@ def _say_missing_weights(options: argparse.Namespace, made: Plan, store: Store) 
         ready_weights(options, made, store)
     except KdbenchError as error:
         print("", f"before this can run: {error}", *(f"  {line}" for line in getattr(error, "lines", ())), sep="\n")
-
-
-def _suite_name(options: argparse.Namespace) -> str:
-    return os.path.abspath(options.suite) if Path(options.suite).is_file() else str(options.suite)
-
-
-def _check_backend(name: str | None) -> None:
-    """Refuse a machine that cannot train before anything is written."""
-    from kdbench.engine.backend import check_opencv
-
-    check_opencv()
-    if name is None:
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise KdbenchError(f"--device {name}: {str(error).splitlines()[0]}") from None
-
-
-def _workers(options: argparse.Namespace, made: Plan) -> int:
-    if options.on == "together":
-        return 1
-    if options.workers:
-        return int(options.workers)
-    gpus = _gpus(options)
-    if options.on == "slurm":
-        return 1  # Slurm knows how many; cohorts stay whole
-    return gpus or max(1, (os.cpu_count() or 1) // made.suite.cpu_threads)
-
-
-def _cohorts(
-    made: Plan, cells: Sequence[Cell], store: Store, options: argparse.Namespace, workers: int
-) -> Sequence[Cohort]:
-    """What is trained together: as many cells as fit into memory, and enough cohorts for all workers."""
-    from kdbench.launch.balance import balance
-    from kdbench.room import available, estimate_memory, fit
-
-    if not cells:
-        return []
-    cohorts = made.cohorts(True, cells) if options.solo else balance(made.cohorts(False, cells), workers)
-
-    def estimated(parts: Sequence[Cohort]) -> Any:
-        return estimate_memory(made, parts, store, options.device, _data(options))
-
-    elsewhere = options.on in ("slurm", "ray")  # what their machines have is not known here
-    if options.memory:
-        limit = options.memory * 2**30
-    else:
-        limit = float("inf") if elsewhere else available(options.device, workers)
-    if len(cells) > MANY_CELLS:
-        print(f"working out what {counted(len(cells), 'cell')} take of memory ...", file=sys.stderr, flush=True)
-    return fit(estimated(cohorts), limit, estimated)
-
-
-def _gpus(options: argparse.Namespace) -> int:
-    if options.device not in (None, "cuda"):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _check_where(options: argparse.Namespace) -> None:
-    """Refuse options of engines that are not used, and engines that are not installed, before anything is written."""
-    from kdbench.launch.remote import need_installed
-    from kdbench.launch.slurm import parse_options
-
-    for option, given, engine in (("--slurm", options.slurm, "slurm"), ("--ray-address", options.ray_address, "ray")):
-        if given and options.on != engine:
-            raise KdbenchError(f"{option} {given} is for --on {engine}, not for --on {options.on}")
-    parse_options(options.slurm)
-    if options.on in ("slurm", "ray"):
-        need_installed({"slurm": "submitit", "ray": "ray"}[options.on], options.on)
-
-
-def _launcher(options: argparse.Namespace, made: Plan, workers: int) -> Any:
-    if options.on == "together":
-        from kdbench.launch.together import TogetherLauncher
-
-        return TogetherLauncher()
-    if options.on == "inprocess":
-        from kdbench.launch.inprocess import InProcessLauncher
-
-        return InProcessLauncher()
-    if options.on == "slurm":
-        from kdbench.launch.slurm import SlurmLauncher, parse_options
-
-        return SlurmLauncher(Path(options.out), options.workers, parse_options(options.slurm))
-    if options.on == "ray":
-        from kdbench.launch.rays import RayLauncher
-
-        cpu = options.device not in (None, "cuda")
-        return RayLauncher(options.ray_address, options.workers, cpu, made.suite.cpu_threads)
-    from kdbench.launch.local import LocalLauncher
-
-    return LocalLauncher(workers, _gpus(options))
 
 
 def _opening(
@@ -376,20 +264,6 @@ def _opening(
         f"{made.suite.name}, protocol {made.protocol}: {counted(len(train), 'cell')} to train in "
         f"{counted(len(cohorts), 'cohort')} behind {counted(teachers, 'teacher')}{known}; {where}"
     )
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Any:
-    """End in order on SIGTERM too: stop the workers, keep what is done."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _closing(made: Plan, store: Store) -> None:
@@ -443,7 +317,7 @@ def _say_skipped(cells: Sequence[Cell]) -> None:
         print(f"skipped: {what}{f' ({count} seeds)' if count > 1 else ''}: {reason}")
 
 
-def _say_plugin_errors(methods: MethodCatalog) -> int:
+def say_plugin_errors(methods: MethodCatalog) -> int:
     for error in methods.errors:
         print(f"kdbench: {error}\n{error.details}", file=sys.stderr)
     return 1 if methods.errors else 0

@@ -12,18 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.choice import Choice, retrained_teachers
-from kdbench.commands import (
-    _check_backend,
-    _data,
-    _launcher,
-    _ready_data,
-    _say_download,
-    _say_plugin_errors,
-    _sigterm_as_interrupt,
-    _suite_name,
-    _workers,
-    plan_of,
-)
+from kdbench.commands import plan_of, say_plugin_errors
 from kdbench.errors import KdbenchError, counted
 from kdbench.nets.weights import Weights, fetch_weights, find_weights, weights_folder
 from kdbench.plan import Plan, TeacherPlan, make_plan
@@ -39,6 +28,16 @@ from kdbench.readiness import (
 from kdbench.store import Store
 from kdbench.suite import split_pair
 from kdbench.verification import TOLERANCE, Verdict
+from kdbench.where import (
+    check_backend,
+    data_folder,
+    launcher_of,
+    ready_data,
+    say_download,
+    sigterm_as_interrupt,
+    suite_name,
+    workers_of,
+)
 
 
 def teachers(options: argparse.Namespace) -> int:
@@ -61,7 +60,7 @@ def teachers(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
     else:
         _print_rows(made, rows)
-    return max(status, _say_plugin_errors(methods))
+    return max(status, say_plugin_errors(methods))
 
 
 def folder_of(options: argparse.Namespace) -> Path | None:
@@ -119,14 +118,14 @@ def _prepare(
     progress = make_progress(0, 0)
     begun = time.monotonic()
     try:
-        with _sigterm_as_interrupt():
+        with sigterm_as_interrupt():
             problems = prepare(
                 made,
                 wanted,
                 store,
                 launcher,
-                _suite_name(options),
-                data=str(_data(options)) if options.data else None,
+                suite_name(options),
+                data=str(data_folder(options)) if options.data else None,
                 device=options.device,
                 weights=options.weights,
                 on_jobs=progress.start,
@@ -159,13 +158,13 @@ def _fetch(made: Plan, folder: Path | None) -> int:
 
 def _train(made: Plan, store: Store, options: argparse.Namespace) -> None:
     chosen = _trained_by_choice(made)
-    _check_backend(options.device)
-    _ready_data(options, made)
+    check_backend(options.device)
+    ready_data(options, made)
     check_weights(chosen, store, folder_of(options), options.suite, _progress() if options.download else None)
     store.check(writable=True)
     drop_damaged(chosen, store, lambda text: print(f"note: {text}", flush=True))
     todo = [teacher for teacher in chosen if store.result_of_teacher(teacher) is None]
-    _prepare(options, made, todo, store, _launcher(options, made, _workers(options, made)))
+    _prepare(options, made, todo, store, launcher_of(options, made, workers_of(options, made)))
     named = (("--train-teachers", made.choice.train_teachers), ("--fine-tune-teachers", made.choice.fine_tune_teachers))
     given = " ".join(f"{option} {','.join(names)}" for option, names in named if names)
     switched = _originals(made)
@@ -194,8 +193,8 @@ def _verify(made: Plan, store: Store, options: argparse.Namespace) -> int:
     """Measure every teacher that there is again. Exit status 1 if one differs from its record or from what was published."""
     from kdbench.engine import prepare, work
 
-    _check_backend(options.device)
-    _ready_data(options, made)
+    check_backend(options.device)
+    ready_data(options, made)
     check_weights(
         made.teachers if options.download else _with_weights(made),
         store,
@@ -206,7 +205,7 @@ def _verify(made: Plan, store: Store, options: argparse.Namespace) -> int:
     store.check(writable=True)
     drop_damaged(made.teachers, store, lambda text: print(f"note: {text}", flush=True))
     new = [t for t in made.teachers if not t.trained_here and store.result_of_teacher(t) is None]
-    _prepare(options, made, new, store, _launcher(options, made, _workers(options, made)))
+    _prepare(options, made, new, store, launcher_of(options, made, workers_of(options, made)))
     failed = 0
     fresh = {teacher.hash for teacher in new}
     device = work.setup(made.suite.cpu_threads, options.device)
@@ -217,7 +216,7 @@ def _verify(made: Plan, store: Store, options: argparse.Namespace) -> int:
             continue
         recorded = result["metrics"]["last"]["top1"]
         if teacher.hash not in fresh:
-            measured = prepare.remeasure(made, teacher, store, device, _data(options))["top1"]
+            measured = prepare.remeasure(made, teacher, store, device, data_folder(options))["top1"]
             same = abs(measured - recorded) < 0.005
             failed += not same
             differs = "" if same else f", which differs from the {recorded:.2f} % of its record"
@@ -238,7 +237,7 @@ def _with_weights(made: Plan) -> list[TeacherPlan]:
 
 
 def _progress() -> Callable[[int, int], None]:
-    return _say_download if sys.stderr.isatty() else lambda done, size: None
+    return say_download if sys.stderr.isatty() else lambda done, size: None
 
 
 # The listing

@@ -64,12 +64,12 @@ def test_what_is_worth_knowing_of_the_files_is_said_before_a_run(
     from argparse import Namespace
     from types import SimpleNamespace
 
-    from kdbench import commands
+    from kdbench import where
 
     as_folders(tmp_path)
     write(tmp_path / "imagenet" / "train" / CLASSES[0] / "boxes.txt", "x")
     spec = DatasetSpec(name="imagenet1k", classes=CLASSES, image_size=32)
     made = SimpleNamespace(suite=SimpleNamespace(dataset=spec))
-    commands._ready_data(Namespace(data=str(tmp_path), download=False), made)  # type: ignore[arg-type]
+    where.ready_data(Namespace(data=str(tmp_path), download=False), made)  # type: ignore[arg-type]
     note = f"{tmp_path / 'imagenet' / 'train'}: 1 file that is no image left out, such as {CLASSES[0]}/boxes.txt"
     assert capsys.readouterr().err == f"kdbench: note: ImageNet-1K: {note}\n"
