@@ -215,6 +215,15 @@ UNSOUND = {
         },
         "float32",
     ),
+    "precision: a bank that takes only single precision": (
+        "precision",
+        {
+            "INIT": "self.register_buffer('bank', torch.zeros(task.num_train, teacher.embedding_dim))",
+            "FORWARD": "self.bank[batch.index] = self.linear(student.embedding).detach()\n"
+            "terms['b'] = 0.1 * self.bank.mean()",
+        },
+        "bring tensors to one dtype",
+    ),
     "state: a counter of its own": (
         "state",
         {"INIT": "self.n = 0", "FORWARD": "self.n += 1\nterms['ce'] = ce * (1 + 1 / self.n)"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.engine import tuned, work
+from kdbench.engine import session, tuned, work
 from kdbench.engine.teachercache import FOLDER, TeacherCache
 from kdbench.engine.tuned import TOLERANCE, Forward
 from kdbench.launch.job import Job
@@ -140,7 +140,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[TeacherCache]:
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(work, "TeacherCache", Seen)
+    monkeypatch.setattr(session, "TeacherCache", Seen)
     return made
 
 
