@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "student steps": students,
         "teacher forward": lambda: teacher_forward(teacher, data, needs, spare.alive[0]),
         "batch": batch,
+        "student forward": lambda: spare.alive[0].student(inputs),
     }
     timings = measure(works, rounds, device)
     seconds = {name: timing.on(clock) for name, timing in timings.items()}
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Finding("cohort / floor", ratio(seconds["cohort"], floor), 1.10),
         Finding("cohort / cells one by one", ratio(seconds["cohort"], seconds["cells one by one"]), 0.65,
                 "students bit-identical" if same else "STUDENTS DIFFER"),
+        Finding("teacher forward / student forward", ratio(seconds["teacher forward"], seconds["student forward"]), None,
+                f"chosen to be {TIMES:g}"),
         Finding("floor / floors of the cells", share, None, "what a cohort without any cost of its own would reach"),
     ]  # fmt: skip
     status = finish(

@@ -1,10 +1,10 @@
 """kdbench against torchdistill on the same pair, batch size and losses: KD alone, and six methods with one teacher.
 
-    python -m benchmarks.peers --peer-python PYTHON [--to FILE]
+    python -m benchmarks.peers [--peer-python PYTHON] [--to FILE]
 
-PYTHON is the interpreter of an environment that has torchdistill beside torch, torchvision and timm of the same versions:
-
-    python -m venv peer && peer/bin/pip install torchdistill timm -e .
+torchdistill comes from the package registry, into an environment of its own in the user's cache folder, which is made at the
+first call and sees this environment's torch, torchvision and timm, so that both sides run on the same versions. PYTHON is the
+interpreter of another environment that has them all.
 
 torchdistill runs in a process of that interpreter (``torchdistill_side.py`` says how it is used) and is asked for its steps in
 turn with ours. On both sides a step is everything from the images in memory to the updated student: batch, augmentation,
@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +40,34 @@ from benchmarks.setting import (
 )
 from benchmarks.sides import Finding, Timing, add_arguments, added, finish, measure, ratio
 
+#: The version that figures were measured with.
+TORCHDISTILL = "1.1.5"
 METHODS = ("kd", "dist", "lskd", "rkd", "pkt", "sp")
 #: Modules whose outputs are the embedding and stage 4, for torchdistill's hooks.
 PLACES = {"resnet": ("global_pool", "layer4"), "vit": ("head_drop", "blocks")}
+
+
+def peer_environment() -> str:
+    """The interpreter of an environment with torchdistill, which is made where there is none yet.
+
+    Raises:
+        SystemExit: if torchdistill cannot be installed.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdbench"
+    folder = cache / f"torchdistill-{TORCHDISTILL}-python{sys.version_info[0]}.{sys.version_info[1]}"
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.exists():
+        print(f"installing torchdistill {TORCHDISTILL} in {folder} ...", file=sys.stderr, flush=True)
+        venv.create(folder, clear=True, with_pip=True)
+    # written each time: another environment may call
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    (packages / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    if not ready.exists():
+        command = [str(python), "-m", "pip", "install", "-q", f"torchdistill=={TORCHDISTILL}"]
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit("benchmarks.peers: torchdistill could not be installed; give --peer-python")
+        ready.touch()
+    return str(python)
 
 
 class Peer:
@@ -93,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a target is missed."""
     arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=4)
     add_arguments(arguing)
-    arguing.add_argument("--peer-python", required=True, metavar="PYTHON", help="of an environment with torchdistill")
+    arguing.add_argument(
+        "--peer-python", metavar="PYTHON", help="of an environment with torchdistill; else one is made"
+    )
     arguing.add_argument("--pair", default="vit-l--resnet-s", help="of cifar100-32; teachers resnet-l and vit-l")
     arguing.add_argument(
         "--blocks", type=int, default=6, help="of a ViT as the teacher: 6 cost three forwards of resnet-s"
@@ -113,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "vit" in setting.teacher.timm and not options.quick:
         setting = as_teacher(setting, with_blocks(setting.teacher, options.blocks))
     head = machine(device)
-    peer = Peer(options.peer_python, setting, methods, options.loader_workers)
+    peer = Peer(options.peer_python or peer_environment(), setting, methods, options.loader_workers)
     pipeline, teacher = make_pipeline(setting, make_images(setting.images)), make_teacher(setting)
     alone = Stepper(make_cohort(setting, ["kd"], pipeline, teacher))
     together = Stepper(make_cohort(setting, methods, pipeline, teacher))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kdbench import __version__
+from kdbench import __version__, values
 from kdbench.errors import KdbenchError, nearest
 from kdbench.verification import TOLERANCE
 
@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--retry-failed", action="store_true", help="train failed cells again")
     run.add_argument("--yes", action="store_true", help="do not ask before more than a day of computing")
     run.add_argument(
-        "--stall", type=_minutes, default=30.0, metavar="MINUTES",
+        "--stall", type=values.minutes, default=30.0, metavar="MINUTES",
         help="end and restart a worker that makes no step for so long (default: 30; 0: never)",
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     _choice(status)
     _out(status)
     status.add_argument(
-        "--watch", nargs="?", type=_seconds, const=5.0, default=None, metavar="SECONDS",
+        "--watch", nargs="?", type=values.seconds, const=5.0, default=None, metavar="SECONDS",
         help="show it again every so often until nothing is left (default: 5)",
     )  # fmt: skip
 
@@ -182,7 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
     leaderboard.add_argument("--metric", default="top1", choices=METRICS, help="default: top1")
     leaderboard.add_argument(
         "--tie-band",
-        type=_points,
+        type=values.points,
         default=None,
         metavar="X",
         help="differences within it are ties (default: 0.2 points, 0.01 nats)",
@@ -198,7 +198,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="accuracy in percent (default), or gain over KD in points",
     )  # fmt: skip
     classes.add_argument(
-        "--worst", type=_classes, default=None, metavar="N", help="only the N classes that are lowest, lowest first"
+        "--worst",
+        type=values.classes,
+        default=None,
+        metavar="N",
+        help="only the N classes that are lowest, lowest first",
     )
     classes.add_argument(
         "--format", choices=("text", "markdown", "latex", "csv", "html"), default="text",
@@ -224,6 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
     _choice(report)
     _out(report)
     report.add_argument("--to", default="report.html", metavar="FILE", help="default: report.html")
+    report.add_argument("--select", choices=("last", "best"), help="default: the protocol's, mostly last")
 
     test = _verb(verbs, "test", "check methods against the contract, on every kind of pair")
     test.add_argument(
@@ -272,7 +277,7 @@ def _choice(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--limit",
-        type=_images,
+        type=values.images,
         default=None,
         metavar="N",
         help="use only N images of each split, evenly spread: for trying out (other results than without it)",
@@ -314,7 +319,7 @@ def _plugins(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 def _out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
-        type=_folder,
+        type=values.folder,
         default=os.environ.get("KDBENCH_OUT") or "runs",
         metavar="DIR",
         help="run directory (default: $KDBENCH_OUT or runs)",
@@ -331,7 +336,7 @@ def _where(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--weights",
-        type=_folder,
+        type=values.folder,
         default=os.environ.get("KDBENCH_WEIGHTS") or None,
         metavar="DIR",
         help="where teachers' weights lie (default: $KDBENCH_WEIGHTS, or weights/ in --data)",
@@ -353,14 +358,14 @@ def _where(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--workers",
-        type=_count,
+        type=values.count,
         default=None,
         metavar="N",
         help="processes at a time (default: one per GPU, or cores by threads)",
     )
     group.add_argument("--device", default=None, metavar="NAME", help="cpu, cuda (default: cuda if there is one)")
     group.add_argument(
-        "--memory", type=_gibibytes, default=None, metavar="GIB",
+        "--memory", type=values.gibibytes, default=None, metavar="GIB",
         help="of the device, for each worker: larger cohorts are split (default: what is free)",
     )  # fmt: skip
     group.add_argument(
@@ -377,93 +382,23 @@ def _tuning(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--channels-last", action="store_true", help="weights of CNNs in channels-last order")
     group.add_argument(
-        "--cache-teacher", type=_gigabytes, default=0.0, metavar="GB",
+        "--cache-teacher", type=values.gigabytes, default=0.0, metavar="GB",
         help="keep logits and embeddings of teachers, for every batch, in so many GB below --out, for cells trained later",
     )  # fmt: skip
 
 
-def _gigabytes(text: str, unit: str = "gigabytes") -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} above 0")
-    return value
-
-
-def _gibibytes(text: str) -> float:
-    return _gigabytes(text, "gibibytes")
-
-
 def _tolerance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--teacher-tolerance", type=_points, default=TOLERANCE, metavar="POINTS",
+        "--teacher-tolerance", type=values.points, default=TOLERANCE, metavar="POINTS",
         help="how far the accuracy of a teacher that comes with weights may be from the published one (default: 1)",
     )  # fmt: skip
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and len(text) < 6 and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1 or more)")
-    return int(text)
-
-
-def _images(text: str) -> int:
-    if not (text.isdecimal() and len(text) < 10 and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images (1 or more)")
-    return int(text)
-
-
-def _classes(text: str) -> int:
-    if not (text.isdecimal() and len(text) < 6 and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of classes (1 or more)")
-    return int(text)
-
-
 def _hours(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-hours", type=_positive_hours, default=None, metavar="H",
+        "--max-hours", type=values.hours, default=None, metavar="H",
         help="refuse a plan that is estimated to take more hours of computing",
     )  # fmt: skip
-
-
-def _number(text: str, least: float, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not least <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} ({least:g} or more)")
-    return value
-
-
-def _positive_hours(text: str) -> float:
-    return _number(text, 0.0, "hours")
-
-
-def _minutes(text: str) -> float:
-    return _number(text, 0.0, "minutes")
-
-
-def _seconds(text: str) -> float:
-    return _number(text, 0.1, "seconds")
-
-
-def _folder(text: str) -> str:
-    if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no folder")
-    return text
-
-
-def _points(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points from 0 to 100")
-    return value
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def plan(options: argparse.Namespace) -> int:
             device=options.device,
             data=data_folder(options),
             probe=options.probe,
-            progress=lambda text: print(f"{text} ...", file=sys.stderr, flush=True) if sys.stderr.isatty() else None,
+            progress=lambda text: print(f"{text} ...", file=sys.stderr, flush=True),
         )
     print_plan(made, store, cohorts, cost, all_cells=options.cells)
     _say_missing_weights(options, made, store)

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
+from kdbench.plan import Cell, Cohort, Plan
 from kdbench.room import training_images
+from kdbench.speeds import Speeds
 from kdbench.store import DamagedFileError, Store, read_json
+from kdbench.teacherplan import TeacherPlan
 
 #: Seconds that a worker needs before its first step (imports, data, nets) where that was not timed: 4 to 9 were seen on two
 #: cores.
@@ -30,7 +32,7 @@ TEST_IMAGES = 20_000
 
 @dataclass(frozen=True)
 class JobEstimate:
-    """Cost of one job. ``source`` is ``measured``, ``probed`` or ``guessed``."""
+    """Cost of one job. ``source`` is ``measured``, ``probed``, ``from its likes`` or ``guessed``."""
 
     name: str
     seconds: float
@@ -73,26 +75,17 @@ def estimate(
     """
     from kdbench.engine import work
 
-    begun = work.now()
-    torch_device = work.setup(plan.suite.cpu_threads, device)
-    measured = _measured_steps(store)
-    probed: dict[Any, float] = {}
+    timing = _Timing(plan, store, work.setup(plan.suite.cpu_threads, device), data, probe, progress, work.now())
     jobs = []
     teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}
     for teacher in teachers.values():
-        if store.result_of_teacher(teacher) is not None:
-            continue
-        if not teacher.trained_here:
-            jobs.append(JobEstimate(f"teacher {teacher.name}", _loading_seconds(plan, teacher), "guessed"))
-            continue
-        steps = _steps(plan, teacher, data)
-        seconds, source = _teacher_seconds(plan, teacher, steps, probe, torch_device, data, progress, begun)
-        jobs.append(JobEstimate(f"teacher {teacher.name}", seconds, source))
+        if store.result_of_teacher(teacher) is None:
+            jobs.append(JobEstimate(f"teacher {teacher.name}", *timing.of_teacher(teacher)))
     startup = _startup_seconds() if probe and cohorts else STARTUP_SECONDS
     jobs = [replace(job, seconds=job.seconds + startup) for job in jobs]
     pending = {job.name for job in jobs}
     for cohort in cohorts:
-        seconds, source = _cohort_seconds(plan, cohort, measured, probed, probe, torch_device, data, progress, begun)
+        seconds, source = timing.of_cohort(cohort)
         needs = f"teacher {cohort.teacher.name}"
         seconds += startup + FINISH_SECONDS * len(cohort.cells)
         jobs.append(JobEstimate(cohort.name, seconds, source, needs if needs in pending else None))
@@ -161,26 +154,6 @@ def _measured_steps(store: Store) -> dict[Any, float]:
     return {key: statistics.median(values) for key, values in collected.items()}
 
 
-def _teacher_seconds(
-    plan: Plan,
-    teacher: TeacherPlan,
-    steps: int,
-    probe: bool,
-    device: Any,
-    data: Path | None,
-    progress: Callable[[str], None],
-    begun: float,
-) -> tuple[float, str]:
-    from kdbench.engine import work
-    from kdbench.engine.probe import probe_teacher
-
-    if probe and work.now() - begun < PROBE_BUDGET:
-        progress(f"timing a few steps of teacher {teacher.name}")
-        step, evaluation = probe_teacher(plan, teacher, device, data)
-        return steps * step + teacher.recipe.epochs * evaluation, "probed"
-    return steps * _guess(plan, teacher, None), "guessed"
-
-
 def _loading_seconds(plan: Plan, teacher: TeacherPlan) -> float:
     """Seconds to load a teacher and to measure it on the test split: 1 ns per parameter and image, a third of a step's."""
     from kdbench.nets.tapped import count_parameters
@@ -190,38 +163,76 @@ def _loading_seconds(plan: Plan, teacher: TeacherPlan) -> float:
     return 1e-9 * count_parameters(teacher.net, plan.num_classes, teacher.name) * images
 
 
-def _cohort_seconds(
-    plan: Plan,
-    cohort: Cohort,
-    measured: dict[Any, float],
-    probed: dict[Any, float],
-    probe: bool,
-    device: Any,
-    data: Path | None,
-    progress: Callable[[str], None],
-    begun: float,
-) -> tuple[float, str]:
-    from kdbench.engine import work
-    from kdbench.engine.probe import probe_cohort
-    from kdbench.provenance import device_name
+class _Timing:
+    """Seconds of teachers and cohorts: as measured in the run directory, else probed, else reckoned from their likes."""
 
-    first = cohort.cells[0]
-    steps = steps_of(plan, first, training_images(plan, first.split, plan.images_per_class, data))
-    keys = [
-        (cell.teacher.name, cell.student, cell.method, cell.recipe.batch_size, device_name(device))
-        for cell in cohort.cells
-    ]
-    if all(key in measured for key in keys):
-        return steps * sum(measured[key] for key in keys), "measured"
-    signature = tuple(keys)
-    if signature in probed:  # another seed of the same cells
-        return probed[signature], "probed"
-    if probe and work.now() - begun < PROBE_BUDGET:
-        progress(f"timing a few steps of {cohort.name}")
-        step, evaluation = probe_cohort(plan, cohort, device, data)
-        probed[signature] = steps * step + cohort.cells[0].recipe.epochs * evaluation
-        return probed[signature], "probed"
-    return steps * sum(_guess(plan, cohort.teacher, cell) for cell in cohort.cells), "guessed"
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        device: Any,
+        data: Path | None,
+        probe: bool,
+        progress: Callable[[str], None],
+        begun: float,
+    ) -> None:
+        self.plan, self.device, self.data, self.progress = plan, device, data, progress
+        self.until = begun + PROBE_BUDGET if probe else 0.0
+        self.measured = _measured_steps(store)
+        self.probed: dict[Any, float] = {}
+        self.speeds = Speeds()
+
+    def of_teacher(self, teacher: TeacherPlan) -> tuple[float, str]:
+        """Seconds that a teacher takes until it can teach, and how they are known."""
+        if not teacher.trained_here:
+            return _loading_seconds(self.plan, teacher), "guessed"
+        steps = _steps(self.plan, teacher, self.data)
+        raw = steps * _guess(self.plan, teacher, None)
+        if self._may_probe():
+            from kdbench.engine.probe import probe_teacher
+
+            self.progress(f"timing a few steps of teacher {teacher.name}")
+            probe = probe_teacher(self.plan, teacher, self.device, self.data)
+            seconds = steps * probe.step + teacher.recipe.epochs * probe.evaluation
+            if raw:
+                self.speeds.teachers.append(seconds / raw)
+            return seconds, "probed"
+        like = self.speeds.of_teacher(raw)
+        return (raw, "guessed") if like is None else (like, "from its likes")
+
+    def of_cohort(self, cohort: Cohort) -> tuple[float, str]:
+        """Seconds that a cohort trains, and how they are known."""
+        from kdbench.provenance import device_name
+
+        first = cohort.cells[0]
+        steps = steps_of(
+            self.plan, first, training_images(self.plan, first.split, self.plan.images_per_class, self.data)
+        )
+        device = device_name(self.device)
+        keys = tuple(
+            (cell.teacher.name, cell.student, cell.method, cell.recipe.batch_size, device) for cell in cohort.cells
+        )
+        if all(key in self.measured for key in keys):
+            return steps * sum(self.measured[key] for key in keys), "measured"
+        if keys in self.probed:  # another seed of the same cells
+            return self.probed[keys], "probed"
+        names = [(cell.student, cell.method) for cell in cohort.cells]
+        raws = [_guess(self.plan, cohort.teacher, cell) for cell in cohort.cells]
+        if self._may_probe():
+            from kdbench.engine.probe import probe_cohort
+
+            self.progress(f"timing a few steps of {cohort.name}")
+            probe = probe_cohort(self.plan, cohort, self.device, self.data)
+            self.probed[keys] = seconds = steps * probe.step + first.recipe.epochs * probe.evaluation
+            self.speeds.learn(names, probe.cells, raws, seconds / max(1, steps))
+            return seconds, "probed"
+        like = self.speeds.of_cohort(names, raws)
+        return (steps * sum(raws), "guessed") if like is None else (steps * like, "from its likes")
+
+    def _may_probe(self) -> bool:
+        from kdbench.engine import work
+
+        return work.now() < self.until
 
 
 def _guess(plan: Plan, teacher: TeacherPlan, cell: Cell | None) -> float:

@@ -11,55 +11,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from kdbench.choice import Choice, TrainedHere, retrained_teachers
+from kdbench.choice import Choice, retrained_teachers
 from kdbench.data.catalog import find_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.identity import CONFIG_VERSION, canonical, config_hash, given
 from kdbench.nets.spec import NetSpec
-from kdbench.problems import first_problem
 from kdbench.recipe import Recipe
 from kdbench.registry import MethodCatalog
 from kdbench.suite import PAIR_SEPARATOR, Suite, split_pair
+from kdbench.teacherplan import TeacherPlan, net_family, plan_teacher, with_drop_path
 
 if TYPE_CHECKING:
     from kdbench.data.images import Dataset
 
-#: Raised when what a configuration means changes, so that older results count as stale.
-CONFIG_VERSION = 1
-
 SPLITS = ("test", "validation")
-
-
-@dataclass(frozen=True)
-class TeacherPlan:
-    """One teacher: a net, and how it comes to its weights. ``hash`` covers everything that they depend on."""
-
-    name: str
-    net: NetSpec
-    family: str
-    recipe: Recipe
-    recipe_name: str
-    config: Mapping[str, Any]
-    expected_top1: float = 0.0
-    #: What is measured where that decides on which images it is trained, else "test".
-    split: str = "test"
-    #: Whether it sees the preprocessing of a student instead of its own.
-    seen_through: bool = False
-
-    @property
-    def trained_here(self) -> bool:
-        """Whether it is trained on the suite's data; else it comes with weights."""
-        return self.net.trained_here
-
-    @cached_property
-    def hash(self) -> str:
-        return _hash(self.config)
-
-    @property
-    def folder(self) -> str:
-        """Its folder below the run directory."""
-        return f"teachers/{self.name}-{self.hash}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +51,7 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        return _hash(self.config)
+        return config_hash(self.config)
 
     @property
     def folder(self) -> str:
@@ -284,86 +249,6 @@ def choose_methods(catalog: MethodCatalog, patterns: Sequence[str]) -> list[str]
     return list(chosen)
 
 
-def plan_teacher(
-    suite: Suite,
-    protocol: str,
-    name: str,
-    split: str = "test",
-    limit: int | None = None,
-    seen_through: NetSpec | None = None,
-    retrained: TrainedHere | None = None,
-) -> TeacherPlan:
-    """The teacher ``name`` as a protocol trains it for cells that are measured on ``split``.
-
-    A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does,
-    or be trained here instead (``retrained``).
-    """
-    net = suite.net(name)
-    if retrained is None and suite.protocols[protocol].teacher_weights == "train":
-        retrained = "train"
-    if retrained is not None:
-        try:
-            net = net.with_weights(retrained)
-        except ValidationError as error:
-            raise KdbenchError(f"teacher {name}: {first_problem(error, NetSpec)[1]}") from None
-    if seen_through is not None and not net.trained_here:
-        net = as_seen_through(net, seen_through)
-    else:
-        seen_through = None
-    family = net_family(net, name)
-    recipe_name = suite.recipe_name(name, family, teacher=True)
-    recipe = suite.recipe(recipe_name, protocol, teacher=True)
-    if net.weights == "train":
-        net = with_drop_path(net, recipe)
-    dataset = find_dataset(suite.dataset.name)
-    # A teacher must not have seen what its students are measured on.
-    split = split if dataset.holds_out and net.trained_here else "test"
-    limits = {
-        "images_per_class": suite.images_per_class(protocol, teacher=True) if net.trained_here else None,
-        "measured_images_per_class": suite.protocols[protocol].measured_images_per_class,
-    }
-    config = {
-        "config_version": CONFIG_VERSION,
-        "kind": "teacher",
-        "dataset": {
-            "name": dataset.name,
-            "version": dataset.version,
-            **_given({**limits, "limit": limit}),
-            **suite.dataset.identity(),
-        },
-        **({"split": split} if split != "test" else {}),
-        "net": _net_config(net),
-        **({"recipe": recipe.identity(), "seed": suite.teacher_seed} if net.trained_here else {}),
-        "cpu_threads": suite.cpu_threads,
-    }
-    return TeacherPlan(
-        name, net, family, recipe, recipe_name, config, suite.teacher_at_least, split, bool(seen_through)
-    )
-
-
-def as_seen_through(net: NetSpec, student: NetSpec) -> NetSpec:
-    """A net with the normalisation and the evaluation crop of another, whose own may stand in its timm configuration."""
-    from kdbench.nets.tapped import preprocessing_of
-
-    return net.model_copy(update=preprocessing_of(student))
-
-
-def with_drop_path(net: NetSpec, recipe: Recipe) -> NetSpec:
-    """A net with the stochastic depth that its recipe asks for."""
-    if recipe.drop_path is None:
-        return net
-    return net.model_copy(update={"args": {**net.args, "drop_path_rate": recipe.drop_path}})
-
-
-def net_family(net: NetSpec, name: str) -> str:
-    """The family of a net: as declared, else as timm's class tells (which imports torch)."""
-    if net.family is not None:
-        return net.family
-    from kdbench.nets.tapped import describe
-
-    return describe(net, 10, name).family
-
-
 def open_dataset(plan: Plan, folder: Path | None, split: str) -> Dataset:
     """The data set of a plan, ready to train on when ``split`` is measured."""
     from kdbench.data.catalog import load_dataset
@@ -392,7 +277,7 @@ def _plan_student(suite: Suite, protocol: str, name: str) -> _Student:
     recipe = suite.recipe(recipe_name, protocol)
     # Weights are a teacher's: as a student every net starts from scratch.
     net = with_drop_path(net.model_copy(update={"weights": "train"}), recipe)
-    return _Student(name, net, _net_config(net), family, recipe_name, recipe, recipe.identity())
+    return _Student(name, net, net.identity(), family, recipe_name, recipe, recipe.identity())
 
 
 def _plan_cell(
@@ -410,8 +295,8 @@ def _plan_cell(
     dataset = find_dataset(suite.dataset.name)
     limits = {
         "images_per_class": suite.images_per_class(protocol),
-        **_given({"measured_images_per_class": suite.protocols[protocol].measured_images_per_class}),
-        **_given({"limit": choice.limit}),
+        **given({"measured_images_per_class": suite.protocols[protocol].measured_images_per_class}),
+        **given({"limit": choice.limit}),
         **suite.dataset.identity(),
     }
     config = {
@@ -452,7 +337,7 @@ def _plan_cell(
 
 def folders_over_seeds(cell: Cell, seeds: Sequence[int]) -> list[str]:
     """The folders of a cell under other seeds, as ``make_plan`` would give them: all that a seed changes is itself."""
-    before, after = _canonical({**cell.config, "seed": _ANY_SEED}).split(json.dumps(_ANY_SEED))
+    before, after = canonical({**cell.config, "seed": _ANY_SEED}).split(json.dumps(_ANY_SEED))
     shared = hashlib.sha256(before.encode())
     base = f"{cell.suite}/{cell.protocol}/{cell.pair}/{cell.method}"
     folders = []
@@ -465,20 +350,3 @@ def folders_over_seeds(cell: Cell, seeds: Sequence[int]) -> list[str]:
 
 #: Stands for a seed; no configuration holds it.
 _ANY_SEED = "\x00any seed\x00"
-
-
-def _given(limits: Mapping[str, int | None]) -> dict[str, int]:
-    """Limits that are set; what is not set leaves the identity as it was before there was such a limit."""
-    return {name: limit for name, limit in limits.items() if limit is not None}
-
-
-def _net_config(net: NetSpec) -> dict[str, Any]:
-    return net.identity()
-
-
-def _hash(config: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_canonical(config).encode()).hexdigest()[:10]
-
-
-def _canonical(config: Mapping[str, Any]) -> str:
-    return json.dumps(config, sort_keys=True, separators=(",", ":"), default=list)

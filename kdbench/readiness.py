@@ -13,8 +13,9 @@ from typing import Any
 from kdbench.errors import KdbenchError, ListedError
 from kdbench.nets.spec import WeightsFile
 from kdbench.nets.weights import Weights, check_file, fetch_weights, file_sha256, find_weights, missing_weights
-from kdbench.plan import Cell, TeacherPlan
+from kdbench.plan import Cell
 from kdbench.store import CellFolder, Store, write_json
+from kdbench.teacherplan import TeacherPlan
 from kdbench.verification import TOLERANCE, Verdict, complaint, judge
 
 Say = Callable[[str], None]

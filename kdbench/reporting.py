@@ -96,7 +96,8 @@ def report(options: argparse.Namespace) -> int:
 
     from kdbench.report.page import write_report
 
-    path = write_report(pd.concat(results(options), ignore_index=True), options.out, options.to, command=again())
+    frame = pd.concat(results(options), ignore_index=True)
+    path = write_report(frame, options.out, options.to, command=again(), select=options.select)
     print(f"report of {options.out} in {path}")
     return 0
 

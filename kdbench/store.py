@@ -21,7 +21,8 @@ from kdbench.wholefiles import DamagedFileError, read_json, write_bytes, write_j
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdbench.plan import Cell, TeacherPlan
+    from kdbench.plan import Cell
+    from kdbench.teacherplan import TeacherPlan
 
 #: Version of the layout of a run directory.
 FORMAT = 1

@@ -15,7 +15,7 @@ from kdbench.choice import Choice, retrained_teachers
 from kdbench.commands import plan_of, say_plugin_errors
 from kdbench.errors import KdbenchError, counted
 from kdbench.nets.weights import Weights, fetch_weights, find_weights, weights_folder
-from kdbench.plan import Plan, TeacherPlan, make_plan
+from kdbench.plan import Plan, make_plan
 from kdbench.readiness import (
     check_accuracies,
     check_weights,
@@ -27,6 +27,7 @@ from kdbench.readiness import (
 )
 from kdbench.store import Store
 from kdbench.suite import split_pair
+from kdbench.teacherplan import TeacherPlan
 from kdbench.verification import TOLERANCE, Verdict
 from kdbench.where import (
     check_backend,

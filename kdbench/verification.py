@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdbench.plan import TeacherPlan
+    from kdbench.teacherplan import TeacherPlan
 
 #: Points that the accuracy on the whole test split may differ from the published one: resizing and libraries cost some tenths.
 TOLERANCE = 1.0

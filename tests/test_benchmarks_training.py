@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,36 @@ def test_peers_pairs_our_steps_with_those_of_the_other_process(tmp_path: Path, m
     found = json.loads(file.read_text())
     assert [finding["target"] for finding in found["findings"]] == [1.0, 0.6]
     assert found["machine"]["peer"] == {"torchdistill": "none"}
+
+
+def test_the_environment_of_the_peer_is_made_once_and_sees_this_ones_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import peers
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made: list[Path] = []
+    called: list[list[str]] = []
+
+    def create(folder: Path, **options: object) -> None:
+        made.append(folder)
+        Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})).mkdir(parents=True)
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        called.append(command)
+        return subprocess.CompletedProcess(command, 1 if len(called) == 1 else 0)
+
+    monkeypatch.setattr(peers.venv, "create", create)
+    monkeypatch.setattr(peers.subprocess, "run", run)
+    with pytest.raises(SystemExit, match="could not be installed"):
+        peers.peer_environment()
+    python = peers.peer_environment()
+    assert peers.peer_environment() == python
+    assert len(made) == len(called) == 2  # the first failed
+    assert called[-1][0] == python
+    assert called[-1][-1] == f"torchdistill=={peers.TORCHDISTILL}"
+    (beside,) = tmp_path.rglob("beside.pth")
+    assert beside.read_text().strip() == sysconfig.get_path("purelib")
 
 
 def test_ratios_are_taken_round_by_round() -> None:

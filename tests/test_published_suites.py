@@ -11,10 +11,11 @@ import pytest
 
 from kdbench.choice import Choice
 from kdbench.nets.spec import WeightsFile
-from kdbench.plan import Plan, make_plan, plan_teacher
+from kdbench.plan import Plan, make_plan
 from kdbench.registry import catalog
 from kdbench.report.published import find_published, normalise_net
 from kdbench.suite import Suite, load_suite, read_suite, split_pair, suite_files
+from kdbench.teacherplan import plan_teacher
 from kdbench.wiring import check_cells
 
 from .conftest import tiny_suite

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +121,7 @@ def _cell_need(
 ) -> CellNeed:
     recipe = Recipe.model_validate_json(recipe_text)
     size = recipe.batch_size
-    (ours, our_info), (theirs, their_info) = _net(student, classes), _net(teacher, classes)
+    (ours, our_info), (_, their_info) = _net(student, classes), _net(teacher, classes)
     with _without_data():
         task = Task(classes, train_images, torch.zeros(train_images, dtype=torch.int64), dataset, recipe.epochs)
         module = method.cls(our_info, their_info, task, **method.hyperparameters)
@@ -132,15 +132,17 @@ def _cell_need(
             index=torch.zeros(size, dtype=torch.int64),
             targets=torch.zeros(size, classes) if recipe.augment.mixes else None,
         )
-        ours.train()
-        with torch.no_grad():
-            outputs = _run(theirs.eval(), size, needs, strong)
+        seen = _teacher_outputs(teacher, classes, size, needs, strong)
         exact = True
         try:
-            kept = _graph(lambda: module(batch, _run(ours, size, needs, strong), outputs), [ours, module], outputs)
+            outputs, shared = _student_step(student, classes, size, needs, strong)
+            with saved_storages() as own:
+                sum(term.sum() for term in module(batch, outputs, seen).values())
+            graph = shared | own
         except Exception:  # a method that reads values, which a tensor without content has not
             exact = False
-            kept = _graph(lambda: {"logits": ours.run(_images(ours, size), needs).logits.sum()}, [ours], outputs)
+            _, graph = _student_step(student, classes, size, needs, False)
+        kept = _apart_from(graph, (*_state_of(ours, module), *_tensors(seen)))
         evaluation = _largest(student, classes, EVALUATION_BATCH)
         trained = [p for part in (ours.net, module) for p in part.parameters() if p.requires_grad]
         states = _STATES.get(recipe.optimizer.name.lower(), 2) + (recipe.ema is not None)
@@ -149,12 +151,10 @@ def _cell_need(
         return CellNeed(held, _bytes(trained), int(factor * kept), evaluation, exact)
 
 
-@functools.lru_cache(maxsize=256)
 def _teacher_need(net: str, classes: int, needs: frozenset[str], size: int) -> int:
     """Weights of a teacher, its outputs for a batch, and the largest tensors on the way there."""
     teacher, _ = _net(net, classes)
-    with _without_data(), torch.no_grad():
-        outputs = _run(teacher.eval(), size, needs, "strong" in needs)
+    outputs = _teacher_outputs(net, classes, size, needs, "strong" in needs)
     return _bytes(teacher.state_dict().values()) + _bytes(_tensors(outputs)) + _largest(net, classes, size)
 
 
@@ -194,12 +194,28 @@ def _run(net: TappedNet, size: int, needs: frozenset[str], strong: bool) -> Outp
     return outputs
 
 
-def _graph(step: Callable[[], Mapping[str, Tensor]], modules: Iterable[nn.Module], known: Outputs) -> int:
-    """Bytes of the distinct storages that a step keeps for its backward pass, weights and the teacher's outputs left out."""
-    there = {_storage(value) for value in (*_state_of(*modules), *_tensors(known))}
-    with saved_storages() as kept:
-        terms = step()
-        sum(term.sum() for term in terms.values())
+@functools.lru_cache(maxsize=64)
+def _teacher_outputs(spec: str, classes: int, size: int, needs: frozenset[str], strong: bool) -> Outputs:
+    net, _ = _net(spec, classes)
+    with _without_data(), torch.no_grad():
+        return _run(net.eval(), size, needs, strong)
+
+
+@functools.lru_cache(maxsize=64)
+def _student_step(
+    spec: str, classes: int, size: int, needs: frozenset[str], strong: bool
+) -> tuple[Outputs, dict[int, Any]]:
+    """A student's outputs, which many methods share here, and the storages that it keeps for its backward pass."""
+    net, _ = _net(spec, classes)
+    with _without_data(), saved_storages() as kept:
+        outputs = _run(net.train(), size, needs, strong)
+        outputs.logits.sum()
+    return outputs, kept
+
+
+def _apart_from(kept: Mapping[int, Any], known: Iterable[Tensor]) -> int:
+    """Bytes of storages that are not those of weights or of the teacher's outputs."""
+    there = {_storage(value) for value in known}
     return sum(storage.nbytes() for key, storage in kept.items() if key not in there)
 
 

@@ -21,9 +21,10 @@ from kdbench.measure import measure
 from kdbench.nets.checkpoints import load_state
 from kdbench.nets.tapped import TappedNet
 from kdbench.nets.weights import check_file, find_weights
-from kdbench.plan import Plan, TeacherPlan, open_dataset
+from kdbench.plan import Plan, open_dataset
 from kdbench.provenance import provenance
 from kdbench.store import FORMAT, Store, write_json
+from kdbench.teacherplan import TeacherPlan
 
 
 def prepare_teacher(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,21 +18,35 @@ from kdbench.engine.teacher import freeze
 from kdbench.engine.work import trainee_of
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
-from kdbench.plan import Cohort, Plan, TeacherPlan, open_dataset
+from kdbench.plan import Cohort, Plan, open_dataset
 from kdbench.store import Store
+from kdbench.teacherplan import TeacherPlan
 
 #: Steps are timed, after one that is not, until there are so many, or so many seconds are used.
 LEAST_STEPS, MOST_STEPS, TIMED_SECONDS = 3, 20, 2.0
+#: One step is enough where it takes so many seconds: many cells average what disturbs them.
+LONG_STEP = 4.0
 #: Images of an evaluation that is timed, after one that is not.
 TIMED_IMAGES = 250
 
 
-def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | None) -> tuple[float, float]:
-    """Time a cohort with nets that are not trained. Writes nothing.
+@dataclass(frozen=True)
+class Probe:
+    """What was timed.
 
-    Returns:
-        seconds per step of the whole cohort, seconds per evaluation of all its cells.
+    Attributes:
+        step: seconds per step of the whole cohort.
+        evaluation: seconds per evaluation of all its cells.
+        cells: seconds per step of each cell, in the cohort's order.
     """
+
+    step: float
+    evaluation: float
+    cells: tuple[float, ...]
+
+
+def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | None) -> Probe:
+    """Time a cohort with nets that are not trained. Writes nothing."""
     split = cohort.cells[0].split
     dataset = open_dataset(plan, data, split)
     train = dataset.training(plan.images_per_class)
@@ -49,7 +64,7 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
     return _time(model, pipeline, dataset.measured(split, plan.measured_images_per_class), device)
 
 
-def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: Path | None) -> tuple[float, float]:
+def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: Path | None) -> Probe:
     """The same for the training of a teacher."""
     from kdbench.engine.work import teacher_trainee
 
@@ -62,7 +77,7 @@ def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: 
     return _time(model, pipeline, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 
-def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.device) -> tuple[float, float]:
+def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.device) -> Probe:
     wrappers = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
     model.train()
     seconds = []
@@ -70,17 +85,25 @@ def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.d
         begun = _now(device)
         model.train_step(pipeline.make(0, step % len(pipeline)), wrappers)
         seconds.append(_now(device) - begun)
-        if step >= LEAST_STEPS and sum(seconds[1:]) > TIMED_SECONDS:
+        if step == 0:
+            for watch in model.watches.values():
+                watch.read()
+        elif step >= (1 if seconds[-1] > LONG_STEP else LEAST_STEPS) and sum(seconds[1:]) > TIMED_SECONDS:
             break
+    own = [total / max(1, count) for total, count in (watch.read() for watch in model.watches.values())]
     model.eval()
     count = min(len(split), TIMED_IMAGES)
     part = split.take(torch.arange(count))
-    for _ in range(2):
-        begun = _now(device)
-        for cell in model.alive:
+    of_student: dict[str, float] = {}  # methods evaluate their student, nearly all without anything beside
+    for cell in model.alive:
+        if cell.trainee.name in of_student:
+            continue
+        for _ in range(2):
+            begun = _now(device)
             predict_all(cell.predict, part, cell.trainee.view, device)
-        evaluation = (_now(device) - begun) * len(split) / count
-    return sum(seconds[1:]) / len(seconds[1:]), evaluation
+            of_student[cell.trainee.name] = (_now(device) - begun) * len(split) / count
+    evaluation = sum(of_student[cell.trainee.name] for cell in model.alive)
+    return Probe(sum(seconds[1:]) / len(seconds[1:]), evaluation, tuple(own))
 
 
 def _now(device: torch.device) -> float:

@@ -10,8 +10,8 @@ import torch
 
 from kdbench.errors import KdbenchError
 from kdbench.nets.tapped import TappedNet, hash_of_state, state_hash
-from kdbench.plan import TeacherPlan
 from kdbench.store import Store, write_bytes
+from kdbench.teacherplan import TeacherPlan
 
 
 def save_weights(net: TappedNet, path: Path) -> str:

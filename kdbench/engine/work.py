@@ -24,11 +24,12 @@ from kdbench.errors import KdbenchError
 from kdbench.measure import measure
 from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import preprocessing_of, state_hash
-from kdbench.plan import Cell, Cohort, Plan, TeacherPlan, open_dataset
+from kdbench.plan import Cell, Cohort, Plan, open_dataset
 from kdbench.provenance import provenance
 from kdbench.recipe import Recipe
 from kdbench.seeding import seed_for
 from kdbench.store import FORMAT, Store, write_json
+from kdbench.teacherplan import TeacherPlan
 from kdbench.tuning import PLAIN, Tuning
 
 

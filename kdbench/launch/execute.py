@@ -13,8 +13,9 @@ from typing import Any
 
 from kdbench.claims import STALE_SECONDS, Watch
 from kdbench.launch.job import Event, Job, Launcher, job_for_cohort, job_for_teacher
-from kdbench.plan import Cell, Cohort, Plan, TeacherPlan
+from kdbench.plan import Cell, Cohort, Plan
 from kdbench.store import CellFolder, Store, write_json
+from kdbench.teacherplan import TeacherPlan
 from kdbench.tuning import PLAIN, Tuning
 
 #: How often a job whose process died is started again without having got further, before its cells count as failed.

@@ -12,10 +12,11 @@ from kdbench.choice import Choice
 from kdbench.claims import Claims
 from kdbench.errors import KdbenchError
 from kdbench.nets.weights import weights_folder
-from kdbench.plan import Cohort, Plan, TeacherPlan, make_plan
+from kdbench.plan import Cohort, Plan, make_plan
 from kdbench.registry import catalog
 from kdbench.store import CellFolder, Store
 from kdbench.suite import load_suite
+from kdbench.teacherplan import TeacherPlan
 from kdbench.tuning import Tuning
 
 Event = dict[str, Any]

@@ -35,7 +35,9 @@ _HERE = Path(__file__).parent
 _LARGEST_SVG = 400_000
 
 
-def write_report(frame: pd.DataFrame, store_root: Path | str, path: Path | str, command: str = "") -> Path:
+def write_report(
+    frame: pd.DataFrame, store_root: Path | str, path: Path | str, command: str = "", select: str = "last"
+) -> Path:
     """Write the report.
 
     Args:
@@ -43,6 +45,7 @@ def write_report(frame: pd.DataFrame, store_root: Path | str, path: Path | str, 
         store_root: the run directory, for configurations, curves, logs and predictions.
         path: the HTML file; its folder is made.
         command: the command line that makes it, shown in the page.
+        select: as for ``build_table``; what the page has beside top-1 accuracy is always the last epoch's.
 
     Returns:
         The path.
@@ -51,11 +54,11 @@ def write_report(frame: pd.DataFrame, store_root: Path | str, path: Path | str, 
         KdbenchError: if the frame is not one of results, or the file cannot be written.
     """
     target = Path(path)
-    write_file(target, report_html(frame, store_root, command).encode())
+    write_file(target, report_html(frame, store_root, command, select).encode())
     return target
 
 
-def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "") -> str:
+def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", select: str = "last") -> str:
     """The report as text; see ``write_report``. Names from the results are escaped wherever they stand."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -65,8 +68,8 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "") 
     listed: list[pd.DataFrame] = []
     hashes = []
     for number, part in enumerate(split_frame(frame)):
-        results = collect(part)
-        board = build_leaderboard(part, command=command)
+        results = collect(part, select=select)
+        board = build_leaderboard(part, select=select, command=command)
         cells = _titled(results)
         links = Links(_first_cells(cells, sum(map(len, listed))), _titles(results))
         listed.append(cells)
@@ -127,7 +130,11 @@ def _part(
             paired_table(results, board, outcomes, links, f"{id}-paired"),
         ]
         tables = [table for table in found if table is not None]
-    plots = [] if results.empty else [_embedded(plot) for plot in draw_plots(frame, outcomes.root, "full")]
+    plots = (
+        []
+        if results.empty
+        else [_embedded(plot) for plot in draw_plots(frame, outcomes.root, "full", select=results.select)]
+    )
     sections = [(id, title), *((table.heading_id, table.label.capitalize()) for table in tables)]
     if plots:
         sections.append((f"{id}-plots", "Plots"))

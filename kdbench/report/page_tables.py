@@ -104,7 +104,7 @@ def leaderboard_table(board: Leaderboard, links: Links, id: str) -> PageTable:
 
 def matrix_table(frame: pd.DataFrame, results: Results, links: Links, id: str) -> PageTable:
     """Pairs by methods, every number with a link to its first cell."""
-    table = build_table(frame)
+    table = build_table(frame, select=results.select)
     pairs, methods = list(results.pair_info), list(results.method_info)
     extra = len(table.columns) - len(methods)  # the teacher's column
     first = "descending" if results.metric.higher_is_better else "ascending"

@@ -147,6 +147,15 @@ def test_summary_says_leader_certainty_harm_and_seeds(tmp_path: Path) -> None:
         assert part in words
 
 
+def test_the_selected_epoch_is_shown_and_said(tmp_path: Path) -> None:
+    frame = factory.small()
+    last, best = (Page(report_html(frame, tmp_path, select=select)).words for select in ("last", "best"))
+    rule = "best test epoch (chosen by top-1 on the test split itself"
+    assert rule in best
+    assert rule not in last
+    assert re.findall(r"84\.\d+", last) != re.findall(r"84\.\d+", best)
+
+
 def test_failures_and_skips_stand_with_reasons_and_environment_with_counts(tmp_path: Path) -> None:
     frame = pd.concat(
         [
