@@ -75,7 +75,9 @@ def test_the_environment_of_the_peer_is_made_once_and_sees_this_ones_packages(
 
     def create(folder: Path, **options: object) -> None:
         made.append(folder)
-        Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})).mkdir(parents=True)
+        Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})).mkdir(
+            parents=True, exist_ok=True
+        )
 
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         called.append(command)
