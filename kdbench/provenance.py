@@ -17,6 +17,10 @@ import kdbench
 _PACKAGES = ("torch", "torchvision", "timm", "mmengine", "numpy", "pillow")
 
 
+#: Changes of these are no changes of what runs.
+NOT_CODE = (":(exclude)results", ":(exclude)docs")
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, git state, device and time of a result."""
     return {
@@ -43,7 +47,7 @@ def git_state() -> dict[str, Any]:
             ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
         )
         changes = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
