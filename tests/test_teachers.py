@@ -236,7 +236,7 @@ def test_all_missing_weights_are_listed_in_one_message_before_anything_runs(
     assert f"put {data / 'weights' / 'a' / 'one.pth'} (sha256 {'0' * 64}); from https://example.org/one.pth" in lines[0]
     assert f"kdbench teachers {path} --train cnn" in lines[0]
     assert "test_vit.r160_in1k.safetensors; from Hugging Face timm/test_vit.r160_in1k" in lines[1]
-    assert "--fine-tune vit" in lines[1]
+    assert f"or make it here: kdbench teachers {path} --train vit (from scratch)" in lines[1]  # the file is timm's own
     assert not (tmp_path / "runs").exists()
 
 
@@ -472,6 +472,9 @@ def test_a_message_on_missing_weights_names_who_made_them_where_there_is_no_addr
     error = missing_weights([find_weights("t", net, None)], "mine")
     assert "kdbench teachers mine --train t" in error.lines[0]
     assert "from the authors, on request" in error.lines[0]
+    tagged = find_weights("t", net.model_copy(update={"timm": TAGGED}), None)
+    (line,) = missing_weights([tagged], "mine").lines
+    assert "--fine-tune t (from timm's weights) or kdbench teachers mine --train t (from scratch)" in line
 
 
 class _Server(http.server.BaseHTTPRequestHandler):

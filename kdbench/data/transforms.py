@@ -104,7 +104,7 @@ class TrainingWork:
         try:
             return self.data.image(position), position
         except UNDECODABLE as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = reason_of(error, self.data.name(position))
         for other in self._stand_ins(position):
             try:
                 image = self.data.image(other)
@@ -157,7 +157,7 @@ class EvaluationWork:
             try:
                 pixels = self.transform(self.data.image(position))
             except UNDECODABLE as error:
-                batch.failures.append(Failure(position, f"{type(error).__name__}: {error}", None))
+                batch.failures.append(Failure(position, reason_of(error, self.data.name(position)), None))
                 pixels = torch.zeros((3, self.view.size, self.view.size), dtype=torch.uint8)
             batch.add(pixels, position)
         return batch.part()
@@ -266,6 +266,11 @@ class FailureCount:
                 )
             instead = "a black image" if failure.stand_in is None else self.data.name(failure.stand_in)
             self.say(f"{sentence}; {instead} takes its place")
+
+
+def reason_of(error: Exception, name: str) -> str:
+    """Why an image does not decode, without what is said of it anyway."""
+    return str(error).removeprefix(f"{name} does not decode: ") or type(error).__name__
 
 
 @contextmanager

@@ -202,16 +202,13 @@ def missing_weights(missing: Sequence[Weights], suite: str, folder: Path | None 
     place = str(folder) if folder else "the folder that --data or --weights names"
     lines = []
     for weights in missing:
-        how = "--fine-tune" if "." in weights.net.timm else "--train"
         wanted = f" (sha256 {weights.sha256})" if weights.sha256 else ""
-        instead = (
-            f"; or train it here: kdbench teachers {suite} {how} {weights.teacher}"
-            if weights.net.weights != "finetune" or how == "--train"
-            else f"; or train it here from scratch: kdbench teachers {suite} --train {weights.teacher}"
-        )
+        ours = [f"kdbench teachers {suite} --train {weights.teacher} (from scratch)"]
+        if isinstance(weights.net.weights, WeightsFile) and "." in weights.net.timm:
+            ours.insert(0, f"kdbench teachers {suite} --fine-tune {weights.teacher} (from timm's weights)")
         lines.append(
             f"{weights.teacher}: put {folder / weights.file if folder else weights.file}{wanted}; "
-            f"from {weights.where_to_get}{instead}"
+            f"from {weights.where_to_get}; or make it here: {' or '.join(ours)}"
         )
     return ListedError(
         f"the weights of {counted(len(missing), 'teacher')} are missing in {place}; "
