@@ -58,7 +58,8 @@ def print_plan(
     _print_reasons("skipped", plan.skipped)
     _print_reasons("cannot be imported", plan.broken)
     if cost is None:
-        print("\nnothing is left to train")
+        failed = counts.get("failed", 0)
+        print(f"\nnothing is left to train{f'; {failed} failed, which run --retry-failed tries again' if failed else ''}")
     else:
         print(
             f"\nestimate: {format_seconds(cost.wall_seconds)} with {cost.workers} workers "
