@@ -59,7 +59,9 @@ def print_plan(
     _print_reasons("cannot be imported", plan.broken)
     if cost is None:
         failed = counts.get("failed", 0)
-        print(f"\nnothing is left to train{f'; {failed} failed, which run --retry-failed tries again' if failed else ''}")
+        print(
+            f"\nnothing is left to train{f'; {failed} failed, which run --retry-failed tries again' if failed else ''}"
+        )
     else:
         print(
             f"\nestimate: {format_seconds(cost.wall_seconds)} with {cost.workers} workers "

@@ -228,8 +228,7 @@ def test_another_image_of_its_class_takes_the_place_of_one_that_does_not_decode(
         kept = (made.batch.index == expected.batch.index).nonzero()[:, 0]
         assert torch.equal(made.images[kept], expected.images[kept])
     assert sorted(said) == [
-        f"train/{name}.png does not decode (image file is truncated); train/14.png takes its place"
-        for name in (10, 6)
+        f"train/{name}.png does not decode (image file is truncated); train/14.png takes its place" for name in (10, 6)
     ]
 
 
