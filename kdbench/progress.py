@@ -118,6 +118,11 @@ class PlainProgress(Progress):
         self.stream = stream or sys.stdout
         self._last = time.monotonic()
 
+    def event(self, event: Event) -> None:
+        super().event(event)
+        if event["event"] == "warning":
+            print(f"note: {event['job']}: {event['reason']}", file=self.stream, flush=True)
+
     def tick(self) -> None:
         now = time.monotonic()
         interval = min(max(PLAIN_INTERVAL, (now - self.begun) / 40), LONGEST_PLAIN_INTERVAL)

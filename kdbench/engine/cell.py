@@ -116,6 +116,7 @@ class CellTrainer(nn.Module):
             self.method = trainee.method(info, teacher or info, task, **trainee.hyperparameters).to(device)
         if parallel.world_size() > 1:
             parallel.join_batch_norms(self.method)
+            parallel.join_drop_paths(self.student.net)
             if trainee.recipe.sync_bn:
                 self.student.net = parallel.sync_student(self.student.net, device)
         self.tuning = tuning

@@ -5,8 +5,10 @@ The process group is mmengine's where there are GPUs (``torchrun`` and Slurm), t
 
 from __future__ import annotations
 
+import gc
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,11 +19,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from kdbench.distributed import rank, rows_of, world_size
+from kdbench.distributed import draw_for_batch, rank, rows_of, world_size
 from kdbench.errors import KdbenchError
 
-#: Minutes after which a process that waits for the others gives up.
+#: Minutes after which a process that waits for the others within a job gives up.
 TIMEOUT_MINUTES = 30
+#: Days that a process waits for the next job: the first one may have to do one without the others. When it dies, what started
+#: all of them (torchrun, Slurm) ends the others.
+WAITING_DAYS = 30
+
+
+#: All processes, for what is said between jobs.
+_between_jobs: Any = None
 
 
 def join(launcher: str, device: str | None) -> torch.device:
@@ -33,23 +42,28 @@ def join(launcher: str, device: str | None) -> torch.device:
     Raises:
         KdbenchError: if the processes cannot find each other.
     """
+    global _between_jobs
     timeout = timedelta(minutes=TIMEOUT_MINUTES)
     cuda = device != "cpu" and torch.cuda.is_available()
     try:
         if cuda:
             init_dist(launcher, backend="nccl", timeout=timeout.total_seconds())
-            return torch.device("cuda", torch.cuda.current_device())
-        if launcher == "slurm":
-            os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"])
-        dist.init_process_group("gloo", timeout=timeout)
+        else:
+            if launcher == "slurm":
+                os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"])
+            dist.init_process_group("gloo", timeout=timeout)
+        _between_jobs = dist.new_group(backend="gloo", timeout=timedelta(days=WAITING_DAYS))
     except (RuntimeError, ValueError, KeyError, dist.DistError) as error:
         raise KdbenchError(f"the processes of this run cannot find each other: {str(error).splitlines()[0]}") from None
-    return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 def leave() -> None:
     """End the process group, if there is one."""
+    global _between_jobs
+    _between_jobs = None
     if dist.is_available() and dist.is_initialized():
+        gc.collect()  # wrapped modules in cycles of references hold the group's threads
         dist.destroy_process_group()
 
 
@@ -67,13 +81,20 @@ def local_rows(batch_size: int, mixes: bool) -> Tensor | None:
     processes = world_size()
     if processes == 1:
         return None
-    if batch_size % processes:
-        raise KdbenchError(f"batch_size = {batch_size} cannot be shared equally by {processes} processes")
-    if mixes and batch_size // processes % 2:
-        raise KdbenchError(
-            f"batch_size = {batch_size} leaves {processes} processes an odd number of images, which cannot be mixed in pairs"
-        )
+    reason = why_not_shared(batch_size, mixes)
+    if reason:
+        raise KdbenchError(reason)
     return rows_of(rank(), processes, batch_size)
+
+
+def why_not_shared(batch_size: int, mixes: bool) -> str | None:
+    """Why the processes cannot share a batch of so many images, or None."""
+    processes = world_size()
+    if batch_size % processes:
+        return f"batch_size = {batch_size} cannot be shared equally by {processes} processes"
+    if mixes and processes > 1 and batch_size // processes % 2:
+        return f"batch_size = {batch_size} leaves {processes} processes an odd number of images, which cannot be mixed in pairs"
+    return None
 
 
 def share_of(count: int) -> range:
@@ -205,6 +226,34 @@ def join_batch_norms(module: nn.Module) -> nn.Module:
     return module
 
 
+class JointDropPath(nn.Module):
+    """Stochastic depth with the masks that one process would draw for the global batch; otherwise as timm's ``DropPath``."""
+
+    def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+        self.scale_by_keep = scale_by_keep
+
+    def forward(self, value: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0.0:
+            return value
+        keep = 1.0 - self.drop_prob
+        ones = [1] * (value.ndim - 1)
+        mask = draw_for_batch(lambda count: value.new_empty(count, *ones).bernoulli_(keep), len(value))
+        return value * (mask / keep if self.scale_by_keep and keep > 0.0 else mask)
+
+
+def join_drop_paths(net: nn.Module) -> None:
+    """Give the layers of stochastic depth the masks of the global batch, in place."""
+    from timm.layers import DropPath
+
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, DropPath):
+                joint = JointDropPath(float(child.drop_prob), child.scale_by_keep)
+                setattr(parent, name, joint.train(child.training))
+
+
 def sync_student(net: nn.Module, device: torch.device) -> nn.Module:
     """A timm net whose BatchNorm is over the global batch.
 
@@ -225,5 +274,5 @@ def send(text: str | None) -> str | None:
     """Give a text from the first process to all; others pass anything."""
     box = [text]
     if world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_between_jobs)
     return box[0]

@@ -13,6 +13,7 @@ from kdbench.claims import Claims
 from kdbench.errors import KdbenchError
 from kdbench.nets.weights import weights_folder
 from kdbench.plan import Cohort, Plan, make_plan
+from kdbench.recipe import Recipe
 from kdbench.registry import catalog
 from kdbench.store import CellFolder, Store
 from kdbench.suite import load_suite
@@ -143,8 +144,21 @@ def perform_together(job: Job) -> None:
     _work(job, plan, Store(job.out), device, lambda event: None)
 
 
+def recipe_of(job: Job) -> Recipe:
+    """The recipe by which a job trains."""
+    plan = _plan_of(job)
+    if job.kind == "teacher":
+        teachers = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
+        return teachers[0].recipe
+    return _find({cell.folder: cell for cell in plan.cells}, job)[0].recipe
+
+
+def _plan_of(job: Job) -> Plan:
+    return make_plan(load_suite(job.suite), job.choice, catalog(job.choice.plugins))
+
+
 def _prepare(job: Job) -> tuple[Plan, Any]:
-    plan = make_plan(load_suite(job.suite), job.choice, catalog(job.choice.plugins))
+    plan = _plan_of(job)
     from kdbench.engine import work  # seconds of imports, which a job that is wrong need not wait for
 
     return plan, work.setup(job.threads, job.device)

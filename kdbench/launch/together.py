@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 
 from kdbench.launch.inprocess import InProcessLauncher
-from kdbench.launch.job import Job, perform_together
+from kdbench.launch.job import Event, Job, perform_together, recipe_of
+from kdbench.launch.local import LocalLauncher
 
 
 def launcher_of_environment() -> str | None:
@@ -24,7 +25,39 @@ def launcher_of_environment() -> str | None:
 
 
 class TogetherLauncher(InProcessLauncher):
-    """The first process's launcher: see ``Launcher``. A job is done when ``submit`` returns."""
+    """The first process's launcher: see ``Launcher``. A job is done when ``submit`` returns.
+
+    A job whose batches the processes cannot share equally is done in a process apart, on its own, while all others wait: with the
+    figures of a single process, at its speed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._apart = LocalLauncher(1)
+        self._running_apart = 0
+
+    def submit(self, job: Job) -> None:
+        from kdbench.engine import parallel
+
+        recipe = recipe_of(job)
+        reason = parallel.why_not_shared(recipe.batch_size, recipe.augment.mixes)
+        if reason is None:
+            super().submit(job)
+            return
+        self._events.append({"event": "warning", "job": job.name, "reason": f"{reason}: one process does this alone"})
+        self._running_apart += 1
+        self._apart.submit(job)
+
+    def poll(self, seconds: float) -> list[Event]:
+        own = super().poll(seconds)
+        if not self._running_apart:
+            return own
+        apart = self._apart.poll(0.0 if own else seconds)
+        self._running_apart -= sum(event["event"] == "finished" for event in apart)
+        return own + apart
+
+    def cancel(self) -> None:
+        self._apart.cancel()
 
     def before_work(self, job: Job) -> None:
         from kdbench.engine import parallel

@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from timm.layers import DropPath
+from torch import nn
 
+from kdbench import distributed
+from kdbench.engine import parallel
 from kdbench.registry import catalog
 from kdbench.store import load_results
 
@@ -44,9 +49,9 @@ default_protocol: only
 """
 
 
-def run(folder: Path, methods: str, pairs: str, processes: int) -> Path:
+def run(folder: Path, methods: str, pairs: str, processes: int, text: str = SUITE) -> Path:
     suite = folder / "together.yaml"
-    suite.write_text(SUITE)
+    suite.write_text(text)
     out = folder / f"with-{processes}"
     command = ["-m", "kdbench", "run", str(suite), "--methods", methods, "--pairs", pairs, "--out", str(out)]
     command += ["--device", "cpu", "--on", "inprocess"]
@@ -74,6 +79,45 @@ def compare(one: Path, two: Path) -> None:
 def test_torchrun_with_two_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
     methods = "scratch,kd,crd,cc,mgd"
     compare(run(tmp_path, methods, "mlp--vit", 1), run(tmp_path, methods, "mlp--vit", 2))
+
+
+@pytest.mark.xdist_group("two processes")
+def test_a_batch_that_cannot_be_shared_is_trained_by_one_process_while_the_others_wait(tmp_path: Path) -> None:
+    odd = SUITE.replace("batch_size: 20", "batch_size: 15")
+    outs = [run(tmp_path, "scratch,kd", "mlp--vit", processes, odd) for processes in (1, 2)]
+    first, second = (load_results(out).set_index("path").sort_index() for out in outs)
+    assert list(first["state"]) == ["done", "done"]
+    assert list(second["state"]) == ["done", "done"]
+    for path in first.index:
+        one, two = (json.loads((out / path / "result.json").read_text()) for out in outs)
+        assert one["metrics"]["last"] == two["metrics"]["last"]
+        assert "processes" not in two["cost"]
+
+
+def test_stochastic_depth_in_a_single_process_is_that_of_timm() -> None:
+    value = torch.rand(16, 5, 3, requires_grad=True)
+    for scale in (True, False):
+        net = nn.Sequential(DropPath(0.4, scale))
+        torch.manual_seed(1)
+        expected = net(value)
+        parallel.join_drop_paths(net)
+        assert isinstance(net[0], parallel.JointDropPath)
+        torch.manual_seed(1)
+        assert torch.equal(net(value), expected)
+        assert torch.equal(net.eval()(value), value)
+
+
+def test_stochastic_depth_of_two_processes_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = parallel.JointDropPath(0.5, True)
+    value = torch.rand(12, 4) + 0.1
+    torch.manual_seed(3)
+    whole = layer(value)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for process in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda process=process: process)
+        rows = distributed.rows_of(process, 2, len(value))
+        torch.manual_seed(3)
+        assert torch.equal(layer(value[rows]), whole[rows])
 
 
 @pytest.mark.slow
