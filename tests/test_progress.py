@@ -156,3 +156,11 @@ def test_plain_lines_are_chosen_where_there_is_no_terminal(capsys: pytest.Captur
 )
 def test_seconds_are_shown_as_a_clock_does(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_plain_lines_tell_warnings_at_once() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress(3, stream=stream)
+    progress.start(jobs())
+    progress.event({"event": "warning", "job": COHORT, "reason": "one process does this alone"})
+    assert stream.getvalue() == f"note: {COHORT}: one process does this alone\n"

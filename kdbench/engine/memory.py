@@ -209,7 +209,6 @@ def _student_step(
     net, _ = _net(spec, classes)
     with _without_data(), saved_storages() as kept:
         outputs = _run(net.train(), size, needs, strong)
-        outputs.logits.sum()
     return outputs, kept
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from kdbench.errors import KdbenchError
 from kdbench.launch.inprocess import InProcessLauncher
 from kdbench.launch.job import Event, Job, perform_together, recipe_of
 from kdbench.launch.local import LocalLauncher
@@ -39,8 +40,11 @@ class TogetherLauncher(InProcessLauncher):
     def submit(self, job: Job) -> None:
         from kdbench.engine import parallel
 
-        recipe = recipe_of(job)
-        reason = parallel.why_not_shared(recipe.batch_size, recipe.augment.mixes)
+        try:
+            recipe = recipe_of(job)
+            reason = parallel.why_not_shared(recipe.batch_size, recipe.augment.mixes)
+        except KdbenchError:
+            reason = None  # the job meets and reports the same
         if reason is None:
             super().submit(job)
             return
@@ -99,7 +103,6 @@ def follow() -> None:
         KdbenchError: if a job as a whole cannot be done; the first process meets and reports the same.
     """
     from kdbench.engine import parallel
-    from kdbench.errors import KdbenchError
 
     while True:
         text = parallel.send(None)
