@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdbench.hyperparameters import Range
     from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task
     from kdbench.registry import register_method
     from kdbench.store import load_results
@@ -22,6 +23,7 @@ _HOME = {
     "Method": "kdbench.method",
     "NetInfo": "kdbench.method",
     "Outputs": "kdbench.method",
+    "Range": "kdbench.hyperparameters",
     "StageInfo": "kdbench.method",
     "Task": "kdbench.method",
     "load_results": "kdbench.store",
@@ -34,6 +36,7 @@ __all__ = [
     "Method",
     "NetInfo",
     "Outputs",
+    "Range",
     "StageInfo",
     "Task",
     "__version__",

@@ -3,19 +3,84 @@
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kdbench.errors import HyperparameterError
 
 
 @dataclass(frozen=True)
+class Range:
+    """Valid values of a number: ``temperature: Annotated[float, Range(above=0, search=(0.5, 8), scale="log")] = 1.0``.
+
+    A value outside is refused before anything trains. In a tuple each element is checked.
+
+    Attributes:
+        above, at_least: lower bound, exclusive or inclusive.
+        below, at_most: upper bound, likewise.
+        search: the interval that a search of hyper-parameters draws from; None: not searched unless it is asked for.
+        scale: how it is drawn, uniformly or log-uniformly.
+    """
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    search: tuple[float, float] | None = None
+    scale: Literal["linear", "log"] = "linear"
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.above is None or value > self.above)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.below is None or value < self.below)
+            and (self.at_most is None or value <= self.at_most)
+        )
+
+    def __str__(self) -> str:
+        if self.at_least is not None and self.at_most is not None:
+            return f"must lie in [{self.at_least:g}, {self.at_most:g}]"
+        bounds = [
+            text.format(bound)
+            for text, bound in (
+                ("above {:g}", self.above),
+                ("{:g} or more", self.at_least),
+                ("below {:g}", self.below),
+                ("{:g} or less", self.at_most),
+            )
+            if bound is not None
+        ]
+        return f"must be {' and '.join(bounds) or 'finite'}"
+
+
+@dataclass(frozen=True)
 class Hyperparameter:
-    """A keyword-only argument of a method's ``__init__``: its default and its annotation as written."""
+    """A keyword-only argument of a method's ``__init__``: its default, its annotation as written, its range if it has one."""
 
     name: str
     default: Any
     annotation: str
+    range: Range | None = None
+
+    @classmethod
+    def read(cls, name: str, default: Any, annotation: str) -> Hyperparameter:
+        """Split ``Annotated[TYPE, Range(...)]`` into type and range.
+
+        Raises:
+            ValueError: for a range that is no literal.
+        """
+        node = ast.parse(annotation, mode="eval").body
+        if not isinstance(node, ast.Subscript) or getattr(node.value, "id", getattr(node.value, "attr", "")) != "Annotated":
+            return cls(name, default, annotation)
+        kind, *extras = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        ranges = [
+            Range(**{keyword.arg or "": ast.literal_eval(keyword.value) for keyword in extra.keywords})
+            for extra in extras
+            if isinstance(extra, ast.Call) and getattr(extra.func, "id", getattr(extra.func, "attr", "")) == "Range"
+        ]
+        return cls(name, default, ast.unparse(kind), ranges[0] if ranges else None)
 
     def check(self, value: Any, where: str) -> Any:
         """Return the value in the annotated type.
@@ -28,6 +93,10 @@ class Hyperparameter:
             raise HyperparameterError(
                 f"{where}.{self.name} = {value!r}: expected {self.annotation}, got {type(value).__name__}"
             )
+        if self.range is not None:
+            for number in converted if isinstance(converted, tuple) else (converted,):
+                if isinstance(number, (int, float)) and number not in self.range:
+                    raise HyperparameterError(f"{where}.{self.name} = {value!r}: {self.range}")
         return converted
 
 

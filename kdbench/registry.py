@@ -345,7 +345,7 @@ def _keyword_arguments(function: ast.FunctionDef) -> dict[str, Hyperparameter]:
             raise ValueError("a hyper-parameter without a default")
         value = _literal(default)
         annotation = ast.unparse(argument.annotation) if argument.annotation else type(value).__name__
-        parameters[argument.arg] = Hyperparameter(argument.arg, value, annotation)
+        parameters[argument.arg] = Hyperparameter.read(argument.arg, value, annotation)
     return parameters
 
 
@@ -364,7 +364,7 @@ def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]
             raise PluginError(f"plugin {path}: hyper-parameter {name}.{argument.name} has no default")
         hint = argument.annotation
         text = type(argument.default).__name__ if hint is argument.empty else getattr(hint, "__name__", str(hint))
-        parameters[argument.name] = Hyperparameter(
+        parameters[argument.name] = Hyperparameter.read(
             argument.name, argument.default, hint if isinstance(hint, str) else text
         )
     return {**{key: getattr(cls, key, _DEFAULTS[key]) for key in _ATTRIBUTES}, "hyperparameters": parameters}
