@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdbench.data.images import FileSet, ImageSet
-from kdbench.recipe import Recipe
+from kdbench.suite.recipe import Recipe
 
 
 def pictures(count: int = 20, height: int = 40, width: int = 48, classes: int = 4, seed: int = 0) -> ImageSet:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kdbench.choice import Choice
-from kdbench.launch.balance import balance
-from kdbench.plan import Cohort, make_plan
-from kdbench.registry import catalog
-from kdbench.suite import load_suite
+from kdbench.forecast.balance import balance
+from kdbench.matrix.cells import Cohort, make_plan
+from kdbench.matrix.request import Choice
+from kdbench.plugins.registry import catalog
+from kdbench.suite.suite import load_suite
 
 
 @pytest.fixture(scope="module")

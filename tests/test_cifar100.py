@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.data import cifar100
-from kdbench.data.catalog import check_dataset, download_dataset, load_dataset
-from kdbench.data.download import FileFacts, facts_of, fetch, unpack
 from kdbench.data.images import Dataset
-from kdbench.data.spec import DatasetSpec
+from kdbench.datasets import cifar100
+from kdbench.datasets.download import FileFacts, facts_of, fetch, unpack
+from kdbench.datasets.load import check_dataset, download_dataset, load_dataset
 from kdbench.errors import KdbenchError
-from kdbench.plan import Choice, Plan, make_plan
-from kdbench.registry import catalog
-from kdbench.suite import Suite, load_suite, merge
+from kdbench.matrix.cells import Choice, Plan, make_plan
+from kdbench.plugins.registry import catalog
+from kdbench.suite.dataset import DatasetSpec
+from kdbench.suite.suite import Suite, load_suite, merge
 
 TRAIN_PER_CLASS, TEST_PER_CLASS, HELD_OUT = 4, 2, 1
 
@@ -302,7 +302,7 @@ def test_wrong_content_is_refused_in_one_line(write: Callable[..., Path], change
 @pytest.mark.parametrize(
     ("module", "name"),
     [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("__builtin__", "eval"), ("numpy", "load"),
-     ("numpy.core.multiarray", "scalar"), ("kdbench.data.cifar100", "load"), ("no_such_module", "thing")],
+     ("numpy.core.multiarray", "scalar"), ("kdbench.datasets.cifar100", "load"), ("no_such_module", "thing")],
 )  # fmt: skip
 def test_pickle_that_calls_anything_else_is_refused_and_nothing_is_called(
     write: Callable[..., Path], tmp_path: Path, module: str, name: str

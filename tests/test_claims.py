@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import claims as module
-from kdbench.claims import NAME, ClaimLostError, Claims, Watch, read_holder, take_away
+from kdbench.store import claims as module
+from kdbench.store.claims import NAME, ClaimLostError, Claims, Watch, read_holder, take_away
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from kdbench.claims import Claims\n"
+    "import sys, time; from pathlib import Path; from kdbench.store.claims import Claims\n"
     "claims = Claims(ticket=sys.argv[2], beat=0.05)\n"
     "print(claims.take(Path(sys.argv[1])), flush=True)\n"
 )

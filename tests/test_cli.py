@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import cli
-from kdbench.choice import Choice
-from kdbench.cli import _subparsers, build_parser
+from kdbench.cli import parser
+from kdbench.cli.parser import _subparsers, build_parser
 from kdbench.errors import KdbenchError
-from kdbench.plan import make_plan
-from kdbench.registry import METHODS, catalog
-from kdbench.store import FORMAT, Store, write_bytes, write_json
-from kdbench.suite import load_suite
+from kdbench.matrix.cells import make_plan
+from kdbench.matrix.request import Choice
+from kdbench.plugins.registry import METHODS, catalog
+from kdbench.store.folders import FORMAT, Store, write_bytes, write_json
+from kdbench.suite.suite import load_suite
 
 from .conftest import Said, tiny
 from .test_store import result
@@ -56,7 +56,7 @@ def filled(tmp_path: Path, write_suite: Callable[..., Path]) -> tuple[Path, Path
 def imported(*words: str) -> tuple[float, list[str]]:
     """Seconds of the processor that a command takes in a process of its own, and which heavy modules it imported."""
     script = (
-        "import sys\nfrom kdbench.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom kdbench.cli.parser import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"print('\\nheavy:', *[name for name in {HEAVY} if name in sys.modules])"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -203,7 +203,7 @@ def test_bad_suite_file_is_told_with_its_line(kdbench: Kdbench, write_suite: Cal
 
 
 def test_message_of_many_lines_is_told_in_one(kdbench: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdbench import commands
+    from kdbench.cli import commands
 
     def fail(options: argparse.Namespace) -> int:
         raise KdbenchError("first\nsecond")
@@ -213,7 +213,7 @@ def test_message_of_many_lines_is_told_in_one(kdbench: Kdbench, monkeypatch: pyt
 
 
 def test_ctrl_c_ends_any_verb_in_one_line(kdbench: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdbench import commands
+    from kdbench.cli import commands
 
     def interrupt(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt
@@ -224,7 +224,7 @@ def test_ctrl_c_ends_any_verb_in_one_line(kdbench: Kdbench, monkeypatch: pytest.
 
 def test_reader_that_closes_the_pipe_early_sees_no_traceback() -> None:
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -m kdbench.cli list methods --json | head -n 1"],
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m kdbench.cli.parser list methods --json | head -n 1"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
@@ -319,7 +319,7 @@ def test_help_names_every_verb_and_every_verb_has_help(kdbench: Kdbench) -> None
 
 
 def test_version_is_told(kdbench: Kdbench) -> None:
-    assert kdbench("--version").out == f"kdbench {cli.__version__}\n"
+    assert kdbench("--version").out == f"kdbench {parser.__version__}\n"
 
 
 def test_status_counts_the_cells_of_each_pair_and_names_what_is_damaged(

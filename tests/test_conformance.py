@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench import cli
+from kdbench.cli import parser
 from kdbench.conformance import CHECKS, Failure, Skip, check_method, examine
 from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, sample, teacher_hashes
 from kdbench.conformance.settings import _others
-from kdbench.hyperparameters import Hyperparameter
-from kdbench.registry import METHODS, catalog
+from kdbench.plugins.hyperparameters import Hyperparameter
+from kdbench.plugins.registry import METHODS, catalog
 
 BUILT_IN = catalog()
 #: Each family once on either side.
@@ -455,7 +455,7 @@ def test_the_command_says_what_failed_and_goes_on_with_the_next_method(write, ca
         write("leaky", FORWARD="teacher.logits.mul_(2)"),
         write("fine"),
     ]
-    status = cli.main(
+    status = parser.main(
         ["test", "broken", "leaky", "fine", *(word for file in files for word in ("--plugin", str(file)))]
     )
     out = capsys.readouterr().out
@@ -471,9 +471,9 @@ def test_the_command_says_what_failed_and_goes_on_with_the_next_method(write, ca
 
 def test_the_command_takes_globs_and_a_plugins_own_methods(write, capsys, monkeypatch) -> None:
     monkeypatch.setattr("kdbench.conformance.inspector.PAIRS", THREE[:1])
-    assert cli.main(["test", "scr*"]) == 0
+    assert parser.main(["test", "scr*"]) == 0
     assert "scratch  ok" in capsys.readouterr().out
-    assert cli.main(["test", "--plugin", str(write("own"))]) == 0
+    assert parser.main(["test", "--plugin", str(write("own"))]) == 0
     out = capsys.readouterr().out
     assert "1 of 1 methods pass" in out
     assert "own  ok" in out
@@ -483,7 +483,7 @@ def test_a_plugin_that_does_not_parse_does_not_stop_the_others(tmp_path, write, 
     monkeypatch.setattr("kdbench.conformance.inspector.PAIRS", THREE[:1])
     bad = tmp_path / "bad.py"
     bad.write_text("def (:\n")
-    assert cli.main(["test", "--plugin", str(bad), "--plugin", str(write("fine"))]) == 1
+    assert parser.main(["test", "--plugin", str(bad), "--plugin", str(write("fine"))]) == 1
     seen = capsys.readouterr()
     assert "fine  ok" in seen.out
     assert "bad.py, line 1" in seen.err
@@ -492,7 +492,7 @@ def test_a_plugin_that_does_not_parse_does_not_stop_the_others(tmp_path, write, 
 @pytest.mark.parametrize("arguments", [["test", "kdd"], ["test", "--plugin", "missing.py"], ["test", "--plugins", "x"]])
 def test_a_wrong_request_is_one_line_and_status_2(arguments, capsys) -> None:
     try:
-        status = cli.main(arguments)
+        status = parser.main(arguments)
     except SystemExit as leaving:
         status = leaving.code
     assert status == 2
@@ -501,7 +501,7 @@ def test_a_wrong_request_is_one_line_and_status_2(arguments, capsys) -> None:
 
 def test_pairs_left_out_are_shown_at_the_end_with_the_reason(write, capsys, monkeypatch) -> None:
     monkeypatch.setattr("kdbench.conformance.inspector.PAIRS", THREE)
-    assert cli.main(["test", "--plugin", str(write(CLASS=ONLY_CNN))]) == 0
+    assert parser.main(["test", "--plugin", str(write(CLASS=ONLY_CNN))]) == 0
     out = capsys.readouterr().out
     assert "vit -> mlp, cnn -> vit" in out
     assert "students must be CNNs" in out

@@ -9,11 +9,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from kdbench.data.catalog import DATASETS, find_dataset, load_dataset
 from kdbench.data.images import Dataset, ImageSet
 from kdbench.data.pipeline import DevicePipeline, TrainingBatch, random_shift, strong_augment
+from kdbench.datasets.load import load_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.suite import Recipe
+from kdbench.suite.datasets import DATASETS, find_dataset
+from kdbench.suite.suite import Recipe
 
 CHECKSUM = "830e0cebb3d890900d41624bdc6e203957c51871bede4248b4429d480a581d27"
 

@@ -20,21 +20,21 @@ from typing import Any
 
 import pytest
 
-from kdbench import limits
-from kdbench.choice import Choice
-from kdbench.claims import Claims
-from kdbench.estimate import JobEstimate, wall_time
+from kdbench.cli import limits
+from kdbench.forecast.time import JobEstimate, wall_time
 from kdbench.launch import slurm
 from kdbench.launch.execute import MAX_CRASHES, execute, sort_out
 from kdbench.launch.inprocess import InProcessLauncher
 from kdbench.launch.job import Event, Job, job_for_cohort
 from kdbench.launch.local import LocalLauncher
 from kdbench.launch.remote import EventFiles
-from kdbench.plan import Plan, make_plan
-from kdbench.registry import METHODS, catalog
-from kdbench.store import Store, load_results, read_json, write_bytes
-from kdbench.suite import load_suite
-from kdbench.wiring import check_cells
+from kdbench.matrix.cells import Plan, make_plan
+from kdbench.matrix.check import check_cells
+from kdbench.matrix.request import Choice
+from kdbench.plugins.registry import METHODS, catalog
+from kdbench.store.claims import Claims
+from kdbench.store.folders import Store, load_results, read_json, write_bytes
+from kdbench.suite.suite import load_suite
 
 from .conftest import Said
 from .test_claims import elsewhere
@@ -54,7 +54,7 @@ def forget_plugins() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A suite file, and a run directory in which its default protocol is done. Copy it before changing it."""
-    from kdbench.cli import main
+    from kdbench.cli.parser import main
 
     from .conftest import tiny
 
@@ -475,7 +475,7 @@ def test_plan_that_costs_more_than_it_may_is_refused_with_its_estimate(
 def test_more_than_a_day_is_asked_for_and_refused_where_nobody_can_be_asked(
     trained: tuple[Path, Path], kdbench: Kdbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kdbench.limits.LONG_RUN_HOURS", 0.0)
+    monkeypatch.setattr("kdbench.cli.limits.LONG_RUN_HOURS", 0.0)
     words = ("run", trained[0], "--out", tmp_path / "runs", "--device", "cpu")
     said = kdbench(*words)
     assert said.status == 2
@@ -491,8 +491,8 @@ def test_short_plan_is_not_timed_before_it_begins(trained: tuple[Path, Path], mo
     def refuse(*arguments: object) -> None:
         raise AssertionError("steps were timed")
 
-    monkeypatch.setattr("kdbench.engine.probe.probe_cohort", refuse)
-    monkeypatch.setattr("kdbench.engine.probe.probe_teacher", refuse)
+    monkeypatch.setattr("kdbench.forecast.probe.probe_cohort", refuse)
+    monkeypatch.setattr("kdbench.forecast.probe.probe_teacher", refuse)
     made = make_plan(load_suite("digits"), Choice(), catalog())
     options = argparse.Namespace(yes=False, max_hours=None, data=None, device="cpu", on="local")
     limits.check_cost(made, made.cohorts(), Store("nowhere"), options, 2)
@@ -666,7 +666,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_printed_commands_go_on_and_replay(
         "cpu",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdbench.cli", *words],
+        [sys.executable, "-m", "kdbench.cli.parser", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "300"},
     )  # fmt: skip
     try:

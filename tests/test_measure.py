@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.measure import expected_calibration_error, measure
-from kdbench.store import METRICS
+from kdbench.plugins.metrics import expected_calibration_error, measure
+from kdbench.store.folders import METRICS
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

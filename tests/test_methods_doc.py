@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench import cli
+from kdbench.cli import parser
 from kdbench.conformance import CHECKS, check_method
 from kdbench.method import NEEDS
-from kdbench.methodtable import (
+from kdbench.plugins.methodtable import (
     COSTS,
     FAMILIES,
     PAGE,
@@ -24,11 +24,11 @@ from kdbench.methodtable import (
     methods_page,
     short_count,
 )
-from kdbench.registry import FAMILIES as KNOWN_FAMILIES
-from kdbench.registry import METHODS, catalog
+from kdbench.plugins.registry import FAMILIES as KNOWN_FAMILIES
+from kdbench.plugins.registry import METHODS, catalog
 
 GUIDE = PAGE.with_name("adding-a-method.md")
-STALE = "is stale: run python -m kdbench.methodtable"
+STALE = "is stale: run python -m kdbench.plugins.methodtable"
 
 
 @pytest.fixture(autouse=True)
@@ -100,12 +100,12 @@ def test_parameters_are_counted_in_a_few_characters(number, text) -> None:
 
 
 def test_the_list_of_methods_fits_120_columns_and_shows_extra_parameters(capsys) -> None:
-    assert cli.main(["list", "methods"]) == 0
+    assert parser.main(["list", "methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120
     (row,) = (line for line in lines if line.startswith("ofa "))
     assert "1.63 M" in row
-    assert cli.main(["list", "methods", "--json"]) == 0
+    assert parser.main(["list", "methods", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["ofa"]["extra_parameters"] == extra_parameters()["ofa"]
     assert set(rows["kd"]["extra_parameters"]) == set(REFERENCE_PAIRS)
@@ -113,15 +113,15 @@ def test_the_list_of_methods_fits_120_columns_and_shows_extra_parameters(capsys)
 
 def test_a_plugin_is_listed_without_extra_parameters(tmp_path: Path, capsys) -> None:
     path = tmp_path / "mine.py"
-    assert cli.main(["new-method", "mine", "--to", str(path)]) == 0
+    assert parser.main(["new-method", "mine", "--to", str(path)]) == 0
     capsys.readouterr()
-    assert cli.main(["list", "methods", "--plugin", str(path)]) == 0
+    assert parser.main(["list", "methods", "--plugin", str(path)]) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("mine "))
     assert re.search(r"\?", row)
 
 
 def test_listing_methods_does_not_load_torch() -> None:
-    program = "import sys; from kdbench import cli; cli.main(['list', 'methods']); print('torch' in sys.modules)"
+    program = "import sys; from kdbench import cli; parser.main(['list', 'methods']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
 

@@ -23,10 +23,10 @@ from kdbench.data.mixing import Mixer
 from kdbench.data.order import epoch_order, repeated
 from kdbench.data.pipeline import make_pipeline
 from kdbench.data.resample import crop_and_resize, resize_and_centre
-from kdbench.data.spec import DatasetSpec
 from kdbench.errors import KdbenchError
-from kdbench.recipe import ResizedCrop
 from kdbench.seeding import seed_for
+from kdbench.suite.dataset import DatasetSpec
+from kdbench.suite.recipe import ResizedCrop
 from tests.pictures import files, histogram, pictures, recipe
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -16,12 +16,12 @@ from kdbench.data.batches import Frame
 from kdbench.data.exact import ExactPipeline
 from kdbench.data.images import FileSet, Images, ImageSet
 from kdbench.data.pipeline import make_pipeline
-from kdbench.data.spec import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
-from kdbench.data.transforms import training_transform
-from kdbench.data.views import EvaluationView, evaluation_batches
+from kdbench.data.transforms import EvaluationView, training_transform
+from kdbench.data.views import evaluation_batches
 from kdbench.errors import KdbenchError
-from kdbench.recipe import Augment, ResizedCrop
 from kdbench.seeding import seed_for
+from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
+from kdbench.suite.recipe import Augment, ResizedCrop
 from tests.pictures import files, pictures, recipe
 from tests.test_pipelines_device import EVERYTHING, assert_part
 

@@ -17,9 +17,10 @@ import torch
 from kdbench.data.exact import ExactPipeline
 from kdbench.data.loader import Loader, default_workers
 from kdbench.data.pipeline import make_pipeline
-from kdbench.data.spec import DatasetSpec
-from kdbench.data.views import EvaluationView, evaluation_batches
+from kdbench.data.transforms import EvaluationView
+from kdbench.data.views import evaluation_batches
 from kdbench.errors import KdbenchError
+from kdbench.suite.dataset import DatasetSpec
 from tests.pictures import files, recipe
 from tests.test_pipelines_device import EVERYTHING, assert_part
 

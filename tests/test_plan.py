@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from kdbench.choice import Choice, parse_set, replay_command
-from kdbench.cli import build_parser
-from kdbench.commands import plan_of
-from kdbench.data.catalog import DATASETS, DatasetEntry
+from kdbench.cli.commands import plan_of
+from kdbench.cli.parser import build_parser
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
-from kdbench.plan import Cell, Plan, make_plan
-from kdbench.registry import METHODS, catalog
-from kdbench.wiring import check_cells
+from kdbench.matrix.cells import Cell, Plan, make_plan
+from kdbench.matrix.check import check_cells
+from kdbench.matrix.request import Choice, parse_set, replay_command
+from kdbench.plugins.registry import METHODS, catalog
+from kdbench.suite.datasets import DATASETS, DatasetEntry
 
 from .conftest import tiny_suite
 
@@ -127,7 +127,7 @@ def test_more_images_per_class_than_the_smallest_class_has_are_refused() -> None
 
 
 def test_data_set_of_unknown_size_is_left_to_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DATASETS, "digits", DatasetEntry("digits", "Digits", 10, "", "", "kdbench.data.digits"))
+    monkeypatch.setitem(DATASETS, "digits", DatasetEntry("digits", "Digits", 10, "", "", "kdbench.datasets.digits"))
     plan({"dataset": {"images_per_class": None}, "recipes": {"token": {"batch_size": 5000}}})
 
 
@@ -208,7 +208,8 @@ def test_identity_of_a_teacher_is_that_of_its_own_training() -> None:
 
 def test_identity_is_the_same_in_every_process(write_suite: Callable[..., Path]) -> None:
     script = (
-        "import sys; from kdbench.plan import *; from kdbench.suite import load_suite; from kdbench.registry import catalog\n"
+        "import sys; from kdbench.matrix.cells import *; from kdbench.suite.suite import load_suite\n"
+        "from kdbench.plugins.registry import catalog\n"
         "print([c.hash + c.teacher.hash for c in make_plan(load_suite(sys.argv[1]), Choice(), catalog()).cells])\n"
         "assert 'torch' not in sys.modules"
     )

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from kdbench import progress as module
-from kdbench.choice import Choice
+from kdbench.cli import progress as module
+from kdbench.cli.progress import LiveProgress, PlainProgress, Progress, format_seconds, make_progress
 from kdbench.launch.job import Job
-from kdbench.progress import LiveProgress, PlainProgress, Progress, format_seconds, make_progress
+from kdbench.matrix.request import Choice
 
 TEACHER, COHORT = "teacher cnn", "cnn--vit, token, seed 0"
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from kdbench.choice import Choice
-from kdbench.nets.spec import WeightsFile
-from kdbench.plan import Plan, make_plan
-from kdbench.registry import catalog
-from kdbench.report.published import find_published, normalise_net
-from kdbench.suite import Suite, load_suite, read_suite, split_pair, suite_files
-from kdbench.teacherplan import plan_teacher
-from kdbench.wiring import check_cells
+from kdbench.matrix.cells import Plan, make_plan
+from kdbench.matrix.check import check_cells
+from kdbench.matrix.request import Choice
+from kdbench.matrix.teachers import plan_teacher
+from kdbench.plugins.registry import catalog
+from kdbench.reporting.published import find_published, normalise_net
+from kdbench.suite.net import WeightsFile
+from kdbench.suite.suite import Suite, load_suite, read_suite, split_pair, suite_files
 
 from .conftest import tiny_suite
 from .test_suite import TEXT, refusal

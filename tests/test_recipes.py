@@ -13,8 +13,8 @@ from timm.scheduler import create_scheduler_v2
 
 from kdbench.engine.optim import Schedule, build_optim_wrapper
 from kdbench.nets.tapped import TappedNet
-from kdbench.recipe import Recipe
-from kdbench.suite import Suite, load_suite, suite_files
+from kdbench.suite.recipe import Recipe
+from kdbench.suite.suite import Suite, load_suite, suite_files
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
-from kdbench.hyperparameters import Hyperparameter
-from kdbench.registry import (
+from kdbench.plugins.hyperparameters import Hyperparameter
+from kdbench.plugins.registry import (
     _ATTRIBUTES,
     METHODS,
     MethodEntry,

@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from kdbench.choice import Choice
-from kdbench.claims import ClaimLostError, Claims
 from kdbench.errors import KdbenchError
-from kdbench.plan import Cell, make_plan
-from kdbench.registry import catalog
-from kdbench.store import (
+from kdbench.matrix.cells import Cell, make_plan
+from kdbench.matrix.request import Choice
+from kdbench.plugins.registry import catalog
+from kdbench.store.claims import ClaimLostError, Claims
+from kdbench.store.folders import (
     COLUMNS,
     FORMAT,
     METRICS,
@@ -94,7 +94,7 @@ def test_crash_before_the_rename_leaves_the_old_file_and_no_rest(
 
 def test_process_killed_between_write_and_rename_leaves_the_old_file(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from kdbench.store import write_json\n"
+        "import os, sys; from pathlib import Path; from kdbench.store.folders import write_json\n"
         "path = Path(sys.argv[1]); write_json(path, {'a': 1})\n"
         "os.replace = lambda *a: os._exit(9); write_json(path, {'a': 2})"
     )

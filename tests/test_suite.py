@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError, UnknownNameError, is_near, nearest
-from kdbench.suite import MAX_BYTES, SuiteError, load_suite, merge, read_suite, split_pair, suite_files
+from kdbench.suite.suite import MAX_BYTES, SuiteError, load_suite, merge, read_suite, split_pair, suite_files
 
 from .conftest import tiny, tiny_suite
 

@@ -21,24 +21,24 @@ import torch
 import yaml
 from torch import Tensor
 
-from kdbench.choice import Choice, replay_command
-from kdbench.data.download import fetch_file
-from kdbench.data.spec import DatasetSpec
+from kdbench.datasets.download import fetch_file
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.prepare import rows_of
-from kdbench.engine.work import teacher_trainee
+from kdbench.engine.prepare_teacher import rows_of
+from kdbench.engine.train import teacher_trainee
 from kdbench.errors import KdbenchError
 from kdbench.launch.job import job_for_teacher
+from kdbench.matrix.cells import Plan, make_plan
+from kdbench.matrix.request import Choice, replay_command
 from kdbench.method import Task
-from kdbench.nets.checkpoints import WeightsError, load_body, load_state, read_state
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet, state_hash
-from kdbench.nets.weights import find_weights, missing_weights
-from kdbench.plan import Plan, make_plan
-from kdbench.registry import catalog
-from kdbench.store import Store, load_results, read_json
-from kdbench.suite import Suite
-from kdbench.verification import judge
+from kdbench.plugins.registry import catalog
+from kdbench.store.folders import Store, load_results, read_json
+from kdbench.suite.dataset import DatasetSpec
+from kdbench.suite.net import NetSpec
+from kdbench.suite.suite import Suite
+from kdbench.teachers.foreign import WeightsError, load_body, load_state, read_state
+from kdbench.teachers.verification import judge
+from kdbench.teachers.weights import find_weights, missing_weights
 
 from .conftest import TINY, Said, tiny
 
@@ -54,7 +54,7 @@ ONCE = {
 @pytest.fixture(scope="module")
 def net() -> TappedNet:
     """The tiny suite's CNN, trained for a second: 90 % or so of the digits."""
-    from kdbench.data.catalog import load_dataset
+    from kdbench.datasets.load import load_dataset
 
     torch.manual_seed(0)
     net = TappedNet(NetSpec.model_validate(TINY["nets"]["cnn"]), 10, "cnn")
@@ -101,7 +101,7 @@ def again(kdbench: Kdbench, data: Path, tmp_path: Path) -> Kdbench:
 
 
 def accuracy(net: TappedNet) -> float:
-    from kdbench.data.catalog import load_dataset
+    from kdbench.datasets.load import load_dataset
 
     test = load_dataset("digits").test
     assert hasattr(test, "images")

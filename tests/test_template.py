@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import cli
+from kdbench.cli import parser
 from kdbench.errors import KdbenchError
-from kdbench.registry import METHODS, catalog, read_source
-from kdbench.template import check_name, method_template, write_template
+from kdbench.plugins.registry import METHODS, catalog, read_source
+from kdbench.plugins.template import check_name, method_template, write_template
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +37,11 @@ def lines_of_code(text: str) -> int:
 
 def test_a_new_method_passes_all_checks_as_it_stands(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["new-method", "my_first"]) == 0
+    assert parser.main(["new-method", "my_first"]) == 0
     said = capsys.readouterr().out
     assert "kdbench test my_first --plugin my_first.py" in said
     assert "kdbench run digits" in said
-    assert cli.main(["test", "my_first", "--plugin", "my_first.py"]) == 0
+    assert parser.main(["test", "my_first", "--plugin", "my_first.py"]) == 0
 
 
 def test_the_template_is_short_and_explained() -> None:
@@ -87,7 +87,7 @@ def test_a_name_that_cannot_be_is_refused_in_one_line_before_anything_is_written
     name, words, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["new-method", name]) == 2
+    assert parser.main(["new-method", name]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
     assert list(tmp_path.iterdir()) == []
@@ -96,7 +96,7 @@ def test_a_name_that_cannot_be_is_refused_in_one_line_before_anything_is_written
 def test_a_file_that_exists_is_left_alone(tmp_path, capsys) -> None:
     path = tmp_path / "mine.py"
     path.write_text("precious")
-    assert cli.main(["new-method", "mine", "--to", str(path)]) == 2
+    assert parser.main(["new-method", "mine", "--to", str(path)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert path.read_text() == "precious"
 
@@ -104,7 +104,7 @@ def test_a_file_that_exists_is_left_alone(tmp_path, capsys) -> None:
 @pytest.mark.parametrize("target", ["missing/mine.py", "mine.txt", "."])
 def test_a_place_that_cannot_be_written_is_one_line(target, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["new-method", "mine", "--to", target]) == 2
+    assert parser.main(["new-method", "mine", "--to", target]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -112,13 +112,13 @@ def test_a_place_that_cannot_be_written_is_one_line(target, tmp_path, monkeypatc
 def test_a_name_that_a_plugin_has_is_taken(tmp_path, capsys) -> None:
     path = tmp_path / "mine.py"
     write_template("mine", path)
-    assert cli.main(["new-method", "mine", "--to", str(tmp_path / "other.py"), "--plugin", str(path)]) == 2
+    assert parser.main(["new-method", "mine", "--to", str(tmp_path / "other.py"), "--plugin", str(path)]) == 2
     assert "taken" in capsys.readouterr().err
     with pytest.raises(KdbenchError, match="taken"):
         check_name("mine", catalog([str(path)]))
 
 
 def test_writing_a_new_method_does_not_load_torch(tmp_path: Path) -> None:
-    program = "import sys; from kdbench import cli; cli.main(['new-method', 'mine']); print('torch' in sys.modules)"
+    program = "import sys; from kdbench import cli; parser.main(['new-method', 'mine']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kdbench.data.wnids import wnids
+from kdbench.datasets.imagenet.wnids import wnids
 
 #: Not in the sorted order, so that a mistake in numbering shows.
 CLASSES = ("n03000684", "n01440764", "n02102040")

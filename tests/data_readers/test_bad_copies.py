@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kdbench.data import folders, imagenet
-from kdbench.data.catalog import check_dataset, download_dataset, load_dataset
-from kdbench.data.spec import DatasetSpec
-from kdbench.data.wnids import wnids
+from kdbench.datasets import folders
+from kdbench.datasets.imagenet import imagenet
+from kdbench.datasets.imagenet.wnids import wnids
+from kdbench.datasets.load import check_dataset, download_dataset, load_dataset
 from kdbench.errors import KdbenchError
+from kdbench.suite.dataset import DatasetSpec
 from tests.data_readers import copies
 from tests.data_readers.copies import CLASSES, as_folders, jpeg, pictures, tar, write
 
@@ -115,7 +116,7 @@ def test_subset_where_all_classes_are_wanted_names_those_that_lack_and_how_to_sa
 
 
 def test_subset_that_has_a_name_is_called_by_it(tmp_path: Path) -> None:
-    from kdbench.data.classlists import CLASS_LISTS
+    from kdbench.suite.classlists import CLASS_LISTS
 
     for wnid in CLASS_LISTS["imagenette"]:
         write(tmp_path / "train" / wnid / "a.jpg", jpeg(0))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kdbench.data import imagefolder
-from kdbench.data.catalog import check_dataset, download_dataset, load_dataset
-from kdbench.data.spec import DatasetSpec
+from kdbench.datasets import imagefolder
+from kdbench.datasets.load import check_dataset, download_dataset, load_dataset
 from kdbench.errors import KdbenchError
-from kdbench.problems import Contradiction
+from kdbench.suite.dataset import DatasetSpec
+from kdbench.suite.problems import Contradiction
 from tests.data_readers.copies import jpeg, write
 
 CLASSES = ("Zebra", "ant", "cat 10", "cat 9")

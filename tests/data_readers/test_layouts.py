@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.data import imagenet
-from kdbench.data.catalog import check_dataset, load_dataset
-from kdbench.data.classlists import CLASS_LISTS
 from kdbench.data.images import Dataset, FileSet
-from kdbench.data.spec import DatasetSpec
-from kdbench.data.wnids import class_names, wnid_to_index, wnids
+from kdbench.datasets.imagenet import imagenet
+from kdbench.datasets.imagenet.wnids import class_names, wnid_to_index, wnids
+from kdbench.datasets.load import check_dataset, load_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.suite.classlists import CLASS_LISTS
+from kdbench.suite.dataset import DatasetSpec
 from tests.data_readers.copies import CLASSES, COPIES, NEED_PYARROW, PER_CLASS, as_folders, pictures, webdataset
 
 
@@ -210,7 +210,10 @@ def test_list_of_classes_is_known_without_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys; from kdbench.data.wnids import class_names; assert len(class_names()) == 1000; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from kdbench.datasets.imagenet.wnids import class_names\n"
+        "assert len(class_names()) == 1000; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

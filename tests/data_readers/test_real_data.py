@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.data.catalog import check_dataset, load_dataset
-from kdbench.data.folders import entries
-from kdbench.data.spec import DatasetSpec
-from kdbench.data.wnids import wnid_to_index, wnids
+from kdbench.datasets.folders import entries
+from kdbench.datasets.imagenet.wnids import wnid_to_index, wnids
+from kdbench.datasets.load import check_dataset, load_dataset
+from kdbench.suite.dataset import DatasetSpec
 from tests.conftest import Said
 from tests.data_readers.copies import CLASSES, as_folders, write
 
@@ -64,12 +64,12 @@ def test_what_is_worth_knowing_of_the_files_is_said_before_a_run(
     from argparse import Namespace
     from types import SimpleNamespace
 
-    from kdbench import where
+    from kdbench.launch import choose
 
     as_folders(tmp_path)
     write(tmp_path / "imagenet" / "train" / CLASSES[0] / "boxes.txt", "x")
     spec = DatasetSpec(name="imagenet1k", classes=CLASSES, image_size=32)
     made = SimpleNamespace(suite=SimpleNamespace(dataset=spec))
-    where.ready_data(Namespace(data=str(tmp_path), download=False), made)  # type: ignore[arg-type]
+    choose.ready_data(Namespace(data=str(tmp_path), download=False), made)  # type: ignore[arg-type]
     note = f"{tmp_path / 'imagenet' / 'train'}: 1 file that is no image left out, such as {CLASSES[0]}/boxes.txt"
     assert capsys.readouterr().err == f"kdbench: note: ImageNet-1K: {note}\n"

@@ -10,10 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.engine.memory import _STATES, _bytes, _state_of, _storage, _tensors, cell_need, cohort_need, saved_storages
-from kdbench.plan import Cohort
-from kdbench.room import available, fit, measured_scale
-from kdbench.store import Store, write_json
+from kdbench.forecast.fit import available, fit, measured_scale
+from kdbench.forecast.memory import (
+    _STATES,
+    _bytes,
+    _state_of,
+    _storage,
+    _tensors,
+    cell_need,
+    cohort_need,
+    saved_storages,
+)
+from kdbench.matrix.cells import Cohort
+from kdbench.store.folders import Store, write_json
 
 from .conftest import Lab, cohort_of
 from .test_no_waiting import cohort_model, take_steps

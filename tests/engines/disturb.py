@@ -44,7 +44,7 @@ def main() -> int:
         words += ["--ray-address", os.environ["RAY_ADDRESS"]]
     elif how == "time":
         words += ["--slurm", "time=2,signal-delay=80"]
-    run = subprocess.Popen([sys.executable, "-m", "kdbench.cli", *words])
+    run = subprocess.Popen([sys.executable, "-m", "kdbench.cli.parser", *words])
     if how == "slurm":
         wait_for_checkpoint(run, out)
         queue = subprocess.run(

@@ -40,27 +40,27 @@ def said(*words: object) -> str:
 
 def on_this_machine(tmp_path: Path, epochs: int = 40) -> tuple[Path, Path]:
     suite = write_matrix(tmp_path / "tiny.yaml", epochs)
-    said(sys.executable, "-m", "kdbench.cli", "run", suite, "--out", tmp_path / "local", "--device", "cpu")
+    said(sys.executable, "-m", "kdbench.cli.parser", "run", suite, "--out", tmp_path / "local", "--device", "cpu")
     return suite, tmp_path / "local"
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("smoke") / "local"
-    said(sys.executable, "-m", "kdbench.cli", "run", "digits", "--protocol", "smoke", "--out", out)
+    said(sys.executable, "-m", "kdbench.cli.parser", "run", "digits", "--protocol", "smoke", "--out", out)
     return out
 
 
 @needs_slurm
 def test_digits_on_slurm_has_the_numbers_of_a_local_run(smoke: Path, tmp_path: Path) -> None:
     words = ("run", "digits", "--protocol", "smoke", "--on", "slurm", "--out", tmp_path / "slurm")
-    said(WITH_SLURM, tmp_path / "cluster", sys.executable, "-m", "kdbench.cli", *words)
+    said(WITH_SLURM, tmp_path / "cluster", sys.executable, "-m", "kdbench.cli.parser", *words)
     assert differences(smoke, tmp_path / "slurm") == []
 
 
 @needs_ray
 def test_digits_on_ray_has_the_numbers_of_a_local_run(smoke: Path, tmp_path: Path) -> None:
-    script = '"$0" -m kdbench.cli run digits --protocol smoke --on ray --ray-address "$RAY_ADDRESS" --out "$1"'
+    script = '"$0" -m kdbench.cli.parser run digits --protocol smoke --on ray --ray-address "$RAY_ADDRESS" --out "$1"'
     said(WITH_RAY, tmp_path / "cluster", sys.executable, "bash", "-c", script, sys.executable, tmp_path / "ray")
     assert differences(smoke, tmp_path / "ray") == []
 

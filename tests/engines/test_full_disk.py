@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.cli import main
+from kdbench.cli.parser import main
 
 from .same import differences, write_matrix
 
@@ -43,7 +43,7 @@ def test_full_disk_costs_no_result_and_changes_none(small: Path, tmp_path: Path)
     suite = write_matrix(tmp_path / "tiny.yaml", 40)
     assert main(["run", str(suite), "--out", str(tmp_path / "whole"), "--device", "cpu"]) == 0
     words = ["run", str(suite), "--out", str(small / "runs"), "--device", "cpu", "--workers", "1"]
-    command = [sys.executable, "-m", "kdbench.cli", *words]
+    command = [sys.executable, "-m", "kdbench.cli.parser", *words]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 300
     while not list(small.glob("runs/*/*/*--*/*/seed*/checkpoint-*.ckpt")):

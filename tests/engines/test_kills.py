@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from kdbench.choice import Choice
 from kdbench.launch.execute import execute, sort_out
 from kdbench.launch.local import LocalLauncher
-from kdbench.plan import Plan, make_plan
-from kdbench.registry import catalog
-from kdbench.store import Store
-from kdbench.suite import load_suite
-from kdbench.wiring import check_cells
+from kdbench.matrix.cells import Plan, make_plan
+from kdbench.matrix.check import check_cells
+from kdbench.matrix.request import Choice
+from kdbench.plugins.registry import catalog
+from kdbench.store.folders import Store
+from kdbench.suite.suite import load_suite
 
 from .same import differences, results, times_trained, write_matrix
 
@@ -118,7 +118,7 @@ def test_two_runs_at_once_share_a_matrix_and_train_every_cell_once(tmp_path: Pat
     trained(made, Store(tmp_path / "whole"), suite, LocalLauncher(2))
     words = ["run", str(suite), "--out", str(tmp_path / "shared"), "--device", "cpu", "--workers", "1", "--solo"]
     runs = [
-        subprocess.Popen([sys.executable, "-m", "kdbench.cli", *words], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-m", "kdbench.cli.parser", *words], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     said = [run.communicate(timeout=500)[0] for run in runs]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.method import Task
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet, count_parameters, describe, preprocessing_of
-from kdbench.nets.zoo import LARGE_NETS, SMALL_NETS, ZOO
+from kdbench.suite.net import NetSpec
+from kdbench.suite.zoo import LARGE_NETS, SMALL_NETS, ZOO
 
 RESNET_BASIC = [(64, 56), (128, 28), (256, 14), (512, 7)]
 RESNET_DEEP = [(256, 56), (512, 28), (1024, 14), (2048, 7)]

@@ -1,1 +1,1 @@
-"""Tests of kdbench.report; `factory` makes synthetic results."""
+"""Tests of kdbench.reporting; `factory` makes synthetic results."""

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdbench.plan import Choice, Plan, make_plan
-from kdbench.registry import catalog
-from kdbench.store import FORMAT, METRICS
-from kdbench.suite import load_suite
-from kdbench.wholefiles import _checksum
+from kdbench.matrix.cells import Choice, Plan, make_plan
+from kdbench.plugins.registry import catalog
+from kdbench.store.files import _checksum
+from kdbench.store.folders import FORMAT, METRICS
+from kdbench.suite.suite import load_suite
 
 
 def large_plan(suite: str = "digits", cells: int = 10_000) -> Plan:

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdbench.report.frame import collect
-from kdbench.report.leaderboard import Leaderboard, Standing, build_leaderboard
-from kdbench.report.ranks import rank_diagram
-from kdbench.report.table import build_table
+from kdbench.reporting.frame import collect
+from kdbench.reporting.leaderboard import Leaderboard, Standing, build_leaderboard
+from kdbench.reporting.ranks import rank_diagram
+from kdbench.reporting.table import build_table
 from tests.report import factory
 
 METHODS = ("scratch", "kd", "dkd", "ofa", "crd", "fitnet")

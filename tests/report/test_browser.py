@@ -20,8 +20,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from kdbench.report import page as page_module
-from kdbench.report.page import write_report
+from kdbench.reporting.html import page as page_module
+from kdbench.reporting.html.page import write_report
 from tests.report import factory
 from tests.report.stored import write_store
 

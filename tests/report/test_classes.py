@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdbench.classes import ClassNames, read_classes, write_classes
 from kdbench.errors import KdbenchError
-from kdbench.report.classes import build_class_table, class_scores
-from kdbench.report.files import Outcomes, read_predictions
-from kdbench.report.frame import collect
-from kdbench.report.render import FORMATS, render
-from kdbench.report.table import Cell, Table
+from kdbench.reporting.classes import build_class_table, class_scores
+from kdbench.reporting.frame import collect
+from kdbench.reporting.table import Cell, Table
+from kdbench.reporting.text.render import FORMATS, render
+from kdbench.store.classnames import ClassNames, read_classes, write_classes
+from kdbench.store.reading import Outcomes, read_predictions
 from tests.report import factory
 
 P1, P2 = "swin_tiny--resnet18", "convnext_tiny--deit_tiny"
@@ -155,7 +155,7 @@ def test_files_are_read_once_and_labels_are_one_array(tmp_path: Path, monkeypatc
     frame = small(tmp_path)
     outcomes = Outcomes(tmp_path)
     class_scores(collect(frame), outcomes)
-    monkeypatch.setattr("kdbench.report.files.read_predictions", None)
+    monkeypatch.setattr("kdbench.store.reading.read_predictions", None)
     class_scores(collect(frame), outcomes, "superclass")
     labels = [outcomes.labels(path) for path in frame["path"]]
     assert all(one is labels[0] for one in labels)

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.report.caption import build_caption, coverage_text, data_notes, provenance_text, results_hash
-from kdbench.report.frame import METRICS, check_frame, collect, common_pairs, split_frame
+from kdbench.reporting.caption import build_caption, coverage_text, data_notes, provenance_text, results_hash
+from kdbench.reporting.frame import METRICS, check_frame, collect, common_pairs, split_frame
 from tests.report import factory
 
 PAIR = "swin_tiny--resnet18"

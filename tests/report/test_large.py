@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.plan import Choice, folders_over_seeds, make_plan
-from kdbench.registry import catalog
-from kdbench.store import load_results
-from kdbench.suite import load_suite
+from kdbench.matrix.cells import Choice, folders_over_seeds, make_plan
+from kdbench.plugins.registry import catalog
+from kdbench.store.folders import load_results
+from kdbench.suite.suite import load_suite
 from tests.conftest import tiny_suite
 from tests.report.large import large_plan, write_large
 
@@ -52,7 +52,7 @@ def test_ten_thousand_cells_are_summed_up_in_two_seconds_of_processor_time(
     root = tmp_path_factory.getbasetemp() / "ten-thousand"
     if not root.exists():
         write_large(root, large_plan())
-    words = [sys.executable, "-m", "kdbench.cli", verb, "digits", "--out", str(root), "--to", os.devnull]
+    words = [sys.executable, "-m", "kdbench.cli.parser", verb, "digits", "--out", str(root), "--to", os.devnull]
     taken = []
     for _ in range(3):  # the first finds nothing in the disk cache; others may be at work on this machine
         before = os.times()
@@ -71,9 +71,9 @@ def test_planning_ten_thousand_cells_takes_less_than_a_second() -> None:
 
 
 def test_report_and_plots_are_written_from_the_command_line(kdbench, tmp_path: Path, monkeypatch) -> None:
-    from kdbench.report import plots
+    from kdbench.reporting.plots import draw
 
-    monkeypatch.setattr(plots, "PLOTS", {"ranks": plots.PLOTS["ranks"]})
+    monkeypatch.setattr(draw, "PLOTS", {"ranks": draw.PLOTS["ranks"]})
     write_large(tmp_path / "runs", large_plan(cells=150), cells=150)
     said = kdbench("report", "digits", "--out", tmp_path / "runs", "--to", tmp_path / "r.html")
     assert (said.status, said.err) == (0, "")

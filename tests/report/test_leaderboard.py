@@ -11,10 +11,10 @@ from rich.console import Console
 from scipy import stats
 
 from kdbench.errors import KdbenchError
-from kdbench.report.costs import count_text, student_costs
-from kdbench.report.frame import collect
-from kdbench.report.leaderboard import Leaderboard, Standing, build_leaderboard
-from kdbench.report.leaderboard_render import leaderboard_markdown, leaderboard_rich, leaderboard_text
+from kdbench.reporting.costs import count_text, student_costs
+from kdbench.reporting.frame import collect
+from kdbench.reporting.leaderboard import Leaderboard, Standing, build_leaderboard
+from kdbench.reporting.text.leaderboard import leaderboard_markdown, leaderboard_rich, leaderboard_text
 from tests.report import factory
 
 P1, P2, P3 = "swin_tiny--resnet18", "convnext_tiny--deit_tiny", "swin_tiny--resmlp_12"

@@ -16,11 +16,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from kdbench.classes import write_classes
 from kdbench.errors import KdbenchError
-from kdbench.report import page_tables, plots
-from kdbench.report.page import report_html, write_report
-from kdbench.report.page_data import BLOCK, Provenance, blocks_of_files, cells_data, plain, safe_json
+from kdbench.reporting.html import tables
+from kdbench.reporting.html.data import BLOCK, Provenance, blocks_of_files, cells_data, plain, safe_json
+from kdbench.reporting.html.page import report_html, write_report
+from kdbench.reporting.plots import draw
+from kdbench.store.classnames import write_classes
 from tests.report import factory
 from tests.report.stored import write_store
 
@@ -68,7 +69,7 @@ class Page(HTMLParser):
 def _quick_plots(request: pytest.FixtureRequest) -> Any:
     """Plots have tests of their own: here one of them is enough."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(plots, "PLOTS", {"ranks": plots.PLOTS["ranks"]})
+    patch.setattr(draw, "PLOTS", {"ranks": draw.PLOTS["ranks"]})
     yield
     patch.undo()
 
@@ -282,7 +283,7 @@ def test_ten_thousand_cells_make_a_page_of_a_few_megabytes(tmp_path: Path, monke
 def test_comparisons_that_are_left_out_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = write_store(tmp_path, factory.small())
     assert "comparisons are shown" not in Page(report_html(frame, tmp_path)).words
-    monkeypatch.setattr(page_tables, "MOST_COMPARISONS", 6)
+    monkeypatch.setattr(tables, "MOST_COMPARISONS", 6)
     page = Page(report_html(frame, tmp_path))
     assert "Only 6 of 12 comparisons are shown, those of the first 2 of 3 pairs" in page.words
     table = page.words.split("Only 6 of 12")[1].split("Plots")[0]
@@ -306,7 +307,7 @@ def test_classes_students_and_what_inference_keeps_are_shown(tmp_path: Path) -> 
 
 def test_files_of_many_cells_are_packed_small(tmp_path: Path) -> None:
     frame = write_store(tmp_path, factory.frame({P1: {"kd": [80.0 + i / 50 for i in range(150)]}}), epochs=100)
-    provenance = Provenance(page_tables.Counter())
+    provenance = Provenance(tables.Counter())
     blocks = list(blocks_of_files(tmp_path, list(frame["path"]), provenance))
     assert len(blocks) == 2
     assert sum(map(len, blocks)) / 150 < 4000  # bytes for each cell

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from kdbench.errors import KdbenchError
-from kdbench.report import paired
-from kdbench.report.files import cell_folder
-from kdbench.report.frame import collect
+from kdbench.reporting import paired
+from kdbench.reporting.frame import collect
+from kdbench.store.reading import cell_folder
 from tests.report import factory
 from tests.report.stored import write_store
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.report.leaderboard import build_leaderboard
-from kdbench.report.picture import _limits, draw_leaderboard
+from kdbench.reporting.leaderboard import build_leaderboard
+from kdbench.reporting.plots.picture import _limits, draw_leaderboard
 from tests.report import factory
 
 P1, P2 = "swin_tiny--resnet18", "convnext_tiny--deit_tiny"
@@ -71,8 +71,8 @@ def test_drawing_leaves_no_figure_open_and_no_setting_changed(tmp_path):
     code = (
         "import sys, matplotlib; before = dict(matplotlib.rcParams)\n"
         "from tests.report import factory\n"
-        "from kdbench.report.leaderboard import build_leaderboard\n"
-        "from kdbench.report.picture import draw_leaderboard\n"
+        "from kdbench.reporting.leaderboard import build_leaderboard\n"
+        "from kdbench.reporting.plots.picture import draw_leaderboard\n"
         "draw_leaderboard(build_leaderboard(factory.small()), sys.argv[1])\n"
         "assert dict(matplotlib.rcParams) == before\n"
         "import matplotlib.pyplot; assert not matplotlib.pyplot.get_fignums()\n"

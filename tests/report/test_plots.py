@@ -12,15 +12,15 @@ import pytest
 from scipy import stats
 
 from kdbench.errors import KdbenchError
-from kdbench.report import plots, plots_stored
-from kdbench.report.frame import collect
-from kdbench.report.leaderboard import build_leaderboard
-from kdbench.report.plots import PLOTS, draw_plots, write_plots
-from kdbench.report.plots_scatter import agreement_points, pareto_front
-from kdbench.report.plots_teacher import teacher_points
-from kdbench.report.plotstyle import WIDTHS, figure_bytes
-from kdbench.report.ranks import cliques, rank_diagram
-from kdbench.report.statistics import holm, signed_rank
+from kdbench.reporting.frame import collect
+from kdbench.reporting.leaderboard import build_leaderboard
+from kdbench.reporting.plots import draw, stored
+from kdbench.reporting.plots.draw import PLOTS, draw_plots, write_plots
+from kdbench.reporting.plots.scatter import agreement_points, pareto_front
+from kdbench.reporting.plots.style import WIDTHS, figure_bytes
+from kdbench.reporting.plots.teacher import teacher_points
+from kdbench.reporting.ranks import cliques, rank_diagram
+from kdbench.reporting.statistics import holm, signed_rank
 from tests.report import factory
 from tests.report.stored import write_store
 
@@ -87,14 +87,14 @@ def test_with_few_pairs_no_bar_is_drawn_and_the_caption_says_why() -> None:
 
 def test_reliability_bins_agree_with_the_measured_calibration_error() -> None:
     torch = pytest.importorskip("torch")
-    from kdbench.measure import expected_calibration_error
+    from kdbench.plugins.metrics import expected_calibration_error
 
     rng = np.random.default_rng(3)
     probability = np.append(rng.uniform(0.5, 1, 500), [1.0, 2 / 3])  # two classes: the larger one is the predicted
     correct = rng.random(502) < 0.8
     both = torch.tensor(np.stack([probability, 1 - probability], axis=1))
     labels = torch.tensor(np.where(correct, 0, 1))
-    found = plots_stored.reliability(probability, correct)
+    found = stored.reliability(probability, correct)
     assert found.error == pytest.approx(100 * float(expected_calibration_error(both, labels)))
     assert found.share.sum() == pytest.approx(1)
 
@@ -105,14 +105,14 @@ def test_learning_curves_are_mean_and_range_over_seeds(tmp_path: Path) -> None:
         lines = [f"{epoch},{top1}" for epoch, top1 in enumerate(values, 1)]
         (tmp_path / path / "history.csv").write_text("\n".join(["epoch,top1", *lines]) + "\n")
     results = collect(frame)
-    curve = plots_stored.learning_curves(results, build_leaderboard(frame), tmp_path)[P1]["kd"]
+    curve = stored.learning_curves(results, build_leaderboard(frame), tmp_path)[P1]["kd"]
     assert (curve.mean.tolist(), curve.low.tolist(), curve.high.tolist()) == ([3, 4], [1, 2], [5, 6])
     assert (curve.epochs.tolist(), curve.seeds) == ([1, 2], 3)
 
 
 def test_calibration_compares_methods_on_the_same_cells(tmp_path: Path) -> None:
     frame = write_store(tmp_path, factory.frame({P1: {"kd": [80.0, 82.0], "ofa": 84.0}, P2: {"kd": 70.0}}))
-    found = plots_stored.calibrations(collect(frame), build_leaderboard(frame), tmp_path)
+    found = stored.calibrations(collect(frame), build_leaderboard(frame), tmp_path)
     assert {name: one.images for name, one in found.items()} == {"kd": 200, "ofa": 200}
 
 
@@ -159,16 +159,16 @@ def test_every_plot_is_drawn_at_its_width(tmp_path: Path, width: str) -> None:
 
 
 def test_files_and_captions_are_written_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "PLOTS", {name: PLOTS[name] for name in ("heatmap", "ranks")})
+    monkeypatch.setattr(draw, "PLOTS", {name: PLOTS[name] for name in ("heatmap", "ranks")})
     frame = write_store(tmp_path / "runs", factory.small())
     written = write_plots(frame, tmp_path / "runs", tmp_path / "a", ("svg", "pdf"), command="kdbench plots toy")
     names = {path.name for path in written}
-    assert names == {"captions.md", *(f"{name}.{end}" for name in plots.PLOTS for end in ("svg", "pdf"))}
+    assert names == {"captions.md", *(f"{name}.{end}" for name in draw.PLOTS for end in ("svg", "pdf"))}
     captions = written[0].read_text()
     assert captions.startswith("<!-- kdbench plots toy -->")
-    assert all(title in captions for title, _ in plots.PLOTS.values())
+    assert all(title in captions for title, _ in draw.PLOTS.values())
     write_plots(frame, tmp_path / "runs", tmp_path / "b", ("svg",))
-    for name in plots.PLOTS:
+    for name in draw.PLOTS:
         assert (tmp_path / "a" / f"{name}.svg").read_bytes() == (tmp_path / "b" / f"{name}.svg").read_bytes()
 
 
@@ -208,7 +208,7 @@ def test_drawing_leaves_no_figure_open_and_no_setting_changed(tmp_path: Path) ->
     code = (
         "import sys, matplotlib; before = dict(matplotlib.rcParams)\n"
         "from tests.report import factory\n"
-        "from kdbench.report.plots import draw_plots\n"
+        "from kdbench.reporting.plots.draw import draw_plots\n"
         "draw_plots(factory.small(), sys.argv[1], names=['heatmap', 'cost'])\n"
         "assert dict(matplotlib.rcParams) == before\n"
         "import matplotlib.pyplot; assert not matplotlib.pyplot.get_fignums()\n"

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.plan import Choice, make_plan
-from kdbench.registry import catalog
-from kdbench.report import published as module
-from kdbench.report.published import (
+from kdbench.matrix.cells import Choice, make_plan
+from kdbench.plugins.registry import catalog
+from kdbench.reporting import published as module
+from kdbench.reporting.published import (
     COLUMNS,
     find_published,
     load_published,
@@ -22,8 +22,8 @@ from kdbench.report.published import (
     normalise_net,
     published_ledger,
 )
-from kdbench.report.render import FORMATS, render
-from kdbench.suite import load_suite
+from kdbench.reporting.text.render import FORMATS, render
+from kdbench.suite.suite import load_suite
 from tests.report import factory
 
 P1 = "swin_tiny--resnet18"

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.report.latex import panels
-from kdbench.report.markup import escape_latex, escape_markdown, plain_cell
-from kdbench.report.published import published_ledger
-from kdbench.report.render import FORMATS, render
-from kdbench.report.table import Cell, build_table
+from kdbench.reporting.published import published_ledger
+from kdbench.reporting.table import Cell, build_table
+from kdbench.reporting.text.latex import panels
+from kdbench.reporting.text.markup import escape_latex, escape_markdown, plain_cell
+from kdbench.reporting.text.render import FORMATS, render
 from tests.report import factory
 
 PAIR = "swin_tiny--resnet18"
@@ -243,8 +243,8 @@ def test_ten_thousand_rows_take_less_than_two_seconds():
 
 def test_a_table_needs_neither_torch_nor_scipy_nor_matplotlib():
     code = (
-        "import sys, kdbench.report.table, kdbench.report.render, kdbench.report.published, kdbench.report.picture;"
-        "import kdbench.report.leaderboard_render;"
+        "import sys, kdbench.reporting.table, kdbench.reporting.text.render, kdbench.reporting.published, kdbench.reporting.plots.picture;"
+        "import kdbench.reporting.text.leaderboard;"
         "print([m for m in ('torch', 'scipy', 'matplotlib', 'seaborn', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdbench import rowcache, store
-from kdbench.store import load_results
+from kdbench.store import folders, rowcache
+from kdbench.store.folders import load_results
 from tests.report.large import _write, large_plan, write_large
 
 CELLS = 60
@@ -39,11 +39,11 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are parsed."""
     found: list[Path] = []
 
-    def read(path: Path, real: Callable[[Path], Any] = store.read_json) -> Any:
+    def read(path: Path, real: Callable[[Path], Any] = folders.read_json) -> Any:
         found.append(path)
         return real(path)
 
-    monkeypatch.setattr(store, "read_json", read)
+    monkeypatch.setattr(folders, "read_json", read)
     return found
 
 
@@ -141,5 +141,5 @@ def test_a_directory_that_cannot_be_written_is_read_all_the_same(root: Path, mon
     def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(13, "read only", str(path))
 
-    monkeypatch.setattr(store, "write_bytes", refuse)
+    monkeypatch.setattr(folders, "write_bytes", refuse)
     assert len(load_results(root)) == CELLS

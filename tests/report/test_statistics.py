@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdbench.report import statistics
+from kdbench.reporting import statistics
 
 
 def test_the_interval_is_students_t():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.report.table import Cell, Table, build_table
+from kdbench.reporting.table import Cell, Table, build_table
 from tests.report import factory
 
 P1, P2, P3 = "swin_tiny--resnet18", "convnext_tiny--deit_tiny", "swin_tiny--resmlp_12"
