@@ -190,8 +190,8 @@ class Session:
         key = {
             **{name: value for name, value in self.describes.items() if name != "root"},
             "data": [self.data_checksum, len(self.data), self.spec.identity()],
-            "batches": [data_seed, len(pipeline), recipe.identity()],
-            "tuning": [self.tuning.compile, self.tuning.channels_last],
+            "batches": [data_seed, len(pipeline), recipe.model_dump(mode="json")],
+            "compile": self.tuning.compile,
             "where": {
                 name: value for name, value in provenance(self.device).items()
                 if name in ("kdbench", "versions", "device", "device_type", "threads")

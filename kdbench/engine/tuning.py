@@ -15,13 +15,11 @@ from typing import Any
 class Tuning:
     """Attributes:
     compile: run nets through ``torch.compile``; one that does not compile runs as it is, and its log says so.
-    channels_last: weights of CNNs in the order that convolutions of tensor cores and AVX like.
     cache_teacher: gigabytes on disk for the teacher's outputs of every batch, which later cells of the same recipe and
         seed read instead of computing them; 0 keeps none.
     """
 
     compile: bool = False
-    channels_last: bool = False
     cache_teacher: float = 0.0
 
     def facts(self) -> dict[str, Any]:
@@ -31,7 +29,7 @@ class Tuning:
     @classmethod
     def of(cls, options: Any) -> Tuning:
         """From the command line."""
-        return cls(options.compile, options.channels_last, options.cache_teacher)
+        return cls(compile=options.compile, cache_teacher=options.cache_teacher)
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> Tuning:

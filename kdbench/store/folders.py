@@ -135,7 +135,9 @@ class CellFolder:
 
     def prepare(self, cell: Cell) -> None:
         """Write the cell's configuration and what tables need to know of it, where that is not there already."""
-        content = {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts}
+        content = {
+            "format": FORMAT, "hash": cell.hash, "seed": cell.seed, "config": cell.config, "facts": cell.facts,
+        }  # fmt: skip
         found = None
         with contextlib.suppress(OSError, DamagedFileError):
             found = read_json(self.config)
@@ -351,7 +353,7 @@ def _row_of_config(stored: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": config["protocol"]["name"],
         "split": config["split"],
         "dataset": config["dataset"]["name"],
-        "seed": config["seed"],
+        "seed": stored["seed"],
         "epochs": config["recipe"]["epochs"],
         "hyperparameters": json.dumps(config["method"]["hyperparameters"]),
         "config_hash": stored["hash"],
