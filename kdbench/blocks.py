@@ -96,11 +96,21 @@ def init_like_ofa(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def full_precision(value: Tensor) -> Tensor:
+    """The same numbers in float32, or in float64 if they are."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 * mean over the batch of KL(teacher || student), both softened by ``temperature``. Logits (B, C)."""
     student_log = F.log_softmax(student_logits / temperature, dim=1)
     teacher_log = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
+
+
+def warmup_factor(epoch: int, warmup_epochs: int) -> float:
+    """Linear warm-up of a loss in an ``epoch`` counted from 0: 1 / ``warmup_epochs`` in the first, at last 1; 0 means none."""
+    return min((epoch + 1) / warmup_epochs, 1.0) if warmup_epochs else 1.0
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
