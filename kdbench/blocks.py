@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def full_precision(value: Tensor) -> Tensor:
+    """The value in single precision where it has less, as under autocast."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def resize_map(value: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
     """Bring a map (B, c, h, w) to ``size``: adaptive average pooling down, interpolation up, nothing when it fits."""
     height, width = value.shape[-2:]
@@ -94,11 +99,6 @@ def init_like_ofa(module: nn.Module) -> None:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def full_precision(value: Tensor) -> Tensor:
-    """The same numbers in float32, or in float64 if they are."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
