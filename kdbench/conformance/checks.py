@@ -162,7 +162,9 @@ def sure_student(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     trial = Trial(cls, pair)
     data = sample()
     classifier: Any = trial.student.classifier
-    with torch.no_grad():  # in the bias, so that class maps are as sure as the logits; right for some images, wrong for others
+    with (
+        torch.no_grad()
+    ):  # in the bias, so that class maps are as sure as the logits; right for some images, wrong for others
         classifier.bias[data.batch.labels[0]] += SURE
     with trial.stream.active(), _as("sure student", f"with a student logit {SURE:g} above the rest; {advice}"):
         trial.backward(trial.terms(data))

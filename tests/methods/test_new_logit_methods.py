@@ -23,8 +23,8 @@ from kdbench.methods.kd import kd_loss
 from kdbench.methods.rld import RLD, rld_loss, rld_terms
 from kdbench.methods.sdd import SDDKD, SDKD, sdd_kd_loss, sdd_loss
 from kdbench.methods.ttm import TTM, WTTM, ttm_loss, wttm_loss
-from kdbench.recipe import OptimizerSpec, Recipe, ScheduleSpec
-from kdbench.registry import catalog
+from kdbench.plugins.registry import catalog
+from kdbench.suite.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
 torch.set_num_threads(1)
 
