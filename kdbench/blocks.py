@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def full_precision(value: Tensor) -> Tensor:
+    """The value in single precision where it has less, as under autocast."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def resize_map(value: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
     """Bring a map (B, c, h, w) to ``size``: adaptive average pooling down, interpolation up, nothing when it fits."""
     height, width = value.shape[-2:]
