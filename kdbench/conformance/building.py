@@ -9,10 +9,10 @@ import torch
 
 from kdbench.conformance.bench import CLASSES, PAIRS, SAMPLES, Pair, Trial, net_info
 from kdbench.conformance.findings import Wrong, one_line, trace
-from kdbench.data.catalog import DATASETS
 from kdbench.errors import UnsupportedPairError
 from kdbench.method import NEEDS, Method, Task
-from kdbench.registry import MethodEntry
+from kdbench.plugins.registry import MethodEntry
+from kdbench.suite.datasets import DATASETS
 
 _PRESETS = tuple(dict.fromkeys(("cifar100", "cifar100-32", "imagenet1k", *DATASETS)))
 
