@@ -52,11 +52,10 @@ class UFD(Method):
     needs = frozenset({"logits", "stages", "embedding"})
     citation: ClassVar[dict[str, Any]] = {
         "key": "ufdkd",
-        "authors": "others",
+        "authors": "{lusilili} and others",
         "title": "Unified Frequency Decoupling Knowledge Distillation for Computer Vision",
-        "venue": "github.com/lusilili/UFD-KD",
+        "venue": "GitHub, lusilili/UFD-KD",
         "year": 2025,
-        "arxiv": "",
     }
 
     def __init__(
