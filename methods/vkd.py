@@ -26,9 +26,9 @@ class SemiOrthogonal(nn.Module):
     """A trainable matrix W (``rows``, ``columns``) with W^T W = I, or W W^T = I where it is wide.
 
     W = Q H(V), with Q a random orthogonal matrix, kept in a buffer, and H the product of Householder reflections by the
-    columns of V, which starts at 0: any V gives an orthogonal W, so that optimiser, weight decay and averages of weights
-    may change V as they do. The map is that of ``torch.nn.utils.parametrizations.orthogonal``, which keeps signs on the
-    diagonal of its parameter and rounds them towards 0: the first step with weight decay makes its W zero.
+    columns of V, which starts at the identity: any V gives an orthogonal W, so that optimiser, weight decay and averages
+    of weights may change V as they do. The map is that of ``torch.nn.utils.parametrizations.orthogonal``, which keeps
+    signs on the diagonal of its parameter and rounds them towards 0: its first step with weight decay makes W zero.
     """
 
     base: Tensor
@@ -37,16 +37,29 @@ class SemiOrthogonal(nn.Module):
         super().__init__()
         self.wide = rows < columns
         long, short = max(rows, columns), min(rows, columns)
-        self.vectors = nn.Parameter(torch.zeros(long, short))
+        self.vectors = nn.Parameter(torch.zeros(long, short))  # below the diagonal, which is 1
         self.register_buffer("base", nn.init.orthogonal_(torch.empty(long, long)))
 
     def forward(self) -> Tensor:
         """W, in the precision of its parameter under autocast too, where it would be orthogonal to 4e-3 only."""
         with torch.autocast(self.vectors.device.type, enabled=False):
-            below = self.vectors.tril(-1)  # the diagonal of Householder vectors is 1
-            reflections = torch.linalg.householder_product(below, 2 / (1 + below.square().sum(dim=0)))
-            weight = -(self.base @ reflections)
+            weight = self.base @ reflections(self.vectors)
         return weight.T if self.wide else weight
+
+
+def reflections(vectors: Tensor) -> Tensor:
+    """-H_1 ... H_k without its last columns, (n, k), of the reflections by the k columns v of ``vectors`` (n, k).
+
+    Only what lies below the diagonal counts; the diagonal is 1. In the compact form I - V T V^T, T^-1 the upper triangle
+    of V^T V with half the diagonal (Puglisi, SIAM J. Sci. Stat. Comput. 13, 1992): a few matrix products, where the
+    gradient of ``torch.linalg.householder_product`` takes k of them with n x n matrices, one after the other.
+    """
+    identity = torch.eye(*vectors.shape, dtype=vectors.dtype, device=vectors.device)
+    vectors = vectors.tril(-1) + identity
+    gram = vectors.T @ vectors
+    inverse = gram.triu(1) + torch.diag(gram.diagonal() / 2)
+    top = vectors[: len(gram)].T
+    return vectors @ torch.linalg.solve_triangular(inverse, top, upper=True) - identity
 
 
 @register_method("vkd")
