@@ -43,7 +43,9 @@ def _names_host_generators(module: str) -> bool:
             continue
         if any(name.split(".")[0] in ("numpy", "random") for name in names):
             return True
-        if any(name.startswith(("kdbench.methods.", "kdbench.blocks")) and _names_host_generators(name) for name in names):
+        if any(
+            name.startswith(("kdbench.methods.", "kdbench.blocks")) and _names_host_generators(name) for name in names
+        ):
             return True
     return False
 

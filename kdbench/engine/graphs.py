@@ -287,10 +287,10 @@ class CohortGraphs:
         strong = None if data.strong is None else data.strong.clone()
         targets = None if data.batch.targets is None else data.batch.targets.clone()
         batch = replace(data.batch, labels=data.batch.labels.clone(), index=data.batch.index.clone(), targets=targets)
-        self._batch = TrainingBatch(data.images.clone(), batch, strong)
+        stays = self._batch = TrainingBatch(data.images.clone(), batch, strong)
         made: list[Shared] = []
         try:
-            self._replay = self.recorder.record(lambda: made.append(make(_on(self._batch, data))), None)
+            self._replay = self.recorder.record(lambda: made.append(make(stays)), None)
         except Exception as error:
             self._leave(f"cannot be recorded ({_sentence(error)})")
             return

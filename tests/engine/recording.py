@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kdbench.seeding import RandomStream
 
@@ -21,6 +21,11 @@ from .test_no_waiting import WAITING
 
 #: Change running statistics that their schema does not call changed.
 _BATCH_NORMS = ("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
+
+
+def _alias(value: Tensor) -> Tensor:
+    """The same memory, with a shape of its own: operations in place may change that of a tensor."""
+    return torch.ops.aten.alias(value)  # type: ignore[no-any-return]
 
 
 class Tape(TorchDispatchMode):
@@ -43,13 +48,14 @@ class Tape(TorchDispatchMode):
             if place not in self._own and place not in self._before:
                 whole = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
                 self._before[place] = (whole, whole.clone())
+        kept = tree_map_only(Tensor, _alias, (args, kwargs))
         found = func(*args, **kwargs)
         places = {value.untyped_storage().data_ptr() for value in given}
         made = [value for value in tree_leaves(found) if isinstance(value, Tensor)]
         new = [value for value in made if value.untyped_storage().data_ptr() not in places]
         self._own.update((value.untyped_storage().data_ptr(), value) for value in new)
         if new or func._schema.is_mutable or name in _BATCH_NORMS:  # what is left are views
-            self.calls.append((func, args, kwargs, new if len(new) == len(made) else []))
+            self.calls.append((func, *kept, [_alias(value) for value in new] if len(new) == len(made) else []))
         return found
 
     @staticmethod

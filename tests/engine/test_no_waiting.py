@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.data.pipeline import DevicePipeline
 from kdbench.datasets.load import load_dataset
+from kdbench.engine import train as training
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.runner import ScheduleHook
-from kdbench.engine import train as training
 from kdbench.engine.teacher import freeze
 from kdbench.method import Method, Task
 from kdbench.nets.tapped import TappedNet
@@ -53,9 +53,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._overloadpacket.__name__
-        if name in WAITING or (
-            name in ("index", "index_put", "index_put_", "_index_put_impl_") and _has_mask(args[1])
-        ):
+        if name in WAITING or (name in ("index", "index_put", "index_put_", "_index_put_impl_") and _has_mask(args[1])):
             self.note(name)
         return func(*args, **(kwargs or {}))
 
