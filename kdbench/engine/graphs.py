@@ -15,6 +15,7 @@ Read from top to bottom: ``Recorder`` (all that CUDA is asked for), what is look
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,7 +66,7 @@ class Recorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        self.stream = torch.cuda.Stream(self.device)
+        self.stream = _stream(self.device)
         self.pool = torch.cuda.graph_pool_handle()
 
     @contextlib.contextmanager
@@ -115,6 +116,12 @@ class Recorder:
             raise failure
         replay: Callable[[], None] = graph.replay
         return replay
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all cohorts of a process: cuBLAS keeps memory for each stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass
