@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from kdbench.suite.problems import Contradiction, at, find
 from kdbench.suite.types import Colours, Strict
 
-FAMILIES = ("cnn", "vit", "mlp")
+#: Families of nets, in the order of tables, with their titles.
+FAMILIES = {"cnn": "CNN", "vit": "ViT", "mlp": "MLP"}
 Family = Literal["cnn", "vit", "mlp"]
 #: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
 Tap = int | Literal["final"]
