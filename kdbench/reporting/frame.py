@@ -32,7 +32,7 @@ _TEXT_DEFAULTS = {
 }
 _NUMBERS = (
     *("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters", "student_parameters"),
-    *("train_seconds", "peak_memory_bytes"),
+    *("train_seconds", "peak_memory_bytes", "best_epoch"),
     *("student_gmacs", "inference_images_per_second", "inference_extra_parameters"),
 )
 

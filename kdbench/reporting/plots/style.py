@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kdbench.errors import KdbenchError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -180,8 +182,12 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequen
         axes.text(x, y, name, fontsize=6.0, ha="center", va="center", zorder=6, path_effects=halo)
         for (x, y), name in list(zip(points, names, strict=True))[:limit]
     ]
-    x, y = zip(*points, strict=True)
+    # Dots are taken for points without extent: corners of each stand for it.
+    corners = np.array([(i, j) for i in (-3, 0, 3) for j in (-3, 0, 3)]) * figure.dpi / 72
+    dots = (axes.transData.transform(points)[:, None] + corners).reshape(-1, 2)
+    x, y = axes.transData.inverted().transform(dots).T
     adjust_text(
-        texts, x, y, ax=axes, iter_lim=500, arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.4, "zorder": 2}
-    )
+        texts, x, y, ax=axes, expand=(1.05, 1.3), force_static=(0.3, 0.5), iter_lim=1000,
+        arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.4, "zorder": 2},
+    )  # fmt: skip
     return len(names) - len(texts)
