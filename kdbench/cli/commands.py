@@ -31,7 +31,8 @@ from kdbench.matrix.cells import Cell, Plan, choose_methods, make_plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Choice, again, parse_set, replay_command
 from kdbench.plugins.registry import MethodCatalog, catalog
-from kdbench.store.folders import Store, load_results
+from kdbench.store.folders import Store
+from kdbench.store.rows import load_results
 from kdbench.suite.suite import load_suite
 from kdbench.suite.types import MAX_SEED
 from kdbench.teachers.verification import TOLERANCE
@@ -301,9 +302,9 @@ def _only_planned(frame: Any, made: Plan) -> Any:
 def _say_weak_teachers(made: Plan, store: Store) -> None:
     for teacher in made.teachers:
         result = store.result_of_teacher(teacher)
-        if result and teacher.trained_here and result["metrics"]["last"]["top1"] < teacher.expected_top1:
+        if result and teacher.trained_here and result.top1 < teacher.expected_top1:
             print(
-                f"\nnote: teacher {teacher.name} has top-1 {result['metrics']['last']['top1']:.1f} %, below the "
+                f"\nnote: teacher {teacher.name} has top-1 {result.top1:.1f} %, below the "
                 f"{teacher.expected_top1:g} % that the suite expects of a trained teacher (here {counted(teacher.recipe.epochs, 'epoch')})"
             )
 

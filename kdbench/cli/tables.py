@@ -12,7 +12,7 @@ from typing import Any
 from kdbench.cli.commands import again, plan_of, print_board, words
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
-from kdbench.store.folders import load_results
+from kdbench.store.rows import load_results
 
 
 def table(options: argparse.Namespace) -> int:

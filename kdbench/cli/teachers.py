@@ -215,7 +215,7 @@ def _verify(made: Plan, store: Store, options: argparse.Namespace) -> int:
         if result is None:
             print(f"teacher {teacher.name}: not trained yet; kdbench run trains it", flush=True)
             continue
-        recorded = result["metrics"]["last"]["top1"]
+        recorded = result.top1
         if teacher.hash not in fresh:
             measured = prepare_teacher.remeasure(made, teacher, store, device, data_folder(options))["top1"]
             same = abs(measured - recorded) < 0.005
@@ -265,9 +265,9 @@ def _row(teacher: TeacherPlan, store: Store, folder: Path | None) -> dict[str, A
         "problem": problem,
         "published_top1": None if teacher.trained_here else teacher.net.published_top1,
         "published_source": None if teacher.trained_here else teacher.net.published_source,
-        "top1": result["metrics"]["last"]["top1"] if result else None,
+        "top1": result.top1 if result else None,
         "agrees": verdict.agrees if verdict and verdict.compared else None,
-        "checksum": result["checksum"] if result else None,
+        "checksum": result.checksum if result else None,
         "folder": teacher.folder if result else None,
     }
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from kdbench.store.folders import CellFolder, DamagedFileError, write_bytes
+from kdbench.store.files import DamagedFileError, write_bytes
+from kdbench.store.folders import CellFolder
 
 _MAGIC = "kdbench-checkpoint"
 
@@ -51,9 +52,9 @@ Position = tuple[int, int]
 
 
 def checkpoint_path(folder: CellFolder, position: Position) -> Path:
-    """The file of the checkpoint at a position; names sort as positions do."""
+    """The file of the checkpoint at a position."""
     epoch, step = position
-    return folder.path / (f"checkpoint-{epoch:05d}.ckpt" if not step else f"checkpoint-{epoch:05d}_{step:08d}.ckpt")
+    return folder.checkpoint(epoch, step)
 
 
 def checkpoint_position(path: Path) -> Position:

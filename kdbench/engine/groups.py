@@ -28,7 +28,6 @@ from kdbench.matrix.cells import Plan
 from kdbench.method import NetInfo, Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.store.claims import ClaimLostError
-from kdbench.store.folders import write_json
 from kdbench.store.provenance import provenance
 from kdbench.suite.dataset import DatasetSpec
 
@@ -223,5 +222,5 @@ class Session:
             self.emit({"event": "lost", "cell": trainee.key, "reason": str(error)})
             return
         trainee.folder.say(f"failed ({kind}): {sentence}\n{details}")
-        write_json(trainee.folder.failed, {"kind": kind, "reason": sentence, "epoch": epoch})
+        trainee.folder.fail(kind, sentence, epoch)
         self.emit({"event": "failed", "cell": trainee.key, "kind": kind, "reason": sentence})

@@ -25,7 +25,7 @@ from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import Position, checkpoint_path
 from kdbench.engine.cohort import CohortModel
 from kdbench.errors import StopRequested
-from kdbench.plugins.metrics import measure
+from kdbench.plugins.metrics import measure, top1
 from kdbench.store.claims import ClaimLostError
 
 #: Seconds between checkpoints within an epoch, where epochs are longer.
@@ -107,10 +107,10 @@ class EvaluationLoop(BaseLoop):
             "lr": cell.optim_wrapper.optimizer.param_groups[0]["lr"],
             "loss": sum(means.values()),
             **{f"loss_{name}": value for name, value in means.items()},
-            **measure(cell.last_logits, self.split.labels, self.split.teacher_logits),
+            **measure(cell.last_logits, self.split.labels, self.split.teacher_logits, cell.trainee.folder.say),
         }
         if cell.last_raw_logits is not None:
-            row["raw_top1"] = measure(cell.last_raw_logits, self.split.labels)["top1"]
+            row["raw_top1"] = float(top1(cell.last_raw_logits, self.split.labels, None))
         cell.history.append(row)
         return row
 

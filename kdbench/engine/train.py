@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,22 @@ import kdbench.engine.process  # isort: skip  # noqa: F401 - first, so that its 
 
 import torch
 
+from kdbench.data.images import Dataset
 from kdbench.data.transforms import EvaluationView
 from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, Trainee
 from kdbench.engine.groups import Session
 from kdbench.engine.process import keep_freed_memory
-from kdbench.engine.record import cost_of, finish, scores, write_history, write_predictions
+from kdbench.engine.record import (
+    cost_of,
+    finish,
+    metrics_of,
+    plugin_metrics,
+    scores_of,
+    write_history,
+    write_predictions,
+)
 from kdbench.engine.runner import Emit, Evaluated, predict_all
 from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.engine.tuning import PLAIN, Tuning
@@ -28,8 +36,9 @@ from kdbench.nets.tapped import preprocessing_of, state_hash
 from kdbench.plugins.metrics import measure
 from kdbench.seeding import seed_for
 from kdbench.store.classnames import write_classes
-from kdbench.store.folders import FORMAT, Store, write_json
+from kdbench.store.folders import Store
 from kdbench.store.provenance import provenance
+from kdbench.store.result import CellResult, TeacherMetrics, TeacherResult, TeacherUsed, Weights, scores, write_record
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 
@@ -54,22 +63,22 @@ def train_teacher(
     data: Path | None,
     emit: Emit,
     start: Path | None = None,
-    origin: Mapping[str, Any] | None = None,
+    origin: Weights | None = None,
 ) -> None:
     """Train a teacher on the whole training split and keep its weights.
 
     Args:
         start: weights from which it is fine-tuned; from scratch where there are none.
-        origin: what its result says about them.
+        origin: where they come from.
 
     Raises:
         KdbenchError: if its training failed.
     """
+    plan.catalog.load_additions()
     dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
+        folder.configure(teacher.hash, teacher.config, {})
     trainee = teacher_trainee(plan, teacher, store, start)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     train = dataset.training(plan.teacher_images_per_class)
@@ -78,29 +87,25 @@ def train_teacher(
     def keep(cell: CellTrainer) -> None:
         folder.confirm()
         write_history(cell)
-        checksum = save_weights(cell.measured.student, folder.path / "weights.safetensors")
-        write_json(
-            folder.result,
-            {
-                "format": FORMAT,
-                "kind": "teacher",
-                "name": teacher.name,
-                "hash": teacher.hash,
-                "checksum": checksum,
-                "metrics": {"last": cell.history[-1]},
-                **({"weights": dict(origin)} if origin else {}),
-                "cost": cost_of(cell, device),
-                "dataset_checksum": session.data_checksum,
-                "provenance": provenance(device),
-            },
+        result = TeacherResult(
+            name=teacher.name,
+            hash=teacher.hash,
+            checksum=save_weights(cell.measured.student, folder.weights),
+            metrics=TeacherMetrics(last=scores_of(cell.history[-1])),
+            weights=origin,
+            cost=cost_of(cell, device),
+            dataset_checksum=session.data_checksum,
+            provenance=provenance(device),
+            **measured_on(plan, dataset, teacher.split),
         )
+        write_record(folder.result, result)
         finish(cell)
         emit({"event": "done", "cell": trainee.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
     session.train([trainee], None, None, seed_for("teacher", teacher.name, teacher.seed, "data"), keep)
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
-        raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure()['reason']}; see {folder.log}")
+        raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure().reason}; see {folder.log}")
 
 
 def train_cohort(
@@ -117,6 +122,7 @@ def train_cohort(
     Raises:
         KdbenchError: if the teacher or the data cannot be loaded.
     """
+    plan.catalog.load_additions()
     first = cohort.cells[0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -128,53 +134,58 @@ def train_cohort(
     teacher_logits = predict_all(
         lambda images: teacher(images).logits, split, view_of(plan, cohort.teacher.net, first.recipe), device
     )
-    teacher_metrics = measure(teacher_logits, split.labels.to(device))
-    checksum_before = teacher_result["checksum"]
+    taught = TeacherUsed(
+        name=teacher_result.name,
+        hash=teacher_result.hash,
+        checksum=teacher_result.checksum,
+        metrics=scores(measure(teacher_logits, split.labels.to(device))),
+    )
     train = dataset.training(plan.images_per_class)
     evaluated = Evaluated(split, teacher_logits, device)
     session = Session(plan, dataset, train, evaluated, device, emit, tuning)
-    session.describes = {"teacher": checksum_before, "split": first.split, "root": str(store.root)}
+    session.describes = {"teacher": taught.checksum, "split": first.split, "root": str(store.root)}
     cells = {cell.key: cell for cell in cohort.cells}
 
     def keep(trained: CellTrainer) -> None:
-        if state_hash(teacher.net) != checksum_before:
+        if state_hash(teacher.net) != taught.checksum:
             raise KdbenchError("the teacher's parameters or buffers changed during training")
         cell = cells[trained.trainee.key]
         trained.trainee.folder.confirm()
         assert trained.last_logits is not None
         write_history(trained)
         write_predictions(trained.trainee.folder, trained.last_logits, evaluated.labels)
-        save_weights(trained.measured.student, trained.trainee.folder.path / "student.safetensors")
-        best = max(trained.history, key=lambda row: row["top1"])
+        save_weights(trained.measured.student, trained.trainee.folder.student)
+        last = trained.history[-1]
         trained.trainee.folder.finish(
-            {
-                "format": FORMAT,
-                "kind": "cell",
-                "hash": cell.hash,
-                "metrics": {"last": scores(trained.history[-1]), "best": scores(best)},
-                "losses": {name: value for name, value in trained.history[-1].items() if name.startswith("loss")},
-                "teacher": {
-                    "name": cell.teacher.name,
-                    "hash": cell.teacher.hash,
-                    "checksum": checksum_before,
-                    **teacher_metrics,
-                },
-                "cost": {
-                    **cost_of(trained, device),
-                    **({"estimated_memory_bytes": cohort.memory} if cohort.memory else {}),
-                },
-                "dataset_checksum": session.data_checksum,
-                "train_images": len(train),
-                "provenance": provenance(device),
-            },
+            CellResult(
+                hash=cell.hash,
+                metrics=metrics_of(trained.history),
+                plugin_metrics=plugin_metrics(last),
+                losses={name: value for name, value in last.items() if name.startswith("loss")},
+                teacher=taught,
+                cost=cost_of(trained, device, cohort.memory),
+                dataset_checksum=session.data_checksum,
+                train_images=len(train),
+                provenance=provenance(device),
+            )
         )
         finish(trained)
-        row = trained.history[-1]
-        emit({"event": "done", "cell": cell.key, "top1": row["top1"], "seconds": trained.train_seconds})
+        emit({"event": "done", "cell": cell.key, "top1": last["top1"], "seconds": trained.train_seconds})
 
     trainees = [trainee_of(plan, cell, store) for cell in cohort.cells]
     data_seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
     session.train(trainees, teacher, teacher.describe(), data_seed, keep)
+
+
+def measured_on(plan: Plan, dataset: Dataset, split: str) -> dict[str, Any]:
+    """On which of how many images, and among which classes, a teacher is measured, for its result."""
+    chosen = plan.suite.dataset.class_list
+    return {
+        "images": len(dataset.measured(split, plan.measured_images_per_class)),
+        "split_images": len(dataset.split(split)),
+        "classes": plan.num_classes,
+        "chosen_classes": None if chosen is None else len(chosen),
+    }
 
 
 def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> Trainee:

@@ -11,7 +11,8 @@ from pathlib import Path
 from kdbench.datasets.load import open_dataset
 from kdbench.forecast.balance import halves
 from kdbench.matrix.cells import Cohort, Plan
-from kdbench.store.folders import DamagedFileError, Store, read_json
+from kdbench.store.folders import CellFolder, Store
+from kdbench.store.layout import cell_paths
 
 #: A peak says more than an estimate, but a single one may be of a process that did something else.
 _LEAST_SCALE, _MOST_SCALE = 0.5, 3.0
@@ -47,14 +48,10 @@ def training_images(plan: Plan, split: str, limit: int | None, data: Path | None
 def measured_scale(store: Store, on_gpu: bool) -> float:
     """How many times its estimate the memory of finished cohorts was, in this run directory; 1 if there are none."""
     ratios = []
-    for path in store.root.glob("*/*/*--*/*/seed*-*/result.json"):
-        try:
-            result = read_json(path)
-            cost = result["cost"]
-            if (result["provenance"]["device_type"] != "cpu") == on_gpu and cost.get("estimated_memory_bytes"):
-                ratios.append(cost["peak_memory_bytes"] / cost["estimated_memory_bytes"])
-        except (OSError, DamagedFileError, KeyError, TypeError):
-            continue
+    for path in cell_paths(store.root):
+        result = CellFolder(store.root / path).look().result
+        if result and (result.provenance.device_type != "cpu") == on_gpu and result.cost.estimated_memory_bytes:
+            ratios.append(result.cost.peak_memory_bytes / result.cost.estimated_memory_bytes)
     return min(max(statistics.median(ratios), _LEAST_SCALE), _MOST_SCALE) if ratios else 1.0
 
 

@@ -16,6 +16,7 @@ from kdbench.matrix.teachers import TeacherPlan
 from kdbench.plugins.registry import catalog
 from kdbench.store.claims import Claims
 from kdbench.store.folders import CellFolder, Store
+from kdbench.store.layout import JOBS_FOLDER, worker_folder
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.suite import load_suite
 from kdbench.teachers.weights import weights_folder
@@ -23,7 +24,6 @@ from kdbench.teachers.weights import weights_folder
 Event = dict[str, Any]
 
 #: Below the run directory: what jobs tell while they run.
-JOBS_FOLDER = ".jobs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +218,7 @@ def job_for_cohort(plan: Plan, cohort: Cohort, **common: Any) -> Job:
         members=members,
         memory=cohort.memory,
         cells=len(cohort.cells),
-        **_log(common, f"{first.suite}/{first.protocol}/.workers/{first.hash}"),
+        **_log(common, worker_folder(first.suite, first.protocol, first.hash)),
     )
 
 

@@ -26,6 +26,7 @@ def check_cells(plan: Plan) -> Plan:
     """
     from kdbench.nets.tapped import describe
 
+    plan.catalog.load_additions()
     num_classes = plan.num_classes
     _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
     possible: list[Cell] = []

@@ -11,7 +11,8 @@ from kdbench.suite.problems import Contradiction, at, find
 from kdbench.suite.types import Colours, Strict
 from kdbench.suite.zoo import ZOO
 
-FAMILIES = ("cnn", "vit", "mlp")
+#: Families of nets, in the order of tables, with their titles.
+FAMILIES = {"cnn": "CNN", "vit": "ViT", "mlp": "MLP"}
 Family = Literal["cnn", "vit", "mlp"]
 #: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
 Tap = int | Literal["final"]

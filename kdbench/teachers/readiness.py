@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Cell
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.store.folders import CellFolder, Store, write_json
+from kdbench.store.files import write_json
+from kdbench.store.folders import Store
+from kdbench.store.result import TeacherResult
 from kdbench.suite.net import WeightsFile
 from kdbench.teachers.verification import TOLERANCE, Verdict, complaint, judge
 from kdbench.teachers.weights import Weights, check_file, fetch_weights, file_sha256, find_weights, missing_weights
@@ -68,13 +69,13 @@ def check_weights(
     raise_all(problems, "the weights of {} teachers are not the ones that the suite means")
 
 
-def _note_change(teacher: TeacherPlan, result: dict[str, Any], store: Store, folder: Path | None, say: Say) -> None:
+def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, folder: Path | None, say: Say) -> None:
     """Where only the name of a file tells weights apart, say that it holds others now than those that are in use."""
     weights = teacher.net.weights
     if not isinstance(weights, WeightsFile) or weights.sha256 or folder is None:
         return
     with contextlib.suppress(OSError):
-        if file_sha256(folder / weights.file) != result["weights"]["file_sha256"]:
+        if result.weights and file_sha256(folder / weights.file) != result.weights.file_sha256:
             say(
                 f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.teacher(teacher)} "
                 "keeps the former weights, which go on being used. Write the file's sha256 into the suite to use the new ones"
@@ -85,11 +86,11 @@ def drop_damaged(teachers: Sequence[TeacherPlan], store: Store, say: Say) -> Non
     """Forget results of teachers whose weights are damaged, so that they are made anew."""
     for teacher in teachers:
         result = store.result_of_teacher(teacher)
-        folder = store.teacher(teacher)
-        if result is not None and not _are_sound(folder / "weights.safetensors", result["checksum"]):
+        folder = store.teacher_folder(teacher)
+        if result is not None and not _are_sound(folder.weights, result.checksum):
             again = "trained" if teacher.trained_here else "loaded"
-            say(f"{folder / 'weights.safetensors'} is damaged: teacher {teacher.name} is {again} again")
-            CellFolder(folder).result.unlink()
+            say(f"{folder.weights} is damaged: teacher {teacher.name} is {again} again")
+            folder.result.unlink()
 
 
 def _are_sound(weights: Path, checksum: str) -> bool:
@@ -124,7 +125,7 @@ def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: f
             continue
         accepted = verdict.agrees and not usual.agrees
         write_json(
-            store.teacher(teacher) / "verification.json",
+            store.teacher_folder(teacher).verification,
             {
                 **{"top1": verdict.top1, "images": verdict.images, "published": verdict.published},
                 **{"source": verdict.source, "why": verdict.why, "tolerance": tolerance},
@@ -154,7 +155,7 @@ def state_of(teacher: TeacherPlan, store: Store) -> str:
     result = store.result_of_teacher(teacher)
     if teacher.trained_here:
         if result is not None:
-            return f"trained, top-1 {result['metrics']['last']['top1']:.1f}"
+            return f"trained, top-1 {result.top1:.1f}"
         return "to be trained" if teacher.net.weights == "train" else f"to be fine-tuned from timm {teacher.net.timm}"
     if result is None:
         return f"to be loaded from {origin_of(teacher)}"

@@ -43,7 +43,7 @@ def write_large(root: Path, plan: Plan, cells: int = 10_000) -> None:
         }  # fmt: skip
         _write(
             folder / "config.json",
-            {"format": FORMAT, "hash": cell.hash, "seed": cell.seed, "config": cell.config, "facts": cell.facts},
+            {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts},
         )
         _write(folder / "result.json", content)
 
