@@ -35,7 +35,7 @@ def estimate_memory(
 
 def training_images(plan: Plan, split: str, limit: int | None, data: Path | None) -> int:
     """Number of images to train on when ``split`` is measured, at most ``limit`` of a class."""
-    known = plan.suite.dataset.training_images(split, limit, plan.choice.limit)
+    known = plan.suite.dataset.training_images(split, limit, plan.request.limit)
     return len(open_dataset(plan, data, split).training(limit)) if known is None else known
 
 

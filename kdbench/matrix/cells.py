@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.identity import CONFIG_VERSION, canonical, config_hash, given
-from kdbench.matrix.request import Choice, retrained_teachers
+from kdbench.matrix.request import Request, retrained_teachers
 from kdbench.matrix.teachers import TeacherPlan, net_family, plan_teacher, with_drop_path
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
@@ -94,11 +94,11 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a choice. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
+    """The cells of a request. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
 
     suite: Suite
     protocol: str
-    choice: Choice
+    request: Request
     catalog: MethodCatalog
     cells: tuple[Cell, ...]
     skipped: tuple[Cell, ...] = ()
@@ -141,33 +141,33 @@ class Plan:
         ]
 
 
-def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
-    """List the cells of a choice, in the order pair, seed, method. Nothing is built: see ``wiring.check_cells``.
+def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
+    """List the cells of a request, in the order pair, seed, method. Nothing is built: see ``wiring.check_cells``.
 
     Raises:
         KdbenchError: for an unknown name or a hyper-parameter of the wrong name or type.
     """
-    protocol_name = choice.protocol or suite.default_protocol
+    protocol_name = request.protocol or suite.default_protocol
     if protocol_name not in suite.protocols:
         raise UnknownNameError("protocol", protocol_name, suite.protocols, f"suite {suite.name}")
-    if choice.split not in SPLITS:
-        raise UnknownNameError("split", choice.split, SPLITS)
+    if request.split not in SPLITS:
+        raise UnknownNameError("split", request.split, SPLITS)
     protocol = suite.protocols[protocol_name]
     from_plugins = [
-        name for name, entry in catalog.items() if entry.path in {Path(plugin) for plugin in choice.plugins}
+        name for name, entry in catalog.items() if entry.path in {Path(plugin) for plugin in request.plugins}
     ]
-    methods = choose_methods(catalog, choice.methods or (*suite.methods.default, *from_plugins))
-    for name in (*suite.methods.set, *choice.set):
+    methods = choose_methods(catalog, request.methods or (*suite.methods.default, *from_plugins))
+    for name in (*suite.methods.set, *request.set):
         catalog.find(name)
     hyperparameters = {
         name: catalog[name].resolve(
-            suite.dataset.presets or suite.dataset.name, suite.methods.set.get(name, {}), choice.set.get(name, {})
+            suite.dataset.presets or suite.dataset.name, suite.methods.set.get(name, {}), request.set.get(name, {})
         )
-        for name in dict.fromkeys((*methods, *choice.set))
+        for name in dict.fromkeys((*methods, *request.set))
     }
-    retrained = retrained_teachers(choice, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
+    retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
-    for pair in suite.choose_pairs(protocol_name, choice.pairs):
+    for pair in suite.choose_pairs(protocol_name, request.pairs):
         teacher_name, student_name = split_pair(pair)
         student = _plan_student(suite, protocol_name, student_name)
         seen_through = student.net if protocol.teacher_preprocessing == "student" else None
@@ -175,18 +175,18 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
             suite,
             protocol_name,
             teacher_name,
-            choice.split,
-            choice.limit,
+            request.split,
+            request.limit,
             seen_through,
             retrained.get(teacher_name),
         )
-        for seed in choice.seeds or protocol.seeds:
+        for seed in request.seeds or protocol.seeds:
             for method in methods:
                 cells.append(
                     _plan_cell(
                         suite,
                         protocol_name,
-                        choice,
+                        request,
                         catalog,
                         teacher,
                         student,
@@ -195,15 +195,15 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
                         seed,
                     )
                 )
-    _check_sizes(suite, protocol_name, choice, cells)
-    return Plan(suite, protocol_name, choice, catalog, tuple(cells))
+    _check_sizes(suite, protocol_name, request, cells)
+    return Plan(suite, protocol_name, request, catalog, tuple(cells))
 
 
-def _check_sizes(suite: Suite, protocol: str, choice: Choice, cells: Sequence[Cell]) -> None:
+def _check_sizes(suite: Suite, protocol: str, request: Request, cells: Sequence[Cell]) -> None:
     """Refuse more images per class, or larger batches, than the training split holds."""
     dataset = find_dataset(suite.dataset.name)
     available = dataset.train_per_class
-    if available and choice.split == "validation":
+    if available and request.split == "validation":
         available -= dataset.held_out_per_class
     own = suite.protocols[protocol]
     limits = {
@@ -217,7 +217,7 @@ def _check_sizes(suite: Suite, protocol: str, choice: Choice, cells: Sequence[Ce
                 f"suite {suite.name}: {name} = {limit}, but the smallest class of {dataset.name} has {available}"
             )
     images, teachers = (
-        suite.dataset.training_images(choice.split, suite.images_per_class(protocol, teacher), choice.limit)
+        suite.dataset.training_images(request.split, suite.images_per_class(protocol, teacher), request.limit)
         for teacher in (False, True)
     )
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
@@ -254,7 +254,7 @@ def open_dataset(plan: Plan, folder: Path | None, split: str) -> Dataset:
     from kdbench.datasets.load import load_dataset
 
     dataset = load_dataset(plan.suite.dataset, folder).for_split(split)
-    return dataset if plan.choice.limit is None else dataset.limited(plan.choice.limit)
+    return dataset if plan.request.limit is None else dataset.limited(plan.request.limit)
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def _plan_student(suite: Suite, protocol: str, name: str) -> _Student:
 def _plan_cell(
     suite: Suite,
     protocol: str,
-    choice: Choice,
+    request: Request,
     catalog: MethodCatalog,
     teacher: TeacherPlan,
     student: _Student,
@@ -296,7 +296,7 @@ def _plan_cell(
     limits = {
         "images_per_class": suite.images_per_class(protocol),
         **given({"measured_images_per_class": suite.protocols[protocol].measured_images_per_class}),
-        **given({"limit": choice.limit}),
+        **given({"limit": request.limit}),
         **suite.dataset.identity(),
     }
     config = {
@@ -304,7 +304,7 @@ def _plan_cell(
         "kind": "cell",
         "suite": suite.name,
         "protocol": {"name": protocol, "version": suite.protocols[protocol].version},
-        "split": choice.split,
+        "split": request.split,
         "dataset": {"version": dataset.version, "name": dataset.name, **limits},
         "teacher": {"name": teacher.name, "hash": teacher.hash},
         "student": {"name": student.name, "net": student.net_config},
@@ -330,7 +330,7 @@ def _plan_cell(
         "plugin": None if entry.builtin else str(Path(entry.path).name),
     }
     return Cell(
-        suite.name, protocol, choice.split, teacher, student.name, student.net, method, seed, student.recipe_name,
+        suite.name, protocol, request.split, teacher, student.name, student.net, method, seed, student.recipe_name,
         student.recipe, config, facts,
     )  # fmt: skip
 

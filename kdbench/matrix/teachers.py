@@ -11,9 +11,8 @@ from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import CONFIG_VERSION, config_hash, given
-from kdbench.matrix.request import TrainedHere
 from kdbench.suite.datasets import find_dataset
-from kdbench.suite.net import NetSpec
+from kdbench.suite.net import NetSpec, TrainedHere
 from kdbench.suite.problems import first_problem
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.suite import Suite

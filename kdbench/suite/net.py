@@ -11,6 +11,8 @@ from kdbench.suite.types import Colours, Strict
 
 FAMILIES = ("cnn", "vit", "mlp")
 Family = Literal["cnn", "vit", "mlp"]
+#: How a teacher is trained on the suite's data: from scratch, or from the pretrained weights that timm knows.
+TrainedHere = Literal["train", "finetune"]
 #: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
 Tap = int | Literal["final"]
 

@@ -22,7 +22,7 @@ from kdbench.launch.execute import execute, sort_out
 from kdbench.launch.local import LocalLauncher
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.suite.suite import load_suite
@@ -33,7 +33,7 @@ KILLS = 30
 
 
 def plan_of(suite: Path) -> Plan:
-    return check_cells(make_plan(load_suite(str(suite)), Choice(), catalog()))
+    return check_cells(make_plan(load_suite(str(suite)), Request(), catalog()))
 
 
 def trained(made: Plan, store: Store, suite: Path, launcher: LocalLauncher, on_event: Any = lambda event: None) -> None:

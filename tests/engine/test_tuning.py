@@ -212,8 +212,8 @@ def test_a_method_that_writes_into_cached_outputs_changes_no_other(tmp_path: Pat
 
 
 def test_a_job_carries_its_tuning() -> None:
-    from kdbench.matrix.request import Choice
+    from kdbench.matrix.request import Request
 
     tuning = Tuning(compile=True, cache_teacher=2.0)
-    job = Job("n", "cohort", (), "digits", Choice(), "out", None, None, 1, "log", tuning=tuning.facts())
+    job = Job("n", "cohort", (), "digits", Request(), "out", None, None, 1, "log", tuning=tuning.facts())
     assert Tuning.from_plain(Job.from_json(job.to_json()).tuning) == tuning

@@ -30,7 +30,7 @@ from kdbench.launch.local import LocalLauncher
 from kdbench.launch.remote import EventFiles
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.store.claims import Claims
 from kdbench.store.folders import Store, load_results, read_json, write_bytes
@@ -232,7 +232,7 @@ class Scripted:
 def planned(trained: tuple[Path, Path], tmp_path: Path, **choice: Any) -> tuple[Plan, Store]:
     store = Store(tmp_path / "fresh")
     store.check(writable=True)
-    return make_plan(load_suite(str(trained[0])), Choice(**choice), catalog()), store
+    return make_plan(load_suite(str(trained[0])), Request(**choice), catalog()), store
 
 
 def carried_out(made: Plan, store: Store, launcher: Any, **options: Any) -> tuple[Any, list[Event]]:
@@ -394,7 +394,7 @@ def test_worker_that_was_suspended_is_ended_by_the_launcher(tmp_path: Path, monk
     monkeypatch.setattr("kdbench.launch.local.start_worker", start)
     launcher = LocalLauncher(1)
     log = str(tmp_path / "log")
-    launcher.submit(Job("x", "cohort", ("a",), "tiny", Choice(), str(tmp_path), None, "cpu", 1, log, stall=0.2))
+    launcher.submit(Job("x", "cohort", ("a",), "tiny", Request(), str(tmp_path), None, "cpu", 1, log, stall=0.2))
     events: list[Event] = []
     deadline = time.monotonic() + 30
     while not events and time.monotonic() < deadline:
@@ -493,7 +493,7 @@ def test_short_plan_is_not_timed_before_it_begins(trained: tuple[Path, Path], mo
 
     monkeypatch.setattr("kdbench.forecast.probe.probe_cohort", refuse)
     monkeypatch.setattr("kdbench.forecast.probe.probe_teacher", refuse)
-    made = make_plan(load_suite("digits"), Choice(), catalog())
+    made = make_plan(load_suite("digits"), Request(), catalog())
     options = argparse.Namespace(yes=False, max_hours=None, data=None, device="cpu", on="local")
     limits.check_cost(made, made.cohorts(), Store("nowhere"), options, 2)
 
@@ -505,7 +505,7 @@ def test_status_tells_where_a_cell_is_trained_and_how_far_it_is(
     copied: tuple[Path, Path], kdbench: Kdbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite, runs = copied
-    made = make_plan(load_suite(str(suite)), Choice(protocol="seeds"), catalog())
+    made = make_plan(load_suite(str(suite)), Request(protocol="seeds"), catalog())
     store, cell = Store(runs), made.cells[3]
     write_bytes(
         runs / ".jobs" / "t" / "a.jsonl",
@@ -528,7 +528,7 @@ def test_status_tells_where_a_cell_is_trained_and_how_far_it_is(
 
 def test_status_is_watched_until_nothing_is_left(copied: tuple[Path, Path], kdbench: Kdbench) -> None:
     suite, runs = copied
-    made = make_plan(load_suite(str(suite)), Choice(), catalog())
+    made = make_plan(load_suite(str(suite)), Request(), catalog())
     content = read_json(Store(runs).cell(made.cells[0]).result)
     Store(runs).cell(made.cells[0]).result.unlink()
     timer = threading.Timer(0.5, lambda: Store(runs).cell(made.cells[0]).finish(content))
@@ -541,7 +541,7 @@ def test_status_is_watched_until_nothing_is_left(copied: tuple[Path, Path], kdbe
 
 
 def test_job_survives_its_way_to_another_process() -> None:
-    choice = Choice("short", ("kd",), ("a--b",), (1, 2), "validation", {"kd": {"temperature": 4.0}}, ("/p.py",))
+    choice = Request("short", ("kd",), ("a--b",), (1, 2), "validation", {"kd": {"temperature": 4.0}}, ("/p.py",))
     job = Job("name, ä", "cohort", ("a", "b"), "digits", choice, "runs", None, "cpu", 2, "log")
     assert Job.from_json(job.to_json()) == job
 
@@ -603,7 +603,7 @@ def test_worker_that_is_killed_goes_on_from_its_checkpoint_with_the_same_numbers
     suite, runs = copied
     shutil.copytree(runs, tmp_path / "other")
     assert again(kdbench, suite, tmp_path / "other", "--protocol", "long").status == 0
-    made = check_cells(make_plan(load_suite(str(suite)), Choice(protocol="long"), catalog()))
+    made = check_cells(make_plan(load_suite(str(suite)), Request(protocol="long"), catalog()))
     store, launcher = Store(runs), LocalLauncher(1)
     killed: list[int] = []
     events: list[Event] = []
@@ -722,7 +722,7 @@ def test_worker_ends_when_its_parent_is_gone() -> None:
 
 def test_worker_says_why_it_cannot_do_its_job(tmp_path: Path) -> None:
     job = Job(
-        "x", "cohort", ("a",), "nosuch", Choice(), str(tmp_path), None, "cpu", 1, str(tmp_path / "logs" / "worker.log")
+        "x", "cohort", ("a",), "nosuch", Request(), str(tmp_path), None, "cpu", 1, str(tmp_path / "logs" / "worker.log")
     )
     launcher = LocalLauncher(1)
     launcher.submit(job)

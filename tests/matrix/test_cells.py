@@ -18,7 +18,7 @@ from kdbench.cli.parser import build_parser
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
 from kdbench.matrix.cells import Cell, Plan, make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice, parse_set, replay_command
+from kdbench.matrix.request import Request, parse_set, replay_command
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.suite.datasets import DATASETS, DatasetEntry
 
@@ -33,7 +33,7 @@ def forget_plugins() -> Iterator[None]:
 
 
 def plan(changes: dict[str, Any] | None = None, plugins: tuple[str, ...] = (), **choice: Any) -> Plan:
-    return make_plan(tiny_suite(**(changes or {})), Choice(plugins=plugins, **choice), catalog(plugins))
+    return make_plan(tiny_suite(**(changes or {})), Request(plugins=plugins, **choice), catalog(plugins))
 
 
 def cell(changes: dict[str, Any] | None = None, **choice: Any) -> Cell:
@@ -210,7 +210,7 @@ def test_identity_is_the_same_in_every_process(write_suite: Callable[..., Path])
     script = (
         "import sys; from kdbench.matrix.cells import *; from kdbench.suite.suite import load_suite\n"
         "from kdbench.plugins.registry import catalog\n"
-        "print([c.hash + c.teacher.hash for c in make_plan(load_suite(sys.argv[1]), Choice(), catalog()).cells])\n"
+        "print([c.hash + c.teacher.hash for c in make_plan(load_suite(sys.argv[1]), Request(), catalog()).cells])\n"
         "assert 'torch' not in sys.modules"
     )
     said = {
@@ -389,7 +389,7 @@ def test_replay_command_makes_the_same_cell_again(
 
 def test_replay_command_of_a_packaged_suite_names_it() -> None:
     made = cell()
-    assert replay_command(made, Choice(), "runs") == (
+    assert replay_command(made, Request(), "runs") == (
         "kdbench run tiny --protocol short --pairs cnn--vit --methods kd --seeds 0 --out runs --solo --retry-failed"
     )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.matrix.cells import Choice, folders_over_seeds, make_plan
+from kdbench.matrix.cells import folders_over_seeds, make_plan
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import load_results
 from kdbench.suite.suite import load_suite
@@ -23,7 +24,7 @@ KNOWN_TEACHER = "182421be47"
 
 
 def test_the_hashes_of_known_cells_are_unchanged() -> None:
-    cells = make_plan(tiny_suite(), Choice(methods=("scratch", "kd")), catalog()).cells
+    cells = make_plan(tiny_suite(), Request(methods=("scratch", "kd")), catalog()).cells
     assert {cell.key: cell.hash for cell in cells} == KNOWN
     assert cells[0].teacher.hash == KNOWN_TEACHER
 
@@ -39,7 +40,7 @@ def test_a_written_store_is_read_back_as_planned(tmp_path: Path) -> None:
 
 def test_folders_over_seeds_are_those_that_a_plan_gives() -> None:
     suite, methods, seeds = load_suite("digits"), catalog(), (0, 3, 17)
-    one, all_of_them = (make_plan(suite, Choice(methods=("*",), pairs=("*",), seeds=s), methods) for s in ((9,), seeds))
+    one, all_of_them = (make_plan(suite, Request(methods=("*",), pairs=("*",), seeds=s), methods) for s in ((9,), seeds))
     found = {folder for cell in one.cells for folder in folders_over_seeds(cell, seeds)}
     assert found == {cell.folder for cell in all_of_them.cells}
 
@@ -65,7 +66,7 @@ def test_ten_thousand_cells_are_summed_up_in_two_seconds_of_processor_time(
 def test_planning_ten_thousand_cells_takes_less_than_a_second() -> None:
     suite, methods = load_suite("digits"), catalog()
     begun = time.process_time()
-    plan = make_plan(suite, Choice(methods=("*",), pairs=("*",), seeds=tuple(range(120))), methods)
+    plan = make_plan(suite, Request(methods=("*",), pairs=("*",), seeds=tuple(range(120))), methods)
     assert len({cell.folder for cell in plan.cells}) == len(plan.cells) > 9000
     assert time.process_time() - begun < 2
 

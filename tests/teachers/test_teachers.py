@@ -28,7 +28,7 @@ from kdbench.engine.train import teacher_trainee
 from kdbench.errors import KdbenchError
 from kdbench.launch.job import job_for_teacher
 from kdbench.matrix.cells import Plan, make_plan
-from kdbench.matrix.request import Choice, replay_command
+from kdbench.matrix.request import Request, replay_command
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet, state_hash
 from kdbench.plugins.registry import catalog
@@ -122,8 +122,8 @@ def tagged(weights: str) -> dict[str, Any]:
     return suite
 
 
-def plan_of(choice: Choice | None = None, **changes: Any) -> Plan:
-    return make_plan(Suite.model_validate(tiny(**changes)), choice or Choice(), catalog())
+def plan_of(choice: Request | None = None, **changes: Any) -> Plan:
+    return make_plan(Suite.model_validate(tiny(**changes)), choice or Request(), catalog())
 
 
 # A run with a teacher that comes with weights
@@ -622,7 +622,7 @@ def test_identity_of_weights_is_their_checksum_and_not_where_they_lie() -> None:
     assert known == hash_of(file="b.pth", sha256="0" * 64, url="https://example.org/b.pth", source="moved")
     assert known != hash_of(file="a.pth", sha256="1" * 64)
     assert hash_of(file="a.pth") != hash_of(file="b.pth")
-    trained = plan_of(Choice(train_teachers=("cnn",)), nets={"cnn": {"weights": {"file": "a.pth"}}})
+    trained = plan_of(Request(train_teachers=("cnn",)), nets={"cnn": {"weights": {"file": "a.pth"}}})
     assert trained.teachers[0].hash == plan_of().teachers[0].hash
     assert [cell.hash for cell in trained.cells] == [cell.hash for cell in plan_of().cells]
 
@@ -633,7 +633,7 @@ def test_a_student_starts_from_scratch_whatever_its_weights() -> None:
 
 
 def test_the_replay_command_names_teachers_that_were_trained_instead() -> None:
-    plan = plan_of(Choice(train_teachers=("cnn", "v*")))
+    plan = plan_of(Request(train_teachers=("cnn", "v*")))
     command = replay_command(plan.cells[0], plan.choice, "runs", weights="w", tolerance="5")
     assert "--train-teachers 'cnn,v*'" in command
     assert "--weights w --teacher-tolerance 5" in command
@@ -657,7 +657,7 @@ def test_fine_tuning_starts_from_timms_weights_with_a_new_classifier(tmp_path: P
     torch.manual_seed(1)
     source = timm.create_model(TAGGED, pretrained=False)
     safetensors.torch.save_file(source.state_dict(), tmp_path / f"{TAGGED}.safetensors")
-    plan = make_plan(Suite.model_validate(tagged("finetune")), Choice(), catalog())
+    plan = make_plan(Suite.model_validate(tagged("finetune")), Request(), catalog())
     (teacher,) = plan.teachers
     assert teacher.trained_here
     start = find_weights("cnn", teacher.net, tmp_path).path
