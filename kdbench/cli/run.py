@@ -78,19 +78,18 @@ def _run(request: Request, together: bool = False) -> int:
         console.say(f"nothing to train: {len(todo.done)} cells are done already")
     _print_leaderboard(plan, store)
     _note_weak_teachers(plan, store)
-    failures = [*summary.failed, *((cell, (cell.reason or "").splitlines()[0]) for cell in plan.broken)]
     console.say(
-        f"\n{len(summary.done) + len(summary.done_before)} done, {len(failures)} failed, {len(summary.skipped)} skipped, "
+        f"\n{len(summary.done)} done, {len(summary.failed)} failed, {len(plan.skipped)} skipped, "
         f"in {time.monotonic() - start:.0f} s; results in {store.root}"
     )
     _say_skipped(plan.skipped)
-    for cell, reason in failures:
+    for cell, reason in summary.failed:
         console.say(
             f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n"
             f"  replay: {replay_command(cell, request)}"
         )
     problems = console.plugin_errors(methods.errors)
-    return 1 if failures or problems else 0
+    return 1 if summary.failed or problems else 0
 
 
 def _train(plan: Plan, todo: Todo, store: Store, machine: Machine) -> Summary:

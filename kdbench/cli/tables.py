@@ -45,12 +45,13 @@ def table(
     request: Request, form: str, layout: str, select: str | None, metric: str, against_published: bool, to: str | None
 ) -> int:
     """Tabulate pairs by methods, for a paper."""
-    from kdbench.reporting.published import published_ledger
     from kdbench.reporting.table import build_table
     from kdbench.reporting.text.render import render
 
     frames, select = results(request, select, metric)
     if against_published:
+        from kdbench.reporting.published import published_ledger
+
         tables = [published_ledger(frame, select=select, command=command_given()) for frame in frames]
     else:
         tables = [build_table(frame, layout, metric, select, command=command_given()) for frame in frames]

@@ -13,10 +13,12 @@ from kdbench.suite.types import MAX_SEED
 
 
 class Value(click.ParamType):
-    """A value that ``read`` makes of a text, or None where it is not ``expected``."""
+    """What ``read`` makes of a text; where that raises ValueError, the text "is not" what was expected."""
 
-    def __init__(self, name: str, read: Callable[[str], Any], expected: str) -> None:
-        self.name, self.read, self.expected = name, read, expected
+    name = "value"
+
+    def __init__(self, read: Callable[[str], Any], expected: str) -> None:
+        self.read, self.expected = read, expected
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):  # a default
@@ -24,7 +26,7 @@ class Value(click.ParamType):
         try:
             return self.read(value)
         except ValueError:
-            raise KdbenchError(f"{_named(param)}: {value!r} is {self.expected}") from None
+            raise KdbenchError(f"{_named(param)}: {value!r} is not {self.expected}") from None
 
 
 class OneOf(click.Choice[str]):
@@ -40,34 +42,21 @@ def _named(param: click.Parameter | None) -> str:
     return param.opts[0] if param else ""
 
 
-def names(text: str) -> tuple[str, ...]:
-    """A list separated by commas."""
+def _names(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def number(low: float, high: float = 1e9, above: bool = False) -> Callable[[str], float]:
-    """A number from ``low``, or above it, to ``high``."""
-
-    def read(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high or (above and value == low):
-            raise ValueError(text)
-        return value
-
-    return read
-
-
-def whole(text: str) -> int:
-    """A whole number from 1."""
-    if not (text.isdecimal() and text.isascii() and len(text) < 10 and int(text) >= 1):
+def _whole(text: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and low <= int(text) <= high):
         raise ValueError(text)
     return int(text)
 
 
-def _seed(text: str) -> int:
-    if not (text.isdecimal() and text.isascii() and len(text) < 11 and int(text) <= MAX_SEED):
-        raise KdbenchError(f"--seeds: {text!r} is not a whole number from 0 to {MAX_SEED}")
-    return int(text)
+def _number(text: str, low: float, high: float = 1e9) -> float:
+    value = float(text)
+    if not low <= value <= high:  # never true of NaN
+        raise ValueError(text)
+    return value
 
 
 def _path(text: str) -> str:
@@ -76,18 +65,28 @@ def _path(text: str) -> str:
     return text
 
 
-NAMES = Value("names", names, "")
-SEEDS = Value("seeds", lambda text: tuple(dict.fromkeys(map(_seed, names(text)))), "")
-PATH = Value("path", _path, "no path")
-GIBIBYTES = Value("gibibytes", number(0, above=True), "not a number of gibibytes above 0")
-GIGABYTES = Value("gigabytes", number(0, above=True), "not a number of gigabytes above 0")
-HOURS = Value("hours", number(0), "not a number of hours (0 or more)")
-MINUTES = Value("minutes", number(0), "not a number of minutes (0 or more)")
-SECONDS = Value("seconds", number(0.1), "not a number of seconds (0.1 or more)")
-POINTS = Value("points", number(0, 100), "not a number of points from 0 to 100")
-PROCESSES = Value("processes", whole, "not a number of processes (1 or more)")
-IMAGES = Value("images", whole, "not a number of images (1 or more)")
-CLASSES = Value("classes", whole, "not a number of classes (1 or more)")
+def _amount(unit: str) -> Value:
+    return Value(lambda text: _number(text, 1e-9), f"a number of {unit} above 0")
+
+
+def _at_least(low: float, unit: str) -> Value:
+    return Value(lambda text: _number(text, low), f"a number of {unit} ({low:g} or more)")
+
+
+def _count(unit: str) -> Value:
+    return Value(lambda text: _whole(text, 1, 10**9), f"a number of {unit} (1 or more)")
+
+
+NAMES = Value(_names, "a list of names")
+SEEDS = Value(
+    lambda text: tuple(dict.fromkeys(_whole(seed, 0, MAX_SEED) for seed in _names(text))),
+    f"a list of whole numbers from 0 to {MAX_SEED}",
+)
+PATH = Value(_path, "a path")
+GIBIBYTES, GIGABYTES = _amount("gibibytes"), _amount("gigabytes")
+HOURS, MINUTES, SECONDS = _at_least(0, "hours"), _at_least(0, "minutes"), _at_least(0.1, "seconds")
+POINTS = Value(lambda text: _number(text, 0, 100), "a number of points from 0 to 100")
+PROCESSES, IMAGES, CLASSES = _count("processes"), _count("images"), _count("classes")
 
 
 def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from kdbench.errors import KdbenchError, counted
 from kdbench.forecast.balance import balance
 from kdbench.forecast.fit import available, estimate_memory, fit
 from kdbench.launch.job import Launcher
-from kdbench.launch.remote import need_installed
+from kdbench.launch.remote import check_installed
 from kdbench.launch.slurm import parse_options
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.request import Request
@@ -71,7 +71,7 @@ def check_machine(request: Request) -> None:
         raise KdbenchError(f"--slurm {request.slurm} is for --on slurm, not for --on {request.on}")
     parse_options(request.slurm)
     if request.on in ("slurm", "ray"):
-        need_installed({"slurm": "submitit", "ray": "ray"}[request.on], request.on)
+        check_installed({"slurm": "submitit", "ray": "ray"}[request.on], request.on)
 
 
 def check_device(request: Request) -> None:

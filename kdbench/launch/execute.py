@@ -29,12 +29,10 @@ LOOK_SECONDS = 2.0
 
 @dataclass
 class Summary:
-    """What a run did. ``failed`` holds cells with their reason; ``done_before`` were there already."""
+    """Cells of a plan that are done, and those that failed, with the reason."""
 
-    done: list[Cell] = field(default_factory=list)
-    done_before: list[Cell] = field(default_factory=list)
-    failed: list[tuple[Cell, str]] = field(default_factory=list)
-    skipped: list[Cell] = field(default_factory=list)
+    done: list[Cell]
+    failed: list[tuple[Cell, str]]
 
 
 @dataclass(frozen=True)
@@ -326,8 +324,8 @@ class _Run:
 
 def summarize(plan: Plan, todo: Todo, store: Store, lost: Mapping[str, str] | None = None) -> Summary:
     """The state of all cells of a plan after a run; ``lost`` has reasons that could not be written, by folder."""
-    summary = Summary(done_before=list(todo.done), skipped=list(plan.skipped))
-    for cell in (*todo.train, *todo.failed):
+    summary = Summary(list(todo.done), [])
+    for cell in (*todo.train, *todo.failed, *plan.broken):
         folder = store.cell(cell)
         if folder.state() == "done":
             summary.done.append(cell)

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.launch.job import Event, Job
-from kdbench.launch.remote import EventFiles, carry, finished, need
+from kdbench.launch.remote import EventFiles, carry, finished
 
 #: How often Ray runs a task again whose node or worker was lost.
 RETRIES = 5
@@ -43,8 +43,9 @@ class RayLauncher:
             options.update(
                 num_cpus=(workers or max(1, (os.cpu_count() or 1) // threads)) * threads, _node_ip_address="127.0.0.1"
             )
-        ray = need("ray", "ray")  # only now: it reads its environment when it is imported
-        self._ray = ray
+        import ray  # only now: it reads its environment when it is imported
+
+        self._ray: Any = ray
         try:
             ray.init(address=address or "local", **options)
         except Exception as error:

@@ -7,7 +7,6 @@ share. What comes back is never unpickled.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import json
 import os
@@ -126,14 +125,8 @@ def finished(name: str, end: Event) -> Event:
     return {"event": "finished", "job": name, **{key: end.get(key) for key in ("error", "crashed", "stopped", "full")}}
 
 
-def need(package: str, extra: str) -> Any:
-    """Import an engine that kdbench can do without; see ``need_installed``."""
-    need_installed(package, extra)
-    return importlib.import_module(package)
-
-
-def need_installed(package: str, extra: str) -> None:
-    """See that an engine is there, without importing it.
+def check_installed(package: str, extra: str) -> None:
+    """Check that an engine is installed, without importing it.
 
     Raises:
         KdbenchError: saying what to install.

@@ -18,7 +18,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError, nearest
 from kdbench.launch.job import JOBS_FOLDER, Event, Job
-from kdbench.launch.remote import Carry, EventFiles, finished, need
+from kdbench.launch.remote import Carry, EventFiles, finished
 
 #: Seconds between two looks at the queue, and after which a job that left it without a word counts as dead.
 QUEUE_SECONDS, GONE_SECONDS = 5.0, 20.0
@@ -99,7 +99,8 @@ class SlurmLauncher:
     """
 
     def __init__(self, out: Path, workers: int | None, options: Mapping[str, str]) -> None:
-        submitit = need("submitit", "slurm")
+        import submitit
+
         self.capacity = workers or 1000
         self.folder = Path(out).resolve() / JOBS_FOLDER / "slurm"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -102,8 +102,8 @@ WRONG = [
     ("run --set kd=4", "--set 'kd=4' is not of the form METHOD.NAME=VALUE"),
     ("run --set kdd.temperature=4", "unknown method 'kdd'; did you mean 'kd'?"),
     ("run --set scratch.temperature=4", "scratch has none"),
-    ("run --seeds a", "--seeds: 'a' is not a whole number from 0 to 4294967295"),
-    ("run --seeds 0,-1", "--seeds: '-1' is not"),
+    ("run --seeds a", "--seeds: 'a' is not a list of whole numbers from 0 to 4294967295"),
+    ("run --seeds 0,-1", "--seeds: '0,-1' is not"),
     ("run --seeds 4294967296", "--seeds: '4294967296' is not"),
     ("run --seeds ²", "--seeds: '²' is not"),
     ("run --split train", "unknown --split 'train'; valid: test, validation"),
@@ -172,7 +172,7 @@ def test_request_that_only_building_refuses_writes_nothing_either(
 def test_empty_name_of_the_run_directory_is_refused(kdbench: Kdbench, out: str) -> None:
     said = kdbench("status", "--out", out)
     assert (said.status, len(said.err.splitlines())) == (2, 1)
-    assert "is no path" in said.err
+    assert "is not a path" in said.err
 
 
 def test_batch_larger_than_the_data_is_refused_before_anything_trains(
