@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,28 @@ def data(tmp_path: Path, net: TappedNet) -> Path:
     return tmp_path / "data"
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, net: TappedNet) -> Path:
+    """A folder with the tiny suite, whose CNN comes with weights, and a run directory in which it was run. Copy it."""
+    from kdbench.cli.parser import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "data" / "weights").mkdir(parents=True)
+    torch.save(net.net.state_dict(), folder / "data" / "weights" / "cnn.pth")
+    suite = tiny(nets={"cnn": {"weights": {"file": "cnn.pth"}}}, protocols={"short": ONCE})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    words = ["run", folder / "tiny.yaml", "--methods", "scratch", "--out", folder / "runs", "--data", folder / "data"]
+    assert main([*map(str, words), "--on", "inprocess", "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path, data: Path) -> Path:
+    """The suite's file; its run directory is copied to where ``again`` runs."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    return trained / "tiny.yaml"
+
+
 @pytest.fixture
 def suite(write_suite: Callable[..., Path]) -> Callable[..., Path]:
     """The tiny suite whose CNN comes with weights; the given fields describe them."""
@@ -136,6 +159,7 @@ def test_weights_are_loaded_measured_and_shown_beside_the_published_accuracy(
     path = suite(published=round(top1, 1))
     said = again("run", path)
     assert said.status == 0, said.err
+    assert "1 teacher to load and measure" in said.out
     line = f"teacher cnn: top-1 {top1:.2f} % on 500 test images, published {round(top1, 1):.2f} % (a table)"
     assert line in said.out
     assert line in again("status", path).out
@@ -149,13 +173,11 @@ def test_weights_are_loaded_measured_and_shown_beside_the_published_accuracy(
 
 
 def test_second_run_uses_what_was_verified_and_needs_the_file_no_more(
-    again: Kdbench, suite: Callable[..., Path], data: Path, tmp_path: Path
+    again: Kdbench, copied: Path, data: Path, tmp_path: Path
 ) -> None:
-    path = suite()
-    assert "1 teacher to load and measure" in again("run", path).out
     stamp = (teacher_folder(tmp_path / "runs") / "result.json").stat().st_mtime_ns
     (data / "weights" / "cnn.pth").unlink()
-    said = again("run", path, "--seeds", "0,1")
+    said = again("run", copied, "--seeds", "0,1")
     assert said.status == 0, said.err
     assert "to load and measure" not in said.out
     assert (teacher_folder(tmp_path / "runs") / "result.json").stat().st_mtime_ns == stamp
@@ -182,14 +204,12 @@ def test_a_teacher_far_from_its_published_accuracy_stops_the_run_before_anything
 
 
 def test_weights_in_the_run_directory_that_are_damaged_are_loaded_again(
-    again: Kdbench, suite: Callable[..., Path], tmp_path: Path
+    again: Kdbench, copied: Path, tmp_path: Path
 ) -> None:
-    path = suite()
-    again("run", path)
     weights = teacher_folder(tmp_path / "runs") / "weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-8] + b"damaged!")
-    said = again("run", path, "--seeds", "1")
+    said = again("run", copied, "--seeds", "1")
     assert said.status == 0, said.err
     assert f"note: {weights} is damaged: teacher cnn is loaded again" in said.out
     assert weights.read_bytes() == whole
@@ -209,11 +229,9 @@ def test_weights_of_a_teacher_trained_here_that_are_damaged_are_trained_again(
     assert weights.read_bytes() == whole
 
 
-def test_a_file_that_changed_under_its_name_is_noted(again: Kdbench, suite: Callable[..., Path], data: Path) -> None:
-    path = suite()
-    again("run", path)
+def test_a_file_that_changed_under_its_name_is_noted(again: Kdbench, copied: Path, data: Path) -> None:
     torch.save({"other": torch.zeros(1)}, data / "weights" / "cnn.pth")
-    said = again("run", path, "--seeds", "1")
+    said = again("run", copied, "--seeds", "1")
     assert said.status == 0, said.err
     assert "has changed since teacher cnn was loaded from it" in said.out
 
