@@ -26,7 +26,7 @@ def command_of(request: Request) -> str:
 def _option(name: str, value: Any) -> list[str]:
     parameter = PARAMETERS[name]
     option = parameter.opts[0]
-    if value is True:
+    if isinstance(value, bool):
         return [option]
     if name == "set":
         value = [f"{method}.{key}={json.dumps(item)}" for method, items in value.items() for key, item in items.items()]

@@ -40,6 +40,7 @@ class Request:
         solo: train every cell in a cohort of its own.
         compile: run nets through ``torch.compile``.
         cache_teacher: GB on disk for the teacher's outputs.
+        graphs: on a GPU, record steps as CUDA graphs.
         log: experiment trackers.
         max_hours: refuse a plan of more hours of computing.
         stall: minutes without a step after which a worker is restarted; 0 for never.
@@ -73,6 +74,7 @@ class Request:
     solo: bool = False
     compile: bool = False
     cache_teacher: float = 0.0
+    graphs: bool = True
     log: tuple[str, ...] = ()
     max_hours: float | None = None
     stall: float = 30.0
