@@ -60,7 +60,7 @@ def prepare_teacher(
     begun = now()
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     used = load_state(net, found.path, *rows_of(plan.suite.dataset))
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
     if not parallel.is_first():
@@ -94,7 +94,7 @@ def remeasure(
         KdbenchError: if it is not prepared, or its weights are damaged.
     """
     net, _ = load_teacher(teacher, store, plan.num_classes, device)
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     return measure_teacher(plan, teacher, net, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 

@@ -75,7 +75,7 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     plan.catalog.load_additions()
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
         folder.configure(teacher.hash, teacher.config, {})
@@ -126,7 +126,7 @@ def train_cohort(
     first = cohort.cells[0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    dataset = open_dataset(plan.suite.dataset, data, first.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, first.split, plan.request.limit)
     if parallel.is_first():
         write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)

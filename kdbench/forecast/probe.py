@@ -49,7 +49,7 @@ class Probe:
 def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | None) -> Probe:
     """Time a cohort with nets that are not trained. Writes nothing."""
     split = cohort.cells[0].split
-    dataset = open_dataset(plan.suite.dataset, data, split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, split, plan.request.limit)
     train = dataset.training(plan.images_per_class)
     teacher = freeze(TappedNet(cohort.teacher.net, dataset.num_classes, cohort.teacher.name).to(device))
     recipe = cohort.cells[0].recipe
@@ -69,7 +69,7 @@ def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: 
     """The same for the training of a teacher."""
     from kdbench.engine.train import teacher_trainee
 
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     train = dataset.training(plan.teacher_images_per_class)
     pipeline = make_pipeline(train, plan.suite.dataset, teacher.recipe, dataset.num_classes, 0, device)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, teacher.recipe.epochs)

@@ -96,7 +96,7 @@ def main() -> int:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     events = f"{JOBS_FOLDER}/{job.ticket}/{secrets.token_hex(6)}.jsonl"
-    report = Reporter(pipe, Path(job.out, events), job.stall, log)
+    report = Reporter(pipe, Path(job.request.out, events), job.stall, log)
 
     def stop(number: int, frame: Any) -> None:
         report.stop = True

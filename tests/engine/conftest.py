@@ -12,7 +12,7 @@ import torch
 from kdbench.engine import train
 from kdbench.matrix.cells import Cohort, Plan, make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.store.folders import Store, read_json
 from kdbench.suite.suite import Suite, merge
@@ -93,7 +93,7 @@ class Lab:
         recipe: Mapping[str, Any] | None = None,
     ) -> Plan:
         """A plan of the tiny suite; ``recipe`` changes fields of every student's recipe."""
-        choice = Choice(methods=tuple(methods), pairs=(pair,), plugins=tuple(plugins), seeds=tuple(seeds))
+        choice = Request(methods=tuple(methods), pairs=(pair,), plugins=tuple(plugins), seeds=tuple(seeds))
         changes: dict[str, Any] = {"protocols": {"short": {"recipe": dict(recipe or {})}}}
         return check_cells(make_plan(Suite.model_validate(merge(TINY, changes)), choice, catalog(plugins)))
 
