@@ -12,7 +12,8 @@ import torch
 from kdbench.data.images import Images
 from kdbench.data.transforms import EvaluationView
 from kdbench.engine import parallel
-from kdbench.engine.runner import Emit, predict_all
+from kdbench.engine.evaluation import predict_all
+from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import freeze, load_teacher, save_weights
 from kdbench.engine.train import now, train_teacher, view_of
 from kdbench.errors import KdbenchError

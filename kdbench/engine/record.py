@@ -39,7 +39,8 @@ def cost_of(cell: CellTrainer, device: torch.device) -> dict[str, Any]:
     peak = (
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
-    inference = inference_cost(cell.eval().predict, cell.student.input_size, device, cell.method)
+    cell.distiller.eval()
+    inference = inference_cost(cell.predict, cell.student.input_size, device, cell.method)
     return {
         "student_parameters": sum(parameter.numel() for parameter in cell.student.parameters()),
         "extra_parameters": cell.extra_parameters(),
@@ -49,7 +50,7 @@ def cost_of(cell: CellTrainer, device: torch.device) -> dict[str, Any]:
         "inference_extra_parameters": inference.extra_parameters,
         "step_seconds": cell.step_seconds / max(1, cell.steps_timed),
         "train_seconds": cell.train_seconds,
-        "steps": cell.epoch * cell.steps_per_epoch,
+        "steps": cell.spec.recipe.epochs * cell.steps_per_epoch,
         **_tuning_facts(cell),
         **({"micro_batches": cell.micro_batches} if cell.micro_batches > 1 else {}),
         **({"processes": parallel.world_size()} if parallel.world_size() > 1 else {}),
@@ -72,12 +73,12 @@ def write_history(cell: CellTrainer) -> None:
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(cell.history)
-    write_bytes(cell.trainee.folder.history, text.getvalue().encode())
+    write_bytes(cell.spec.folder.history, text.getvalue().encode())
 
 
 def finish(cell: CellTrainer) -> None:
     """Remove what only an unfinished cell needs."""
-    for path in cell.trainee.folder.checkpoints():
+    for path in cell.spec.folder.checkpoints():
         path.unlink(missing_ok=True)
-    cell.trainee.folder.failed.unlink(missing_ok=True)
-    cell.trainee.folder.say(f"done in {cell.train_seconds:.1f} s")
+    cell.spec.folder.failed.unlink(missing_ok=True)
+    cell.spec.folder.say(f"done in {cell.train_seconds:.1f} s")

@@ -13,11 +13,12 @@ import torch
 
 from kdbench.data.transforms import EvaluationView
 from kdbench.engine import parallel
-from kdbench.engine.cell import CellTrainer, Trainee
+from kdbench.engine.cell import CellTrainer, TrainingSpec
+from kdbench.engine.evaluation import Evaluated, predict_all
 from kdbench.engine.groups import Session
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.record import cost_of, finish, scores, write_history, write_predictions
-from kdbench.engine.runner import Emit, Evaluated, predict_all
+from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
@@ -69,10 +70,8 @@ def train_teacher(
     if parallel.is_first():
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
-    trainee = teacher_trainee(plan, teacher, store, start)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     train = dataset.training(plan.teacher_images_per_class)
-    session = Session(plan, dataset, train, Evaluated(split, None, device), device, emit)
 
     def keep(cell: CellTrainer) -> None:
         folder.confirm()
@@ -94,9 +93,11 @@ def train_teacher(
             },
         )
         finish(cell)
-        emit({"event": "done", "cell": trainee.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
+        emit({"event": "done", "cell": cell.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
-    session.train([trainee], None, None, seed_for("teacher", teacher.hash, "data"), keep)
+    seed = seed_for("teacher", teacher.hash, "data")
+    session = Session(plan, dataset, train, Evaluated(split, None, device), device, emit, seed, keep)
+    session.train([teacher_spec(plan, teacher, store, start)])
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
         raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure()['reason']}; see {folder.log}")
@@ -131,21 +132,19 @@ def train_cohort(
     checksum_before = teacher_result["checksum"]
     train = dataset.training(plan.images_per_class)
     evaluated = Evaluated(split, teacher_logits, device)
-    session = Session(plan, dataset, train, evaluated, device, emit, tuning)
-    session.describes = {"teacher": checksum_before, "split": first.split, "root": str(store.root)}
     cells = {cell.key: cell for cell in cohort.cells}
 
     def keep(trained: CellTrainer) -> None:
         if state_hash(teacher.net) != checksum_before:
             raise KdbenchError("the teacher's parameters or buffers changed during training")
-        cell = cells[trained.trainee.key]
-        trained.trainee.folder.confirm()
+        cell = cells[trained.key]
+        trained.spec.folder.confirm()
         assert trained.last_logits is not None
         write_history(trained)
-        write_predictions(trained.trainee.folder, trained.last_logits, evaluated.labels)
-        save_weights(trained.measured.student, trained.trainee.folder.path / "student.safetensors")
+        write_predictions(trained.spec.folder, trained.last_logits, evaluated.labels)
+        save_weights(trained.measured.student, trained.spec.folder.path / "student.safetensors")
         best = max(trained.history, key=lambda row: row["top1"])
-        trained.trainee.folder.finish(
+        trained.spec.folder.finish(
             {
                 "format": FORMAT,
                 "kind": "cell",
@@ -171,15 +170,18 @@ def train_cohort(
         row = trained.history[-1]
         emit({"event": "done", "cell": cell.key, "top1": row["top1"], "seconds": trained.train_seconds})
 
-    trainees = [trainee_of(plan, cell, store) for cell in cohort.cells]
-    data_seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
-    session.train(trainees, teacher, teacher.describe(), data_seed, keep)
+    seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
+    session = Session(
+        plan, dataset, train, evaluated, device, emit, seed, keep, teacher, tuning,
+        cache_root=store.root, cache_key={"teacher": checksum_before, "split": first.split},
+    )  # fmt: skip
+    session.train([spec_of(plan, cell, store) for cell in cohort.cells])
 
 
-def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> Trainee:
+def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> TrainingSpec:
     """What is trained for a teacher: its net, from scratch or from the weights in ``start`` with a new classifier."""
     scratch: Any = plan.catalog.find("scratch").load()
-    return Trainee(
+    return TrainingSpec(
         key=teacher.name,
         name=teacher.name,
         net=teacher.net,
@@ -194,10 +196,10 @@ def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store, start: Path 
     )
 
 
-def trainee_of(plan: Plan, cell: Cell, store: Store) -> Trainee:
+def spec_of(plan: Plan, cell: Cell, store: Store) -> TrainingSpec:
     """What is trained for a cell."""
     method: Any = plan.catalog[cell.method].load()
-    return Trainee(
+    return TrainingSpec(
         key=cell.key,
         name=cell.student,
         net=cell.student_net,
