@@ -50,6 +50,7 @@ class TrainingSpec:
     method_seed: int
     folder: CellFolder
     view: EvaluationView = field(default_factory=EvaluationView)
+    config: Mapping[str, Any] = field(default_factory=dict)
     #: Weights from which a teacher is fine-tuned; its classifier is new.
     start: Path | None = None
 
@@ -125,6 +126,8 @@ class CellTrainer:
         self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch)
         self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device)
         self.meters = Meters(device)
+        self.terms: dict[str, Tensor] = {}
+        self.losses: dict[str, float] = {}
         self.watch = Stopwatch(device)
         self.history: list[dict[str, float]] = []
         self.last_logits: Tensor | None = None
@@ -165,7 +168,8 @@ class CellTrainer:
             with self.precision.autocast():
                 terms = self._wrapped(batch, images, strong, teacher)
             wrapper.update_params(_total(terms))
-        self.meters.add(terms)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        self.meters.add(self.terms)
         if self.average is not None:
             self.average.update(self.distiller)
 
@@ -218,19 +222,11 @@ class CellTrainer:
             logits = chosen.method.predict(chosen.student(images, chosen.method.predict_needs))
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def save(self, position: Position) -> None:
-        """Write a checkpoint; older ones are kept until ``drop_old_checkpoints``.
-
-        Raises:
-            ClaimLostError: if another process has taken the cell over.
-        """
-        meters = self.meters.state_dict()
-        if not parallel.is_first():
-            return
-        self.spec.folder.confirm()
+    def state(self, position: Position) -> dict[str, Any]:
+        """What a checkpoint holds: tensors and plain values."""
         state = {
             **position._asdict(),
-            "meters": meters,
+            "meters": self.meters.state_dict(),
             "student": self.student.net.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optim_wrapper.optimizer.state_dict(),
@@ -241,7 +237,17 @@ class CellTrainer:
         }
         if self.average is not None:
             state["average"] = self.average.module.state_dict()
-        save_checkpoint(checkpoint_path(self.spec.folder, position), state)
+        return state
+
+    def save(self, position: Position, state: dict[str, Any]) -> None:
+        """Write a checkpoint; older ones are kept until ``drop_old_checkpoints``.
+
+        Raises:
+            ClaimLostError: if another process has taken the cell over.
+        """
+        if parallel.is_first():
+            self.spec.folder.confirm()
+            save_checkpoint(checkpoint_path(self.spec.folder, position), state)
 
     def drop_old_checkpoints(self, position: Position) -> None:
         """Remove the checkpoints before a position."""
@@ -252,7 +258,7 @@ class CellTrainer:
                 path.unlink(missing_ok=True)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what ``save`` wrote."""
+        """Go on from a ``state``."""
         self.student.net.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.optim_wrapper.optimizer.load_state_dict(state["optimizer"])

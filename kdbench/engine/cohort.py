@@ -286,7 +286,7 @@ class CohortLoop(BaseLoop):
             outputs = cohort.train_step(data, runner.optim_wrapper)
             runner.call_hook("after_train_iter", batch_idx=step, data_batch=data, outputs=outputs)
             cohort.position = Position(epoch, step + 1)
-            self.saver.after_step(cohort)
+            self.saver.after_step(runner)
         for cell in cohort.alive:
             with cohort.failing(cell):
                 cell.end_epoch(self.epoch)
@@ -294,4 +294,4 @@ class CohortLoop(BaseLoop):
         cohort.position = Position(self.epoch + 1)
         if self.epoch % self.val_interval == 0 or self.epoch == self.max_epochs:
             runner.val_loop.run()
-        self.saver.after_epoch(cohort)
+        self.saver.after_epoch(runner)

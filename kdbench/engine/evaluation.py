@@ -105,6 +105,7 @@ class EvaluationLoop(BaseLoop):
         if not parallel.is_first():
             return
         row, epochs = cell.history[-1], self.runner.max_epochs
+        self.runner.visualizers[cell.key].add_row(row, cell.spec.config)
         cell.spec.folder.say(
             f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  top-1 {row['top1']:.2f}  lr {row['lr']:.3g}"
         )

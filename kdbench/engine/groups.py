@@ -28,6 +28,7 @@ from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.matrix.cells import Plan
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
+from kdbench.plugins.hooks import HookEntry
 from kdbench.store.claims import ClaimLostError
 from kdbench.store.folders import write_json
 from kdbench.store.provenance import provenance
@@ -53,6 +54,7 @@ class Session:
 
     Attributes:
         plan: of the run.
+        root: the run directory.
         dataset: of its suite.
         data: training images.
         split: what is evaluated.
@@ -62,11 +64,12 @@ class Session:
         keep: writes the result of a cell that is trained to the end.
         teacher: frozen; None where a teacher itself is trained.
         tuning: of the run.
-        cache_root: the run directory, below which outputs of the teacher may be kept.
-        cache_key: what those depend on beside what the session knows.
+        cache_key: what the teacher's outputs depend on beside what the session knows.
+        hooks: of the user.
     """
 
     plan: Plan
+    root: Path
     dataset: Dataset
     data: Images
     split: Evaluated
@@ -76,8 +79,8 @@ class Session:
     keep: Callable[[CellTrainer], None]
     teacher: TappedNet | None = None
     tuning: Tuning = PLAIN
-    cache_root: Path = Path()
     cache_key: Mapping[str, Any] = field(default_factory=dict)
+    hooks: Sequence[HookEntry] = ()
 
     def __post_init__(self) -> None:
         self.data_checksum = self.dataset.checksum()
@@ -103,7 +106,7 @@ class Session:
         groups = common_start({key: set(states) for key, states in saved.items()})
         by_key = {spec.key: spec for spec in specs}
         for start, keys in groups.items():
-            states = {key: saved[key].get(start) for key in keys}
+            states = {key: saved[key][start] for key in keys if start in saved[key]}
             members = [by_key[key] for key in keys]
             try:
                 with contextlib.closing(pipeline):  # ends loader processes; they start again where batches are made
@@ -139,7 +142,7 @@ class Session:
         self,
         specs: Sequence[TrainingSpec],
         start: Position,
-        states: Mapping[str, dict[str, Any] | None],
+        states: Mapping[str, dict[str, Any]],
         pipeline: Pipeline,
         micro_batches: int,
     ) -> None:
@@ -147,7 +150,7 @@ class Session:
         cells = []
         for spec in specs:
             try:
-                cells.append(self._build(spec, states[spec.key], start, len(pipeline), micro_batches))
+                cells.append(self._build(spec, len(pipeline), micro_batches))
             except Exception as error:
                 self._record(spec, Failure.of(error))
         if not cells:
@@ -158,7 +161,9 @@ class Session:
             teacher = FrozenTeacher(self.teacher, forward, self._cache(cells[0].spec, pipeline))
         cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
-            CohortRunner(cohort, self.split, Path(work_dir), self.emit).train()
+            CohortRunner(
+                cohort, self.split, Path(work_dir), self.emit, states, self.hooks, self.plan.choice.log, self.root
+            ).train()
         for cell in cohort.alive:
             if not parallel.is_first():
                 continue
@@ -171,20 +176,12 @@ class Session:
             except Exception as error:
                 cohort.fail(cell, error)
 
-    def _build(
-        self, spec: TrainingSpec, state: dict[str, Any] | None, start: Position, steps: int, micro_batches: int
-    ) -> CellTrainer:
+    def _build(self, spec: TrainingSpec, steps: int, micro_batches: int) -> CellTrainer:
         data = self.data
         task = Task(self.dataset.num_classes, len(data), data.labels, self.dataset.name, spec.recipe.epochs)
         teacher = None if self.teacher is None else self.teacher.describe()
         cell = CellTrainer(spec, task, teacher, steps, self.device, self.tuning)
         cell.micro_batches = micro_batches
-        if state is not None:
-            cell.restore(state)
-            if parallel.is_first():
-                within = f", step {start.step}" if start.step else ""
-                spec.folder.say(f"resumed after epoch {start.epoch}{within}")
-            self.emit({"event": "resumed", "cell": spec.key, **start._asdict()})
         return cell
 
     def _cache(self, spec: TrainingSpec, pipeline: Pipeline) -> TeacherCache | None:
@@ -201,7 +198,7 @@ class Session:
                 if name in ("kdbench", "versions", "device", "device_type", "threads")
             },
         }  # fmt: skip
-        return TeacherCache(self.cache_root, key, len(pipeline), 1e9 * self.tuning.cache_teacher, spec.folder.say)
+        return TeacherCache(self.root, key, len(pipeline), 1e9 * self.tuning.cache_teacher, spec.folder.say)
 
     def _on_failure(self, cell: CellTrainer, failure: Failure) -> None:
         self._record(cell.spec, failure)

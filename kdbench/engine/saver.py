@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mmengine.runner import Runner
+
 from kdbench.engine import parallel
 from kdbench.engine.checkpoint import checkpoint_path
 from kdbench.errors import StopRequested
@@ -59,37 +61,39 @@ class Saver:
         if self._saved_at is None:
             self._within = time.monotonic()
 
-    def after_step(self, cohort: CohortModel) -> None:
+    def after_step(self, runner: Runner) -> None:
         """Save if it is time to, or if that was asked for.
 
         Raises:
             StopRequested: if it was asked for.
         """
+        cohort: CohortModel = runner.model
         step = cohort.position.step
         stop = self._report(cohort)
         # The epoch's last step is followed by its evaluation first.
         if step == len(cohort.pipeline) or (parallel.world_size() > 1 and step % STEPS_BETWEEN_AGREEMENTS):
             return
-        self._save_if(cohort, stop, time.monotonic() - self._within >= max(self.long_seconds, 20 * self._cost))
+        self._save_if(runner, stop, time.monotonic() - self._within >= max(self.long_seconds, 20 * self._cost))
 
-    def after_epoch(self, cohort: CohortModel) -> None:
+    def after_epoch(self, runner: Runner) -> None:
         """The same after an epoch and its evaluation."""
+        cohort: CohortModel = runner.model
         self._count_time(cohort)
         stop = self._report(cohort)
         if cohort.position.epoch < self.epochs:
             long_ago = self._saved_at is None or time.monotonic() - self._saved_at >= max(self.seconds, 20 * self._cost)
-            self._save_if(cohort, stop, long_ago)
+            self._save_if(runner, stop, long_ago)
 
     def _report(self, cohort: CohortModel) -> bool:
         epoch, step = cohort.position
         steps = len(cohort.pipeline)
         return bool(self.emit({"event": "step", "epoch": epoch, "epochs": self.epochs, "step": step, "steps": steps}))
 
-    def _save_if(self, cohort: CohortModel, stop: bool, due: bool) -> None:
+    def _save_if(self, runner: Runner, stop: bool, due: bool) -> None:
         stop, due = parallel.agree(stop), parallel.agree(due)
         if stop or due:
-            self._count_time(cohort)
-            self._save(cohort)
+            self._count_time(runner.model)
+            self._save(runner)
         if stop:
             raise StopRequested
 
@@ -101,14 +105,19 @@ class Saver:
             cell.read_watch()
         self._counted = now
 
-    def _save(self, cohort: CohortModel) -> None:
+    def _save(self, runner: Runner) -> None:
         started = time.monotonic()
+        cohort: CohortModel = runner.model
         position = cohort.position
         written: list[CellTrainer] = []
         try:
             for cell in cohort.alive:
+                state = cell.state(position)
+                runner.call_hook("before_save_checkpoint", checkpoint={cell.key: state})
+                if cell.key in cohort.failed:
+                    continue
                 try:
-                    cell.save(position)
+                    cell.save(position, state)
                     written.append(cell)
                 except ClaimLostError as error:
                     if parallel.world_size() > 1:  # the others cannot be told; all of them end

@@ -96,7 +96,7 @@ def train_teacher(
         emit({"event": "done", "cell": cell.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
     seed = seed_for("teacher", teacher.hash, "data")
-    session = Session(plan, dataset, train, Evaluated(split, None, device), device, emit, seed, keep)
+    session = Session(plan, store.root, dataset, train, Evaluated(split, None, device), device, emit, seed, keep)
     session.train([teacher_spec(plan, teacher, store, start)])
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
@@ -133,6 +133,7 @@ def train_cohort(
     train = dataset.training(plan.images_per_class)
     evaluated = Evaluated(split, teacher_logits, device)
     cells = {cell.key: cell for cell in cohort.cells}
+    observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
 
     def keep(trained: CellTrainer) -> None:
         if state_hash(teacher.net) != checksum_before:
@@ -163,7 +164,7 @@ def train_cohort(
                 },
                 "dataset_checksum": session.data_checksum,
                 "train_images": len(train),
-                "provenance": provenance(device),
+                "provenance": {**provenance(device), "observers": observers},
             },
         )
         finish(trained)
@@ -172,8 +173,8 @@ def train_cohort(
 
     seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
     session = Session(
-        plan, dataset, train, evaluated, device, emit, seed, keep, teacher, tuning,
-        cache_root=store.root, cache_key={"teacher": checksum_before, "split": first.split},
+        plan, store.root, dataset, train, evaluated, device, emit, seed, keep, teacher, tuning,
+        cache_key={"teacher": checksum_before, "split": first.split}, hooks=plan.hooks,
     )  # fmt: skip
     session.train([spec_of(plan, cell, store) for cell in cohort.cells])
 
@@ -192,6 +193,7 @@ def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | N
         method_seed=seed_for("teacher", teacher.hash, "method"),
         folder=store.teacher_folder(teacher),
         start=start,
+        config=teacher.config,
         view=view_of(plan, teacher.net, teacher.recipe),
     )
 
@@ -209,6 +211,7 @@ def spec_of(plan: Plan, cell: Cell, store: Store) -> TrainingSpec:
         net_seed=seed_for("student", cell.suite, cell.protocol, cell.student, cell.seed),
         method_seed=seed_for("method", cell.suite, cell.protocol, cell.pair, cell.method, cell.seed),
         folder=store.cell(cell),
+        config=cell.config,
         view=view_of(plan, cell.student_net, cell.recipe),
     )
 

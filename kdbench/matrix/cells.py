@@ -15,6 +15,7 @@ from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.identity import CONFIG_VERSION, canonical, config_hash, given
 from kdbench.matrix.request import Choice, retrained_teachers
 from kdbench.matrix.teachers import TeacherPlan, net_family, plan_teacher, with_drop_path
+from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import NetSpec
@@ -101,6 +102,7 @@ class Plan:
     choice: Choice
     catalog: MethodCatalog
     cells: tuple[Cell, ...]
+    hooks: tuple[HookEntry, ...] = ()
     skipped: tuple[Cell, ...] = ()
     broken: tuple[Cell, ...] = ()
 
@@ -165,6 +167,7 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
         )
         for name in dict.fromkeys((*methods, *choice.set))
     }
+    hooks = find_hooks(suite.hooks, choice.hooks, choice.plugins, suite.name)
     retrained = retrained_teachers(choice, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
     for pair in suite.choose_pairs(protocol_name, choice.pairs):
@@ -193,10 +196,11 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
                         method,
                         hyperparameters[method],
                         seed,
+                        hooks,
                     )
                 )
     _check_sizes(suite, protocol_name, choice, cells)
-    return Plan(suite, protocol_name, choice, catalog, tuple(cells))
+    return Plan(suite, protocol_name, choice, catalog, tuple(cells), tuple(hooks))
 
 
 def _check_sizes(suite: Suite, protocol: str, choice: Choice, cells: Sequence[Cell]) -> None:
@@ -290,6 +294,7 @@ def _plan_cell(
     method: str,
     hyperparameters: Mapping[str, Any],
     seed: int,
+    hooks: Sequence[HookEntry],
 ) -> Cell:
     entry = catalog[method]
     dataset = find_dataset(suite.dataset.name)
@@ -316,6 +321,7 @@ def _plan_cell(
             **({} if entry.builtin else {"source": entry.source_hash()}),
         },
         "seed": seed,
+        "hooks": [[hook.name, hook.source] for hook in hooks if not hook.observes],
         "cpu_threads": suite.cpu_threads,
     }
     facts = {

@@ -32,6 +32,8 @@ class Choice:
     split: str = "test"
     set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
+    log: tuple[str, ...] = ()
     limit: int | None = None
     #: Teachers (names, globs, ``all``) that are trained here from scratch, or from timm's weights, whatever the suite says.
     train_teachers: tuple[str, ...] = ()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import KdbenchError
 from kdbench.store.claims import ClaimLostError, Claims, Holder, read_holder
 from kdbench.store.files import DamagedFileError, read_json, write_bytes, write_json
+from kdbench.store.log import logger_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,11 +226,7 @@ class CellFolder:
 
     def say(self, text: str) -> None:
         """Append lines to the cell's log."""
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with contextlib.suppress(OSError):  # a full disk costs lines of a log, not the training
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
+        logger_of(self.log).info("%s", text)
 
 
 def load_results(out: Path | str = "runs", suite: str | None = None, protocol: str | None = None) -> pd.DataFrame:
