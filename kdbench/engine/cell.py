@@ -24,7 +24,7 @@ from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
 from kdbench.nets.tapped import TappedNet
-from kdbench.seeding import RandomStream, seed_for
+from kdbench.seeding import RandomStream, may_draw_on_host, seed_for
 from kdbench.store.folders import CellFolder
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
@@ -123,8 +123,10 @@ class CellTrainer:
         self._wrapped = parallel.wrap(self.distiller, device)
         self.average = ModelEmaV3(self.distiller, decay=spec.recipe.ema) if spec.recipe.ema is not None else None
         self.micro_batches = 1
+        #: Whether its steps are CUDA graphs: True, the reason why not, or None where there are none.
+        self.captured: bool | str | None = None
         self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch)
-        self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device)
+        self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device, may_draw_on_host(spec.method))
         self.meters = Meters(device)
         self.terms: dict[str, Tensor] = {}
         self.losses: dict[str, float] = {}
@@ -162,6 +164,14 @@ class CellTrainer:
         Raises:
             Exception: whatever the method raises.
         """
+        with self.stream.active(), torch.enable_grad():
+            self.compute(batch, images, strong, teacher, wrapper)
+        self.meters.steps += 1
+
+    def compute(
+        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
+    ) -> None:
+        """What a step does on the device: all of it but the count of steps, which the host keeps."""
         if self.micro_batches > 1:
             terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
         else:

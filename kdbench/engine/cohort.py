@@ -21,6 +21,7 @@ from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import Position
 from kdbench.engine.compiled import Forward
+from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.meters import NonFiniteLossError
 from kdbench.engine.precision import Precision
 from kdbench.engine.saver import Saver
@@ -50,6 +51,8 @@ class Shared:
         run: Callable[[Tensor, frozenset[str]], Outputs] | None = None,
     ) -> None:
         self.data = data
+        #: Whether its tensors are those of a CUDA graph, which stay from step to step.
+        self.static = False
         self._inputs: dict[tuple[object, ...], tuple[Tensor, int]] = {}
         self.teacher: Outputs | None = None
         if teacher is not None:
@@ -68,6 +71,23 @@ class Shared:
             inputs = net.preprocess(images)
             self._inputs[key] = (inputs, inputs._version)
         return self._inputs[key][0]
+
+    def given_to(self, cell: CellTrainer) -> tuple[Tensor, Tensor | None, Outputs | None]:
+        """Inputs of the student, of both views, and the teacher's outputs."""
+        strong = self.data.strong if "strong" in cell.needs else None
+        # Features remember their tokens, which must not outlive a step.
+        teacher = self.teacher.detach() if self.static and self.teacher is not None else self.teacher
+        return (
+            self.input_for(cell.student, self.data.images),
+            None if strong is None else self.input_for(cell.student, strong),
+            teacher,
+        )
+
+    def renew(self, data: TrainingBatch) -> None:
+        """The tensors hold the next step's values, of ``data``."""
+        self.data = data
+        self._inputs = {key: (inputs, inputs._version) for key, (inputs, _) in self._inputs.items()}
+        self._versions = [value._version for value in self._tensors()]
 
     def was_changed(self) -> bool:
         """Whether a shared tensor was written to since the step began."""
@@ -139,6 +159,7 @@ class CohortModel(nn.Module):
         pipeline: of their batches.
         device: where they are trained.
         on_failure: called with a cell that failed.
+        graphs: what records steps as CUDA graphs, or None.
         position: where training begins.
     """
 
@@ -149,6 +170,7 @@ class CohortModel(nn.Module):
         pipeline: Pipeline,
         device: torch.device,
         on_failure: Callable[[CellTrainer, Failure], None],
+        graphs: CohortGraphs | None = None,
         position: Position = Position(),  # noqa: B008 - immutable
     ) -> None:
         super().__init__()
@@ -160,6 +182,7 @@ class CohortModel(nn.Module):
         self.on_failure = on_failure
         self.position = position
         self.failed: set[str] = set()
+        self.graphs = graphs
 
     @property
     def alive(self) -> list[CellTrainer]:
@@ -196,10 +219,18 @@ class CohortModel(nn.Module):
         users = [cell for cell in self.alive if cell.method.uses_teacher]
         needs = frozenset({"logits"}).union(*(cell.needs for cell in users))
         precision = self.alive[0].precision if self.alive else None
-        try:
+
+        def make(data: TrainingBatch) -> Shared:
             if self.teacher is None or not users:
-                return Shared(data, None, needs, precision)
-            return Shared(data, self.teacher.net, needs, precision, self.teacher.run(self.position))
+                shared = Shared(data, None, needs, precision)
+            else:
+                shared = Shared(data, self.teacher.net, needs, precision, self.teacher.run(self.position))
+            for cell in self.alive:  # their inputs belong to what is shared
+                shared.given_to(cell)
+            return shared
+
+        try:
+            return make(data) if self.graphs is None else self.graphs.share(data, make)
         except Exception as error:
             if is_out_of_memory(error):
                 raise TooLargeError("a forward pass of the teacher") from error
@@ -207,27 +238,27 @@ class CohortModel(nn.Module):
 
     def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
         """One step of every living cell. Returns nothing to log: that would wait for the device."""
-        shared = self.share(data)
-        alive = self.alive
-        first = self.position.step % max(1, len(alive))  # taking turns: the first cell of a step finds cold caches
-        for cell in alive[first:] + alive[:first]:
-            images = shared.input_for(cell.student, data.images)
-            strong = data.strong if "strong" in cell.needs else None
-            strong = None if strong is None else shared.input_for(cell.student, strong)
-            try:
-                with cell.watch, cell.stream.active(), torch.enable_grad():
-                    cell.step(data.batch, images, strong, shared.teacher, optim_wrapper[cell.key])
-                if shared.was_changed():
-                    raise SharedStateError(
-                        "the method changed the batch or the teacher's outputs in place; clone before writing"
-                    )
-            except Exception as error:
-                if is_out_of_memory(error) and parallel.world_size() == 1:
-                    raise TooLargeError(f"a step of {cell.key}") from error
-                self.fail(cell, error)
-                if shared.was_changed():
-                    data = self.pipeline.make(*self.position)
-                    shared = self.share(data)
+        with contextlib.nullcontext() if self.graphs is None else self.graphs.recorder.active():
+            shared = self.share(data)
+            alive = self.alive
+            first = self.position.step % max(1, len(alive))  # taking turns: the first cell of a step finds cold caches
+            for cell in alive[first:] + alive[:first]:
+                try:
+                    with cell.watch:
+                        if self.graphs is None:
+                            cell.step(shared.data.batch, *shared.given_to(cell), optim_wrapper[cell.key])
+                        else:
+                            self.graphs.step(cell, shared, optim_wrapper[cell.key])
+                    if shared.was_changed():
+                        raise SharedStateError(
+                            "the method changed the batch or the teacher's outputs in place; clone before writing"
+                        )
+                except Exception as error:
+                    if is_out_of_memory(error) and parallel.world_size() == 1:
+                        raise TooLargeError(f"a step of {cell.key}") from error
+                    self.fail(cell, error)
+                    if shared.was_changed():
+                        shared = self.share(self.pipeline.make(*self.position))
         return {}
 
 

@@ -21,6 +21,7 @@ from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
 from kdbench.engine.cohort import CohortModel, Failure, FrozenTeacher, TooLargeError
 from kdbench.engine.compiled import Forward
 from kdbench.engine.evaluation import Evaluated
+from kdbench.engine.graphs import graphs_of
 from kdbench.engine.runner import CohortRunner
 from kdbench.engine.saver import Emit
 from kdbench.engine.teachercache import TeacherCache
@@ -159,7 +160,8 @@ class Session:
         if self.teacher is not None:
             forward = Forward(self.teacher, self.tuning, cells[0].spec.folder.say)
             teacher = FrozenTeacher(self.teacher, forward, self._cache(cells[0].spec, pipeline))
-        cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, start)
+        graphs = graphs_of(cells, self.device, self._warn)
+        cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
             CohortRunner(
                 cohort, self.split, Path(work_dir), self.emit, states, self.hooks, self.plan.choice.log, self.root
@@ -199,6 +201,11 @@ class Session:
             },
         }  # fmt: skip
         return TeacherCache(self.root, key, len(pipeline), 1e9 * self.tuning.cache_teacher, spec.folder.say)
+
+    def _warn(self, cell: CellTrainer, text: str) -> None:
+        if parallel.is_first():
+            cell.spec.folder.say(text)
+        self.emit({"event": "warning", "reason": text})
 
     def _on_failure(self, cell: CellTrainer, failure: Failure) -> None:
         self._record(cell.spec, failure)

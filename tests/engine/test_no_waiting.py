@@ -26,7 +26,7 @@ from kdbench.store.folders import Store
 from .conftest import Lab, cohort_of
 
 #: Operations that wait on a GPU: ``item``, ``bool``, ``int``, ``float``; sizes that depend on values; tensors from Python.
-_WAITING = {
+WAITING = {
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
     "unique_consecutive", "bincount", "lift_fresh", "lift_fresh_copy",
 }  # fmt: skip
@@ -52,9 +52,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._overloadpacket.__name__
-        if name in _WAITING or (
-            name in ("index", "index_put", "index_put_", "_index_put_impl_") and _has_mask(args[1])
-        ):
+        if name in WAITING or (name in ("index", "index_put", "index_put_", "_index_put_impl_") and _has_mask(args[1])):
             self.note(name)
         return func(*args, **(kwargs or {}))
 

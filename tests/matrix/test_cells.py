@@ -21,8 +21,7 @@ from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Choice, parse_set, replay_command
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.suite.datasets import DATASETS, DatasetEntry
-
-from .conftest import tiny_suite
+from tests.conftest import tiny_suite
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from kdbench.plugins.registry import catalog
 from kdbench.reporting.published import find_published, normalise_net
 from kdbench.suite.net import WeightsFile
 from kdbench.suite.suite import Suite, load_suite, read_suite, split_pair, suite_files
+from tests.conftest import tiny_suite
 
-from .conftest import tiny_suite
 from .test_suite import TEXT, refusal
 
 PAIRS = {

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError, UnknownNameError, is_near, nearest
 from kdbench.suite.suite import MAX_BYTES, SuiteError, load_suite, merge, read_suite, split_pair, suite_files
-
-from .conftest import tiny, tiny_suite
+from tests.conftest import tiny, tiny_suite
 
 TEXT = """\
 name: tiny
