@@ -13,7 +13,8 @@ from kdbench.data.images import Images
 from kdbench.data.transforms import EvaluationView
 from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
-from kdbench.engine.runner import Emit, predict_all
+from kdbench.engine.evaluation import predict_all
+from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import freeze, load_teacher, save_weights
 from kdbench.engine.train import measured_on, now, train_teacher, view_of
 from kdbench.errors import KdbenchError

@@ -12,6 +12,7 @@ from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.identity import CONFIG_VERSION, config_hash
 from kdbench.matrix.request import Request, retrained_teachers
 from kdbench.matrix.teachers import TeacherPlan, dataset_config, plan_teacher, with_drop_path, with_family
+from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import NetSpec
@@ -98,6 +99,7 @@ class Plan:
     request: Request
     catalog: MethodCatalog
     cells: tuple[Cell, ...]
+    hooks: tuple[HookEntry, ...] = ()
     skipped: tuple[Cell, ...] = ()
     broken: tuple[Cell, ...] = ()
 
@@ -142,11 +144,8 @@ class Plan:
         ]
 
 
-def make_plan(suite: Suite, request: Request, catalog: MethodCatalog, hooks: Sequence[tuple[str, str]] = ()) -> Plan:
+def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
     """List the cells of a request, in the order pair, seed, method. Nothing is built: see ``check_cells``.
-
-    Args:
-        hooks: name and hash of the source of each hook that changes what is trained.
 
     Raises:
         KdbenchError: for an unknown name or a hyper-parameter of the wrong name or type.
@@ -155,6 +154,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog, hooks: Seq
     if request.split not in SPLITS:
         raise UnknownNameError("split", request.split, SPLITS)
     methods = _configure_methods(suite, protocol, request, catalog)
+    hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
     retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
     for pair in suite.choose_pairs(request.pairs) if request.pairs else protocol.pairs:
@@ -172,7 +172,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog, hooks: Seq
         of_pair = _cells_of_pair(suite, protocol, request, teacher, student_name, methods, hooks)
         cells += [replace(cell, seed=seed) for seed in request.seeds or protocol.seeds for cell in of_pair]
     _check_sizes(suite, protocol, request, cells)
-    return Plan(suite, protocol, request, catalog, tuple(cells))
+    return Plan(suite, protocol, request, catalog, tuple(cells), tuple(hooks))
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _cells_of_pair(
     teacher: TeacherPlan,
     student: str,
     methods: Mapping[str, _Configured],
-    hooks: Sequence[tuple[str, str]],
+    hooks: Sequence[HookEntry],
 ) -> list[Cell]:
     """The cells of a pair for any one seed, which is no part of their configuration."""
     # Weights are a teacher's: as a student every net starts from scratch.
@@ -238,7 +238,7 @@ def _cells_of_pair(
         "teacher": {"name": teacher.name, "hash": teacher.hash},
         "student": {"name": student, "net": net.identity()},
         "recipe": {"name": recipe_name, **recipe.model_dump(mode="json")},
-        "hooks": [list(hook) for hook in hooks],
+        "hooks": [[hook.name, hook.source] for hook in hooks if not hook.observes],
         "cpu_threads": suite.cpu_threads,
     }
     facts = {
