@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -168,12 +167,13 @@ def _net(spec: str, classes: int) -> tuple[TappedNet, NetInfo]:
 @contextmanager
 def _without_data() -> Iterator[None]:
     """New tensors have no content. Autocast does not know the device of such tensors, and is not needed for sizes."""
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.device("meta"),
-        mock.patch.object(torch, "autocast", return_value=nullcontext()),
-    ):
-        yield
+    autocast = torch.autocast
+    torch.autocast = lambda *arguments, **options: nullcontext()  # type: ignore[misc, assignment]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
 
 
 def _side(net: NetSpec) -> int:
