@@ -562,7 +562,14 @@ def test_status_is_watched_until_nothing_is_left(
 
 def test_job_survives_its_way_to_another_process() -> None:
     request = Request(
-        "tiny", methods=("kd",), seeds=(1, 2), set={"kd": {"stages": [2, 4]}}, plugins=("/p.py",), memory=2.5
+        "tiny",
+        methods=("kd",),
+        seeds=(1, 2),
+        set={"kd": {"stages": [2, 4]}},
+        plugins=("/p.py",),
+        hooks=("/h.py",),
+        log=("wandb",),
+        memory=2.5,
     )
     job = Job("name, ä", "cohort", ("a", "b"), request, 2, "log", memory=3, cells=2)
     assert Job.from_json(job.to_json()) == job
