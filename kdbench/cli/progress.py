@@ -51,7 +51,7 @@ class Progress(Follower):
         kind = event["event"]
         if kind == "started":
             job.update(state="running", note="", seen=None)
-        elif kind == "begun":
+        elif kind == "began":
             job["note"] = ""
         elif kind == "queue":
             job["note"] = "" if event["state"] == "RUNNING" else event["state"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def status_text(plan: Plan, store: Store, status: Status) -> str:
     return "\n".join(lines)
 
 
-def watch_status(plan: Plan, store: Store, seconds: float) -> None:
+def watch_status(plan: Plan, store: Store, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
     """Show the state every few seconds until every cell is done, failed or skipped."""
     terminal = Console()
     with Live(console=terminal, auto_refresh=False) if terminal.is_terminal else contextlib.nullcontext() as live:
@@ -128,7 +129,7 @@ def watch_status(plan: Plan, store: Store, seconds: float) -> None:
             counts = status.counts
             if not counts["running"] + counts["interrupted"] + counts["planned"]:
                 return
-            time.sleep(seconds)
+            sleep(seconds)
 
 
 def _running_lines(store: Store, running: list[tuple[Cell, Holder]]) -> list[str]:

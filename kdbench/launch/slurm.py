@@ -123,7 +123,7 @@ class SlurmLauncher:
         for name, known in list(self._known.items()):
             for event in known.files.read():
                 if event["event"] != "end":
-                    known.stopped = None if event["event"] == "begun" else known.stopped
+                    known.stopped = None if event["event"] == "began" else known.stopped
                     events.append({**event, "job": name})
                 elif event.get("stopped") or event.get("crashed"):
                     known.stopped = event  # Slurm may put it back into its queue

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 
 from kdbench.cli import plan as plan_verb
+from kdbench.cli.status import watch_status
 from kdbench.errors import KdbenchError
 from kdbench.forecast.time import JobEstimate, wall_time
 from kdbench.launch import slurm
@@ -265,7 +265,7 @@ def events_of(launcher: LocalLauncher) -> list[Event]:
     events: list[Event] = []
     deadline = time.monotonic() + GUARD
     while not events and time.monotonic() < deadline:
-        events += [event for event in launcher.poll(0.1) if event["event"] != "begun"]
+        events += [event for event in launcher.poll(0.1) if event["event"] != "began"]
     return events
 
 
@@ -545,23 +545,31 @@ def test_status_tells_where_a_cell_is_trained_and_how_far_it_is(
         assert "root" not in kdbench("status", suite, "--protocol", "seeds", "--out", runs).out.split("pair")[1]
 
 
-def test_status_is_watched_until_nothing_is_left(copied: tuple[Path, Path], kdbench: Kdbench) -> None:
+def test_status_is_watched_until_nothing_is_left(
+    copied: tuple[Path, Path], kdbench: Kdbench, capsys: pytest.CaptureFixture[str]
+) -> None:
     suite, runs = copied
-    made = make_plan(load_suite(str(suite)), Request(), catalog())
-    content = read_json(Store(runs).cell(made.cells[0]).result)
-    Store(runs).cell(made.cells[0]).result.unlink()
-    timer = threading.Timer(0.5, lambda: Store(runs).cell(made.cells[0]).finish(content))
-    timer.start()
-    said = kdbench("status", suite, "--out", runs, "--watch", "0.1")
-    timer.join()
-    assert said.status == 0
-    assert said.out.count("suite tiny") >= 2
+    made = make_plan(load_suite(str(suite)), Request(str(suite), out=str(runs)), catalog())
+    folder = Store(runs).cell(made.cells[0])
+    content = read_json(folder.result)
+    folder.result.unlink()
+    watch_status(made, Store(runs), 5.0, sleep=lambda seconds: folder.finish(content))
+    assert capsys.readouterr().out.count("suite tiny") == 2
+    said = kdbench("status", suite, "--out", runs, "--watch")
+    assert (said.status, said.out.count("suite tiny")) == (0, 1)
     assert kdbench("status", "--watch", "often").status == 2
 
 
 def test_job_survives_its_way_to_another_process() -> None:
     request = Request(
-        "tiny", methods=("kd",), seeds=(1, 2), set={"kd": {"stages": [2, 4]}}, plugins=("/p.py",), memory=2.5
+        "tiny",
+        methods=("kd",),
+        seeds=(1, 2),
+        set={"kd": {"stages": [2, 4]}},
+        plugins=("/p.py",),
+        hooks=("/h.py",),
+        log=("wandb",),
+        memory=2.5,
     )
     job = Job("name, ä", "cohort", ("a", "b"), request, 2, "log", memory=3, cells=2)
     assert Job.from_json(job.to_json()) == job
