@@ -73,9 +73,7 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
     if kind == "pairs":
         return [row for name in ([suite] if suite else suite_files()) for row in _pair_rows(load_suite(name))]
     if kind == "nets":
-        return [
-            {"name": name, "timm": net.timm, "family": net.family, "display": net.display} for name, net in ZOO.items()
-        ]
+        return [{"name": name, **{key: net[key] for key in ("timm", "family", "display")}} for name, net in ZOO.items()]
     return [
         {"name": entry.name, "classes": entry.num_classes, "images": entry.images, "source": entry.source}
         for entry in DATASETS.values()

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbench.cli.commands import again, plan_of, print_board, words
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import folders_over_seeds, make_plan
+from kdbench.matrix.cells import make_plan
 from kdbench.store.rows import load_results
 
 
@@ -123,7 +123,7 @@ def results(options: argparse.Namespace) -> Sequence[Any]:
         made.choice, methods=made.choice.methods or ("*",), pairs=made.choice.pairs or ("*",), seeds=seeds[:1]
     )
     cells = make_plan(made.suite, chosen, methods).cells
-    current = {folder for cell in cells for folder in folders_over_seeds(cell, seeds)}
+    current = {dataclasses.replace(cell, seed=seed).folder for cell in cells for seed in seeds}
     foreign = ~rows["method"].isin([*methods]) if not made.choice.methods else rows["method"] != rows["method"]
     shown = rows[rows["path"].isin(current) | foreign].reset_index(drop=True)
     frames = split_frame(shown)

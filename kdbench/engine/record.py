@@ -64,6 +64,8 @@ def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) 
     tuning = cell.tuning.facts()
     if cell.forward_pass.fell_back:
         tuning["compile"] = f"fell back: {cell.forward_pass.fell_back}"
+    if cell.captured is not None:
+        tuning["graphs"] = cell.captured if cell.captured is True else f"fell back: {cell.captured}"
     return Cost(
         student_parameters=sum(parameter.numel() for parameter in cell.student.parameters()),
         extra_parameters=cell.extra_parameters(),

@@ -9,7 +9,7 @@ import torch
 
 from kdbench.errors import KdbenchError
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.nets.tapped import TappedNet, hash_of_state, state_hash
+from kdbench.nets.tapped import TappedNet, state_hash
 from kdbench.store.files import write_bytes
 from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
@@ -20,14 +20,6 @@ def save_weights(net: TappedNet, path: Path) -> str:
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in net.net.state_dict().items()}
     write_bytes(path, safetensors.torch.save(tensors))
     return state_hash(net.net)
-
-
-def weights_are_sound(path: Path, checksum: str) -> bool:
-    """Whether a file that ``save_weights`` wrote is there, whole, and has that checksum."""
-    try:
-        return hash_of_state(safetensors.torch.load(path.read_bytes())) == checksum
-    except Exception:  # what safetensors raises for a damaged file depends on where it is damaged
-        return False
 
 
 def load_teacher(

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import kdbench
 from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
@@ -38,7 +37,7 @@ _CODE = ("data", "datasets", "nets", "suite/net.py", "seeding.py", "suite/recipe
 @functools.lru_cache(maxsize=1)
 def code_hash() -> str:
     """A checksum over the source that makes batches and nets."""
-    root = Path(kdbench.__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for part in _CODE:
         path = root / part

@@ -12,6 +12,7 @@ import torch
 
 from kdbench.data.images import Dataset
 from kdbench.data.transforms import EvaluationView
+from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, Trainee
 from kdbench.engine.groups import Session
@@ -29,7 +30,7 @@ from kdbench.engine.runner import Emit, Evaluated, predict_all
 from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Cell, Cohort, Plan, open_dataset
+from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import preprocessing_of, state_hash
 from kdbench.plugins.metrics import measure
@@ -74,7 +75,7 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     plan.catalog.load_additions()
-    dataset = open_dataset(plan, data, teacher.split)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
         folder.configure(teacher.hash, teacher.config, {})
@@ -101,7 +102,7 @@ def train_teacher(
         finish(cell)
         emit({"event": "done", "cell": trainee.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
-    session.train([trainee], None, None, seed_for("teacher", teacher.hash, "data"), keep)
+    session.train([trainee], None, None, seed_for("teacher", teacher.name, teacher.seed, "data"), keep)
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
         raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure().reason}; see {folder.log}")
@@ -125,7 +126,7 @@ def train_cohort(
     first = cohort.cells[0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    dataset = open_dataset(plan, data, first.split)
+    dataset = open_dataset(plan.suite.dataset, data, first.split, plan.choice.limit)
     if parallel.is_first():
         write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
@@ -197,8 +198,8 @@ def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store, start: Path 
         recipe=teacher.recipe,
         method=scratch,
         hyperparameters={},
-        net_seed=seed_for("teacher", teacher.hash, "init"),
-        method_seed=seed_for("teacher", teacher.hash, "method"),
+        net_seed=seed_for("teacher", teacher.name, teacher.seed, "init"),
+        method_seed=seed_for("teacher", teacher.name, teacher.seed, "method"),
         folder=store.teacher_folder(teacher),
         start=start,
         view=view_of(plan, teacher.net, teacher.recipe),

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kdbench.datasets.load import open_dataset
 from kdbench.forecast.balance import halves
-from kdbench.matrix.cells import Cohort, Plan, open_dataset
+from kdbench.matrix.cells import Cohort, Plan
 from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import cell_paths
 
@@ -37,7 +38,11 @@ def estimate_memory(
 def training_images(plan: Plan, split: str, limit: int | None, data: Path | None) -> int:
     """Number of images to train on when ``split`` is measured, at most ``limit`` of a class."""
     known = plan.suite.dataset.training_images(split, limit, plan.choice.limit)
-    return len(open_dataset(plan, data, split).training(limit)) if known is None else known
+    return (
+        len(open_dataset(plan.suite.dataset, data, split, plan.choice.limit).training(limit))
+        if known is None
+        else known
+    )
 
 
 def measured_scale(store: Store, on_gpu: bool) -> float:

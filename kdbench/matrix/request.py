@@ -8,17 +8,15 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.suite.net import TrainedHere
 
 if TYPE_CHECKING:
     from kdbench.matrix.cells import Cell
-
-#: How a teacher is trained on the suite's data: from scratch, or from the pretrained weights that timm knows.
-TrainedHere = Literal["train", "finetune"]
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,6 @@ def _configured(stored: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": config["protocol"]["name"],
         "split": config["split"],
         "dataset": config["dataset"]["name"],
-        "seed": config["seed"],
         "epochs": config["recipe"]["epochs"],
         "hyperparameters": json.dumps(config["method"]["hyperparameters"]),
         "config_hash": stored["hash"],

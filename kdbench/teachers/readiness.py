@@ -84,15 +84,25 @@ def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, fold
 
 def drop_damaged(teachers: Sequence[TeacherPlan], store: Store, say: Say) -> None:
     """Forget results of teachers whose weights are damaged, so that they are made anew."""
-    from kdbench.engine.teacher import weights_are_sound
-
     for teacher in teachers:
         result = store.result_of_teacher(teacher)
         folder = store.teacher_folder(teacher)
-        if result is not None and not weights_are_sound(folder.weights, result.checksum):
+        if result is not None and not _are_sound(folder.weights, result.checksum):
             again = "trained" if teacher.trained_here else "loaded"
             say(f"{folder.weights} is damaged: teacher {teacher.name} is {again} again")
             folder.result.unlink()
+
+
+def _are_sound(weights: Path, checksum: str) -> bool:
+    """Whether a file of weights is there, whole, and has the checksum of its result."""
+    import safetensors.torch
+
+    from kdbench.nets.tapped import hash_of_state
+
+    try:
+        return hash_of_state(safetensors.torch.load(weights.read_bytes())) == checksum
+    except Exception:  # what safetensors raises for a damaged file depends on where it is damaged
+        return False
 
 
 def verdict_of(teacher: TeacherPlan, store: Store, tolerance: float = TOLERANCE) -> Verdict | None:

@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
             "timm": "resnet_32px_small",
             "family": "cnn",
             "args": {"channels": [8, 8, 16, 16], "stem_width": 8, "stem_stride": 2},
+            "memory_format": "channels_last",
         },
         "vit": {
             "timm": "vit_32px_small",

@@ -35,10 +35,9 @@ from kdbench.plugins.registry import METHODS, catalog
 from kdbench.store.claims import Claims
 from kdbench.store.folders import Store, load_results, read_json, write_bytes
 from kdbench.suite.suite import load_suite
-
-from .conftest import Said
-from .test_claims import elsewhere
-from .test_store import result
+from tests.conftest import Said
+from tests.store.test_claims import elsewhere
+from tests.store.test_folders import result
 
 Kdbench = Callable[..., Said]
 NAN = "batch.task_loss(student.logits) * (float('nan') if self.steps >= 3 else 1.0)"

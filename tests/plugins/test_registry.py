@@ -22,8 +22,7 @@ from kdbench.plugins.registry import (
     read_source,
     register_method,
 )
-
-from .conftest import PLUGIN
+from tests.conftest import PLUGIN
 
 BUILTIN = sorted(catalog())
 

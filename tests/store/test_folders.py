@@ -31,8 +31,7 @@ from kdbench.store.folders import (
     write_bytes,
     write_json,
 )
-
-from .conftest import tiny_suite
+from tests.conftest import tiny_suite
 
 
 def cells() -> tuple[Cell, ...]:

@@ -39,8 +39,7 @@ from kdbench.suite.suite import Suite
 from kdbench.teachers.foreign import WeightsError, load_body, load_state, read_state
 from kdbench.teachers.verification import judge
 from kdbench.teachers.weights import find_weights, missing_weights
-
-from .conftest import TINY, Said, tiny
+from tests.conftest import TINY, Said, tiny
 
 Kdbench = Callable[..., Said]
 State = dict[str, Tensor]
