@@ -362,9 +362,5 @@ def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]
             continue
         if argument.default is argument.empty:
             raise PluginError(f"plugin {path}: hyper-parameter {name}.{argument.name} has no default")
-        hint = argument.annotation
-        text = type(argument.default).__name__ if hint is argument.empty else getattr(hint, "__name__", str(hint))
-        parameters[argument.name] = Hyperparameter.read(
-            argument.name, argument.default, hint if isinstance(hint, str) else text
-        )
+        parameters[argument.name] = Hyperparameter.of(argument)
     return {**{key: getattr(cls, key, _DEFAULTS[key]) for key in _ATTRIBUTES}, "hyperparameters": parameters}

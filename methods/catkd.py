@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import embedding_map
-from kdbench.method import non_negative, positive
 
 
 def cat_loss(student_cam: Tensor, teacher_cam: Tensor, resolution: int, normalize: bool) -> Tensor:
@@ -64,14 +63,12 @@ class CATKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        resolution: int = 2,
+        resolution: Annotated[int, Range(at_least=1)] = 2,
         normalize: bool = True,
-        ce_weight: float = 1.0,
-        cat_weight: float = 40.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        cat_weight: Annotated[float, Range(at_least=0, search=(0.5, 600), scale="log")] = 40.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(resolution=resolution)
-        non_negative(ce_weight=ce_weight, cat_weight=cat_weight)
         self.resolution = resolution
         self.normalize = normalize
         self.ce_weight = ce_weight

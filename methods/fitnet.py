@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, StageInfo, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
 from kdbench.blocks import init_like_ofa, kl_divergence, resize_map
-from kdbench.method import non_negative, positive, stage_numbers
+from kdbench.method import stage_numbers
 
 
 @register_method("fitnet")
@@ -35,15 +37,13 @@ class FitNet(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        fit_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        temperature: float = 1.0,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
+        fit_weight: Annotated[float, Range(at_least=0, search=(0.01, 100), scale="log")] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(fit_weight=fit_weight, ce_weight=ce_weight, kd_weight=kd_weight)
         stage_numbers(stages=stages)
         self.fit_weight = fit_weight
         self.ce_weight = ce_weight

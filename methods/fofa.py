@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, StageInfo, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
 from kdbench.blocks import init_like_ofa, kl_divergence, resize_map, tokens_to_map
 from kdbench.distributed import gather_batch
 from kdbench.errors import HyperparameterError
-from kdbench.method import NUM_STAGES, non_negative, positive
+from kdbench.method import NUM_STAGES
 from kdbench.methods.reviewkd import hcl_loss
 
 
@@ -208,19 +208,17 @@ class FOFA(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        feature_weight: float = 1.0,
-        clean_weight: float = 1.0,
-        temperature: float = 1.0,
-        queries: int = 64,
-        dim: int = 512,
-        heads: int = 8,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        feature_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        clean_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        queries: Annotated[int, Range(at_least=16)] = 64,
+        dim: Annotated[int, Range(at_least=2)] = 512,
+        heads: Annotated[int, Range(at_least=1)] = 8,
         feedback: bool = True,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight, feature_weight=feature_weight, clean_weight=clean_weight)
-        positive(temperature=temperature, dim=dim, heads=heads)
         grid = math.isqrt(max(queries, 0) // NUM_STAGES)
         if grid < 2 or NUM_STAGES * grid * grid != queries:
             raise HyperparameterError(

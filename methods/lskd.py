@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import kl_divergence
-from kdbench.method import non_negative, positive
 
 
 def standardize(logits: Tensor) -> Tensor:
@@ -45,13 +44,11 @@ class LSKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        temperature: float = 2.0,
-        ce_weight: float = 0.1,
-        kd_weight: float = 9.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 2.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 0.1,
+        kd_weight: Annotated[float, Range(at_least=0, search=(1, 20), scale="log")] = 9.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight)
         self.temperature = temperature
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import resize_map
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative, positive
+from kdbench.errors import HyperparameterError
 
 
 def contrast(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -65,19 +67,18 @@ class MSDCRD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        grid: int = 7,
-        windows: tuple[int, ...] = (7, 4, 2),
-        stride: int = 2,
-        dim: int = 128,
-        temperature: float = 0.07,
-        ce_weight: float = 1.0,
-        sample_weight: float = 1.0,
-        feature_weight: float = 1.0,
+        grid: Annotated[int, Range(at_least=1)] = 7,
+        windows: Annotated[tuple[int, ...], Range(at_least=1)] = (7, 4, 2),
+        stride: Annotated[int, Range(at_least=1)] = 2,
+        dim: Annotated[int, Range(at_least=1)] = 128,
+        temperature: Annotated[float, Range(above=0, search=(0.03, 0.5), scale="log")] = 0.07,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        sample_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        feature_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(grid=grid, stride=stride, dim=dim, temperature=temperature)
-        positive(**{"number of windows": len(windows)}, **{f"windows[{i}]": window for i, window in enumerate(windows)})
-        non_negative(ce_weight=ce_weight, sample_weight=sample_weight, feature_weight=feature_weight)
+        if not windows:
+            raise HyperparameterError("windows = (): must name at least one window")
         self.stride = stride
         self.temperature = temperature
         self.ce_weight = ce_weight

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
-from kdbench.method import non_negative, positive
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 
 
 def nkd_terms(
@@ -73,13 +72,11 @@ class NKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        temperature: float = 3.0,
-        gamma: float = 3.5,
-        ce_weight: float = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 3.0,
+        gamma: Annotated[float, Range(at_least=0, search=(0.5, 8), scale="log")] = 3.5,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(gamma=gamma, ce_weight=ce_weight)
         self.temperature = temperature
         self.gamma = gamma
         self.ce_weight = ce_weight

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from kdbench import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task, register_method
+from kdbench import Batch, Feature, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
 from kdbench.blocks import SepConv, init_like_ofa, one_hot
 from kdbench.errors import HyperparameterError
-from kdbench.method import NUM_STAGES, non_negative, positive, stage_numbers
+from kdbench.method import NUM_STAGES, stage_numbers
 
 #: Side of the token grid that OFA-KD merges down to, that of Swin's last stage at 224 px.
 _GRID = 7
@@ -64,16 +64,14 @@ class OFA(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        eps: float | tuple[float, ...] = 1.0,
-        temperature: float = 1.0,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        ofa_weight: float = 1.0,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
+        eps: Annotated[float | tuple[float, ...], Range(above=0, search=(1, 2))] = 1.0,
+        temperature: Annotated[float, Range(above=0)] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        ofa_weight: Annotated[float, Range(at_least=0, search=(0.03, 3), scale="log")] = 1.0,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight, ofa_weight=ofa_weight)
         stage_numbers(stages=stages)
         self.stages = tuple(stages)
         *self.stage_eps, self.final_eps = _exponents(eps, len(self.stages))
@@ -182,13 +180,11 @@ def _exponents(eps: Any, stages: int) -> tuple[float, ...]:
     """One exponent per stage and one for the final logits.
 
     Raises:
-        HyperparameterError: for another number of values, or a value that is not above 0.
+        HyperparameterError: for another number of values.
     """
     values = tuple(eps) if isinstance(eps, (tuple, list)) else (eps,)
     if len(values) not in (1, stages + 1):
         raise HyperparameterError(
             f"eps = {eps!r}: must be one number, or {stages + 1} (one for each stage, one for the final logits)"
         )
-    for value in values:
-        positive(eps=value)
     return values if len(values) > 1 else values * (stages + 1)

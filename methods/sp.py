@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative
 
 #: A row below this, of a sample without any activation, is 0 with gradient 0 (normalising it would give one of 1e12).
 _MIN_NORM = 1e-12
@@ -43,10 +44,15 @@ class SP(Method):
     needs = frozenset({"logits", "stages"})
 
     def __init__(
-        self, student: NetInfo, teacher: NetInfo, task: Task, *, ce_weight: float = 1.0, sp_weight: float = 3000.0
+        self,
+        student: NetInfo,
+        teacher: NetInfo,
+        task: Task,
+        *,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        sp_weight: Annotated[float, Range(at_least=0, search=(300, 300000), scale="log")] = 3000.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, sp_weight=sp_weight)
         self.ce_weight = ce_weight
         self.sp_weight = sp_weight
 

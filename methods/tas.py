@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, StageInfo, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
 from kdbench.blocks import init_like_ofa, one_hot
 from kdbench.distributed import gather_batch
-from kdbench.errors import HyperparameterError
-from kdbench.method import non_negative, positive
 from kdbench.methods.fofa import PatchGrid
 from kdbench.methods.ofa import ofa_loss
 
@@ -98,22 +97,16 @@ class TAS(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        ce_weight: float = 1.0,
-        nce_weight: float = 1.0,
-        ofa_weight: float = 1.0,
-        eps: float = 1.0,
-        temperature: float = 0.07,
-        dim: int = 512,
-        window: int = 7,
-        head_dim: int = 32,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        nce_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        ofa_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        eps: Annotated[float, Range(above=0, search=(1, 2))] = 1.0,
+        temperature: Annotated[float, Range(above=0.01, below=1, search=(0.02, 0.5), scale="log")] = 0.07,
+        dim: Annotated[int, Range(at_least=1)] = 512,
+        window: Annotated[int, Range(at_least=1)] = 7,
+        head_dim: Annotated[int, Range(at_least=1)] = 32,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, nce_weight=nce_weight, ofa_weight=ofa_weight)
-        positive(eps=eps, dim=dim, window=window, head_dim=head_dim)
-        if not LOWEST_TEMPERATURE < temperature < HIGHEST_TEMPERATURE:
-            raise HyperparameterError(
-                f"temperature = {temperature!r}: must be above {LOWEST_TEMPERATURE} and below {HIGHEST_TEMPERATURE}"
-            )
         self.ce_weight = ce_weight
         self.nce_weight = nce_weight
         self.ofa_weight = ofa_weight

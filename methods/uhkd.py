@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import kl_divergence, resize_map
-from kdbench.method import non_negative, positive, stage_numbers
+from kdbench.method import stage_numbers
 
 
 def compact_spectrum(feature_map: Tensor, bins: int) -> Tensor:
@@ -63,17 +65,15 @@ class UHKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
-        bins: int = 4,
-        temperature: float = 1.0,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        frequency_weight: float = 1.0,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
+        bins: Annotated[int, Range(at_least=1)] = 4,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        frequency_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
         stage_numbers(stages=stages)
-        positive(bins=bins, temperature=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight, frequency_weight=frequency_weight)
         self.stages = stages
         self.bins = bins
         self.temperature = temperature
