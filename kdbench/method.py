@@ -240,7 +240,10 @@ class Method(nn.Module):
         needs: what the method taps, a subset of ``NEEDS``.
         uses_teacher: False only for training from scratch.
         version: raised whenever a change of the code changes results; part of a cell's identity.
-        presets: hyper-parameters that differ from the defaults on some data set, ``{"imagenet1k": {"temperature": 1.0}}``.
+        presets: hyper-parameters that differ from the defaults on some data set, ``{"imagenet1k": {"temperature": 1.0}}``, or
+            there for students of one family, ``{"imagenet1k:vit": {"temperature": 2.0}}``.
+        carries_kd: of a method that adds its own loss to that of KD: KD's hyper-parameters -> its own. On every suite these
+            are KD's there, unless the method, the suite or the user sets them.
     """
 
     display: ClassVar[str] = ""
@@ -250,6 +253,7 @@ class Method(nn.Module):
     uses_teacher: ClassVar[bool] = True
     version: ClassVar[int] = 1
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    carries_kd: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have hyper-parameters checked against their annotations whenever the method is built, by whatever way."""

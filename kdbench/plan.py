@@ -15,10 +15,10 @@ from kdbench.choice import Choice, retrained_teachers
 from kdbench.data.catalog import find_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.identity import CONFIG_VERSION, canonical, config_hash, given
-from kdbench.nets.spec import NetSpec
+from kdbench.nets.spec import FAMILIES, NetSpec
 from kdbench.recipe import Recipe
 from kdbench.registry import MethodCatalog
-from kdbench.suite import PAIR_SEPARATOR, Suite, split_pair
+from kdbench.suite import PAIR_SEPARATOR, Protocol, Suite, split_pair
 from kdbench.teacherplan import TeacherPlan, net_family, plan_teacher, with_drop_path
 
 if TYPE_CHECKING:
@@ -157,13 +157,12 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
         name for name, entry in catalog.items() if entry.path in {Path(plugin) for plugin in choice.plugins}
     ]
     methods = choose_methods(catalog, choice.methods or (*suite.methods.default, *from_plugins))
-    for name in (*suite.methods.set, *choice.set):
+    for name in (*suite.methods.set, *protocol.set, *choice.set):
         catalog.find(name)
     hyperparameters = {
-        name: catalog[name].resolve(
-            suite.dataset.presets or suite.dataset.name, suite.methods.set.get(name, {}), choice.set.get(name, {})
-        )
+        (name, family): _hyperparameters(suite, protocol, choice, catalog, name, family)
         for name in dict.fromkeys((*methods, *choice.set))
+        for family in FAMILIES
     }
     retrained = retrained_teachers(choice, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
@@ -191,12 +190,25 @@ def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
                         teacher,
                         student,
                         method,
-                        hyperparameters[method],
+                        hyperparameters[method, student.family],
                         seed,
                     )
                 )
     _check_sizes(suite, protocol_name, choice, cells)
     return Plan(suite, protocol_name, choice, catalog, tuple(cells))
+
+
+def _hyperparameters(
+    suite: Suite, protocol: Protocol, choice: Choice, catalog: MethodCatalog, method: str, family: str
+) -> dict[str, Any]:
+    """Of a method with students of one family. What the command line sets for KD is KD's alone: other rows stay as they are."""
+    datasets = [name for name in (suite.dataset.presets, suite.dataset.name) if name]
+
+    def sets(name: str) -> tuple[Mapping[str, Any], ...]:
+        return suite.methods.set.get(name, {}), protocol.set.get(name, {})
+
+    kd = catalog["kd"].resolve(datasets, *sets("kd"), family=family)
+    return catalog[method].resolve(datasets, *sets(method), choice.set.get(method, {}), family=family, kd=kd)
 
 
 def _check_sizes(suite: Suite, protocol: str, choice: Choice, cells: Sequence[Cell]) -> None:
@@ -327,6 +339,7 @@ def _plan_cell(
         "method_display": entry.display,
         "method_family": entry.family,
         "fidelity": entry.fidelity,
+        "carries_kd": bool(entry.carries_kd),
         "plugin": None if entry.builtin else str(Path(entry.path).name),
     }
     return Cell(

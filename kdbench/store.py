@@ -290,6 +290,7 @@ COLUMNS = [
         "method_display",
         "method_family",
         "fidelity",
+        "carries_kd",
         "seed",
         "state",
         "reason",

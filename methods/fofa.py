@@ -199,6 +199,11 @@ class FOFA(Method):
 
     display, family, fidelity = "FOFA (PAT)", "hybrid", "paper"
     needs = frozenset({"logits", "stages", "stagewise"})
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
     # Small images need no width of 512; the matrix of small nets must stay a matter of minutes.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"digits": {"dim": 128, "heads": 4}}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +43,17 @@ class LFCC(Method):
     At each stage and for each scale g that both maps can hold, the teacher's map is average-pooled to g x g; the
     student's goes through a learnable smoothing filter (``LowPass``) first. Each is flattened, mapped to ``dim``
     numbers by its own linear layer and normalised; ``contrast_loss`` compares them within the batch, over all
-    processes. The loss is the supervised one, plus KD, plus the mean of the contrasts over stages and scales.
+    processes. The loss is the supervised one, plus KD (at KD's settings on the suite), plus the mean of the contrasts over
+    stages and scales.
     """
 
     display, family, fidelity = "LFCC", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
 
     def __init__(
         self,

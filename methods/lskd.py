@@ -30,13 +30,16 @@ def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 class LSKD(Method):
     """Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024 (arXiv:2403.01427).
 
-    KD on standardised logits; the supervised loss sees the raw ones. The defaults are the official ones for CIFAR-100
-    (T 2, weights 0.1 and 9); on ImageNet the supervised loss has weight 1. The deviation is the unbiased one, as
-    ``torch.std`` gives it and ``numpy.std`` does not.
+    KD on standardised logits; the supervised loss sees the raw ones. The defaults are the official ones for CNN students
+    on CIFAR-100 (T 2, weights 0.1 and 9); ViT students have weights 0.5 and 10 there, and on ImageNet the supervised
+    loss has weight 1. The deviation is the unbiased one, as ``torch.std`` gives it and ``numpy.std`` does not.
     """
 
     display, family, fidelity = "LSKD", "logits", "reference"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k": {"ce_weight": 1.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cifar100:vit": {"ce_weight": 0.5, "kd_weight": 10.0},
+        "imagenet1k": {"ce_weight": 1.0},
+    }
 
     def __init__(
         self,

@@ -58,13 +58,16 @@ class NKD(Method):
     """Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss
     and Customized Soft Labels, ICCV 2023 (arXiv:2303.13005).
 
-    The defaults (T 3, gamma 3.5) are the official ones for CIFAR-100, the preset ``imagenet1k`` that for a CNN student
-    (T 1, gamma 1.5); the paper takes gamma 1 for a ViT student there. Both terms come on top of the supervised loss.
+    The defaults (T 3, gamma 3.5) are the official ones for CIFAR-100; on ImageNet T is 1 and gamma 1.5, for a ViT
+    student 1 (presets ``imagenet1k``, ``imagenet1k:vit``). Both terms come on top of the supervised loss.
     After mixup the target is the class with the largest soft label. The self-distillation of the paper is left out.
     """
 
     display, family, fidelity = "NKD", "logits", "reference"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k": {"temperature": 1.0, "gamma": 1.5}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "imagenet1k": {"temperature": 1.0, "gamma": 1.5},
+        "imagenet1k:vit": {"gamma": 1.0},
+    }
 
     def __init__(
         self,

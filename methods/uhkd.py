@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,11 +53,16 @@ class UHKD(Method):
     - both maps: 2-D Fourier transform per channel, log(1 + amplitude), phases dropped, the lowest ``bins`` x ``bins``
       frequencies, standardised over the channels at each frequency;
     - a 1 x 1 convolution adapts the student's spectrum; mean squared error, summed over the stages;
-    - temperature 1 and all weights 1.
+    - the weight of the spectra 1; KD at its own settings on the suite.
     """
 
     display, family, fidelity = "UHKD", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
 
     def __init__(
         self,

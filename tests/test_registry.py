@@ -86,6 +86,13 @@ def test_hyperparameters_come_from_defaults_then_preset_then_suite_then_user(wri
     assert isinstance(found.resolve("digits", {"weight": 3})["weight"], float)
 
 
+def test_method_that_carries_what_kd_does_not_have_is_refused(write_plugin: Callable[..., Path]) -> None:
+    path = write_plugin(before="")
+    path.write_text(path.read_text().replace('    """A', '    carries_kd = {"temprature": "weight"}\n    """A'))
+    with pytest.raises(HyperparameterError, match=r"mine\.carries_kd: .*did you mean 'temperature'"):
+        catalog([str(path)])["mine"].resolve("digits", kd=entry().resolve("digits"))
+
+
 def test_unknown_hyperparameter_is_refused_with_the_nearest() -> None:
     with pytest.raises(HyperparameterError, match=r"kd\.temprature; did you mean 'temperature'"):
         entry().resolve("digits", {"temprature": 4})
@@ -314,6 +321,8 @@ def test_plugin_may_not_take_the_name_of_another_method(write_plugin: Callable[.
         ('    """A', '    version = "2"\n    """A', "version = '2' has the wrong type"),
         ('    """A', '    needs = "stages"\n    """A', "needs = 'stages' has the wrong type"),
         ('    """A', '    presets = {"digits": 1}\n    """A', "presets"),
+        ('    """A', '    presets = {"digits:vlt": {}}\n    """A', "no family of students; did you mean 'vit'"),
+        ('    """A', '    carries_kd = {"kd_weight": "wait"}\n    """A', "'wait'; did you mean 'weight'"),
     ],
 )
 def test_plugin_that_declares_nonsense_is_reported(
