@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdbench.provenance import provenance
+from kdbench.store.provenance import provenance
 
 #: Reads seconds.
 Clock = Callable[[], float]

@@ -21,7 +21,7 @@ from benchmarks.common import machine, parser
 from benchmarks.memory import peak_of
 from benchmarks.setting import make_cohort, make_images, make_pipeline, make_setting, make_teacher
 from benchmarks.sides import Finding, add_arguments, added, finish, measure, ratio
-from kdbench.registry import catalog
+from kdbench.plugins.registry import catalog
 
 #: A step of CRD may take so much more than one of KD.
 CRD_TARGET = 1.5

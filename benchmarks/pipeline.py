@@ -21,8 +21,8 @@ from torchvision import transforms
 from benchmarks.common import Candidate, compare, core_clock, machine, parser, report, wall_clock
 from kdbench.data.device import DevicePipeline
 from kdbench.data.images import ImageSet
-from kdbench.data.spec import IMAGENET_MEAN, IMAGENET_STD
-from kdbench.recipe import Recipe
+from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD
+from kdbench.suite.recipe import Recipe
 
 #: Times as many images per second and core as torchvision's.
 TARGET = 5.0

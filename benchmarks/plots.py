@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import rc_context
 
 from benchmarks.sides import FOLDER
-from kdbench.report.plotstyle import COLORS, STYLE, figure_bytes, new_figure, tidy, write_file
+from kdbench.reporting.plots.style import COLORS, STYLE, figure_bytes, new_figure, tidy, write_file
 
 BLUE, ORANGE, GREEN, GREY = COLORS["logits"], COLORS["hint"], COLORS["relation"], "#BBBBBB"
 

@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-import kdbench.engine.backend  # noqa: F401 - first, so that its message comes before a traceback
+import kdbench.engine.process  # noqa: F401 - first, so that its message comes before a traceback
 from kdbench.data.device import DevicePipeline
 from kdbench.data.images import ImageSet
-from kdbench.engine.allocator import keep_freed_memory
 from kdbench.engine.cell import CellTrainer, Trainee
 from kdbench.engine.cohort import CohortModel
+from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.teacher import freeze
 from kdbench.method import Task
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
-from kdbench.recipe import Recipe
-from kdbench.registry import catalog
+from kdbench.plugins.registry import catalog
 from kdbench.seeding import seed_for
-from kdbench.store import CellFolder
-from kdbench.suite import load_suite
+from kdbench.store.folders import CellFolder
+from kdbench.suite.net import NetSpec
+from kdbench.suite.recipe import Recipe
+from kdbench.suite.suite import load_suite
 
 SUITE, CLASSES, SIZE = "cifar100-32", 100, 32
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kdbench.hyperparameters import Range
     from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task
-    from kdbench.registry import register_method
-    from kdbench.store import load_results
+    from kdbench.plugins.hyperparameters import Range
+    from kdbench.plugins.registry import register_method
+    from kdbench.store.folders import load_results
 
 _HOME = {
     "Batch": "kdbench.method",
@@ -23,11 +23,11 @@ _HOME = {
     "Method": "kdbench.method",
     "NetInfo": "kdbench.method",
     "Outputs": "kdbench.method",
-    "Range": "kdbench.hyperparameters",
+    "Range": "kdbench.plugins.hyperparameters",
     "StageInfo": "kdbench.method",
     "Task": "kdbench.method",
-    "load_results": "kdbench.store",
-    "register_method": "kdbench.registry",
+    "load_results": "kdbench.store.folders",
+    "register_method": "kdbench.plugins.registry",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from kdbench.cli import main
+from kdbench.cli.parser import main
 
 sys.exit(main())

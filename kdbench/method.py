@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import HyperparameterError
-from kdbench.hyperparameters import Hyperparameter
+from kdbench.plugins.hyperparameters import Hyperparameter
 
 if TYPE_CHECKING:
     from kdbench.nets.stagewise import StagewiseNet

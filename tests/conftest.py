@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdbench.suite import Suite, merge
+from kdbench.suite.suite import Suite, merge
 
 # Before anything imports torch; worker processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -136,7 +136,7 @@ class Said:
 @pytest.fixture
 def kdbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """Run the command line in this process."""
-    from kdbench.cli import main
+    from kdbench.cli.parser import main
 
     def run(*words: object) -> Said:
         capsys.readouterr()

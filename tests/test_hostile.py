@@ -18,15 +18,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdbench.claims import NAME, read_holder
 from kdbench.engine.checkpoint import checkpoint_path, load_checkpoint, load_checkpoints, save_checkpoint
 from kdbench.errors import KdbenchError
-from kdbench.report.files import read_history, read_mapping, read_predictions
-from kdbench.report.published import COLUMNS, load_published
-from kdbench.store import CellFolder, DamagedFileError, load_results, read_json, write_bytes, write_json
-from kdbench.suite import Suite, load_suite
-
-from .conftest import tiny
+from kdbench.reporting.published import COLUMNS, load_published
+from kdbench.store.claims import NAME, read_holder
+from kdbench.store.folders import CellFolder, DamagedFileError, load_results, read_json, write_bytes, write_json
+from kdbench.store.reading import read_history, read_mapping, read_predictions
+from kdbench.suite.suite import Suite, load_suite
+from tests.conftest import tiny
 
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.cli import build_parser
+from kdbench.cli.parser import build_parser
 from kdbench.conformance import check_method
-from kdbench.registry import METHODS, catalog
+from kdbench.plugins.registry import METHODS, catalog
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

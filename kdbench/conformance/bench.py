@@ -15,10 +15,10 @@ from kdbench.conformance.findings import Wrong, one_line, trace
 from kdbench.engine.optim import build_optim_wrapper
 from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
-from kdbench.nets.spec import FAMILIES, NetSpec
 from kdbench.nets.tapped import TappedNet, state_hash
-from kdbench.recipe import OptimizerSpec, Recipe, ScheduleSpec
 from kdbench.seeding import RandomStream
+from kdbench.suite.net import FAMILIES, NetSpec
+from kdbench.suite.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
 CLASSES = 7
 SAMPLES = 56

@@ -9,11 +9,11 @@ import torch
 
 from kdbench.conformance.bench import CLASSES, PAIRS, SAMPLES, Pair, Trial, net_info
 from kdbench.conformance.findings import Wrong, one_line, trace
-from kdbench.data.catalog import DATASETS
 from kdbench.errors import UnsupportedPairError
 from kdbench.method import NEEDS, Method, Task
-from kdbench.registry import MethodEntry
-from kdbench.suite import suite_files
+from kdbench.plugins.registry import MethodEntry
+from kdbench.suite.datasets import DATASETS
+from kdbench.suite.suite import suite_files
 
 _PRESETS = tuple(dict.fromkeys((*DATASETS, *suite_files())))
 

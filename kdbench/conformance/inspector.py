@@ -14,7 +14,7 @@ from kdbench.conformance.findings import Examination, Failure, Skip, Wrong, merg
 from kdbench.conformance.settings import ranges, settings
 from kdbench.errors import UnsupportedPairError
 from kdbench.method import Method
-from kdbench.registry import MethodEntry
+from kdbench.plugins.registry import MethodEntry
 
 #: The order in which pairs are chosen for checks that need only some: the first three have each family on either side.
 _PREFERRED = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"), *PAIRS)
@@ -24,7 +24,7 @@ def check_method(entry: MethodEntry, skips: list[Skip] | None = None) -> list[Fa
     """Run all checks of a method and return those it does not pass; empty when it conforms.
 
     Args:
-        entry: the method, from ``kdbench.registry.catalog(plugins)``.
+        entry: the method, from ``kdbench.plugins.registry.catalog(plugins)``.
         skips: if given, the pairs that the method says it cannot run on are added to it.
     """
     found = examine(entry)

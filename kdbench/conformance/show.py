@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from kdbench.conformance.findings import Examination, Skip
 from kdbench.conformance.inspector import examine
-from kdbench.registry import MethodEntry
+from kdbench.plugins.registry import MethodEntry
 
 
 def run_checks(entries: Sequence[MethodEntry]) -> int:

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kdbench.data.spec import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch
-from kdbench.recipe import Recipe
-from kdbench.typing import Colours
+from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
+from kdbench.suite.recipe import Recipe
+from kdbench.suite.types import Colours
 
 
 @dataclass

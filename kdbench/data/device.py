@@ -12,8 +12,8 @@ from kdbench.data.batches import Frame, TrainingBatch, check_batches, check_rows
 from kdbench.data.images import ImageSet
 from kdbench.data.mixing import Mixer
 from kdbench.data.order import epoch_order
-from kdbench.recipe import Recipe
 from kdbench.seeding import seed_for
+from kdbench.suite.recipe import Recipe
 
 
 class DevicePipeline:

@@ -16,8 +16,8 @@ from kdbench.data.loader import TIMEOUT, Loader, Ticket
 from kdbench.data.mixing import Mixer
 from kdbench.data.order import epoch_order
 from kdbench.data.transforms import FailureCount, Part, Say, TrainingJob, TrainingWork
-from kdbench.recipe import Recipe
 from kdbench.seeding import seed_for
+from kdbench.suite.recipe import Recipe
 
 #: Images that a loader process works on at a time.
 PART_SIZE = 32

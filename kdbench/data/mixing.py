@@ -7,8 +7,8 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from kdbench.recipe import Recipe
 from kdbench.seeding import seed_for
+from kdbench.suite.recipe import Recipe
 
 
 class Mixer:

@@ -15,10 +15,10 @@ from kdbench.data.device import DevicePipeline
 from kdbench.data.exact import ExactPipeline
 from kdbench.data.images import Images, ImageSet
 from kdbench.data.loader import TIMEOUT
-from kdbench.data.spec import DatasetSpec
 from kdbench.data.transforms import Say
 from kdbench.errors import KdbenchError
-from kdbench.recipe import Recipe
+from kdbench.suite.dataset import DatasetSpec
+from kdbench.suite.recipe import Recipe
 
 __all__ = [
     "DevicePipeline",

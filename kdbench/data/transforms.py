@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,8 @@ from torchvision import transforms
 from kdbench.data.batches import Frame
 from kdbench.data.images import Images, ImageSet
 from kdbench.errors import KdbenchError
-from kdbench.recipe import Augment
 from kdbench.seeding import seed_for
-
-if TYPE_CHECKING:
-    from kdbench.data.views import EvaluationView
+from kdbench.suite.recipe import Augment
 
 #: Takes a sentence for the log.
 Say = Callable[[str], None]
@@ -140,6 +137,20 @@ class TrainingWork:
         noise = canvas[:, top : top + height, left : left + width] * std + mean
         batch.boxes.append((len(batch.positions) - 1, top, left, height, width))
         batch.noise.append(noise.flatten())
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """Resize the shorter side to ``int(size / crop)`` px, then cut ``size`` px from the centre (timm's evaluation transform).
+
+    ``size`` None leaves images as they are. ``exact`` decodes and resizes with Pillow in loader processes, else images that
+    lie in memory are resized on the device.
+    """
+
+    size: int | None = None
+    crop: float = 1.0
+    interpolation: str = "bilinear"
+    exact: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,27 +12,13 @@ from torch import Tensor
 from kdbench.data.images import Images, ImageSet
 from kdbench.data.loader import TIMEOUT, Loader, Ticket
 from kdbench.data.resample import FILTERS, resize_and_centre, resized_shape
-from kdbench.data.transforms import EvaluationWork, FailureCount, Part, Say
+from kdbench.data.transforms import EvaluationView, EvaluationWork, FailureCount, Part, Say
 from kdbench.errors import KdbenchError
 
 #: Images per forward pass of an evaluation.
 EVALUATION_BATCH = 250
 #: Images that a loader process works on at a time.
 _PART_SIZE = 50
-
-
-@dataclass(frozen=True)
-class EvaluationView:
-    """Resize the shorter side to ``int(size / crop)`` px, then cut ``size`` px from the centre (timm's evaluation transform).
-
-    ``size`` None leaves images as they are. ``exact`` decodes and resizes with Pillow in loader processes, else images that
-    lie in memory are resized on the device.
-    """
-
-    size: int | None = None
-    crop: float = 1.0
-    interpolation: str = "bilinear"
-    exact: bool = False
 
 
 def evaluation_batches(

@@ -13,22 +13,22 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from kdbench.data.views import EvaluationView
+from kdbench.data.transforms import EvaluationView
 from kdbench.engine import parallel
 from kdbench.engine.checkpoint import checkpoint_path, checkpoint_position, save_checkpoint
+from kdbench.engine.compiled import Forward
+from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
-from kdbench.engine.parts import split_batch
 from kdbench.engine.precision import Precision
-from kdbench.engine.tuned import Forward
+from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
-from kdbench.nets.checkpoints import load_body
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
-from kdbench.recipe import Recipe
 from kdbench.seeding import RandomStream, seed_for
-from kdbench.store import CellFolder
-from kdbench.tuning import PLAIN, Tuning
+from kdbench.store.folders import CellFolder
+from kdbench.suite.net import NetSpec
+from kdbench.suite.recipe import Recipe
+from kdbench.teachers.foreign import load_body
 
 _OPTIONAL_OUTPUTS = ("stages", "embedding", "classifier", "stagewise", "strong")
 

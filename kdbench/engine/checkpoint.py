@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdbench.store import CellFolder, DamagedFileError, write_bytes
+from kdbench.store.folders import CellFolder, DamagedFileError, write_bytes
 
 _MAGIC = "kdbench-checkpoint"
 

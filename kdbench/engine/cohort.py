@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from kdbench.data.pipeline import Pipeline, TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, NonFiniteLossError, Stopwatch
+from kdbench.engine.compiled import Forward
 from kdbench.engine.precision import Precision
 from kdbench.engine.teachercache import TeacherCache
-from kdbench.engine.tuned import Forward
 from kdbench.errors import KdbenchError
 from kdbench.method import Outputs, binary_cross_entropy
 from kdbench.nets.tapped import TappedNet

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.precision import Precision
 from kdbench.errors import KdbenchError
-from kdbench.recipe import OptimizerSpec, Recipe
+from kdbench.suite.recipe import OptimizerSpec, Recipe
 
 #: Optimisers of torch that have a fused kernel for the CPU and CUDA: one call per step instead of several per tensor.
 _FUSED = ("sgd", "momentum", "nesterov", "adam", "adamw")

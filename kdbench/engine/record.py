@@ -14,7 +14,7 @@ from torch import Tensor
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.nets.cost import inference_cost
-from kdbench.store import CellFolder, write_bytes
+from kdbench.store.folders import CellFolder, write_bytes
 
 
 def scores(row: dict[str, float]) -> dict[str, float]:

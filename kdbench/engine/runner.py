@@ -17,15 +17,16 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from kdbench.claims import ClaimLostError
 from kdbench.data.images import Images
-from kdbench.data.views import EvaluationView, evaluation_batches
+from kdbench.data.transforms import EvaluationView
+from kdbench.data.views import evaluation_batches
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import Position, checkpoint_path
 from kdbench.engine.cohort import CohortModel
 from kdbench.errors import StopRequested
-from kdbench.measure import measure
+from kdbench.plugins.metrics import measure
+from kdbench.store.claims import ClaimLostError
 
 #: Seconds between checkpoints within an epoch, where epochs are longer.
 LONG_EPOCH_SECONDS = 300.0

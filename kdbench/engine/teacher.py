@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 
 from kdbench.errors import KdbenchError
+from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import TappedNet, hash_of_state, state_hash
-from kdbench.store import Store, write_bytes
-from kdbench.teacherplan import TeacherPlan
+from kdbench.store.folders import Store, write_bytes
 
 
 def save_weights(net: TappedNet, path: Path) -> str:

@@ -23,7 +23,7 @@ import kdbench
 from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
-from kdbench.store import DamagedFileError
+from kdbench.store.folders import DamagedFileError
 
 #: Outputs that are small enough to be kept; the classifier is the net's own and costs nothing.
 KEPT = ("logits", "embedding")
@@ -33,7 +33,7 @@ FOLDER = ".cache/teachers"
 #: An epoch is held in memory while it is made and read, so it must not be larger.
 MOST_PER_EPOCH = 2**30
 #: Parts of the package whose code decides what a batch and a net are.
-_CODE = ("data", "nets", "seeding.py", "recipe.py", "engine/cohort.py")
+_CODE = ("data", "datasets", "nets", "suite/net.py", "seeding.py", "suite/recipe.py", "engine/cohort.py")
 
 
 @functools.lru_cache(maxsize=1)
@@ -43,7 +43,7 @@ def code_hash() -> str:
     digest = hashlib.sha256()
     for part in _CODE:
         path = root / part
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

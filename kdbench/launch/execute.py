@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdbench.claims import STALE_SECONDS, Watch
+from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.launch.job import Event, Job, Launcher, job_for_cohort, job_for_teacher
-from kdbench.plan import Cell, Cohort, Plan
-from kdbench.store import CellFolder, Store, write_json
-from kdbench.teacherplan import TeacherPlan
-from kdbench.tuning import PLAIN, Tuning
+from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.teachers import TeacherPlan
+from kdbench.store.claims import STALE_SECONDS, Watch
+from kdbench.store.folders import CellFolder, Store, write_json
 
 #: How often a job whose process died is started again without having got further, before its cells count as failed.
 MAX_CRASHES = 2

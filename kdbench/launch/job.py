@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdbench.choice import Choice
-from kdbench.claims import Claims
+from kdbench.engine.tuning import Tuning
 from kdbench.errors import KdbenchError
-from kdbench.nets.weights import weights_folder
-from kdbench.plan import Cohort, Plan, make_plan
-from kdbench.recipe import Recipe
-from kdbench.registry import catalog
-from kdbench.store import CellFolder, Store
-from kdbench.suite import load_suite
-from kdbench.teacherplan import TeacherPlan
-from kdbench.tuning import Tuning
+from kdbench.matrix.cells import Cohort, Plan, make_plan
+from kdbench.matrix.request import Choice
+from kdbench.matrix.teachers import TeacherPlan
+from kdbench.plugins.registry import catalog
+from kdbench.store.claims import Claims
+from kdbench.store.folders import CellFolder, Store
+from kdbench.suite.recipe import Recipe
+from kdbench.suite.suite import load_suite
+from kdbench.teachers.weights import weights_folder
 
 Event = dict[str, Any]
 
@@ -159,24 +159,24 @@ def _plan_of(job: Job) -> Plan:
 
 def _prepare(job: Job) -> tuple[Plan, Any]:
     plan = _plan_of(job)
-    from kdbench.engine import work  # seconds of imports, which a job that is wrong need not wait for
+    from kdbench.engine import train  # seconds of imports, which a job that is wrong need not wait for
 
-    return plan, work.setup(job.threads, job.device)
+    return plan, train.setup(job.threads, job.device)
 
 
 def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event], bool | None]) -> None:
-    from kdbench.engine import prepare, work
+    from kdbench.engine import prepare_teacher, train
 
     data = Path(job.data) if job.data else None
     if job.kind == "teacher":
         (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-        prepare.prepare_teacher(plan, teacher, store, device, data, weights_folder(job.weights, job.data), emit)
+        prepare_teacher.prepare_teacher(plan, teacher, store, device, data, weights_folder(job.weights, job.data), emit)
         return
     cells = _find({cell.folder: cell for cell in plan.cells}, job)
     # Of the whole cohort only: an estimate says nothing about a part of it that others left over.
     memory = job.memory if len(cells) == job.cells else 0
     cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells), memory=memory)
-    work.train_cohort(plan, cohort, store, device, data, emit, Tuning.from_plain(job.tuning))
+    train.train_cohort(plan, cohort, store, device, data, emit, Tuning.from_plain(job.tuning))
 
 
 def _claimed(folder: CellFolder, claims: Claims, name: str, emit: Callable[[Event], bool | None]) -> bool:

@@ -18,7 +18,7 @@ import kdbench.nets.small
 import kdbench.nets.swin_small  # noqa: F401 - both register nets with timm
 from kdbench.errors import KdbenchError, nearest
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
-from kdbench.nets.spec import NetSpec, Tap
+from kdbench.suite.net import NetSpec, Tap
 
 #: timm's module of a model -> family of the net. A suite's ``family:`` goes first.
 _FAMILY_OF_MODULE = {

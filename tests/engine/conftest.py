@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.choice import Choice
-from kdbench.engine import work
-from kdbench.plan import Cohort, Plan, make_plan
-from kdbench.registry import METHODS, catalog
-from kdbench.store import Store, read_json
-from kdbench.suite import Suite, merge
-from kdbench.wiring import check_cells
+from kdbench.engine import train
+from kdbench.matrix.cells import Cohort, Plan, make_plan
+from kdbench.matrix.check import check_cells
+from kdbench.matrix.request import Choice
+from kdbench.plugins.registry import METHODS, catalog
+from kdbench.store.folders import Store, read_json
+from kdbench.suite.suite import Suite, merge
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -80,7 +80,7 @@ class Lab:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.device = work.setup(1, "cpu")
+        self.device = train.setup(1, "cpu")
         self.events: list[dict[str, Any]] = []
 
     def plan(
@@ -113,12 +113,12 @@ class Lab:
 
         for teacher in plan.teachers:
             if store.result_of_teacher(teacher) is None:
-                work.train_teacher(plan, teacher, store, self.device, None, self.events.append)
+                train.train_teacher(plan, teacher, store, self.device, None, self.events.append)
         cells = [cell for cell in plan.cells if store.cell(cell).state() not in ("done", "failed")]
         for cell in cells:
             store.cell(cell).prepare(cell)
         for cohort in plan.cohorts(solo, cells[::-1] if reverse else cells):
-            work.train_cohort(plan, cohort, store, self.device, None, emit)
+            train.train_cohort(plan, cohort, store, self.device, None, emit)
         return store
 
     @staticmethod

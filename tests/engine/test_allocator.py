@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from kdbench.engine.allocator import keep_freed_memory
+from kdbench.engine.process import keep_freed_memory
 
 FAULTS = """
 import resource, torch
-from kdbench.engine.allocator import keep_freed_memory
+from kdbench.engine.process import keep_freed_memory
 assert keep_freed_memory()
 def use():
     torch.empty(25_000_000).fill_(1)

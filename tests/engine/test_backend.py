@@ -23,7 +23,7 @@ def test_a_missing_system_library_gives_one_line_and_writes_nothing(tmp_path: Pa
     )
     out = tmp_path / "runs"
     done = subprocess.run(
-        [sys.executable, "-m", "kdbench.cli", "run", "--protocol", "smoke", "--out", str(out)],
+        [sys.executable, "-m", "kdbench.cli.parser", "run", "--protocol", "smoke", "--out", str(out)],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -13,19 +13,19 @@ import pytest
 import safetensors.torch
 import torch
 
-from kdbench.claims import Claims, take_away
-from kdbench.data.catalog import load_dataset
 from kdbench.data.pipeline import DevicePipeline
-from kdbench.engine import checkpoint, work
+from kdbench.datasets.load import load_dataset
+from kdbench.engine import checkpoint, train
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import load_checkpoint
 from kdbench.engine.cohort import CohortModel, Shared
 from kdbench.engine.teacher import load_teacher
 from kdbench.errors import StopRequested
+from kdbench.matrix.cells import Plan
 from kdbench.method import Task
 from kdbench.nets.tapped import state_hash
-from kdbench.plan import Plan
-from kdbench.store import Store
+from kdbench.store.claims import Claims, take_away
+from kdbench.store.folders import Store
 
 from .conftest import Lab, cohort_of
 
@@ -41,7 +41,7 @@ def build(lab: Lab, plan: Plan, store: Store, recipe_batch: int = 20) -> CohortM
     pipeline = DevicePipeline(train, cohort.cells[0].recipe, 10, 7, lab.device)
     task = Task(10, len(train), train.labels, "digits", 3)
     cells = [
-        CellTrainer(work.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
+        CellTrainer(train.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
         for cell in cohort.cells
     ]
     return CohortModel(cells, teacher, pipeline, lab.device, lambda *failure: None)
@@ -361,7 +361,7 @@ def test_a_cell_that_another_process_took_over_is_left_to_it(lab: Lab) -> None:
                 take_away(store.cell(taken).path, holder.token)
                 assert other.take(store.cell(taken).path)
 
-        work.train_cohort(plan, cohort_of(plan), store, lab.device, None, steal)
+        train.train_cohort(plan, cohort_of(plan), store, lab.device, None, steal)
         lost = [event for event in lab.events if event["event"] == "lost"]
         assert [event["cell"] for event in lost] == [taken.key]
         assert "was taken over by" in lost[0]["reason"]

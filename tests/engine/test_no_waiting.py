@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdbench.data.catalog import load_dataset
 from kdbench.data.pipeline import DevicePipeline
-from kdbench.engine import work
+from kdbench.datasets.load import load_dataset
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.runner import ScheduleHook
 from kdbench.engine.teacher import freeze
 from kdbench.method import Method, Task
 from kdbench.nets.tapped import TappedNet
-from kdbench.registry import catalog
-from kdbench.store import Store
+from kdbench.plugins.registry import catalog
+from kdbench.store.folders import Store
 
 from .conftest import Lab, cohort_of
 
@@ -99,7 +98,7 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
     task = Task(10, len(train), train.labels, "digits", 3)
     store = Store(lab.root / "runs")
     cells = [
-        CellTrainer(work.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
+        CellTrainer(train.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
         for cell in cohort.cells
     ]
 

@@ -14,16 +14,16 @@ from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from kdbench.engine.cell import CellTrainer
+from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import build_optim_wrapper
-from kdbench.engine.parts import split_batch
 from kdbench.engine.precision import Precision
-from kdbench.engine.work import trainee_of
+from kdbench.engine.train import trainee_of
+from kdbench.matrix.cells import Plan
 from kdbench.method import Batch, Feature, Outputs, Task, binary_cross_entropy
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
-from kdbench.plan import Plan
-from kdbench.recipe import OptimizerSpec, Recipe
-from kdbench.store import Store, read_json
+from kdbench.store.folders import Store, read_json
+from kdbench.suite.net import NetSpec
+from kdbench.suite.recipe import OptimizerSpec, Recipe
 
 from .conftest import Lab
 

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.engine import session, tuned, work
+from kdbench.engine import compiled, groups
+from kdbench.engine import train as training
+from kdbench.engine.compiled import TOLERANCE, Forward
 from kdbench.engine.teachercache import FOLDER, TeacherCache
-from kdbench.engine.tuned import TOLERANCE, Forward
+from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.launch.job import Job
+from kdbench.matrix.cells import Plan
 from kdbench.method import Outputs
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
-from kdbench.plan import Plan
-from kdbench.store import Store
-from kdbench.tuning import PLAIN, Tuning
+from kdbench.store.folders import Store
+from kdbench.suite.net import NetSpec
 
 from .conftest import Lab, cohort_of
 
@@ -37,7 +38,7 @@ def train(lab: Lab, plan: Plan, tuning: Tuning, out: str) -> Store:
     lab.train(lab.plan(["scratch"], cohort_of(plan).cells[0].pair), out)
     for cell in plan.cells:
         store.cell(cell).prepare(cell)
-    work.train_cohort(plan, cohort_of(plan), store, lab.device, None, lab.events.append, tuning)
+    training.train_cohort(plan, cohort_of(plan), store, lab.device, None, lab.events.append, tuning)
     return store
 
 
@@ -83,7 +84,7 @@ def test_a_cnn_has_its_weights_in_channels_last_order_and_gives_nearly_the_same(
 def test_a_net_that_does_not_compile_runs_as_it_is_and_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = lab.plan(["kd"])
     plain = train(lab, plan, PLAIN, "a")
-    monkeypatch.setattr(tuned, "compiled", failing)
+    monkeypatch.setattr(compiled, "compiled", failing)
     other = train(lab, plan, Tuning(compile=True), "b")
     assert metrics(other, plan, "kd") == metrics(plain, plan, "kd")
     assert Lab.result(other, plan, "kd")["cost"]["tuning"] == {"compile": "fell back: RuntimeError: no compiler"}
@@ -91,7 +92,7 @@ def test_a_net_that_does_not_compile_runs_as_it_is_and_says_so(lab: Lab, monkeyp
 
 
 def test_a_net_whose_first_call_does_not_compile_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuned, "compiled", lambda function: failing)
+    monkeypatch.setattr(compiled, "compiled", lambda function: failing)
     net, said = TappedNet(CNN, 10).eval(), list[str]()
     forward = Forward(net, Tuning(compile=True), said.append)
     images = torch.randn(2, 3, 32, 32)
@@ -104,7 +105,7 @@ def test_too_little_memory_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyP
     def full(*inputs: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(tuned, "compiled", lambda function: full)
+    monkeypatch.setattr(compiled, "compiled", lambda function: full)
     forward = Forward(TappedNet(CNN, 10), Tuning(compile=True), pytest.fail)
     with pytest.raises(torch.OutOfMemoryError):
         forward(torch.zeros(1, 3, 32, 32), {"logits"})
@@ -140,7 +141,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[TeacherCache]:
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr(session, "TeacherCache", Seen)
+    monkeypatch.setattr(groups, "TeacherCache", Seen)
     return made
 
 
@@ -211,7 +212,7 @@ def test_a_method_that_writes_into_cached_outputs_changes_no_other(tmp_path: Pat
 
 
 def test_a_job_carries_its_tuning() -> None:
-    from kdbench.choice import Choice
+    from kdbench.matrix.request import Choice
 
     tuning = Tuning(compile=True, cache_teacher=2.0)
     job = Job("n", "cohort", (), "digits", Choice(), "out", None, None, 1, "log", tuning=tuning.facts())

@@ -19,8 +19,8 @@ from kdbench.methods.crd import CRD, ContrastMemory, OtherClassSampler, bank_sco
 from kdbench.methods.fitnet import FitNet, FitNetKD, aligner
 from kdbench.methods.lfcc import LFCC, LowPass, contrast_loss
 from kdbench.methods.ofa import OFA, PatchMerging, TokenBranch, branch, ofa_loss
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import describe
+from kdbench.suite.net import NetSpec
 
 CLASSES = 10
 METHODS = (FitNet, FitNetKD, OFA, LFCC, CRD)

@@ -19,8 +19,8 @@ from kdbench.methods.reviewkd import ReviewKD, hcl_loss
 from kdbench.methods.simkd import SimKD
 from kdbench.methods.srrl import SRRL, BatchNormAnySize, srrl_losses
 from kdbench.methods.vid import VID, vid_loss
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
+from kdbench.suite.net import NetSpec
 
 CLASSES = 10
 METHODS = [AT, VID, ReviewKD, MGD, SRRL, CATKD, SimKD]

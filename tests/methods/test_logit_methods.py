@@ -16,7 +16,7 @@ from kdbench.methods.lskd import LSKD, lskd_loss
 from kdbench.methods.mlld import MLLD, batch_loss, class_loss, confidence_masks, instance_loss
 from kdbench.methods.nkd import NKD, nkd_loss, nkd_terms
 from kdbench.methods.ssld import SSLD, ssld_loss
-from kdbench.registry import catalog
+from kdbench.plugins.registry import catalog
 
 torch.set_num_threads(1)
 

@@ -22,7 +22,7 @@ from kdbench.methods.pkt import PKT, pkt_loss
 from kdbench.methods.rkd import RKD, rkd_loss, rkd_terms
 from kdbench.methods.rsd import RSD, rsd_loss
 from kdbench.methods.sp import SP, sp_loss
-from kdbench.registry import catalog
+from kdbench.plugins.registry import catalog
 
 torch.set_num_threads(1)
 
@@ -334,7 +334,7 @@ def test_method_gives_finite_scalar_terms_and_gradients_for_any_batch(method, si
 def nets():
     """Six small nets by family: (student, its description), (teacher, its description)."""
     from kdbench.nets.tapped import TappedNet
-    from kdbench.nets.zoo import ZOO
+    from kdbench.suite.zoo import ZOO
 
     torch.manual_seed(0)
     families = {"cnn": "resnet", "vit": "vit", "mlp": "mixer"}

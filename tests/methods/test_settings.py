@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from kdbench.choice import Choice
-from kdbench.plan import make_plan
-from kdbench.registry import catalog
-from kdbench.suite import Suite, load_suite, split_pair, suite_files
+from kdbench.matrix.cells import make_plan
+from kdbench.matrix.request import Choice
+from kdbench.plugins.registry import catalog
+from kdbench.suite.suite import Suite, load_suite, split_pair, suite_files
 
 METHODS = catalog()
 KD_AT_32PX = {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}
@@ -94,7 +94,7 @@ def test_what_the_command_line_sets_for_kd_stays_with_kd() -> None:
 
 
 def test_hyper_parameters_are_resolved_in_the_documented_order(write_suite: Any, write_plugin: Any) -> None:
-    from kdbench.suite import read_suite
+    from kdbench.suite.suite import read_suite
 
     path = write_plugin("mine", before="")
     names = ("a", "b", "c", "d", "e", "f", "g")

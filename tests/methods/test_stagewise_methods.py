@@ -17,9 +17,9 @@ from kdbench.errors import HyperparameterError
 from kdbench.method import Batch, Feature, NetInfo, Outputs, StageInfo, Task
 from kdbench.methods.fofa import FOFA, PatchGrid, Prompt, RegionAttention, SqueezeExcite, ToMap, ToTokens, sinusoids
 from kdbench.methods.tas import TAS, LocalToGlobal, _num_heads, _window, info_nce
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet, describe
-from kdbench.nets.zoo import ZOO
+from kdbench.suite.net import NetSpec
+from kdbench.suite.zoo import ZOO
 
 CLASSES = 10
 METHODS = {"fofa": FOFA, "tas": TAS}

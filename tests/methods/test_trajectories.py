@@ -20,11 +20,11 @@ import torch
 from kdbench.engine.optim import build_optim_wrapper
 from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Outputs, Task
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
-from kdbench.recipe import OptimizerSpec, Recipe, ScheduleSpec
-from kdbench.registry import catalog
+from kdbench.plugins.registry import catalog
 from kdbench.seeding import RandomStream
+from kdbench.suite.net import NetSpec
+from kdbench.suite.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trajectories.json"
 STEPS, BATCH, CLASSES, SAMPLES = 5, 8, 7, 48

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from kdbench.distributed import rows_of
 from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Task
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import TappedNet
-from kdbench.registry import catalog
+from kdbench.plugins.registry import catalog
+from kdbench.suite.net import NetSpec
 
 CLASSES, BATCH, SAMPLES = 5, 8, 24
 STUDENT = NetSpec(

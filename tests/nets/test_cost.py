@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.nets.cost import count_macs, inference_cost, throughput, used_by
 from kdbench.nets.tapped import TappedNet
-from kdbench.nets.zoo import ZOO
+from kdbench.suite.zoo import ZOO
 
 CPU = torch.device("cpu")
 
@@ -76,7 +76,7 @@ def test_only_what_a_prediction_uses_counts_as_extra() -> None:
 
 def test_simkds_projector_and_classifier_are_counted_and_kds_nothing() -> None:
     from kdbench.method import Task
-    from kdbench.registry import catalog
+    from kdbench.plugins.registry import catalog
 
     student, teacher = TappedNet(ZOO["vit_32px_small"], 10).eval(), TappedNet(ZOO["resnet_32px_small"], 10).eval()
     task = Task(10, 20, torch.arange(20) % 10)

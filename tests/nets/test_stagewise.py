@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from kdbench.method import StageInfo
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.stagewise import StagewiseError, can_run_stagewise
 from kdbench.nets.tapped import TappedNet, describe
-from kdbench.nets.zoo import SMALL_NETS
+from kdbench.suite.net import NetSpec
+from kdbench.suite.zoo import SMALL_NETS
 
 SMALL = dict(SMALL_NETS)
 

@@ -9,9 +9,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from kdbench.nets.spec import NetSpec
 from kdbench.nets.tapped import NetError, TappedNet, count_parameters, describe, plain_taps, state_hash
-from kdbench.nets.zoo import SMALL_NETS, ZOO
+from kdbench.suite.net import NetSpec
+from kdbench.suite.zoo import SMALL_NETS, ZOO
 
 NEEDS = ("logits", "stages", "embedding", "classifier", "stagewise")
 

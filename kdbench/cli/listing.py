@@ -1,0 +1,149 @@
+"""``kdbench list``: methods, pairs, suites, nets and data sets, as tables or JSON. Works without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from kdbench.plugins.methodtable import extra_parameters, short_count
+from kdbench.plugins.registry import MethodCatalog
+from kdbench.suite.datasets import DATASETS
+from kdbench.suite.suite import Suite, load_suite, suite_files
+from kdbench.suite.zoo import ZOO
+
+KINDS = ("methods", "pairs", "suites", "nets", "datasets")
+#: Width of a column of prose, in characters.
+PROSE = 52
+#: Width of the table of methods, and of its column of taps.
+WIDTH, TAPS = 120, 10
+
+
+def print_listing(what: str | None, methods: MethodCatalog, suite: str | None, as_json: bool) -> None:
+    """Print one kind, or the names of all."""
+    kinds = [what] if what else list(KINDS)
+    content = {kind: _rows(kind, methods, suite) for kind in kinds}
+    if as_json:
+        print(json.dumps(content[what] if what else content, indent=1))
+        return
+    if what is None:
+        for kind, rows in content.items():
+            print(f"{kind}: {', '.join(_first(row) for row in rows)}")
+        print("\nkdbench list methods (or pairs, suites, nets, datasets) tells more about each.")
+        return
+    rows = content[what]
+    if not rows:
+        print(f"no {what}")
+        return
+    if what == "methods":
+        print(_methods_table(rows))
+        return
+    missing = "any" if what == "datasets" else ""
+    widths = [PROSE if key in ("images", "source", "title", "protocols") else None for key in rows[0]]
+    print(tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths, missingval=missing))
+
+
+def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str, Any]]:
+    if kind == "methods":
+        return [
+            {
+                "name": entry.name,
+                "display": entry.display,
+                "family": entry.family,
+                "fidelity": entry.fidelity,
+                "needs": sorted(entry.needs),
+                "extra_parameters": extra_parameters().get(entry.name) if entry.builtin else None,
+                "paper": entry.paper,
+                "version": entry.version,
+                "hyperparameters": {name: parameter.default for name, parameter in entry.hyperparameters.items()},
+                "presets": {key: dict(value) for key, value in entry.presets.items()},
+            }
+            for entry in sorted(
+                methods.values(),
+                key=lambda entry: (
+                    _FAMILY_ORDER.index(entry.family) if entry.family in _FAMILY_ORDER else 9,
+                    entry.name,
+                ),
+            )
+        ]
+    if kind == "suites":
+        return [_suite_row(load_suite(name)) for name in suite_files()]
+    if kind == "pairs":
+        return [row for name in ([suite] if suite else suite_files()) for row in _pair_rows(load_suite(name))]
+    if kind == "nets":
+        return [
+            {"name": name, "timm": net.timm, "family": net.family, "display": net.display} for name, net in ZOO.items()
+        ]
+    return [
+        {"name": entry.name, "classes": entry.num_classes, "images": entry.images, "source": entry.source}
+        for entry in DATASETS.values()
+    ]
+
+
+_FAMILY_ORDER = ("baseline", "logits", "hint", "relation", "hybrid")
+
+
+def _suite_row(suite: Suite) -> dict[str, Any]:
+    return {
+        "name": suite.name,
+        "title": suite.title,
+        "dataset": suite.dataset.name,
+        "pairs": len(suite.pairs),
+        "protocols": "; ".join(
+            f"{name}{' (default)' if name == suite.default_protocol else ''}: {protocol.description}"
+            for name, protocol in suite.protocols.items()
+        ),
+    }
+
+
+def _pair_rows(suite: Suite) -> Sequence[dict[str, Any]]:
+    rows = []
+    for pair in suite.pairs:
+        teacher, _, student = pair.partition("--")
+        rows.append(
+            {
+                "pair": pair,
+                "suite": suite.name,
+                "teacher": f"{suite.net(teacher).timm} ({suite.net(teacher).family or '?'})",
+                "student": f"{suite.net(student).timm} ({suite.net(student).family or '?'})",
+            }
+        )
+    return rows
+
+
+def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Methods in 120 columns, the two columns of prose as wide as the others leave room for."""
+    short = [
+        {
+            "name": row["name"],
+            "family": row["family"],
+            "fidelity": row["fidelity"],
+            "taps": " ".join(tap for tap in row["needs"] if tap != "logits") or "-",
+            "extra": short_count(row["extra_parameters"]["usual"] if row["extra_parameters"] else None),
+            "paper": row["paper"],
+            "hyper-parameters": _defaults(row),
+        }
+        for row in rows
+    ]
+    # tabulate gives a heading two spaces more than its letters
+    taken = sum(max(len(key) + 2, *(len(row[key]) for row in short)) for key in ("name", "family", "fidelity", "extra"))
+    prose = max(20, (WIDTH - taken - TAPS - 2 * 6) // 2)
+    table = tabulate(
+        short,
+        headers="keys",
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=("left", "left", "left", "left", "right", "left", "left"),
+        maxcolwidths=[None, None, None, TAPS, None, prose, prose],
+    )
+    return f"{table}\n\nextra: trainable parameters that a method adds for Swin-T to ResNet18 with 100 classes"
+
+
+def _defaults(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()) or "-"
+
+
+def _first(row: dict[str, Any]) -> str:
+    return str(row.get("name", row.get("pair")))

@@ -1,0 +1,1 @@
+"""Data sets: reading each from its files."""

@@ -1,0 +1,278 @@
+"""CIFAR-100 from its official files, whole in memory at its native 32 x 32 px.
+
+Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009: 50,000 training and 10,000 test images, 500 and 100
+of each of 100 classes, which form 20 superclasses of five. The test protocol of the literature trains on all 50,000. For
+``--split validation`` 5,000 of them, 50 of each class, are held out (``Dataset.for_split``): students and teachers then train
+on the other 45,000.
+
+The official files are pickles, which can run any code when they are read. Here their size and MD5 are checked first, and what
+they may build is a short list (``_PlainUnpickler``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import torch
+
+from kdbench.data.images import Dataset, ImageSet
+from kdbench.datasets.download import FileFacts, facts_of, fetch, unpack
+from kdbench.errors import KdbenchError
+
+if TYPE_CHECKING:
+    from kdbench.suite.dataset import DatasetSpec
+
+FOLDER = "cifar-100-python"
+URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+#: MD5 as in torchvision.datasets.CIFAR100, which has them from the data set's page.
+ARCHIVE = FileFacts(169_001_437, "eb9058c3a382ffc7106e4002c42a8d85")
+FILES = {
+    "train": FileFacts(155_249_918, "16019d7e3df5f24257cddd939b257f8d"),
+    "test": FileFacts(31_049_707, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+    "meta": FileFacts(1_473, "7973b15100ade9c7d40fb424638fde48"),
+}
+NUM_CLASSES, NUM_SUPERCLASSES = 100, 20
+PIXELS = (3, 32, 32)
+VALIDATION_PER_CLASS = 50
+
+
+def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset:
+    """Load CIFAR-100.
+
+    Args:
+        folder: the folder ``cifar-100-python``, or the one that holds it.
+
+    Raises:
+        KdbenchError: in one line, if a file is missing, damaged, or another one.
+    """
+    files = find(folder)
+    for name, path in files.items():
+        _check_facts(path, FILES[name])
+    train, train_coarse = _read_images(files["train"])
+    test, test_coarse = _read_images(files["test"])
+    meta = _read(files["meta"])
+    fine_names = _names(meta, "fine_label_names", NUM_CLASSES, files["meta"])
+    coarse_names = _names(meta, "coarse_label_names", NUM_SUPERCLASSES, files["meta"])
+    labels = np.concatenate([train.labels.numpy(), test.labels.numpy()])
+    coarse = _superclasses(labels, np.concatenate([train_coarse, test_coarse]), files["train"])
+    held_out = held_out_positions(train.labels.numpy(), VALIDATION_PER_CLASS)
+    return Dataset(
+        name="cifar100",
+        num_classes=NUM_CLASSES,
+        train=train,
+        validation=train.take(held_out),
+        test=test,
+        held_out=held_out,
+        class_names=fine_names,
+        coarse=coarse,
+        coarse_names=coarse_names,
+    )
+
+
+def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> None:
+    """See that the files are there and whole, before anything is trained.
+
+    Raises:
+        KdbenchError: as ``load``.
+    """
+    for name, path in find(folder).items():
+        _check_facts(path, FILES[name])
+
+
+def find(folder: Path | None) -> dict[str, Path]:
+    """The paths of ``train``, ``test`` and ``meta``.
+
+    Raises:
+        KdbenchError: if one is not there, with what was expected and where to get it.
+    """
+    if folder is None:
+        raise KdbenchError(
+            f"CIFAR-100 lies in files: --data DIR or $KDBENCH_DATA (not set) names the folder that holds {FOLDER}/; "
+            f"--download fetches it, or get it from {URL}"
+        )
+    folder = Path(folder)
+    if not folder.exists():
+        raise KdbenchError(f"CIFAR-100: {folder} does not exist; it should hold {FOLDER}/, unpacked from {URL}")
+    if not folder.is_dir():
+        _refuse_file(folder)
+    own = folder / FOLDER
+    if own.exists() and not own.is_dir():
+        _refuse_file(own)
+    here = own if own.is_dir() else folder
+    if here == folder and folder.name != FOLDER and not any((folder / name).is_file() for name in FILES):
+        archive = folder / f"{FOLDER}.tar.gz"
+        if archive.exists():
+            _refuse_file(archive)
+        raise KdbenchError(f"CIFAR-100: there is no {FOLDER}/ in {folder}; --download fetches it, or get it from {URL}")
+    paths = {name: here / name for name in FILES}
+    for name, path in paths.items():
+        if not path.is_file():
+            raise KdbenchError(
+                f"CIFAR-100: {path} {'is no file' if path.exists() else 'is missing'}; expected {FILES[name]}, from {URL}"
+            )
+    return paths
+
+
+def download(folder: Path | None, progress: Callable[[int, int], None] | None = None) -> None:
+    """Fetch CIFAR-100 into ``folder/cifar-100-python``; does nothing where the files are there already.
+
+    Args:
+        folder: where data sets lie, or the folder ``cifar-100-python`` itself; made if it does not exist.
+        progress: called with the bytes that came so far, and all.
+
+    Raises:
+        KdbenchError: without a network, without room, or if what comes is not the official archive.
+    """
+    if folder is None:
+        raise KdbenchError("--download needs to know where to: --data DIR or $KDBENCH_DATA (not set)")
+    with contextlib.suppress(KdbenchError):
+        check(folder)
+        return
+    folder = Path(folder)
+    target = folder if folder.name == FOLDER else folder / FOLDER
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as work:
+            archive = Path(work) / f"{FOLDER}.tar.gz"
+            fetch(URL, archive, ARCHIVE, progress)
+            unpack(archive, {f"{FOLDER}/{name}": (target / name, facts) for name, facts in FILES.items()})
+    except OSError as error:
+        raise KdbenchError(f"CIFAR-100 cannot be stored in {target} ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            target.rmdir()  # which only an empty folder lets happen
+
+
+def held_out_positions(labels: np.ndarray, per_class: int) -> torch.Tensor:
+    """Positions in the training set that are validation images, in order: ``per_class`` of every class.
+
+    A position's rank is its SHA-256, so that no library's random numbers decide who is in which split.
+
+    Args:
+        labels: (N,) classes of the training images.
+    """
+    rank = np.array([hashlib.sha256(f"kdbench cifar100 {index}".encode()).hexdigest() for index in range(len(labels))])
+    order = np.argsort(rank)
+    chosen = [order[labels[order] == label][:per_class] for label in np.unique(labels)]
+    return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))
+
+
+def _check_facts(path: Path, expected: FileFacts) -> None:
+    try:
+        found = facts_of(path)
+    except OSError as error:
+        raise KdbenchError(f"CIFAR-100: {path} cannot be read ({error.strerror})") from None
+    if found != expected:
+        why = "only part of it was copied" if found.size < expected.size else "it is another file, or damaged"
+        raise KdbenchError(f"CIFAR-100: {path} has {found}; expected {expected}: {why}; get it from {URL}")
+
+
+def _refuse_file(path: Path) -> NoReturn:
+    """Say what to do about a file in the place of the folder."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
+        raise KdbenchError(f"CIFAR-100: {path} is the packed archive; unpack it: tar -xf {path} -C {path.parent}")
+    raise KdbenchError(f"CIFAR-100: {path} is a file; expected a folder that holds {FOLDER}/, unpacked from {URL}")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads what the official files consist of: dictionaries, lists, bytes, numbers, and arrays of bytes. Nothing else.
+
+    A pickle names the functions it wants called. The three that NumPy's arrays need stand here for what may be made of them;
+    any other name is refused before it is imported.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return _empty_array
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return _byte_type
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of CIFAR-100 needs")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it refers to an object outside")
+
+
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    if kind is not np.ndarray:
+        raise pickle.UnpicklingError("it asks for an array of an unknown kind")
+    return np.ndarray.__new__(np.ndarray, (0,), dtype=np.uint8)
+
+
+def _byte_type(code: Any, *flags: Any) -> np.dtype[Any]:
+    if code not in (b"u1", "u1"):
+        raise pickle.UnpicklingError(f"it asks for an array of {code!r}, not of bytes")
+    return np.dtype("u1", False, True)  # a copy: what the pickle sets on it stays with it
+
+
+def _read(path: Path) -> dict[bytes, Any]:
+    """The dictionary inside a file. Python 2 wrote them: their strings are bytes here."""
+    try:
+        with path.open("rb") as file:
+            content = _PlainUnpickler(file, encoding="bytes").load()
+    except Exception as error:  # whatever a wrong pickle makes the unpickler or NumPy raise
+        raise KdbenchError(f"CIFAR-100: {path} is no file of this data set: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise KdbenchError(f"CIFAR-100: {path} holds a {type(content).__name__}; expected a dictionary")
+    return content
+
+
+def _read_images(path: Path) -> tuple[ImageSet, np.ndarray]:
+    """Images with their classes, and the superclass of each."""
+    content = _read(path)
+    fine = _labels(content, "fine_labels", NUM_CLASSES, path)
+    coarse = _labels(content, "coarse_labels", NUM_SUPERCLASSES, path)
+    pixels = content.get(b"data")
+    shape = (len(fine), int(np.prod(PIXELS)))
+    if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == shape):
+        found = f"{pixels.dtype} of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise KdbenchError(f"CIFAR-100: {path}: data is {found}; expected uint8 of shape {shape}")
+    if len(coarse) != len(fine):
+        raise KdbenchError(f"CIFAR-100: {path}: {len(fine)} fine_labels, but {len(coarse)} coarse_labels")
+    # A row holds the red, the green and the blue plane. NumPy lends the pickle's bytes out read-only, which torch refuses.
+    images = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).view(-1, *PIXELS)
+    return ImageSet(images, torch.from_numpy(fine)), coarse
+
+
+def _labels(content: dict[bytes, Any], key: str, classes: int, path: Path) -> np.ndarray:
+    values = content.get(key.encode())
+    if not (
+        isinstance(values, list) and values and all(type(value) is int and 0 <= value < classes for value in values)
+    ):
+        raise KdbenchError(f"CIFAR-100: {path}: {key} is no list of whole numbers from 0 to {classes - 1}")
+    return np.array(values, dtype=np.int64)
+
+
+def _names(content: dict[bytes, Any], key: str, count: int, path: Path) -> tuple[str, ...]:
+    values = content.get(key.encode())
+    if not (isinstance(values, list) and len(values) == count and all(isinstance(value, bytes) for value in values)):
+        raise KdbenchError(f"CIFAR-100: {path}: {key} is no list of {count} names")
+    return tuple(value.decode("utf-8", "replace") for value in values)
+
+
+def _superclasses(fine: np.ndarray, coarse: np.ndarray, path: Path) -> tuple[int, ...]:
+    """The superclass of every class."""
+    pairs = sorted({(int(label), int(above)) for label, above in zip(fine, coarse, strict=True)})
+    if [label for label, _ in pairs] != list(range(NUM_CLASSES)):
+        raise KdbenchError(
+            f"CIFAR-100: {path.parent}: {len(set(fine.tolist()))} classes in {len(pairs)} pairs of class and superclass; "
+            f"expected {NUM_CLASSES} classes, each in one superclass"
+        )
+    return tuple(above for _, above in pairs)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+__all__ = ["ARCHIVE", "FILES", "FOLDER", "URL", "check", "download", "find", "held_out_positions", "load"]

@@ -1,0 +1,175 @@
+"""Class folders: CLASS/FILE. Only names are read, with one system call for many files; images are not opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdbench.datasets.parts import Part, sorted_order, stem
+from kdbench.datasets.sources import FolderSource, PackedNames, is_image_name
+from kdbench.errors import KdbenchError, counted
+
+#: What file managers and archivers leave behind.
+_LEFT_BEHIND = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+#: Of at most so many files of a split the size is asked for, evenly spread, to find empty ones before a run.
+SIZES_LOOKED_AT = 20_000
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What lies in a folder: sorted names. ``others`` are neither images nor folders, ``hidden`` ones left out."""
+
+    folders: tuple[str, ...]
+    images: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def entries(folder: Path, title: str) -> Entries:
+    """List a folder. Hidden files and what file managers leave behind are passed over.
+
+    Args:
+        title: of the data set, for messages.
+
+    Raises:
+        KdbenchError: if it cannot be read.
+    """
+    folders: list[str] = []
+    images: list[str] = []
+    others: list[str] = []
+    try:
+        with os.scandir(folder) as found:
+            for entry in found:
+                if entry.name.startswith(".") or entry.name in _LEFT_BEHIND:
+                    continue
+                if _is_folder(entry):
+                    folders.append(entry.name)
+                else:
+                    (images if is_image_name(entry.name) else others).append(entry.name)
+    except OSError as error:
+        raise KdbenchError(f"{title}: {folder} cannot be read ({error.strerror or error})") from None
+    return Entries(tuple(sorted(folders)), tuple(sorted(images)), tuple(sorted(others)))
+
+
+def what_lies(found: Entries) -> str:
+    """What is in a folder, for messages: ``holds a/, b.txt``."""
+    names = [*(f"{name}/" for name in found.folders), *found.images, *found.others]
+    return f"holds {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else "is empty"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; where a link called like an image leads is not asked."""
+    if not entry.is_symlink():
+        return entry.is_dir(follow_symlinks=False)
+    if is_image_name(entry.name):
+        return False
+    try:
+        return entry.is_dir()
+    except OSError as error:  # links in a circle
+        raise OSError(error.errno, f"{entry.name}: {error.strerror}") from None
+
+
+def list_class_folders(
+    root: Path, classes: Mapping[str, int], title: str, undecodable: float = 0.0, what: str = "class"
+) -> Part:
+    """The images of the class folders of ``root`` that ``classes`` names; the folders are there.
+
+    Args:
+        classes: the number of each class.
+        undecodable: share of images that may turn out empty.
+
+    Raises:
+        KdbenchError: for a class without images, with folders inside, or not readable; for too many empty files.
+    """
+    names: list[str] = []
+    labels: list[int] = []
+    others: list[str] = []
+    for name, label in sorted(classes.items(), key=lambda item: item[1]):
+        inside = entries(root / name, title)
+        if inside.folders:
+            raise KdbenchError(
+                f"{title}: {root / name} holds {counted(len(inside.folders), 'folder')} ({inside.folders[0]}"
+                f"{', ...' if len(inside.folders) > 1 else ''}); expected only images in the folder of a {what}"
+            )
+        if not inside.images:
+            found = f"only {inside.others[0]} and the like" if inside.others else "nothing"
+            raise KdbenchError(
+                f"{title}: {root / name} holds {found}; expected images (.JPEG, .jpg, .jpeg or .png): was it copied whole?"
+            )
+        names += [f"{name}/{image}" for image in sorted(inside.images, key=lambda image: (stem(image), image))]
+        labels += [label] * len(inside.images)
+        others += [f"{name}/{other}" for other in inside.others]
+    return _part(root, names, labels, others, title, undecodable)
+
+
+def list_flat_folder(
+    root: Path, found: Entries, labels: Sequence[int | None], title: str, undecodable: float = 0.0
+) -> Part:
+    """The images that lie in ``root`` itself, whose classes are known from elsewhere.
+
+    Args:
+        labels: of each of ``found.images``; None leaves an image out.
+    """
+    kept = [(name, label) for name, label in zip(found.images, labels, strict=True) if label is not None]
+    order = sorted_order([label for _, label in kept], [name for name, _ in kept])
+    chosen = [kept[position] for position in order]
+    return _part(
+        root, [name for name, _ in chosen], [label for _, label in chosen], list(found.others), title, undecodable
+    )
+
+
+def _part(root: Path, names: list[str], labels: list[int], others: list[str], title: str, undecodable: float) -> Part:
+    notes = []
+    if others:
+        notes.append(
+            f"{root}: {counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} no image left out, such as {others[0]}"
+        )
+    notes += _look_at_sizes(root, names, title, undecodable)
+    return Part(
+        FolderSource(str(root.absolute()), PackedNames.pack(names)),
+        np.array(labels, dtype=np.int64),
+        [stem(name) for name in names],
+        tuple(notes),
+    )
+
+
+def _look_at_sizes(root: Path, names: Sequence[str], title: str, undecodable: float) -> list[str]:
+    """Ask for the sizes of some files: empty ones, and links to nothing, come from a copy that was cut off.
+
+    Raises:
+        KdbenchError: if their share is larger than ``undecodable``.
+    """
+    count = min(len(names), SIZES_LOOKED_AT)
+    bad: list[str] = []
+    for step in range(count):
+        name = names[step * len(names) // count]
+        try:
+            why = "" if os.stat(os.path.join(root, name)).st_size else "is empty"
+        except OSError as error:
+            why = f"cannot be read ({error.strerror})"
+        if why:
+            bad.append(f"{os.path.join(root, name)} {why}")
+    if not bad:
+        return []
+    more = f", and {len(bad) - 1:,} more of the {count:,} looked at" if len(bad) > 1 else ""
+    if len(bad) > undecodable * count:
+        raise KdbenchError(
+            f"{title}: {bad[0]}{more}: copy again, remove them, or let the suite say which share may fail (undecodable)"
+        )
+    return [f"{bad[0]}{more}; another image takes the place"]
+
+
+def refuse_missing(root: Path, present: Iterable[str], wanted: Sequence[str], title: str, hint: str = "") -> None:
+    """See that every wanted class is among those that are present.
+
+    Raises:
+        KdbenchError: with the first few that are not.
+    """
+    there = set(present)
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise KdbenchError(f"{title}: {root} lacks {len(missing):,} of {len(wanted):,} classes: {shown}{hint}")

@@ -1,0 +1,145 @@
+"""What makes a teacher ready before any student is trained: it is trained here, or its weights are loaded and measured again."""
+
+from __future__ import annotations
+
+import kdbench.engine.process  # isort: skip  # noqa: F401 - first, so that its message comes before a traceback
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kdbench.data.images import Images
+from kdbench.data.transforms import EvaluationView
+from kdbench.engine import parallel
+from kdbench.engine.runner import Emit, predict_all
+from kdbench.engine.teacher import freeze, load_teacher, save_weights
+from kdbench.engine.train import now, train_teacher, view_of
+from kdbench.errors import KdbenchError
+from kdbench.matrix.cells import Plan, open_dataset
+from kdbench.matrix.teachers import TeacherPlan
+from kdbench.nets.tapped import TappedNet
+from kdbench.plugins.metrics import measure
+from kdbench.store.folders import FORMAT, Store, write_json
+from kdbench.store.provenance import provenance
+from kdbench.suite.dataset import DatasetSpec
+from kdbench.teachers.foreign import load_state
+from kdbench.teachers.weights import check_file, find_weights
+
+
+def prepare_teacher(
+    plan: Plan,
+    teacher: TeacherPlan,
+    store: Store,
+    device: torch.device,
+    data: Path | None,
+    weights: Path | None,
+    emit: Emit,
+) -> None:
+    """Train a teacher, or load the weights that it comes with, and write its folder.
+
+    Args:
+        weights: the folder of the weights.
+
+    Raises:
+        KdbenchError: if it cannot be trained, or its weights are missing, are others than expected, or do not fit.
+    """
+    if teacher.net.weights == "train":
+        train_teacher(plan, teacher, store, device, data, emit)
+        return
+    found = find_weights(teacher.name, teacher.net, weights)
+    sha256 = check_file(found)
+    assert found.path is not None
+    origin = {"from": found.origin, "file": str(found.path), "file_sha256": sha256}
+    if teacher.trained_here:
+        train_teacher(plan, teacher, store, device, data, emit, found.path, origin)
+        return
+    begun = now()
+    net = TappedNet(teacher.net, plan.num_classes, teacher.name)
+    used = load_state(net, found.path, *rows_of(plan.suite.dataset))
+    dataset = open_dataset(plan, data, teacher.split)
+    split = dataset.measured(teacher.split, plan.measured_images_per_class)
+    metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
+    if not parallel.is_first():
+        parallel.barrier()
+        return
+    folder = store.teacher_folder(teacher)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
+    checksum = save_weights(net, folder.path / "weights.safetensors")
+    chosen = plan.suite.dataset.class_list
+    write_json(
+        folder.result,
+        {
+            "format": FORMAT,
+            "kind": "teacher",
+            "name": teacher.name,
+            "hash": teacher.hash,
+            "checksum": checksum,
+            "metrics": {"last": metrics},
+            "weights": {**origin, **used},
+            "images": len(split),
+            "split_images": len(dataset.split(teacher.split)),
+            "chosen_classes": None if chosen is None else len(chosen),
+            "classes": plan.num_classes,
+            "dataset_checksum": dataset.checksum(),
+            "provenance": provenance(device),
+        },
+    )
+    folder.failed.unlink(missing_ok=True)
+    folder.say(f"weights of {found.path} loaded, top-1 {metrics['top1']:.2f}")
+    parallel.barrier()
+    emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": now() - begun})
+
+
+def remeasure(
+    plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, data: Path | None
+) -> dict[str, float]:
+    """Measure a prepared teacher once more, on the images on which it was measured. Writes nothing.
+
+    Raises:
+        KdbenchError: if it is not prepared, or its weights are damaged.
+    """
+    net, _ = load_teacher(teacher, store, plan.num_classes, device)
+    dataset = open_dataset(plan, data, teacher.split)
+    return measure_teacher(plan, teacher, net, dataset.measured(teacher.split, plan.measured_images_per_class), device)
+
+
+def measure_teacher(
+    plan: Plan, teacher: TeacherPlan, net: TappedNet, split: Images, device: torch.device
+) -> dict[str, float]:
+    """Accuracies of a teacher on a split, seen as ``teacher_view`` says."""
+    logits = predict_all(lambda images: net(images).logits, split, teacher_view(plan, teacher), device)
+    return measure(logits, split.labels.to(device))
+
+
+def teacher_view(plan: Plan, teacher: TeacherPlan) -> EvaluationView:
+    """What a teacher sees when it is measured for itself.
+
+    A teacher that comes with weights sees timm's own evaluation transform with its own crop, whatever recipe trains the
+    students: that is how its published figure was measured.
+    """
+    own = {} if teacher.trained_here else {"eval_crop": None, "pipeline": "exact"}
+    return view_of(plan, teacher.net, teacher.recipe.model_copy(update=own))
+
+
+def rows_of(dataset: DatasetSpec) -> tuple[Sequence[int] | None, int | None]:
+    """Which rows of an ImageNet-1K classifier are a suite's classes, and the number of all; None where it has no such choice.
+
+    Classes that are numbered anew are numbered in the order of their WNIDs, which is that of timm's classifiers too.
+
+    Raises:
+        KdbenchError: for chosen classes of which some are ImageNet-1K's and some are not.
+    """
+    chosen = dataset.class_list
+    if chosen is None or dataset.labels == "kept":
+        return None, None
+    from timm.data import ImageNetInfo
+
+    position = {wnid: row for row, wnid in enumerate(ImageNetInfo().label_names())}
+    foreign = [name for name in chosen if name not in position]
+    if len(foreign) == len(chosen):
+        return None, None
+    if foreign:
+        raise KdbenchError(f"dataset.classes: {foreign[0]!r} is no WNID of ImageNet-1K, as others of the list are")
+    return [position[wnid] for wnid in sorted(chosen)], len(position)

@@ -1,0 +1,272 @@
+"""Memory that a cohort needs, from a step that is taken without data: on torch's ``meta`` device, where tensors have no content.
+
+What a cell holds between steps adds up over the cells of a cohort; what a step holds for its backward pass does not, since each
+cell's graph is gone before the next cell's begins.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdbench.data.views import EVALUATION_BATCH
+from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.method import Batch, Method, NetInfo, Outputs, Task
+from kdbench.nets.tapped import TappedNet
+from kdbench.suite.net import NetSpec
+from kdbench.suite.recipe import Recipe
+
+#: States that an optimiser keeps for every number it trains; what is not named keeps two, as Adam does.
+_STATES = {"sgd": 1, "momentum": 1, "nesterov": 1, "lion": 1, "rmsprop": 1, "rmsproptf": 1}
+#: Of what is kept for the backward pass, autocast halves the inputs of products and convolutions, not all of it.
+_AUTOCAST = 0.6
+#: What a process holds before it trains: Python and its libraries, as seen on a CPU (torch with CUDA's libraries).
+PROCESS_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class CellNeed:
+    """Bytes of one cell.
+
+    Attributes:
+        held: weights, buffers, optimiser states and averages of the student and its method.
+        gradients: of everything that is trained.
+        graph: what a step keeps for its backward pass.
+        evaluation: the largest tensors of an evaluation.
+        exact: False where the method could not be run without data, and only its student counts.
+    """
+
+    held: int
+    gradients: int
+    graph: int
+    evaluation: int
+    exact: bool = True
+
+    @property
+    def step(self) -> int:
+        """What a step or an evaluation needs for a while, whichever is more."""
+        return max(self.gradients + self.graph, self.evaluation)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of a cohort, by what they are for."""
+
+    held: int
+    step: int
+    teacher: int
+    data: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        return self.held + self.step + self.teacher + self.data + self.process
+
+
+def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> Need:
+    """What a cohort needs on its device; on a GPU without what the driver takes."""
+    cells = [cell_need(plan, cell, train_images) for cell in cohort.cells]
+    recipe = cohort.cells[0].recipe
+    needs: frozenset[str] = frozenset[str]().union(*(plan.catalog[cell.method].needs for cell in cohort.cells))
+    teacher = _teacher_need(cohort.teacher.net.model_dump_json(), plan.num_classes, needs, recipe.batch_size)
+    side = plan.suite.dataset.image_size or _side(cohort.cells[0].student_net)
+    image = 3 * side**2
+    in_memory = recipe.pipeline == "device"
+    return Need(
+        held=sum(cell.held for cell in cells),
+        step=max(cell.step for cell in cells),
+        teacher=teacher,
+        # raw, for the student, for the teacher, and one more while they are made
+        data=4 * 4 * recipe.batch_size * image + (train_images * image if in_memory else 0),
+        process=0 if on_gpu else PROCESS_BYTES,
+    )
+
+
+def cell_need(plan: Plan, cell: Cell, train_images: int) -> CellNeed:
+    """What one cell needs; cells that differ in their seed only are worked out once."""
+    return _cell_need(
+        _Frozen(plan.catalog[cell.method].load(), dict(cell.hyperparameters)),
+        cell.student_net.model_dump_json(),
+        cell.teacher.net.model_dump_json(),
+        cell.recipe.model_dump_json(),
+        plan.num_classes,
+        train_images,
+        cell.config["dataset"]["name"],
+    )
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """A method with its hyper-parameters, which are lists and numbers, as a key."""
+
+    cls: type[Method]
+    hyperparameters: Mapping[str, Any]
+
+    def __hash__(self) -> int:
+        return hash((self.cls, json.dumps(self.hyperparameters, sort_keys=True, default=str)))
+
+
+@functools.lru_cache(maxsize=2048)
+def _cell_need(
+    method: _Frozen, student: str, teacher: str, recipe_text: str, classes: int, train_images: int, dataset: str
+) -> CellNeed:
+    recipe = Recipe.model_validate_json(recipe_text)
+    size = recipe.batch_size
+    (ours, our_info), (_, their_info) = _net(student, classes), _net(teacher, classes)
+    with _without_data():
+        task = Task(classes, train_images, torch.zeros(train_images, dtype=torch.int64), dataset, recipe.epochs)
+        module = method.cls(our_info, their_info, task, **method.hyperparameters)
+        needs = frozenset(module.needs)
+        strong = "strong" in needs
+        batch = Batch(
+            labels=torch.zeros(size, dtype=torch.int64),
+            index=torch.zeros(size, dtype=torch.int64),
+            targets=torch.zeros(size, classes) if recipe.augment.mixes else None,
+        )
+        seen = _teacher_outputs(teacher, classes, size, needs, strong)
+        exact = True
+        try:
+            outputs, shared = _student_step(student, classes, size, needs, strong)
+            with saved_storages() as own:
+                sum(term.sum() for term in module(batch, outputs, seen).values())
+            graph = shared | own
+        except Exception:  # a method that reads values, which a tensor without content has not
+            exact = False
+            _, graph = _student_step(student, classes, size, needs, False)
+        kept = _apart_from(graph, (*_state_of(ours, module), *_tensors(seen)))
+        evaluation = _largest(student, classes, EVALUATION_BATCH)
+        trained = [p for part in (ours.net, module) for p in part.parameters() if p.requires_grad]
+        states = _STATES.get(recipe.optimizer.name.lower(), 2) + (recipe.ema is not None)
+        held = _bytes(_state_of(ours, module)) + states * _bytes(trained)
+        factor = 1.0 if recipe.precision == "float32" else _AUTOCAST
+        return CellNeed(held, _bytes(trained), int(factor * kept), evaluation, exact)
+
+
+def _teacher_need(net: str, classes: int, needs: frozenset[str], size: int) -> int:
+    """Weights of a teacher, its outputs for a batch, and the largest tensors on the way there."""
+    teacher, _ = _net(net, classes)
+    outputs = _teacher_outputs(net, classes, size, needs, "strong" in needs)
+    return _bytes(teacher.state_dict().values()) + _bytes(_tensors(outputs)) + _largest(net, classes, size)
+
+
+@functools.lru_cache(maxsize=64)
+def _net(spec: str, classes: int) -> tuple[TappedNet, NetInfo]:
+    with _without_data():
+        net = TappedNet(NetSpec.model_validate_json(spec), classes)
+        return net, net.describe()
+
+
+@contextmanager
+def _without_data() -> Iterator[None]:
+    """New tensors have no content. Autocast does not know the device of such tensors, and is not needed for sizes."""
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+        mock.patch.object(torch, "autocast", return_value=nullcontext()),
+    ):
+        yield
+
+
+def _side(net: NetSpec) -> int:
+    from kdbench.nets.tapped import preprocessing_of
+
+    height, width = preprocessing_of(net)["input_size"]
+    return int(max(height, width))
+
+
+def _images(net: TappedNet, size: int) -> Tensor:
+    return torch.zeros(size, 3, *net.input_size)
+
+
+def _run(net: TappedNet, size: int, needs: frozenset[str], strong: bool) -> Outputs:
+    outputs = net.run(_images(net, size), needs)
+    if strong:
+        outputs.strong = net.run(_images(net, size), needs)
+    return outputs
+
+
+@functools.lru_cache(maxsize=64)
+def _teacher_outputs(spec: str, classes: int, size: int, needs: frozenset[str], strong: bool) -> Outputs:
+    net, _ = _net(spec, classes)
+    with _without_data(), torch.no_grad():
+        return _run(net.eval(), size, needs, strong)
+
+
+@functools.lru_cache(maxsize=64)
+def _student_step(
+    spec: str, classes: int, size: int, needs: frozenset[str], strong: bool
+) -> tuple[Outputs, dict[int, Any]]:
+    """A student's outputs, which many methods share here, and the storages that it keeps for its backward pass."""
+    net, _ = _net(spec, classes)
+    with _without_data(), saved_storages() as kept:
+        outputs = _run(net.train(), size, needs, strong)
+    return outputs, kept
+
+
+def _apart_from(kept: Mapping[int, Any], known: Iterable[Tensor]) -> int:
+    """Bytes of storages that are not those of weights or of the teacher's outputs."""
+    there = {_storage(value) for value in known}
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in there)
+
+
+@contextmanager
+def saved_storages() -> Iterator[dict[int, Any]]:
+    """Storages that are kept for a backward pass within the block, held so that each has an identity of its own."""
+    kept: dict[int, Any] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        kept[_storage(value)] = value.untyped_storage()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        yield kept
+
+
+def _storage(value: Tensor) -> int:
+    identity: int = value.untyped_storage()._cdata
+    return identity
+
+
+def _state_of(*modules: nn.Module) -> list[Tensor]:
+    return [value for module in modules for value in (*module.parameters(), *module.buffers())]
+
+
+def _bytes(values: Iterable[Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in values)
+
+
+def _tensors(outputs: Outputs | None) -> list[Tensor]:
+    if outputs is None:
+        return []
+    found = [outputs.logits, outputs.embedding, outputs.images, *(stage.map for stage in outputs.stages or ())]
+    return [value for value in found if value is not None] + _tensors(outputs.strong)
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that an operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.bytes = max(self.bytes, made.numel() * made.element_size())
+        return made
+
+
+@functools.lru_cache(maxsize=256)
+def _largest(spec: str, classes: int, size: int) -> int:
+    """Three times the largest tensor of a forward pass without gradients: an input, an output, and what lies beside them."""
+    net, _ = _net(spec, classes)
+    with _without_data(), torch.no_grad(), _Largest() as largest:
+        net.eval().run(_images(net, size), frozenset({"logits"}))
+    return 3 * largest.bytes

@@ -1,0 +1,1 @@
+"""From a suite and a request to cells, cohorts and their identities."""

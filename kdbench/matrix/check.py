@@ -1,0 +1,94 @@
+"""Whether the cells of a plan can run: every net and method is built, without memory for weights, before anything trains."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError, UnsupportedPairError
+from kdbench.matrix.cells import Cell, Plan
+from kdbench.plugins.registry import MethodEntry, PluginError
+from kdbench.suite.recipe import Recipe
+
+if TYPE_CHECKING:
+    from kdbench.method import NetInfo
+
+
+def check_cells(plan: Plan) -> Plan:
+    """Build every net and method of a plan without memory for weights, and separate the cells that cannot run.
+
+    Plugins that cannot be imported or built join the ``errors`` of the plan's catalog.
+
+    Raises:
+        KdbenchError: for wrong wiring: unknown taps, nets that cannot be built, hyper-parameters out of range.
+    """
+    from kdbench.nets.tapped import describe
+
+    num_classes = plan.num_classes
+    _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
+    possible: list[Cell] = []
+    skipped: list[Cell] = []
+    broken: list[Cell] = []
+    verdicts: dict[Any, tuple[list[Cell], str | None]] = {}
+    for cell in plan.cells:
+        key = (cell.teacher.name, cell.student, cell.method)
+        if key not in verdicts:
+            teacher = describe(cell.teacher.net, num_classes, cell.teacher.name)
+            student = describe(cell.student_net, num_classes, cell.student)
+            try:
+                reason = _refusal(cell, plan.catalog[cell.method], student, teacher, num_classes)
+                verdicts[key] = (possible if reason is None else skipped, reason)
+            except PluginError as error:
+                verdicts[key] = (broken, f"{error}\n{error.details}")
+                if str(error) not in map(str, plan.catalog.errors):
+                    plan.catalog.errors.append(error)
+        where, reason = verdicts[key]
+        where.append(replace(cell, reason=reason))
+    return replace(plan, cells=tuple(possible), skipped=tuple(skipped), broken=tuple(broken))
+
+
+def _check_optimizers(recipes: Sequence[Recipe]) -> None:
+    from timm.optim import list_optimizers
+
+    known = list_optimizers()
+    for name in dict.fromkeys(recipe.optimizer.name for recipe in recipes):
+        if name.lower().removeprefix("lookahead_") not in known:
+            raise UnknownNameError("optimizer", name, known, "timm")
+
+
+def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo, num_classes: int) -> str | None:
+    """Why a method cannot run on a pair, or None; wrong wiring raises."""
+    import torch
+
+    from kdbench.method import NEEDS, Task
+
+    cls: Any = entry.load()
+    unknown = sorted({*cls.needs, *cls.predict_needs} - NEEDS)
+    if unknown:
+        raise UnknownNameError(f"tap in the needs of method {cell.method}:", unknown[0], NEEDS)
+    try:
+        reason = cls.supports(student, teacher)
+        if reason is not None:
+            return str(reason)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            labels = torch.zeros(1024, dtype=torch.int64)
+            cls(
+                student,
+                teacher,
+                Task(num_classes, 1024, labels, cell.config["dataset"]["name"]),
+                **cell.hyperparameters,
+            )
+    except UnsupportedPairError as error:
+        return str(error)
+    except HyperparameterError as error:
+        raise HyperparameterError(f"method {cell.method}: {error}") from None
+    except KdbenchError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"method {cell.method} cannot be built for {cell.pair}: {type(error).__name__}: {error}",
+            traceback.format_exc(),
+        ) from error
+    return None

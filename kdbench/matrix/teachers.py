@@ -1,0 +1,130 @@
+"""The teachers of a plan: which net, how it comes to its weights, and what that depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdbench.errors import KdbenchError
+from kdbench.matrix.identity import CONFIG_VERSION, config_hash, given
+from kdbench.matrix.request import TrainedHere
+from kdbench.suite.datasets import find_dataset
+from kdbench.suite.net import NetSpec
+from kdbench.suite.problems import first_problem
+from kdbench.suite.recipe import Recipe
+from kdbench.suite.suite import Suite
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """One teacher: a net, and how it comes to its weights. ``hash`` covers everything that they depend on."""
+
+    name: str
+    net: NetSpec
+    family: str
+    recipe: Recipe
+    recipe_name: str
+    config: Mapping[str, Any]
+    expected_top1: float = 0.0
+    #: What is measured where that decides on which images it is trained, else "test".
+    split: str = "test"
+    #: Whether it sees the preprocessing of a student instead of its own.
+    seen_through: bool = False
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether it is trained on the suite's data; else it comes with weights."""
+        return self.net.trained_here
+
+    @cached_property
+    def hash(self) -> str:
+        return config_hash(self.config)
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the run directory."""
+        return f"teachers/{self.name}-{self.hash}"
+
+
+def plan_teacher(
+    suite: Suite,
+    protocol: str,
+    name: str,
+    split: str = "test",
+    limit: int | None = None,
+    seen_through: NetSpec | None = None,
+    retrained: TrainedHere | None = None,
+) -> TeacherPlan:
+    """The teacher ``name`` as a protocol trains it for cells that are measured on ``split``.
+
+    A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does,
+    or be trained here instead (``retrained``).
+    """
+    net = suite.net(name)
+    if retrained is None and suite.protocols[protocol].teacher_weights == "train":
+        retrained = "train"
+    if retrained is not None:
+        try:
+            net = net.with_weights(retrained)
+        except ValidationError as error:
+            raise KdbenchError(f"teacher {name}: {first_problem(error, NetSpec)[1]}") from None
+    if seen_through is not None and not net.trained_here:
+        net = as_seen_through(net, seen_through)
+    else:
+        seen_through = None
+    family = net_family(net, name)
+    recipe_name = suite.recipe_name(name, family, teacher=True)
+    recipe = suite.recipe(recipe_name, protocol, teacher=True)
+    if net.weights == "train":
+        net = with_drop_path(net, recipe)
+    dataset = find_dataset(suite.dataset.name)
+    # A teacher must not have seen what its students are measured on.
+    split = split if dataset.holds_out and net.trained_here else "test"
+    limits = {
+        "images_per_class": suite.images_per_class(protocol, teacher=True) if net.trained_here else None,
+        "measured_images_per_class": suite.protocols[protocol].measured_images_per_class,
+    }
+    config = {
+        "config_version": CONFIG_VERSION,
+        "kind": "teacher",
+        "dataset": {
+            "name": dataset.name,
+            "version": dataset.version,
+            **given({**limits, "limit": limit}),
+            **suite.dataset.identity(),
+        },
+        **({"split": split} if split != "test" else {}),
+        "net": net.identity(),
+        **({"recipe": recipe.identity(), "seed": suite.teacher_seed} if net.trained_here else {}),
+        "cpu_threads": suite.cpu_threads,
+    }
+    return TeacherPlan(
+        name, net, family, recipe, recipe_name, config, suite.teacher_at_least, split, bool(seen_through)
+    )
+
+
+def as_seen_through(net: NetSpec, student: NetSpec) -> NetSpec:
+    """A net with the normalisation and the evaluation crop of another, whose own may stand in its timm configuration."""
+    from kdbench.nets.tapped import preprocessing_of
+
+    return net.model_copy(update=preprocessing_of(student))
+
+
+def with_drop_path(net: NetSpec, recipe: Recipe) -> NetSpec:
+    """A net with the stochastic depth that its recipe asks for."""
+    if recipe.drop_path is None:
+        return net
+    return net.model_copy(update={"args": {**net.args, "drop_path_rate": recipe.drop_path}})
+
+
+def net_family(net: NetSpec, name: str) -> str:
+    """The family of a net: as declared, else as timm's class tells (which imports torch)."""
+    if net.family is not None:
+        return net.family
+    from kdbench.nets.tapped import describe
+
+    return describe(net, 10, name).family

@@ -1,0 +1,207 @@
+"""What there is to say about all methods: their extra parameters (measured, packaged) and the page docs/methods.md.
+
+    python -m kdbench.plugins.methodtable
+
+writes both anew. Reading them works without torch; measuring builds every method without memory for weights.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import KdbenchError
+from kdbench.plugins.registry import MethodCatalog, MethodEntry, catalog
+
+COSTS = Path(__file__).with_name("method_costs.json")
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+
+CLASSES = 100
+#: Pairs whose extra parameters are shown: key -> (teacher, student) in timm's names, with 100 classes.
+REFERENCE_PAIRS = {
+    "usual": ("swin_tiny_patch4_window7_224", "resnet18"),
+    "small": ("vit_32px_large", "resnet_32px_small"),
+}
+
+FAMILIES = {
+    "baseline": "Baseline",
+    "logits": "On logits",
+    "hint": "On features",
+    "relation": "On relations between samples",
+    "hybrid": "On several of these",
+}
+_TAPS = {
+    "stages": "four stages",
+    "embedding": "embedding",
+    "index": "index of the sample",
+    "classifier": "classifier",
+    "stagewise": "net stage by stage",
+    "strong": "strongly augmented view",
+}
+
+_INTRODUCTION = """\
+# Methods
+
+<!-- Written by python -m kdbench.plugins.methodtable; do not edit. -->
+
+Every method that comes with kdbench, from its own file in [methods/](../methods). `kdbench list methods` prints the
+short form, [adding-a-method.md](adding-a-method.md) tells how to add one.
+
+**Fidelity** says how far the code is backed: `reference` equals official code numerically (golden values in the tests);
+`paper` follows the equations of the paper; `reconstruction` was made from an abstract or a summary, with choices of our
+own that its notes name, so that figures of the paper must not be set beside its results as if they were reproduced.
+
+**Extra parameters** are trained with the student and left behind afterwards, unless the notes say otherwise. They are
+those of two pairs with 100 classes: *usual* is Swin-T to ResNet18 at 224 px (the student has 11.2 million parameters),
+*small* is `vit_32px_large` to `resnet_32px_small`.
+"""
+
+
+@functools.lru_cache(maxsize=1)
+def extra_parameters() -> Mapping[str, Mapping[str, int]]:
+    """Method -> reference pair -> number of extra trainable parameters, as packaged. Plugins are not in it."""
+    return json.loads(COSTS.read_text(encoding="utf-8"))["extra_parameters"]
+
+
+def short_count(number: int | None) -> str:
+    """A number of parameters in a few characters: ``0``, ``640``, ``12.3 k``, ``1.63 M``; ``?`` for None."""
+    if number is None:
+        return "?"
+    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+        if number >= size:
+            value = number / size
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
+    return str(number)
+
+
+def measure(methods: MethodCatalog) -> dict[str, dict[str, int]]:
+    """Count the trainable parameters of every method on the reference pairs, with its default hyper-parameters."""
+    import torch
+
+    from kdbench.method import Task
+    from kdbench.nets.tapped import describe
+    from kdbench.suite.net import NetSpec
+
+    found: dict[str, dict[str, int]] = {}
+    for name, entry in sorted(methods.items()):
+        cls: Any = entry.load()
+        found[name] = {}
+        for key, nets in REFERENCE_PAIRS.items():
+            teacher, student = (describe(NetSpec(timm=net), CLASSES) for net in nets)
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                labels = torch.zeros(50_000, dtype=torch.int64)
+                method = cls(student, teacher, Task(CLASSES, len(labels), labels, "cifar100"))
+            found[name][key] = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    return found
+
+
+def methods_page(methods: MethodCatalog, costs: Mapping[str, Mapping[str, int]]) -> str:
+    """The text of docs/methods.md."""
+    ordered = in_order(methods)
+    rows = [
+        (
+            f"[{entry.display}](#{_anchor(entry)})",
+            f"`{entry.name}`",
+            entry.fidelity,
+            taps(entry),
+            *(short_count(costs.get(entry.name, {}).get(key)) for key in REFERENCE_PAIRS),
+        )
+        for entry in ordered
+    ]
+    heads = ("method", "name", "fidelity", "taps", "extra, usual", "extra, small")
+    parts = [_INTRODUCTION, _markdown_table(heads, rows)]
+    for family, title in FAMILIES.items():
+        members = [entry for entry in ordered if entry.family == family]
+        if members:
+            parts.append(f"## {title}\n")
+            parts += [_section(entry, costs) for entry in members]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def in_order(methods: MethodCatalog) -> list[MethodEntry]:
+    """Methods by family, then by name."""
+    families = list(FAMILIES)
+    return sorted(methods.values(), key=lambda entry: ((*families, entry.family).index(entry.family), entry.name))
+
+
+def taps(entry: MethodEntry) -> str:
+    """What a method taps beside the logits, in words."""
+    return ", ".join(text for tap, text in _TAPS.items() if tap in entry.needs) or "-"
+
+
+def notes(entry: MethodEntry) -> str:
+    """A method's docstring without its first paragraph, read from the source."""
+    tree = ast.parse(entry.path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == entry.class_name:
+            text = inspect.cleandoc(ast.get_docstring(node) or "")
+            return text.partition("\n\n")[2].strip()
+    return ""
+
+
+def _section(entry: MethodEntry, costs: Mapping[str, Mapping[str, int]]) -> str:
+    own = costs.get(entry.name, {})
+    counted = ", ".join(f"{own[key]:,} ({key})" for key in REFERENCE_PAIRS if key in own) or "not measured"
+    lines = [
+        f"### {entry.display}\n",
+        f"{_code(entry.paper)}\n",
+        f"`{entry.name}` in [{entry.path.name}](../methods/{entry.path.name}), version {entry.version}. "
+        f"Fidelity: {entry.fidelity}. Taps beside the logits: {taps(entry)}. Extra parameters: {counted}.\n",
+    ]
+    if entry.hyperparameters:
+        presets = list(entry.presets)
+        heads = ("hyper-parameter", "default", *presets)
+        rows = [
+            (
+                f"`{name}`",
+                f"`{parameter.default}`",
+                *(f"`{entry.presets[key][name]}`" if name in entry.presets[key] else "" for key in presets),
+            )
+            for name, parameter in entry.hyperparameters.items()
+        ]
+        lines.append(_markdown_table(heads, rows))
+    text = notes(entry)
+    if text:
+        lines.append(f"{_code(text)}\n")
+    return "\n".join(lines)
+
+
+def _anchor(entry: MethodEntry) -> str:
+    """GitHub's anchor of a heading: letters, digits and hyphens in lower case, spaces as hyphens."""
+    return "".join(c for c in entry.display.lower().replace(" ", "-") if c.isalnum() or c == "-")
+
+
+def _code(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _markdown_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def main() -> int:
+    """Measure, then write the packaged figures and the page."""
+    if not PAGE.parent.is_dir():
+        raise KdbenchError(f"{PAGE.parent} is missing: run this in a checkout of kdbench, not in an installed copy")
+    methods = MethodCatalog()
+    for entry in catalog().values():
+        if entry.builtin:
+            methods.add(entry)
+    found = measure(methods)
+    pairs = {key: {"teacher": nets[0], "student": nets[1]} for key, nets in REFERENCE_PAIRS.items()}
+    content = {"num_classes": CLASSES, "pairs": pairs, "extra_parameters": found}
+    COSTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(methods_page(methods, found), encoding="utf-8")
+    print(f"wrote {COSTS} and {PAGE}: {len(methods)} methods")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

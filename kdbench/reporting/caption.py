@@ -1,0 +1,165 @@
+"""What stands under every table, leaderboard and picture, built from the results: data, rule, spread, coverage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import pandas as pd
+
+from kdbench.reporting.frame import Results
+
+
+def build_caption(results: Results) -> str:
+    """Return the caption: metric, data set, protocol, epochs, selection rule, spread, coverage, commit and date."""
+    identity = results.identity()
+    metric = results.metric
+    direction = "higher" if metric.higher_is_better else "lower"
+    dataset = next((title for title in results.cells["dataset_title"] if title), identity["dataset"])
+    where = f"{metric.title} ({metric.unit}, {direction} is better) on {dataset}, {identity['split']} split"
+    how = [
+        f"suite {identity['suite']}",
+        f"protocol {identity['protocol']}",
+        epochs_text(results),
+        selection_text(results),
+    ]
+    return f"{where}. {_sentence(how)} {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
+
+
+def epochs_text(results: Results) -> str:
+    epochs = sorted(results.cells["epochs"].dropna().unique())
+    if not epochs:
+        return ""
+    if len(epochs) == 1:
+        return f"{epochs[0]:g} epoch{'s' if epochs[0] != 1 else ''}"
+    return f"{epochs[0]:g} to {epochs[-1]:g} epochs (by student)"
+
+
+def selection_text(results: Results) -> str:
+    if results.select == "last":
+        return "last epoch"
+    split = results.identity()["split"]
+    return f"best {split} epoch (chosen by top-1 on the {split} split itself: an optimistic figure)"
+
+
+def seeds_text(seeds: list[int]) -> str:
+    """Name the seeds: ``3 seeds (0, 1, 2)``."""
+    if not seeds:
+        return "no seed"
+    if len(seeds) > 6 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        names = f"{seeds[0]} to {seeds[-1]}"
+    else:
+        names = ", ".join(map(str, seeds))
+    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({names})"
+
+
+def spread_text(results: Results) -> str:
+    seeds = results.seeds
+    if results.empty:
+        return ""
+    if results.scores["n"].max() < 2:
+        return (
+            f"{seeds_text(seeds).capitalize()}{', one per figure' if len(seeds) > 1 else ''}: no spread can be given."
+        )
+    single = "; a figure without ± is one seed's" if (results.scores["n"] == 1).any() else ""
+    return f"Mean ± sample standard deviation over {seeds_text(seeds)}{single}."
+
+
+def coverage_text(results: Results) -> str:
+    """Cells done of those planned; skipped cells are not planned, they cannot run."""
+    counts = results.cells["state"].value_counts()
+    skipped = int(counts.get("skipped", 0))
+    planned = len(results.cells) - skipped
+    details = [f"{counts[state]} {state}" for state in ("failed", "running", "stale") if counts.get(state, 0)]
+    if skipped:
+        details.append(f"{skipped} more skipped as impossible")
+    done = f"{counts.get('done', 0)} of {planned} planned cells done"
+    return f"Coverage: {done}{'; ' + ', '.join(details) if details else ''}."
+
+
+def provenance_text(results: Results) -> str:
+    """Commit, dates and devices of the finished cells."""
+    done = results.cells[results.cells["value"].notna()]
+    if done.empty:
+        return ""
+    commits = sorted({commit[:10] for commit in done["commit"] if commit})
+    if not commits:
+        text = "Commit unknown"
+    elif len(commits) <= 3:
+        text = f"Commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
+    else:
+        text = f"{len(commits)} commits ({', '.join(commits[:3])}, ...)"
+    if done["dirty"].any():
+        text += " with uncommitted changes"
+    dates = sorted({date[:10] for date in done["finished"] if date})
+    if dates:
+        text += f", {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "")
+    devices = sorted({device for device in done["device"] if device})
+    return f"{text}{', on ' + ' and '.join(devices) if devices else ''}."
+
+
+def results_hash(results: Results) -> str:
+    """Hash of the figures used, whatever the order of the rows: twelve hexadecimal digits."""
+    used = results.cells[results.cells["value"].notna()]
+    identity = "/".join(results.identity().values())
+    columns = [used[name] for name in ("pair", "method", "seed", "config_hash", "value")]
+    lines = sorted(f"{p} {m} {s} {h} {v!r}" for p, m, s, h, v in zip(*columns, strict=True))
+    return hashlib.sha256("\n".join([identity, results.metric.name, results.select, *lines]).encode()).hexdigest()[:12]
+
+
+def nothing_text(results: Results) -> str:
+    """The one line that replaces a table without figures."""
+    if not len(results.cells):
+        return "No results yet: the store holds no cell of this choice."
+    identity = results.identity()
+    where = f"suite {identity['suite']}, protocol {identity['protocol']}"
+    done = int((results.cells["state"] == "done").sum())
+    if done:
+        return f"No figures: none of the {done} finished cells holds {results.metric.title.lower()} ({where})."
+    return f"No results yet ({where}). {coverage_text(results)}"
+
+
+def data_notes(results: Results) -> list[str]:
+    """What a reader must know about the rows: results replaced, who carries KD, settings and teachers that differ, gaps."""
+    notes = []
+    if results.superseded:
+        notes.append(
+            f"{results.superseded} older results of the same cells, under another configuration, are left out."
+        )
+    carrying = results.cells.loc[results.cells["carries_kd"], "method_display"].unique()
+    if len(carrying):
+        notes.append(f"KD's loss is part of theirs: {listed(sorted(carrying))}.")
+    mixed = _mixed_settings(results.cells)
+    if mixed:
+        notes.append(f"Hyper-parameters differ between the seeds of one figure: {listed(mixed)}.")
+    apart = results.pairs.index[results.pairs["teacher_spread"] > 0.05]
+    if len(apart):
+        titles = results.pairs.loc[apart, "title"]
+        notes.append(f"The teacher's own figure differs between cells (the mean is shown): {listed(titles)}.")
+    unmeasured = int((results.scores["done"] - results.scores["n"]).sum())
+    if unmeasured:
+        notes.append(f"{unmeasured} finished cells hold no {results.metric.title.lower()} and are left out.")
+    return notes
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """Join names, the first ``most`` of them."""
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def first_line(reason: str, width: int = 160) -> str:
+    """A reason on one line of at most ``width`` characters."""
+    line = next((part.strip() for part in str(reason).splitlines() if part.strip()), "")
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def _mixed_settings(cells: pd.DataFrame) -> list[str]:
+    done = cells[cells["value"].notna()]
+    counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
+    return [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]
+
+
+def _sentence(parts: list[str]) -> str:
+    text = ", ".join(part for part in parts if part)
+    return text[:1].upper() + text[1:] + "."

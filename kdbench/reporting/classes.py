@@ -1,0 +1,376 @@
+"""Accuracy by class and by superclass, from stored predictions: which classes a method gains, and which it loses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdbench.errors import UnknownNameError
+from kdbench.reporting.caption import build_caption, data_notes, listed, nothing_text, results_hash
+from kdbench.reporting.frame import Results, collect, common_pairs
+from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table
+from kdbench.store.classnames import ClassNames, read_classes
+from kdbench.store.reading import Outcomes
+
+KINDS = ("class", "superclass")
+FIGURES = ("accuracy", "gain")
+
+_RECORD_COLUMNS = [
+    *("suite", "protocol", "dataset", "split", "by", "name", "superclass", "images", "pair", "method"),
+    *("accuracy", "sd", "n", "gain", "reference"),
+]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Accuracy by class, in percent, last epoch: means over seeds, then over pairs.
+
+    Attributes:
+        by: ``"class"`` or ``"superclass"``.
+        names, above, images: of each of the k classes that have images: name, name of its superclass ("" if there is none
+            or the classes are superclasses), number of images.
+        methods: of the columns, in the order of tables.
+        accuracy: (k, methods).
+        pairs: pairs over which each method's mean is; ``wanted`` the number that the compared methods share.
+        per_pair: (pair, method) -> (seeds, k).
+        reference: the method that gains are counted from, "" if there is none.
+        message: why there is nothing, else "".
+    """
+
+    by: str
+    names: tuple[str, ...]
+    above: tuple[str, ...]
+    images: np.ndarray
+    methods: tuple[str, ...]
+    accuracy: np.ndarray
+    pairs: dict[str, tuple[str, ...]]
+    wanted: int
+    per_pair: dict[tuple[str, str], np.ndarray]
+    reference: str
+    message: str = ""
+    left_out: int = 0
+
+    def gains(self) -> np.ndarray:
+        """(k, methods): accuracy minus the reference's over the pairs that both have, in points; NaN without a reference."""
+        gains = np.full(self.accuracy.shape, np.nan)
+        for j, name in enumerate(self.methods):
+            shared = [pair for pair in self.pairs[name] if self.reference and (pair, self.reference) in self.per_pair]
+            if shared:
+                apart = [self._mean(pair, name) - self._mean(pair, self.reference) for pair in shared]
+                gains[:, j] = np.mean(apart, axis=0)
+        return gains
+
+    def _mean(self, pair: str, method: str) -> np.ndarray:
+        return np.asarray(self.per_pair[pair, method].mean(axis=0))
+
+
+def class_scores(results: Results, store: Path | str | Outcomes, by: str = "class") -> ClassScores:
+    """Read predictions and count by class.
+
+    All cells of a suite, protocol and split are measured on the same images in the same order, so that labels of one cell
+    serve for those whose files are older and hold none. A cell of another number of images is left out, and counted.
+
+    Args:
+        results: of one suite, protocol, data set and split.
+        store: the run directory, or what was read from it already.
+        by: ``"class"`` or ``"superclass"``.
+
+    Raises:
+        UnknownNameError: for another ``by``.
+    """
+    if by not in KINDS:
+        raise UnknownNameError("kind of class", by, KINDS)
+    outcomes = store if isinstance(store, Outcomes) else Outcomes(store)
+    done = results.cells[results.cells["state"] == "done"].sort_values(["pair", "method", "seed"])
+    read = {str(path): outcomes.correct(str(path)) for path in done["path"]}
+    labels = next((own for path in read if (own := outcomes.labels(path)) is not None), None)
+    if results.empty:
+        return _none(by, nothing_text(results))
+    if labels is None:
+        return _none(
+            by, "No accuracy by class: no finished cell's predictions hold labels; those of older versions do not."
+        )
+    names = read_classes(Path(outcomes.root), results.identity()["dataset"])
+    if by == "superclass" and (names is None or names.coarse is None):
+        return _none(by, f"No superclasses are known of the data set {results.identity()['dataset']}.")
+    titles, above, group = grouping(names, labels, by)
+    images = np.bincount(group, minlength=len(titles))
+    held = images > 0
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    left_out = 0
+    for row in done.itertuples():
+        right = read[str(row.path)]
+        own = outcomes.labels(str(row.path))
+        if right is None:
+            continue
+        if right.size != labels.size or (own is not None and own is not labels):
+            left_out += 1
+            continue
+        share = np.bincount(group, right, minlength=len(titles))[held] / images[held]
+        found.setdefault((str(row.pair), str(row.method)), []).append(100 * share)
+    per_pair = {key: np.stack(seeds) for key, seeds in found.items()}
+    kept = np.flatnonzero(held).tolist()
+    return _averaged(
+        results, by, [titles[i] for i in kept], [above[i] for i in kept], images[held], per_pair, left_out
+    )  # fmt: skip
+
+
+def class_table(
+    results: Results,
+    scores: ClassScores,
+    show: str = "accuracy",
+    worst: int | None = None,
+    *,
+    command: str = "",
+) -> Table:
+    """The table: a row per class, a column per method.
+
+    Args:
+        results, scores: from ``collect`` and ``class_scores``.
+        show: ``"accuracy"`` in percent, or ``"gain"`` over the reference in points (whose column stays an accuracy).
+        worst: only so many classes, the lowest first: by mean accuracy over the methods, or by mean gain.
+        command: the command line that made it, for its comment.
+
+    Raises:
+        UnknownNameError: for another ``show``.
+    """
+    if show not in FIGURES:
+        raise UnknownNameError("figure", show, FIGURES)
+    identity = results.identity()
+    label = re.sub(r"[^A-Za-z0-9]+", "-", f"kdbench-{identity['suite']}-{identity['protocol']}-by-{scores.by}")
+    shared: dict[str, Any] = {
+        "command": command or f"kdbench classes {identity['suite']} --by {scores.by}",
+        "results_hash": results_hash(results),
+        "label": label,
+        "records": _records(results, scores),
+    }
+    message = scores.message
+    if not message and show == "gain" and not scores.reference:
+        message = "No gains by class: neither KD nor scratch has stored predictions."
+    if message:
+        return Table("", (), (), (), caption="", notes=(), message=message, **shared)
+    gains = scores.gains()
+    figures = scores.accuracy if show == "accuracy" else gains
+    rows = _order(results, scores, figures, worst)
+    columns = [Header("images", "text")]
+    competing = []
+    for name in scores.methods:
+        info = results.method_info[name]
+        baseline = info["family"] == "baseline" or name == "scratch"
+        competing.append(not baseline and len(scores.pairs[name]) == scores.wanted)
+        kind, family = ("baseline", "baseline") if baseline else ("method", info["family"])
+        title = info["title"] + (" (%)" if show == "gain" and name == scores.reference else "")
+        columns.append(Header(title, kind, family, info["fidelity"] == "reconstruction"))
+    cells, headers = [], []
+    for i in rows:
+        grouped = scores.above[i] if worst is None else ""
+        aside = f" ({scores.above[i]})" if worst is not None and scores.above[i] else ""
+        headers.append(Header(scores.names[i] + aside, "pair", grouped))
+        line = [_figure(scores, figures[i, j], scores.accuracy[i, j], j, show) for j in range(len(scores.methods))]
+        cells.append((Cell("value", float(scores.images[i]), decimals=0), *_ranked(line, competing)))
+    for title, summary in _summaries(scores, figures, show, results.metric.tie_band):
+        headers.append(Header(title, "summary", "summary"))
+        cells.append((Cell("empty"), *summary))
+    kind = "superclass" if scores.by == "superclass" else "class"
+    what = f"by {kind}" + (f", {len(rows)} lowest of {len(scores.names)}" if worst is not None else "")
+    figure = "" if show == "accuracy" else f", gain over {_title(results, scores.reference)} in points"
+    return Table(
+        kind,
+        tuple(headers),
+        tuple(columns),
+        tuple(cells),
+        caption=f"Shown {what}{figure}. {build_caption(results)}",
+        notes=tuple(Note("", text) for text in class_notes(results, scores)),
+        ranked=any(cell.best for line in cells for cell in line),
+        **shared,
+    )
+
+
+def class_notes(results: Results, scores: ClassScores) -> list[str]:
+    """What must be said under accuracies by class."""
+    low, high = int(scores.images.min()), int(scores.images.max())
+    many = f"{low}" if low == high else f"{low} to {high}"
+    kind = "superclass" if scores.by == "superclass" else "class"
+    notes = [
+        f"Means over seeds, then over {scores.wanted} pair{'s' if scores.wanted != 1 else ''}, last epoch; an average weighs "
+        f"every {kind} alike.",
+        f"A {kind} has {many} images: by chance alone the accuracy of one network near 50 % has a standard error of "
+        f"{50 / np.sqrt(low):.1f} points, and with {len(scores.names)} of them the extremes are extreme by chance too.",
+    ]
+    fewer = [
+        f"{_title(results, name)} ({len(scores.pairs[name])} of {scores.wanted})"
+        for name in scores.methods
+        if len(scores.pairs[name]) != scores.wanted
+    ]
+    if fewer:
+        notes.append(f"Over other pairs than the rest, and not ranked: {listed(fewer)}.")
+    if scores.left_out:
+        notes.append(f"{scores.left_out} cells were measured on other images and are left out.")
+    if any(results.method_info[name]["fidelity"] == "reconstruction" for name in scores.methods):
+        notes.append(RECONSTRUCTION_NOTE)
+    return notes + data_notes(results)
+
+
+def build_class_table(
+    frame: pd.DataFrame,
+    store: Path | str | Outcomes,
+    by: str = "class",
+    show: str = "accuracy",
+    worst: int | None = None,
+    *,
+    command: str = "",
+) -> Table:
+    """``class_scores`` and ``class_table`` of a frame of results of one suite, protocol, data set and split."""
+    results = collect(frame)
+    return class_table(results, class_scores(results, store, by), show, worst, command=command)
+
+
+def grouping(names: ClassNames | None, labels: np.ndarray, by: str) -> tuple[list[str], list[str], np.ndarray]:
+    """Titles, their superclasses, and the position of each image's class among them."""
+    count = int(labels.max()) + 1
+    titles = list(names.class_names) if names else []
+    titles += [str(number) for number in range(len(titles), count)]
+    coarse, coarse_names = (names.coarse, names.coarse_names) if names else (None, None)
+    if coarse is None or coarse_names is None or len(coarse) < count:
+        return titles, [""] * len(titles), labels
+    if by == "superclass":
+        return list(coarse_names), [""] * len(coarse_names), np.array(coarse)[labels]
+    return titles, [coarse_names[number] for number in coarse], labels
+
+
+def _averaged(
+    results: Results,
+    by: str,
+    names: Sequence[str],
+    above: Sequence[str],
+    images: np.ndarray,
+    per_pair: dict[tuple[str, str], np.ndarray],
+    left_out: int,
+) -> ClassScores:
+    methods = [name for name in results.method_info if any(key[1] == name for key in per_pair)]
+    if not methods:
+        return _none(by, "No accuracy by class: no finished cell has predictions that can be read.")
+    have = pd.DataFrame(np.nan, index=list(results.pair_info), columns=methods)
+    for pair, method in per_pair:
+        have.loc[pair, method] = 1.0
+    competing = [name for name in methods if name != "scratch" and results.method_info[name]["family"] != "baseline"]
+    _, common = common_pairs(have, competing or methods)
+    pairs = {}
+    for name in methods:
+        own = [pair for pair in results.pair_info if (pair, name) in per_pair]
+        pairs[name] = tuple(common) if common and set(common) <= set(own) else tuple(own)
+    means = [np.mean([per_pair[pair, name].mean(axis=0) for pair in pairs[name]], axis=0) for name in methods]
+    reference = next((name for name in ("kd", "scratch") if name in methods), "")
+    return ClassScores(
+        by, tuple(map(str, names)), tuple(map(str, above)), images, tuple(methods), np.stack(means, axis=1), pairs,
+        len(common), per_pair, reference, left_out=left_out,
+    )  # fmt: skip
+
+
+def _none(by: str, message: str) -> ClassScores:
+    return ClassScores(by, (), (), np.zeros(0, int), (), np.zeros((0, 0)), {}, 0, {}, "", message)
+
+
+def _order(results: Results, scores: ClassScores, figures: np.ndarray, worst: int | None) -> list[int]:
+    if worst is None:
+        places = {name: i for i, name in enumerate(dict.fromkeys(scores.above))}
+        return sorted(range(len(scores.names)), key=lambda i: places[scores.above[i]])
+    return lowest(results, scores, figures)[:worst]
+
+
+def lowest(results: Results, scores: ClassScores, figures: np.ndarray) -> list[int]:
+    """Positions of the classes by their mean over the compared methods, lowest first."""
+    counted = [
+        j
+        for j, name in enumerate(scores.methods)
+        if name not in ("scratch", scores.reference) and results.method_info[name]["family"] != "baseline"
+    ] or list(range(len(scores.methods)))
+    means = np.nanmean(figures[:, counted], axis=1)
+    return [int(i) for i in np.argsort(means, kind="stable")]
+
+
+def _figure(scores: ClassScores, value: float, accuracy: float, column: int, show: str) -> Cell:
+    name = scores.methods[column]
+    if show == "gain" and name != scores.reference:
+        return Cell("gain", float(value), decimals=1) if np.isfinite(value) else Cell("absent")
+    return Cell("value", float(accuracy), n=len(scores.pairs[name]), decimals=1)
+
+
+def _ranked(line: list[Cell], competing: Sequence[bool]) -> list[Cell]:
+    """Best and second at printed precision, among cells of one kind."""
+    kind = "gain" if any(cell.kind == "gain" for cell in line) else "value"
+    places = [i for i, cell in enumerate(line) if competing[i] and cell.kind == kind]
+    if len(places) < 2:
+        return line
+    printed = {i: float(f"{line[i].value:.1f}") for i in places}
+    first = sorted(set(printed.values()), reverse=True)[:2]
+    return [
+        replace(cell, best=1 + first.index(printed[i])) if printed.get(i) in first else cell
+        for i, cell in enumerate(line)
+    ]
+
+
+def _summaries(scores: ClassScores, figures: np.ndarray, show: str, band: float) -> list[tuple[str, list[Cell]]]:
+    def line(values: np.ndarray) -> list[Cell]:
+        means = scores.accuracy.mean(axis=0)
+        return [
+            _figure(scores, float(v), float(a), j, show) for j, (v, a) in enumerate(zip(values, means, strict=True))
+        ]
+
+    rows = [("average", line(figures.mean(axis=0)))]
+    if show == "accuracy":
+        lowest_of = scores.accuracy.min(axis=0)
+        rows.append(("lowest", [Cell("value", float(v), decimals=1) for v in lowest_of]))
+        return rows
+    blank = [name == scores.reference or not np.isfinite(figures[:, j]).all() for j, name in enumerate(scores.methods)]
+    ends = {"largest loss": figures.min(axis=0), "largest gain": figures.max(axis=0)}
+    for title, values in ends.items():
+        rows.append(
+            (
+                title,
+                [Cell("empty") if empty else Cell("gain", float(v)) for v, empty in zip(values, blank, strict=True)],
+            )
+        )
+    worse = (figures < -band).sum(axis=0)
+    rows.append(
+        (
+            f"worse by more than {band:g}",
+            [
+                Cell("empty") if empty else Cell("count", coverage=(int(k), len(scores.names)))
+                for k, empty in zip(worse, blank, strict=True)
+            ],
+        )
+    )
+    return rows
+
+
+def _records(results: Results, scores: ClassScores) -> pd.DataFrame:
+    """One row per class, pair and method, plain numbers."""
+    parts = []
+    for (pair, method), seeds in scores.per_pair.items():
+        mean = seeds.mean(axis=0)
+        base = scores.per_pair.get((pair, scores.reference))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "name": scores.names, "superclass": scores.above, "images": scores.images, "pair": pair,
+                    "method": method, "accuracy": mean,
+                    "sd": seeds.std(axis=0, ddof=1) if len(seeds) > 1 else np.nan, "n": len(seeds),
+                    "gain": np.nan if base is None else mean - base.mean(axis=0),
+                }
+            )
+        )  # fmt: skip
+    if not parts:
+        return pd.DataFrame(columns=_RECORD_COLUMNS)
+    tidy = pd.concat(parts, ignore_index=True)
+    return tidy.assign(**results.identity(), by=scores.by, reference=scores.reference)[_RECORD_COLUMNS]
+
+
+def _title(results: Results, name: str) -> str:
+    return str(results.method_info[name]["title"])

@@ -1,0 +1,192 @@
+"""The report: one HTML file that needs nothing else, with tables to sort and filter, plots, and every cell to open."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdbench.reporting.classes import class_scores
+from kdbench.reporting.frame import Results, collect, split_frame
+from kdbench.reporting.html.classes import CellClasses, classes_table, students_table
+from kdbench.reporting.html.data import Provenance, blocks_of_files, cells_data, safe_json
+from kdbench.reporting.html.tables import (
+    Links,
+    PageTable,
+    environment_table,
+    failures_table,
+    leaderboard_table,
+    matrix_table,
+    metrics_table,
+    paired_table,
+)
+from kdbench.reporting.html.words import summary
+from kdbench.reporting.leaderboard import build_leaderboard
+from kdbench.reporting.plots.draw import Plot, draw_plots
+from kdbench.reporting.plots.style import figure_bytes, write_file
+from kdbench.store.reading import Outcomes
+
+_HERE = Path(__file__).parent
+#: Larger drawings are embedded as pictures of points.
+_LARGEST_SVG = 400_000
+
+
+def write_report(
+    frame: pd.DataFrame, store_root: Path | str, path: Path | str, command: str = "", select: str = "last"
+) -> Path:
+    """Write the report.
+
+    Args:
+        frame: one row per cell, as ``load_results`` gives it; several protocols become several sections.
+        store_root: the run directory, for configurations, curves, logs and predictions.
+        path: the HTML file; its folder is made.
+        command: the command line that makes it, shown in the page.
+        select: as for ``build_table``; what the page has beside top-1 accuracy is always the last epoch's.
+
+    Returns:
+        The path.
+
+    Raises:
+        KdbenchError: if the frame is not one of results, or the file cannot be written.
+    """
+    target = Path(path)
+    write_file(target, report_html(frame, store_root, command, select).encode())
+    return target
+
+
+def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", select: str = "last") -> str:
+    """The report as text; see ``write_report``. Names from the results are escaped wherever they stand."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    outcomes = Outcomes(store_root)
+    parts: list[dict[str, Any]] = []
+    listed: list[pd.DataFrame] = []
+    hashes = []
+    for number, part in enumerate(split_frame(frame)):
+        results = collect(part, select=select)
+        board = build_leaderboard(part, select=select, command=command)
+        cells = _titled(results)
+        links = Links(_first_cells(cells, sum(map(len, listed))), _titles(results))
+        listed.append(cells)
+        hashes.append(board.results_hash)
+        parts.append(_part(f"part-{number}", part, results, board, outcomes, links))
+    cells = pd.concat(listed, ignore_index=True)
+    provenance = Provenance(collections.Counter())
+    paths, datasets = list(cells["path"].map(str)), list(cells["dataset"].map(str))
+    classes = CellClasses(outcomes)
+
+    def by_class(number: int) -> dict[str, Any]:
+        found = classes.of(paths[number], datasets[number])
+        return {} if found is None else {"classes": found}
+
+    blocks = list(blocks_of_files(store_root, paths, provenance, by_class))
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    filters = [("method", "Method"), ("pair", "Pair"), ("state", "State")]
+    if len(parts) > 1:
+        filters.append(("protocol", "Protocol"))
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        title=_title(parts),
+        command=" ".join(command.split()) or "kdbench report",
+        policy=_policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        hashes=hashes,
+        parts=parts,
+        filters=filters,
+        cells=Markup(safe_json(cells_data(cells))),
+        blocks=blocks,
+        failures=failures_table(cells, range(len(cells))) if len(cells) else None,
+        environment=environment_table(provenance.counts),
+    ).lstrip()  # fmt: skip
+
+
+def _part(
+    id: str, frame: pd.DataFrame, results: Results, board: Any, outcomes: Outcomes, links: Links
+) -> dict[str, Any]:
+    """One suite and protocol: summary, tables, plots."""
+    identity = results.identity()
+    title = f"Suite {identity['suite']}, protocol {identity['protocol']}" if identity["suite"] else "No results"
+    if identity["split"] not in ("", "test"):
+        title += f", {identity['split']} split"
+    tables: list[PageTable] = []
+    if not results.empty:
+        found = [
+            leaderboard_table(board, links, f"{id}-leaderboard"),
+            matrix_table(frame, results, links, f"{id}-matrix"),
+            metrics_table(results, links, f"{id}-metrics"),
+            students_table(board, f"{id}-students"),
+            *(
+                classes_table(results, class_scores(results, outcomes, by), links, f"{id}-{by}")
+                for by in ("superclass", "class")
+            ),
+            paired_table(results, board, outcomes, links, f"{id}-paired"),
+        ]
+        tables = [table for table in found if table is not None]
+    plots = (
+        []
+        if results.empty
+        else [_embedded(plot) for plot in draw_plots(frame, outcomes.root, "full", select=results.select)]
+    )
+    sections = [(id, title), *((table.heading_id, table.label.capitalize()) for table in tables)]
+    if plots:
+        sections.append((f"{id}-plots", "Plots"))
+    return {
+        "id": id, "title": title, "summary": summary(results, board), "tables": tables, "plots": plots,
+        "sections": sections,
+    }  # fmt: skip
+
+
+def _titled(results: Results) -> pd.DataFrame:
+    """Cells in the order of the tables, with the titles that tables give their pair and method."""
+    cells = results.cells.assign(
+        method_title=results.cells["method"].map({name: row["title"] for name, row in results.method_info.items()}),
+        pair_title=results.cells["pair"].map({name: row["title"] for name, row in results.pair_info.items()}),
+        _pair=results.cells["pair"].map({name: i for i, name in enumerate(results.pair_info)}),
+        _method=results.cells["method"].map({name: i for i, name in enumerate(results.method_info)}),
+    )
+    return cells.sort_values(["_pair", "_method", "seed"]).drop(columns=["_pair", "_method"]).reset_index(drop=True)
+
+
+def _titles(results: Results) -> dict[str, str]:
+    return {name: str(row["title"]) for name, row in results.method_info.items()}
+
+
+def _first_cells(cells: pd.DataFrame, offset: int) -> dict[tuple[str, str], int]:
+    """Number of the first finished cell of each pair and method, or of the first one."""
+    order = cells.assign(number=range(offset, offset + len(cells)), open=cells["state"] != "done")
+    first = order.sort_values(["open", "number"]).drop_duplicates(["pair", "method"])
+    return {(str(p), str(m)): int(n) for p, m, n in zip(first["pair"], first["method"], first["number"], strict=True)}
+
+
+def _title(parts: list[dict[str, Any]]) -> str:
+    return f"kdbench: {parts[0]['title']}" if len(parts) == 1 else f"kdbench: {len(parts)} protocols"
+
+
+def _embedded(plot: Plot) -> dict[str, Any]:
+    """A plot as an image within the page; an image cannot run scripts, nor do its names meet those of others."""
+    about: dict[str, Any] = {"title": plot.title, "caption": plot.caption, "image": "", "width": 0, "height": 0}
+    if plot.figure is None:
+        return about
+    kind, content = "svg+xml", figure_bytes(plot.figure, "svg", text_as_paths=True)
+    if len(content) > _LARGEST_SVG:
+        kind, content = "png", figure_bytes(plot.figure, "png")
+    width, height = plot.figure.get_size_inches()
+    image = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return {**about, "image": image, "width": round(width * 96), "height": round(height * 96)}
+
+
+def _policy(style: str, script: str) -> str:
+    """What the page may do: run its own script, use its own style and embedded images; no network, nothing injected."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )

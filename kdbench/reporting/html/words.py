@@ -1,0 +1,111 @@
+"""The report's summary in words: what was run, which method leads, how sure that is, what it costs and harms."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdbench.reporting.caption import coverage_text, listed
+from kdbench.reporting.frame import Results
+from kdbench.reporting.leaderboard import ALPHA, Leaderboard, Standing
+from kdbench.reporting.paired import seeds_note
+from kdbench.reporting.text.leaderboard import signed_text
+
+
+def summary(results: Results, board: Leaderboard) -> list[str]:
+    """Sentences for people who read nothing else."""
+    if board.message:
+        return [board.message]
+    sentences = [f"{results.metric.title} on {_dataset(results)}, protocol {board.protocol}. {coverage_text(results)}"]
+    ranked = [s for s in board.standings if s.rank is not None]
+    if board.reference and ranked:
+        sentences.append(_leader(board, ranked))
+        sentences += [sentence for sentence in (_significant(board), _harmed(board)) if sentence]
+    elif ranked:
+        sentences.append(
+            f"{ranked[0].display} has the highest mean, {ranked[0].mean:.{board.decimals}f}; there is no baseline to "
+            "count gains from."
+        )
+    sentences += [sentence for sentence in (_cost(board), _seeds(results)) if sentence]
+    return sentences
+
+
+def _dataset(results: Results) -> str:
+    return next((title for title in results.cells["dataset_title"] if title), results.identity()["dataset"])
+
+
+def _leader(board: Leaderboard, ranked: list[Standing]) -> str:
+    first = ranked[0]
+    pairs = f"{board.pairs} pair{'s' if board.pairs != 1 else ''}"
+    if first.method == board.reference:
+        second = next((s for s in ranked if s.method != board.reference), None)
+        next_one = (
+            f" The next is {second.display}, {signed_text(second.gain, board.decimals)} {_unit(board)} from it."
+            if second
+            else ""
+        )
+        return f"No method has a higher mean than {first.display} over {pairs}.{next_one}"
+    tied = [s.display for s in ranked if s.rank == 1]
+    who = f"{listed(tied)} have" if len(tied) > 1 else f"{first.display} has"
+    interval = ""
+    if np.isfinite(first.low):
+        low, high = signed_text(first.low, board.decimals), signed_text(first.high, board.decimals)
+        interval = f" (95 % interval over pairs: {low} to {high})"
+    rec = " It is our reconstruction of the published method." if first.reconstruction and len(tied) == 1 else ""
+    gain = signed_text(first.gain, board.decimals)
+    return f"{who} the highest mean gain over {board.reference_display}: {gain} {_unit(board)} over {pairs}{interval}.{rec}"
+
+
+def _significant(board: Leaderboard) -> str:
+    tested = [s for s in board.standings if s.p_holm is not None]
+    if not tested:
+        return ""
+    if not any(s.attainable for s in tested):
+        return (
+            f"With {board.pairs} pair{'s' if board.pairs != 1 else ''} no difference from {board.reference_display} can "
+            "become significant, whatever its size: take the order as a description of these pairs, not as a finding."
+        )
+    sure = [s for s in tested if s.attainable and s.p_holm is not None and s.p_holm <= ALPHA]
+    better, worse = [s.display for s in sure if s.gain > 0], [s.display for s in sure if s.gain < 0]
+    if not sure:
+        return f"No method differs significantly from {board.reference_display} (Wilcoxon's test, Holm's correction)."
+    parts = [f"better: {listed(better)}"] * bool(better) + [f"worse: {listed(worse)}"] * bool(worse)
+    return (
+        f"Significantly different from {board.reference_display} (Wilcoxon's test over pairs, Holm's correction): "
+        f"{'; '.join(parts)}."
+    )
+
+
+def _harmed(board: Leaderboard) -> str:
+    harmful = sorted(
+        (s for s in board.standings if s.harmed and s.harmed[0] and not s.baseline),
+        key=lambda s: -(s.harmed[0] / s.harmed[1] if s.harmed else 0),
+    )
+    if not harmful:
+        return (
+            "No method harms any pair: all are at least as good as training from scratch."
+            if any(s.harmed for s in board.standings)
+            else ""
+        )
+    told = [f"{s.display} ({s.harmed[0]} of {s.harmed[1]})" for s in harmful if s.harmed]
+    return f"Worse than training from scratch on some pairs: {listed(told, 5)}."
+
+
+def _cost(board: Leaderboard) -> str:
+    timed = [s for s in board.standings if np.isfinite(s.step_ratio) and not s.baseline]
+    if len(timed) < 2:
+        return ""
+    cheap, dear = min(timed, key=lambda s: s.step_ratio), max(timed, key=lambda s: s.step_ratio)
+    return (
+        f"A training step takes from {cheap.step_ratio:.2f} ({cheap.display}) to {dear.step_ratio:.2f} ({dear.display}) "
+        "times as long as one from scratch."
+    )
+
+
+def _seeds(results: Results) -> str:
+    most = int(results.scores["n"].max())
+    note = seeds_note(most)
+    return f"{note} Intervals in the leaderboard are over pairs." if note else ""
+
+
+def _unit(board: Leaderboard) -> str:
+    return "points" if board.unit == "%" else board.unit

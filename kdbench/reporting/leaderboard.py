@@ -1,0 +1,396 @@
+"""Methods ranked by their mean gain over KD: intervals, tests, wins and harms, cost. One protocol at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdbench.errors import UnknownNameError
+from kdbench.reporting import statistics
+from kdbench.reporting.caption import build_caption, data_notes, listed, nothing_text, results_hash, seeds_text
+from kdbench.reporting.costs import StudentCost, count_text, hours, most, student_costs, students_note
+from kdbench.reporting.frame import Results, collect
+from kdbench.reporting.table import RECONSTRUCTION_NOTE
+
+ALPHA = 0.05
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method's row. Gains are in the metric's unit, positive when better; NaN or None where there is none.
+
+    Attributes:
+        rank: place by mean gain, equal ones share it; None for baselines and for methods that lack pairs.
+        mean: mean of the metric over the method's pairs (means over seeds first).
+        gain, low, high: mean gain over the reference, over the pairs that both have, and its 95 % interval over pairs.
+        gains: (pair, gain) for each of those pairs.
+        average_rank: mean place among the ranked methods, over all pairs.
+        wins, ties, losses: pairs against the reference, by the tie band.
+        p, p_holm: Wilcoxon's signed-rank test against the reference, alone and with Holm's correction over the methods.
+        smallest_p: the smallest ``p_holm`` that this many pairs can give.
+        harmed: (pairs worse than from scratch, pairs that have both).
+        gain_over_scratch: mean over the pairs that both have.
+        left_out_low, left_out_high: range of ``gain`` when all pairs of one student or of one teacher are left out.
+        step_ratio: median over pairs and seeds of step time relative to scratch in the same pair, seed and device.
+        extra_parameters: median over cells of the method's own trainable parameters.
+        inference_parameters: the most that inference needs beyond the student's own, over cells.
+        hours: of training, all cells together; ``peak_memory``: the most that a cell's process took, in bytes.
+        pairs: pairs behind ``gain``.
+        cells: (done, planned).
+    """
+
+    method: str
+    display: str
+    family: str
+    reconstruction: bool
+    baseline: bool
+    cells: tuple[int, int]
+    rank: int | None = None
+    mean: float = np.nan
+    gain: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    gains: tuple[tuple[str, float], ...] = ()
+    average_rank: float = np.nan
+    wins: int | None = None
+    ties: int | None = None
+    losses: int | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    smallest_p: float | None = None
+    harmed: tuple[int, int] | None = None
+    gain_over_scratch: float = np.nan
+    left_out_low: float = np.nan
+    left_out_high: float = np.nan
+    step_ratio: float = np.nan
+    extra_parameters: float = np.nan
+    inference_parameters: float = np.nan
+    hours: float = np.nan
+    peak_memory: float = np.nan
+    pairs: int = 0
+
+    @property
+    def attainable(self) -> bool:
+        """Whether this many pairs could show a difference at all."""
+        return self.smallest_p is not None and self.smallest_p <= ALPHA
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The ranking of one suite and protocol.
+
+    ``reference`` is the method that gains are counted from, empty when the ranking is by mean; ``message`` replaces it
+    all when there is no figure.
+    """
+
+    suite: str
+    protocol: str
+    dataset: str
+    split: str
+    metric: str
+    metric_title: str
+    unit: str
+    higher_is_better: bool
+    decimals: int
+    select: str
+    reference: str
+    reference_display: str
+    tie_band: float
+    standings: tuple[Standing, ...]
+    pairs: int
+    pair_titles: tuple[tuple[str, str], ...]
+    seeds: tuple[int, ...]
+    caption: str
+    notes: tuple[str, ...]
+    command: str
+    results_hash: str
+    message: str = ""
+    students: tuple[StudentCost, ...] = ()
+
+
+def build_leaderboard(
+    frame: pd.DataFrame,
+    baseline: str = "kd",
+    tie_band: float | None = None,
+    metric: str = "top1",
+    select: str = "last",
+    *,
+    command: str = "",
+) -> Leaderboard:
+    """Rank the methods of one suite and protocol.
+
+    Everything about a method is computed from its own pairs and the reference's, so no other method changes it; only
+    Holm's correction and the ranks depend on who else is there. A method that lacks a pair of the reference gets none.
+
+    Args:
+        frame: one row per cell, of one suite, protocol, data set and split.
+        baseline: the method that gains are counted from. Without figures of it they are counted from ``scratch``;
+            without those the methods are ordered by their mean.
+        tie_band: a gain of at most this size is a tie, in the metric's unit; by default 0.2 for percentages, 0.01 nats.
+        metric, select: as for ``build_table``.
+        command: the command line that made the ranking, for its comment.
+
+    Raises:
+        KdbenchError: if the frame mixes suites, protocols, data sets or splits, or a name is unknown.
+        ValueError: for a negative tie band.
+    """
+    if tie_band is not None and not tie_band >= 0:
+        raise ValueError(f"tie_band = {tie_band}: expected a number that is not negative")
+    results = collect(frame, metric, select)
+    known = list(results.method_info)
+    if baseline not in known and baseline != "kd":
+        raise UnknownNameError("method", baseline, known, "the results")
+    means = results.means()
+    measured = [name for name in known if means[name].notna().any()]
+    reference = next((name for name in (baseline, "scratch") if name in measured), "")
+    identity = results.identity()
+    if not command:
+        where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
+        command = " ".join(f"kdbench leaderboard {where}".split())
+    band = results.metric.tie_band if tie_band is None else float(tie_band)
+    standings = _Builder(results, means, reference, band).build()
+    ranked_pairs = means[reference] if reference else means.mean(axis=1)
+    board = Leaderboard(
+        **identity,
+        metric=metric,
+        metric_title=results.metric.title,
+        unit=results.metric.unit,
+        higher_is_better=results.metric.higher_is_better,
+        decimals=results.metric.decimals + 1,
+        select=select,
+        reference=reference,
+        reference_display=results.method_info[reference]["display"] if reference else "",
+        tie_band=band,
+        standings=standings,
+        pairs=int(ranked_pairs.notna().sum()),
+        pair_titles=tuple((pair, row["title"]) for pair, row in results.pair_info.items()),
+        seeds=tuple(results.seeds),
+        caption="" if results.empty else build_caption(results),
+        notes=(),
+        command=command,
+        results_hash=results_hash(results),
+        message=nothing_text(results) if results.empty else "",
+        students=tuple(student_costs(results)),
+    )
+    return board if results.empty else replace(board, notes=tuple(_notes(board, results, baseline)))
+
+
+class _Builder:
+    """Computes the standings from means (pairs x methods)."""
+
+    def __init__(self, results: Results, means: pd.DataFrame, reference: str, band: float) -> None:
+        self.results = results
+        self.means = means
+        self.reference = reference
+        self.band = band
+        self.sign = results.metric.sign
+
+    def build(self) -> tuple[Standing, ...]:
+        if self.results.empty:
+            return ()
+        standings = [self._standing(name) for name in self.results.method_info]
+        return tuple(self._ordered(self._averages(self._corrected(standings))))
+
+    def _standing(self, name: str) -> Standing:
+        method, own = self.results.method_info[name], self._cells[name]
+        done = own[own["value"].notna()]
+        planned = int((own["state"] != "skipped").sum())
+        extra = done["extra_parameters"].median() if done["extra_parameters"].notna().any() else np.nan
+        standing = Standing(
+            method=str(name),
+            display=method["title"],
+            family=method["family"],
+            reconstruction=method["fidelity"] == "reconstruction",
+            baseline=method["family"] == "baseline" or name == "scratch",
+            cells=(len(done), planned),
+            mean=float(self.means[name].mean()),
+            step_ratio=self._step_ratios.get(str(name), np.nan),
+            extra_parameters=float(extra),
+            inference_parameters=most(done["inference_extra_parameters"]),
+            hours=hours(done),
+            peak_memory=most(done["peak_memory_bytes"]),
+            pairs=int(self.means[name].notna().sum()),
+        )
+        if "scratch" in self.means and name != "scratch":
+            over = self._gains(name, "scratch")
+            if len(over):
+                harmed = int((over < -statistics.RESOLUTION).sum())
+                standing = replace(standing, gain_over_scratch=float(over.mean()), harmed=(harmed, len(over)))
+        return self._against_reference(standing) if self.reference else standing
+
+    @cached_property
+    def _cells(self) -> dict[str, pd.DataFrame]:
+        names = ["method", "state", "value", "train_seconds", "peak_memory_bytes"]
+        cells = self.results.cells[[*names, "extra_parameters", "inference_extra_parameters"]]
+        return {str(name): own for name, own in cells.groupby("method")}
+
+    def _against_reference(self, standing: Standing) -> Standing:
+        gains = self._gains(standing.method, self.reference)
+        if gains.empty:
+            return replace(standing, pairs=0)
+        pairs = self.results.pairs.loc[gains.index]
+        compared: dict[str, Any] = {
+            "gain": float(gains.mean()),
+            "gains": tuple((str(pair), float(gain)) for pair, gain in gains.items()),
+            "pairs": len(gains),
+        }
+        if standing.method == self.reference:
+            return replace(standing, **compared)
+        interval = statistics.mean_interval(gains.to_numpy(), LEVEL)
+        wins, ties, losses = statistics.wins_ties_losses(gains.to_numpy(), self.band)
+        low, high = statistics.leave_one_out(gains.to_numpy(), pairs["student"].tolist(), pairs["teacher"].tolist())
+        compared |= {"low": interval.low, "high": interval.high, "wins": wins, "ties": ties, "losses": losses}
+        compared |= {"left_out_low": low, "left_out_high": high}
+        if not standing.baseline:
+            test = statistics.signed_rank(gains.to_numpy())
+            compared |= {"p": test.p, "smallest_p": test.smallest}
+        return replace(standing, **compared)
+
+    def _gains(self, name: str, reference: str) -> pd.Series:
+        return (self.sign * (self.means[name] - self.means[reference])).dropna()
+
+    @cached_property
+    def _step_ratios(self) -> dict[str, float]:
+        """Median step time by method, over that of scratch in the same pair, seed and device."""
+        done = self.results.cells[self.results.cells["state"] == "done"]
+        done = done[done["step_seconds"] > 0]
+        keys = ["pair", "seed", "device"]
+        scratch = done.loc[done["method"] == "scratch", [*keys, "step_seconds"]]
+        both = done[[*keys, "method", "step_seconds"]].merge(scratch, on=keys, suffixes=("", "_scratch"))
+        ratios = (both["step_seconds"] / both["step_seconds_scratch"]).groupby(both["method"]).median()
+        return {str(name): float(ratio) for name, ratio in ratios.items()}
+
+    def _corrected(self, standings: Sequence[Standing]) -> list[Standing]:
+        tested = [
+            (i, s.p, s.smallest_p) for i, s in enumerate(standings) if s.p is not None and s.smallest_p is not None
+        ]
+        corrected = list(standings)
+        for (i, _, smallest), p in zip(tested, statistics.holm([p for _, p, _ in tested]), strict=True):
+            corrected[i] = replace(standings[i], p_holm=p, smallest_p=min(1.0, smallest * len(tested)))
+        return corrected
+
+    def _whole(self, standings: Sequence[Standing]) -> tuple[list[str], list[str]]:
+        """The methods that take a place, and the pairs over which they do."""
+        column = self.means[self.reference] if self.reference else self.means.mean(axis=1)
+        pairs = list(column.index[column.notna()])
+        whole = [s.method for s in standings if not s.baseline and self.means.loc[pairs, s.method].notna().all()]
+        return whole, pairs
+
+    def _averages(self, standings: Sequence[Standing]) -> list[Standing]:
+        whole, pairs = self._whole(standings)
+        if len(whole) < 2:
+            return list(standings)
+        table = self.means.loc[pairs, whole].to_numpy()
+        ranks = statistics.ranks_in_rows(table, self.results.metric.higher_is_better).mean(axis=0)
+        average = dict(zip(whole, ranks, strict=True))
+        return [replace(s, average_rank=float(average.get(s.method, np.nan))) for s in standings]
+
+    def _ordered(self, standings: Sequence[Standing]) -> list[Standing]:
+        """Whole methods and baselines first, by gain; then those that lack pairs; names decide between equals."""
+        whole, pairs = self._whole(standings)
+
+        def key(standing: Standing) -> tuple[int, float, str]:
+            lacks = not self.means.loc[pairs, standing.method].notna().all()
+            return (1 if lacks else 0, -self._score(standing), standing.method)
+
+        ordered = sorted(standings, key=key)
+        places = sorted(-self._score(s) for s in ordered if s.method in whole)
+        return [replace(s, rank=places.index(-self._score(s)) + 1) if s.method in whole else s for s in ordered]
+
+    def _score(self, standing: Standing) -> float:
+        score = standing.gain if self.reference else self.sign * standing.mean
+        return round(score, 9) if np.isfinite(score) else -np.inf
+
+
+def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
+    """What must be said in words under the ranking."""
+    pairs, seeds = board.pairs, list(board.seeds)
+    notes = [_rule(board, wanted)]
+    few = {1: "One seed: the spread between seeds is unknown", 2: "Only two seeds: their spread is poorly known"}
+    n = int(results.scores["n"].max())
+    notes.append(f"{few[n]}; intervals are over pairs alone." if n in few else f"Over {seeds_text(seeds)}.")
+    counts = results.scores["n"][results.scores["n"] > 0]
+    if counts.min() < n:
+        fewer = [
+            results.method_info[name]["title"] for name in sorted(set(counts.index[counts < n].map(lambda k: k[1])))
+        ]
+        notes.append(f"Some pairs have fewer than {n} seeds: {listed(fewer)}. Their gains may compare different seeds.")
+    if board.reference:
+        notes.append(_interval_note(pairs))
+        notes += _test_notes(board)
+    ranked_out = [
+        f"{s.display} ({s.pairs} of {pairs} pairs)" for s in board.standings if s.rank is None and not s.baseline
+    ]
+    if ranked_out:
+        notes.append(
+            f"Not ranked, because pairs are missing: {listed(ranked_out)}. What they show is over the pairs they have."
+        )
+    for state in ("failed", "skipped"):
+        bad = results.scores[results.scores[state] > 0].groupby("method")[state].sum()
+        if len(bad):
+            told = [f"{results.method_info[str(name)]['title']} ({count})" for name, count in bad.items()]
+            notes.append(f"Cells {state}: {listed(told)}.")
+    if any(s.harmed for s in board.standings):
+        notes.append("Harmed: pairs on which the method's mean is worse than training from scratch.")
+    if any(np.isfinite(s.step_ratio) for s in board.standings):
+        notes.append("Step: median step time over that of scratch, same pair, seed and device.")
+    if any(np.isfinite(s.hours) for s in board.standings):
+        notes.append(
+            "Hours: of training, all cells of the method together, each its share of its cohort. Peak memory: of a whole "
+            "cohort's process. Extra parameters: trained beside the student and then dropped."
+        )
+    kept = [s for s in board.standings if s.inference_parameters > 0]
+    if kept:
+        larger = listed(f"{s.display} (up to {count_text(s.inference_parameters)})" for s in kept)
+        notes.append(f"Larger at inference than the student alone, by parameters that the method keeps: {larger}.")
+    if students := students_note(board.students):
+        notes.append(students)
+    named = [s.display for s in board.standings if s.reconstruction]
+    if named:
+        notes.append(f"Reconstructions: {listed(named)}. {RECONSTRUCTION_NOTE}")
+    return notes + data_notes(results)
+
+
+def _rule(board: Leaderboard, wanted: str) -> str:
+    over = f"{board.pairs} pair{'s' if board.pairs != 1 else ''}"
+    if not board.reference:
+        return f"Neither {wanted} nor scratch has results here: methods are ordered by their mean over {over}."
+    rule = f"Gain: mean over seeds minus that of {board.reference_display}, per pair, then the mean over {over}"
+    if not board.higher_is_better:
+        rule += " (sign turned, so that positive is better)"
+    points = "points" if board.unit == "%" else board.unit
+    text = f"{rule}; a gain within ±{board.tie_band:g} {points} is a tie."
+    if board.reference != wanted:
+        text = f"{wanted} has no results here: gains are counted from {board.reference_display}. {text}"
+    return text
+
+
+def _interval_note(pairs: int) -> str:
+    if pairs < 2:
+        return "One pair: no interval over pairs can be given, and nothing can be said of other pairs."
+    return (
+        f"Interval: Student's t, {LEVEL:.0%}, over pairs; pairs that share a teacher or a student are not independent, "
+        "so it is too narrow rather than too wide. Left out: range of the mean gain without one student or one teacher."
+    )
+
+
+def _test_notes(board: Leaderboard) -> list[str]:
+    tested = [s for s in board.standings if s.p is not None]
+    if not tested:
+        return []
+    kind = f"Wilcoxon's signed-rank test against {board.reference_display}, exact, two-sided"
+    notes = [f"p: {kind}, with Holm's correction over {len(tested)} method{'s' if len(tested) > 1 else ''}."]
+    beyond = [s for s in tested if not s.attainable]
+    if beyond:
+        least = min(s.smallest_p for s in beyond if s.smallest_p is not None)
+        count = f"{max(s.pairs for s in beyond)} pair{'s' if max(s.pairs for s in beyond) != 1 else ''}"
+        who = "" if len(beyond) == len(tested) else f" ({listed(s.display for s in beyond)})"
+        text = f"n.a.: significance is not attainable with {count}{who}: even the smallest possible p is {least:.2g}"
+        notes.append(f"{text} after correction, above {ALPHA:g}. That is no evidence of equality.")
+    return notes

@@ -1,0 +1,247 @@
+"""A picture of a leaderboard: mean gain and interval of each method, the pairs behind it, and what the tests say.
+
+Everything is told by position, shape and words, so that it reads the same in black and white.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdbench.errors import KdbenchError
+from kdbench.reporting.leaderboard import Leaderboard, Standing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg", ".pdf")
+MARKERS = {"logits": "o", "hint": "s", "relation": "^", "hybrid": "D", "baseline": "X"}
+_WIDTH = 9.5  # inches
+_AXES_RIGHT = 0.61  # of the width; right of it stand the figures
+_PAIR_GREY = "0.55"
+
+
+def draw_leaderboard(leaderboard: Leaderboard, path: Path | str) -> Path:
+    """Draw the ranking and write it.
+
+    Args:
+        leaderboard: from ``build_leaderboard``.
+        path: ends with ``.png``, ``.svg`` or ``.pdf``; the folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        KdbenchError: for another ending.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        raise KdbenchError(f"picture {target}: expected a name that ends with {', '.join(SUFFIXES)}")
+    import matplotlib
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(target.suffix.lower())
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(leaderboard)
+        figure.savefig(target, dpi=180, facecolor="white", metadata=metadata)
+    return target
+
+
+#: Any: the keys are a literal type of matplotlib.
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.linewidth": 0.8,
+    "svg.hashsalt": "kdbench",
+    "svg.fonttype": "none",
+    # Names of methods and nets may hold dollar signs, which are no mathematics.
+    "text.parse_math": False,
+}
+
+
+def _figure(board: Leaderboard) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    standings = [s for s in board.standings if np.isfinite(_center(board, s))]
+    if board.message or not standings:
+        figure = Figure(figsize=(_WIDTH, 1.2))
+        FigureCanvasAgg(figure)
+        figure.text(0.02, 0.5, "\n".join(textwrap.wrap(board.message or "No figures.", 110)), va="center")
+        return figure
+    caption = _caption(board, standings)
+    top, bottom = 0.78, 0.62 + 0.155 * len(caption)
+    height = top + 0.32 * len(standings) + bottom
+    figure = Figure(figsize=(_WIDTH, height))
+    FigureCanvasAgg(figure)
+    longest = max(len(_label(s)) for s in standings)
+    left = min(0.30, 0.04 + 0.0085 * longest)
+    axes = figure.add_axes((left, bottom / height, _AXES_RIGHT - left, 1 - (top + bottom) / height))
+    draw_rows(axes, board, standings)
+    _draw_columns(axes, board, standings)
+    figure.text(0.012, 1 - 0.1 / height, _title(board), va="top", fontsize=11, fontweight="bold")
+    figure.text(0.012, 0.08 / height, "\n".join(caption), va="bottom", fontsize=7.5, linespacing=1.25)
+    return figure
+
+
+def draw_rows(
+    axes: Axes, board: Leaderboard, standings: Sequence[Standing], scale: float = 1.0, legend: bool = True
+) -> None:
+    """Draw a row per method: marker, interval, pairs. ``scale`` is the size of marks, 1 for a picture 9.5 inches wide."""
+    low, high = _limits(board, standings)
+    for y, standing in enumerate(standings):
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="0.955", zorder=0, linewidth=0)
+        gains = np.array([gain for _, gain in standing.gains])
+        seen = gains[(gains >= low) & (gains <= high)]
+        axes.plot(
+            seen,
+            np.full(seen.size, y),
+            "|",
+            color=_PAIR_GREY,
+            markersize=9 * scale,
+            markeredgewidth=1.1 * scale,
+            zorder=2,
+        )
+        for edge, beyond in ((low, gains < low), (high, gains > high)):
+            if beyond.any():
+                arrow = "◂" if edge == low else "▸"
+                axes.annotate(
+                    f"{arrow} {beyond.sum()}" if edge == low else f"{beyond.sum()} {arrow}",
+                    (edge, y), xytext=(1 if edge == low else -1, 0), textcoords="offset points",
+                    ha="left" if edge == low else "right", va="center", fontsize=7 * scale**0.5, color="0.25", zorder=5,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+                )  # fmt: skip
+        if np.isfinite(standing.low):
+            ends = np.clip([standing.low, standing.high], low, high)
+            axes.plot(ends, [y, y], "-", color="black", linewidth=1.6 * scale, zorder=3, solid_capstyle="butt")
+        axes.plot(
+            np.clip(_center(board, standing), low, high), y, MARKERS.get(standing.family, "P"), color="black",
+            markerfacecolor="white" if standing.reconstruction else "black", markersize=6.5 * scale,
+            markeredgewidth=1.3 * scale,
+            zorder=4, clip_on=False,
+        )  # fmt: skip
+    if board.reference:
+        axes.axvline(0, color="black", linewidth=0.9, zorder=1)
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(standings) - 0.5, -0.5)
+    axes.set_yticks(range(len(standings)), [_label(s) for s in standings])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.85", linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel(_axis_title(board))
+    if legend:
+        _draw_legend(axes, standings)
+
+
+def _draw_columns(axes: Axes, board: Leaderboard, standings: Sequence[Standing]) -> None:
+    """Figures beside the rows: their places are fractions of the axes' width, to the right of it."""
+    gain = f"gain over {board.reference_display}\n[95 %]" if board.reference else "mean"
+    titles = (gain, "win/tie/\nloss", "pairs\nharmed", "p\n(Holm)", "step\ntime")
+    transform = axes.get_yaxis_transform()
+    beside = (1 - _AXES_RIGHT) / axes.get_position().width  # what lies right of the axes, in axes' widths
+    places = [1 + beside * fraction for fraction in (0.395, 0.545, 0.69, 0.84, 0.975)]
+    for title, x in zip(titles, places, strict=True):
+        axes.text(x, -0.62, title, transform=transform, ha="right", va="bottom", fontsize=7.5, color="0.25")
+    for y, standing in enumerate(standings):
+        for text, x in zip(_figures(board, standing), places, strict=True):
+            axes.text(x, y, text, transform=transform, ha="right", va="center", fontsize=8)
+
+
+def _figures(board: Leaderboard, standing: Standing) -> tuple[str, str, str, str, str]:
+    from kdbench.reporting.text.leaderboard import p_text, signed_text
+
+    decimals = board.decimals
+    if board.reference:
+        center = signed_text(standing.gain, decimals)
+        if np.isfinite(standing.low):
+            center += f" [{signed_text(standing.low, decimals)}, {signed_text(standing.high, decimals)}]"
+    else:
+        center = f"{standing.mean:.{decimals}f}"
+    return (
+        center,
+        "" if standing.wins is None else f"{standing.wins}/{standing.ties}/{standing.losses}",
+        f"{standing.harmed[0]}/{standing.harmed[1]}" if standing.harmed else "",
+        p_text(standing),
+        f"{standing.step_ratio:.2f}×" if np.isfinite(standing.step_ratio) else "",
+    )
+
+
+def _draw_legend(axes: Axes, standings: Sequence[Standing]) -> None:
+    from matplotlib.lines import Line2D
+
+    def handle(marker: str, label: str, face: str = "black", color: str = "black") -> Line2D:
+        return Line2D(
+            [], [], color=color, marker=marker, linestyle="none", markerfacecolor=face, markersize=5.5, label=label
+        )
+
+    families = [f for f in MARKERS if any(s.family == f for s in standings)]
+    handles = [handle(MARKERS[family], family) for family in families]
+    if any(s.reconstruction for s in standings):
+        handles.append(handle("o", "white: reconstruction", face="white"))
+    handles.append(handle("|", "one pair", color=_PAIR_GREY))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0.0, axes.get_position().y1),
+        bbox_transform=figure.transFigure, ncols=len(handles), frameon=False, fontsize=7.5, handletextpad=0.1,
+        columnspacing=0.9, borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _center(board: Leaderboard, standing: Standing) -> float:
+    return standing.gain if board.reference else standing.mean
+
+
+def _limits(board: Leaderboard, standings: Sequence[Standing]) -> tuple[float, float]:
+    """Limits of the axis: what nearly all pairs need. A method that collapsed must not squeeze the others to a line."""
+    centers = [_center(board, s) for s in standings]
+    values = np.array([*centers, *(gain for s in standings for _, gain in s.gains)])
+    ends = np.array([*values, *(x for s in standings for x in (s.low, s.high) if np.isfinite(x))])
+    first, third = np.percentile(values, [25, 75])
+    reach = max(4 * (third - first), 1e-6)
+    low, high = max(ends.min(), first - reach), min(ends.max(), third + reach)
+    if board.reference:
+        low, high = min(low, 0.0), max(high, 0.0)
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _label(standing: Standing) -> str:
+    name = standing.display if len(standing.display) <= 30 else f"{standing.display[:29]}…"
+    return name if standing.rank is None else f"{standing.rank}.  {name}"
+
+
+def _axis_title(board: Leaderboard) -> str:
+    unit = "points" if board.unit == "%" and board.reference else board.unit
+    metric = board.metric_title[0].lower() + board.metric_title[1:]
+    if not board.reference:
+        return f"mean {metric} ({unit})"
+    return f"gain in {metric} ({unit}; right is better)"
+
+
+def _title(board: Leaderboard) -> str:
+    over = f"gain over {board.reference_display}" if board.reference else f"mean {board.metric_title.lower()}"
+    return f"{board.dataset}, protocol {board.protocol}: {over}"
+
+
+def _caption(board: Leaderboard, standings: Sequence[Standing]) -> list[str]:
+    seeds = f"{len(board.seeds)} seed{'s' if len(board.seeds) != 1 else ''}"
+    pairs = f"{board.pairs} pair{'s' if board.pairs != 1 else ''}"
+    parts = [f"{pairs}, {seeds}. {board.caption}"]
+    if board.reference:
+        bar = "Bar: 95 % t interval of the mean over pairs. " if any(np.isfinite(s.low) for s in standings) else ""
+        parts.append(
+            f"Marker: mean gain. {bar}Grey tick: one pair (arrow: pairs beyond the axis). Win/tie/loss: pairs against "
+            f"{board.reference_display}, a gain within ±{board.tie_band:g} is a tie. Harmed: worse than from scratch. "
+            "n.a.: no p below 0.05 is attainable with so few pairs. "
+            "Without a number: not ranked (a baseline, or pairs are missing)."
+        )
+    return [line for part in parts for line in textwrap.wrap(part, 165)]

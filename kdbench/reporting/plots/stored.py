@@ -1,0 +1,201 @@
+"""Plots that read the cells' own files: learning curves with a band over seeds, reliability diagrams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdbench.reporting.frame import Results
+from kdbench.reporting.leaderboard import Leaderboard
+from kdbench.reporting.plots.style import CURVES, new_figure, shortened, tidy
+from kdbench.store.reading import cell_folder, read_history, read_predictions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_PANELS = 6
+MOST_CURVES = len(CURVES)
+MOST_FILES = 300
+#: As in the expected calibration error that is measured: 15 bins of equal width.
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric by epoch: mean over seeds, and the lowest and highest seed. Arrays of one length."""
+
+    epochs: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Per bin that holds images: mean probability, share right, share of images; and the error over all, in percent."""
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    share: np.ndarray
+    error: float
+    images: int
+
+
+def shown_methods(board: Leaderboard, most: int = MOST_CURVES) -> list[str]:
+    """Scratch and the reference, then the best ranked."""
+    names = [s.method for s in board.standings]
+    first = [name for name in ("scratch", board.reference) if name in names]
+    ranked = [s.method for s in board.standings if s.rank is not None and s.method not in first]
+    others = [name for name in names if name not in first and name not in ranked]
+    return list(dict.fromkeys([*first, *ranked, *others]))[:most]
+
+
+def learning_curves(
+    results: Results, board: Leaderboard, root: Path | str, most_pairs: int = MOST_PANELS
+) -> dict[str, dict[str, Curve]]:
+    """Curves by pair and method, for pairs in the order of the table that have any."""
+    done = results.cells[results.cells["state"] == "done"]
+    curves: dict[str, dict[str, Curve]] = {}
+    for pair in results.pair_info:
+        if len(curves) == most_pairs:
+            break
+        of_pair = done[done["pair"] == pair]
+        found = {}
+        for method in shown_methods(board):
+            paths = of_pair.loc[of_pair["method"] == method, "path"]
+            curve = _curve([read_history(cell_folder(root, path)) for path in paths], results.metric.name)
+            if curve is not None:
+                found[method] = curve
+        if found:
+            curves[pair] = found
+    return curves
+
+
+def curves_plot(results: Results, curves: dict[str, dict[str, Curve]], width: float) -> Figure:
+    """A panel per pair; mean over seeds as a line, lowest to highest seed as a band."""
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(3 if width > 5 else 2, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = new_figure(width, 1.55 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=False)
+    methods = list(dict.fromkeys(name for found in curves.values() for name in found))
+    styles = dict(zip(methods, CURVES, strict=False))
+    for axes, (pair, found) in zip(panels.flat, curves.items(), strict=False):
+        tidy(axes)
+        for name, curve in found.items():
+            color, dashes = styles[name]
+            axes.plot(curve.epochs, curve.mean, color=color, linestyle=dashes, label=results.method_info[name]["title"])
+            if curve.seeds > 1:
+                axes.fill_between(curve.epochs, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
+        axes.set_title(shortened(str(results.pair_info[pair]["title"]), 32), pad=3)
+        axes.set_ylim(*_curve_limits(found))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axes in panels.flat[len(curves) :]:
+        axes.axis("off")
+    figure.supxlabel("epoch", fontsize=7)
+    figure.supylabel(f"{results.metric.title} ({results.metric.unit})", fontsize=7)
+    by_label = {
+        label: handle
+        for axes in panels.flat[: len(curves)]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(by_label.values()), [shortened(label) for label in by_label], loc="outside upper center",
+        ncols=6 if width > 5 else 3, frameon=False, handlelength=3.0, columnspacing=1.2, borderaxespad=0.2,
+    )  # fmt: skip
+    return figure
+
+
+def reliability(probability: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Reliability:
+    """Bins of equal width of the predicted class's probability (Guo et al., arXiv:1706.04599).
+
+    Args:
+        probability: (N,) in [0, 1]; bin b holds (b / bins, (b + 1) / bins].
+        correct: (N,) bool.
+    """
+    which = np.clip(np.ceil(probability * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(which, minlength=bins)
+    held = counts > 0
+    confidence = np.bincount(which, probability, bins)[held] / counts[held]
+    accuracy = np.bincount(which, correct, bins)[held] / counts[held]
+    share = counts[held] / probability.size
+    return Reliability(
+        confidence, accuracy, share, float(100 * (share * np.abs(accuracy - confidence)).sum()), probability.size
+    )
+
+
+def calibrations(
+    results: Results, board: Leaderboard, root: Path | str, most: int = MOST_CURVES
+) -> dict[str, Reliability]:
+    """Reliability of the shown methods, each over the same cells: pairs and seeds that all of them have.
+
+    At most ``MOST_FILES`` files are read.
+    """
+    done = results.cells[results.cells["state"] == "done"]
+    names = [name for name in shown_methods(board, most) if (done["method"] == name).any()]
+    paths = {
+        name: {(r.pair, r.seed): r.path for r in done[done["method"] == name].itertuples()} for name in names
+    }  # fmt: skip
+    shared = sorted(set.intersection(*(set(own) for own in paths.values()))) if paths else []
+    shared = shared[: MOST_FILES // max(len(names), 1)]
+    found = {}
+    for name in names:
+        read = [read_predictions(cell_folder(root, str(paths[name][key]))) for key in shared]
+        kept = [predictions for predictions in read if predictions is not None]
+        if kept and len(kept) == len(shared):
+            found[name] = reliability(
+                np.concatenate([p.probability for p in kept]), np.concatenate([p.correct for p in kept])
+            )
+    return found
+
+
+def calibration_plot(results: Results, found: dict[str, Reliability], width: float) -> Figure:
+    """A panel per method: share right against probability. Below the diagonal is overconfident."""
+    columns = min(len(found), 6 if width > 5 else 3)
+    rows = -(-len(found) // columns)
+    figure = new_figure(width, (width / columns) * rows + 0.3 * rows + 0.1)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, (name, one) in zip(panels.flat, found.items(), strict=False):
+        tidy(axes)
+        axes.bar(one.confidence, one.share, width=0.8 / BINS, color="0.8", zorder=1, linewidth=0)
+        axes.plot([0, 1], [0, 1], "-", color="0.45", linewidth=0.6, zorder=2)
+        axes.plot(one.confidence, one.accuracy, "-", color=CURVES[1][0], linewidth=1.0, zorder=3)
+        axes.scatter(one.confidence, one.accuracy, s=2 + 26 * one.share, color=CURVES[1][0], zorder=4, linewidth=0)
+        axes.set_title(f"{shortened(str(results.method_info[name]['title']), 16)}\nECE {one.error:.1f} %", pad=3)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        axes.set_xticklabels(["0", ".5", "1"])
+    for axes in panels.flat[len(found) :]:
+        axes.axis("off")
+    figure.supxlabel("probability of the predicted class", fontsize=7)
+    figure.supylabel("share right", fontsize=7)
+    return figure
+
+
+def _curve(histories: Sequence[dict[str, list[float]] | None], column: str) -> Curve | None:
+    """Seeds are compared up to the shortest of them."""
+    values = [history[column] for history in histories if history is not None and column in history]
+    epochs = [history["epoch"] for history in histories if history is not None and "epoch" in history]
+    if not values or len(values) != len(epochs):
+        return None
+    length = min(map(len, values))
+    table = np.array([seed[:length] for seed in values], float)
+    if not length or not np.isfinite(table).any(axis=0).all():
+        return None
+    mean, low, high = np.nanmean(table, axis=0), np.nanmin(table, axis=0), np.nanmax(table, axis=0)
+    return Curve(np.array(epochs[0][:length]), mean, low, high, len(table))
+
+
+def _curve_limits(found: dict[str, Curve]) -> tuple[float, float]:
+    """What the last three quarters of the epochs need: the first steps must not squeeze the end to a line."""
+    late = np.concatenate(
+        [np.concatenate([c.low[len(c.low) // 4 :], c.high[len(c.high) // 4 :]]) for c in found.values()]
+    )
+    low, high = float(np.nanpercentile(late, 3)), float(np.nanmax(late))
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin

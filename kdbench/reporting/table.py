@@ -1,0 +1,362 @@
+"""One ``Table`` of typed cells: results by pair and method, what is best, missing and why. Formatting is apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdbench.errors import UnknownNameError
+from kdbench.reporting.caption import build_caption, data_notes, first_line, listed, nothing_text, results_hash
+from kdbench.reporting.frame import NET_FAMILY_TITLES, Results, collect, common_pairs
+from kdbench.reporting.statistics import ranks_in_rows
+
+LAYOUTS = ("pairs", "methods")
+RECONSTRUCTION_NOTE = (
+    "(rec.): our reconstruction from what is published about the method, without its authors' code; "
+    "it is not a reproduction of it."
+)
+
+_CSV_IDENTITY = [
+    "suite",
+    "protocol",
+    "dataset",
+    "split",
+    "pair",
+    "teacher",
+    "student",
+    "teacher_family",
+    "student_family",
+]
+_CSV_COLUMNS = [
+    *_CSV_IDENTITY,
+    *("method", "method_family", "fidelity", "metric", "select", "mean", "sd", "n", "state", "reason", "teacher_value"),
+]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        kind: ``value`` (mean, sd, n), ``gain`` (signed), ``rank``, ``count`` (``coverage`` = k of n), ``text``,
+            ``absent`` (not run), ``unsupported``, ``failed``, or ``empty`` (nothing belongs here).
+        best: 1 for the best of its comparison, 2 for the second, 0 otherwise.
+        marks: keys of the table's notes.
+        coverage: for a summary over fewer pairs than its row says: (pairs used, pairs there are).
+    """
+
+    kind: str
+    value: float = np.nan
+    sd: float = np.nan
+    n: int = 0
+    decimals: int = 1
+    best: int = 0
+    marks: tuple[str, ...] = ()
+    coverage: tuple[int, int] | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Title of a row or column. ``kind``: ``baseline``, ``method``, ``pair``, ``summary`` or ``text``."""
+
+    title: str
+    kind: str
+    group: str = ""
+    reconstruction: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """A footnote; ``mark`` is empty for a general one."""
+
+    mark: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before formatting; ``render.render`` writes it.
+
+    ``cells[row][column]``; ``records`` is the tidy form for CSV; ``message`` replaces a table without figures.
+    """
+
+    corner: str
+    rows: tuple[Header, ...]
+    columns: tuple[Header, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+    caption: str
+    notes: tuple[Note, ...]
+    command: str
+    results_hash: str
+    label: str
+    message: str = ""
+    ranked: bool = True
+    records: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
+
+    def transposed(self) -> Table:
+        """The same table with rows and columns exchanged."""
+        cells = tuple(zip(*self.cells, strict=True)) if self.cells else ()
+        corner = {"teacher → student": "method"}.get(self.corner, self.corner)
+        return replace(self, corner=corner, rows=self.columns, columns=self.rows, cells=cells)
+
+
+def build_table(
+    frame: pd.DataFrame,
+    layout: str = "pairs",
+    metric: str = "top1",
+    select: str = "last",
+    *,
+    decimals: int | None = None,
+    command: str = "",
+) -> Table:
+    """Build the table of one suite and protocol.
+
+    Args:
+        frame: one row per cell, as ``load_results`` gives it.
+        layout: ``"pairs"`` (a row per pair) or ``"methods"`` (a row per method).
+        metric: a name of ``frame.METRICS``.
+        select: ``"last"`` epoch or ``"best"`` epoch on the evaluated split.
+        decimals: digits printed, by default the metric's; ties are judged at this precision.
+        command: the command line that made the table, for its comment.
+
+    Raises:
+        KdbenchError: if the frame mixes suites, protocols, data sets or splits, or a name is unknown.
+    """
+    if layout not in LAYOUTS:
+        raise UnknownNameError("layout", layout, LAYOUTS)
+    results = collect(frame, metric, select)
+    identity = results.identity()
+    if not command:
+        where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
+        command = " ".join(f"kdbench table {where} --layout {layout} --metric {metric} --select {select}".split())
+    label = re.sub(
+        r"[^A-Za-z0-9]+", "-", f"kdbench-{identity['suite']}-{identity['protocol']}-{metric}-{layout}"
+    ).strip("-")
+    shared: dict[str, Any] = {
+        "command": command,
+        "results_hash": results_hash(results),
+        "label": label,
+        "records": _records(results),
+    }
+    if results.empty:
+        return Table("", (), (), (), caption="", notes=(), message=nothing_text(results), **shared)
+    table = _Builder(results, results.metric.decimals if decimals is None else decimals).build(shared)
+    return table if layout == "pairs" else table.transposed()
+
+
+class _Builder:
+    """Fills the table in the layout ``pairs``."""
+
+    def __init__(self, results: Results, decimals: int) -> None:
+        self.results = results
+        self.metric = results.metric
+        self.decimals = decimals
+        self.means = results.means()
+        self.methods, self.pairs = results.method_info, results.pair_info
+        self.competing = [
+            name for name, row in self.methods.items() if row["family"] != "baseline" and name != "scratch"
+        ]
+        self.compared, self.common = common_pairs(self.means, self.competing)
+        self.letters: dict[str, str] = {}
+        self.failures: dict[str, list[str]] = {}
+        self.most_seeds = int(results.scores["n"].max())
+        self.fewer = False
+
+    def build(self, shared: dict[str, Any]) -> Table:
+        teacher = any(np.isfinite(row["teacher_value"]) for row in self.pairs.values())
+        rows = []
+        for row in self.pairs.values():
+            family = row["student_family"]
+            group = f"{NET_FAMILY_TITLES.get(family, family)} students" if family else ""
+            rows.append(Header(row["title"], "pair", group))
+        columns = [Header("Teacher", "baseline", "baseline")] if teacher else []
+        for name, row in self.methods.items():
+            kind, family = ("method", row["family"]) if name in self.competing else ("baseline", "baseline")
+            columns.append(Header(row["title"], kind, family, row["fidelity"] == "reconstruction"))
+        cells = [self._pair_row(pair, teacher) for pair in self.pairs]
+        for title, summary in self._summaries(teacher):
+            rows.append(Header(title, "summary", "summary"))
+            cells.append(summary)
+        return Table(
+            "teacher → student",
+            tuple(rows),
+            tuple(columns),
+            tuple(tuple(row) for row in cells),
+            caption=build_caption(self.results),
+            notes=tuple(self._notes()),
+            ranked=any(cell.best for row in cells for cell in row),
+            **shared,
+        )
+
+    def _pair_row(self, pair: str, teacher: bool) -> list[Cell]:
+        row = [self._score(pair, name) for name in self.methods]
+        self._rank(row, self.metric.higher_is_better)
+        return [self._value(self.pairs[pair]["teacher_value"]), *row] if teacher else row
+
+    def _score(self, pair: str, method: str) -> Cell:
+        score = self.results.score_info.get((pair, method))
+        if score is None:
+            return Cell("absent")
+        failed = self._failed(pair, method, score) if score["failed"] else ()
+        if score["state"] == "done":
+            fewer = score["n"] < self.most_seeds
+            self.fewer |= bool(fewer)
+            marks = (("*",) if fewer else ()) + failed
+            return Cell("value", score["mean"], score["sd"], int(score["n"]), self.decimals, marks=marks)
+        if score["state"] == "failed":
+            return Cell("failed", marks=failed)
+        if score["state"] == "skipped":
+            reason = first_line(score["skipped_reason"]) or "no reason was recorded"
+            return Cell("unsupported", marks=(self.letters.setdefault(reason, letter(len(self.letters))),))
+        return Cell("absent")
+
+    def _failed(self, pair: str, method: str, score: dict[str, Any]) -> tuple[str, ...]:
+        reason = first_line(score["failed_reason"]) or "no reason was recorded"
+        title = f"{self.methods[method]['title']} on {self.pairs[pair]['title']}"
+        some = f" ({score['failed']} of {score['cells']} seeds)" if score["cells"] > 1 else ""
+        self.failures.setdefault(reason, []).append(title + some)
+        return ("†",)
+
+    def _value(self, value: float) -> Cell:
+        return Cell("value", float(value), n=1, decimals=self.decimals) if np.isfinite(value) else Cell("absent")
+
+    def _rank(self, row: list[Cell], higher_is_better: bool) -> None:
+        """Mark best and second among the competing methods, at printed precision; in place."""
+        names = list(self.methods)
+        places = [i for i, name in enumerate(names) if name in self.competing and np.isfinite(row[i].value)]
+        places = [i for i in places if row[i].coverage is None]
+        if len(places) < 2:
+            return
+        printed = {i: float(f"{row[i].value:.{row[i].decimals}f}") for i in places}
+        distinct = sorted(set(printed.values()), reverse=higher_is_better)[:2]
+        for i in places:
+            if printed[i] in distinct:
+                row[i] = replace(row[i], best=1 + distinct.index(printed[i]))
+
+    # Rows under the pairs.
+
+    def _summaries(self, teacher: bool) -> list[tuple[str, list[Cell]]]:
+        names = list(self.methods)
+        suffix = "" if len(self.common) == len(self.means) else f" ({len(self.common)} of {len(self.means)} pairs)"
+        suffix = suffix if self.common else ""
+        average = [self._average(self.means[name], name) for name in names]
+        self._rank(average, self.metric.higher_is_better)
+        teacher_average = [self._average(self.results.pairs["teacher_value"], "")] if teacher else []
+        rows = [(f"average{suffix}", [*teacher_average, *average])]
+        blank = [Cell("empty")] if teacher else []
+        reference = next(
+            (name for name in ("kd", "scratch") if name in self.means and self.means[name].notna().any()), None
+        )
+        if reference:
+            gains = [self._gain(name, reference) for name in names]
+            self._rank(gains, higher_is_better=True)
+            title = f"average gain over {self.methods[reference]['display']}{suffix}"
+            rows.append((title, [*blank, *gains]))
+        ranks = self._ranks(names)
+        if ranks:
+            self._rank(ranks, higher_is_better=False)
+            rows.append((f"average rank{suffix}", [*blank, *ranks]))
+        if "scratch" in self.means and self.competing:
+            rows.append(("pairs harmed", [*blank, *(self._harmed(name) for name in names)]))
+        return rows
+
+    def _over(self, values: pd.Series, name: str) -> tuple[pd.Series, tuple[int, int] | None]:
+        """Values to summarise, and their coverage where it is not what the row's title says."""
+        own = values.dropna()
+        shared = own[own.index.isin(self.common)]
+        if self.common and len(shared) == len(self.common) and (name in self.compared or name not in self.competing):
+            return shared, None
+        total = len(self.means)
+        return own, None if len(own) == total else (len(own), total)
+
+    def _average(self, values: pd.Series, name: str) -> Cell:
+        used, coverage = self._over(values, name)
+        if used.empty:
+            return Cell("empty")
+        return Cell("value", float(used.mean()), n=len(used), decimals=self.decimals, coverage=coverage)
+
+    def _gain(self, name: str, reference: str) -> Cell:
+        used, coverage = self._over(self.metric.sign * (self.means[name] - self.means[reference]), name)
+        if used.empty:
+            return Cell("empty")
+        return Cell("gain", float(used.mean()), n=len(used), decimals=self.decimals + 1, coverage=coverage)
+
+    def _ranks(self, names: Sequence[str]) -> list[Cell]:
+        if len(self.compared) < 2 or not self.common:
+            return []
+        table = self.means.loc[self.common, self.compared]
+        mean = dict(
+            zip(self.compared, ranks_in_rows(table.to_numpy(), self.metric.higher_is_better).mean(axis=0), strict=True)
+        )
+        return [Cell("rank", float(mean[name]), decimals=2) if name in mean else Cell("empty") for name in names]
+
+    def _harmed(self, name: str) -> Cell:
+        if name not in self.competing:
+            return Cell("empty")
+        gain = (self.metric.sign * (self.means[name] - self.means["scratch"])).dropna()
+        if gain.empty:
+            return Cell("empty")
+        return Cell("count", coverage=(int((gain < -1e-9).sum()), len(gain)))
+
+    # Notes.
+
+    def _notes(self) -> list[Note]:
+        notes = []
+        if self.fewer:
+            notes.append(Note("*", f"fewer seeds than the others (which have {self.most_seeds})."))
+        for reason, where in self.failures.items():
+            notes.append(Note("†", f"failed: {listed(where)}: {reason}"))
+        notes += [Note(letter, f"not applicable: {reason}") for reason, letter in self.letters.items()]
+        if any(row["fidelity"] == "reconstruction" for row in self.methods.values()):
+            notes.append(Note("", RECONSTRUCTION_NOTE))
+        if len(self.common) < len(self.means) and self.competing:
+            left_out = [self.methods[name]["title"] for name in self.competing if name not in self.compared]
+            text = "Averages, gains and ranks are over the pairs that all compared methods have"
+            if not self.common:
+                text = "No pair has all methods: each average is over the method's own pairs, and they do not compare"
+            if left_out:
+                text += f"; not compared, for want of pairs: {listed(left_out)}"
+            notes.append(Note("", f"{text}. (k/n): over k of n pairs only."))
+        if self.competing and "scratch" in self.methods:
+            title = self.methods["scratch"]["title"]
+            notes.append(Note("", f"Pairs harmed: pairs on which the method's mean is worse than that of “{title}”."))
+        if not self.metric.higher_is_better:
+            notes.append(Note("", "Gains are counted so that a positive one is an improvement."))
+        return notes + [Note("", text) for text in data_notes(self.results)]
+
+
+def _records(results: Results) -> pd.DataFrame:
+    """One row per pair x method, plain numbers."""
+    scores = results.scores.reset_index()
+    if scores.empty:
+        return pd.DataFrame(columns=_CSV_COLUMNS)
+    pairs = results.pairs[["teacher", "student", "teacher_family", "student_family", "teacher_value"]]
+    methods = results.methods[["family", "fidelity"]].rename(columns={"family": "method_family"})
+    tidy = scores.join(pairs, on="pair").join(methods, on="method")
+    tidy = tidy.assign(**results.identity(), metric=results.metric.name, select=results.select)
+    reason = tidy["failed_reason"].where(tidy["failed_reason"] != "", tidy["skipped_reason"])
+    tidy["reason"] = reason.map(first_line)
+    pair_order = {pair: i for i, pair in enumerate(results.pairs.index)}
+    method_order = {method: i for i, method in enumerate(results.methods.index)}
+    order = (
+        tidy.assign(_p=tidy["pair"].map(pair_order), _m=tidy["method"].map(method_order))
+        .sort_values(["_p", "_m"])
+        .index
+    )
+    return tidy.loc[order, _CSV_COLUMNS].reset_index(drop=True)
+
+
+def letter(index: int) -> str:
+    """a, b, ... z, aa, ab, ..."""
+    text = ""
+    index += 1
+    while index:
+        index, rest = divmod(index - 1, 26)
+        text = chr(ord("a") + rest) + text
+    return text

@@ -1,0 +1,1 @@
+"""Tables and leaderboards as text: Markdown, LaTeX, CSV, HTML, plain."""

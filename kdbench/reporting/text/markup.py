@@ -1,0 +1,198 @@
+"""What all renderers share: how a cell, a title and a note read, and how each format escapes and stresses."""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from kdbench.reporting.table import Cell, Header, Table
+
+_GROUP_TITLES = {"baseline": "baselines"}
+
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
+_GREEK = dict(zip("αβγδεζηθκλμνξπρστφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK_NAMES.split(), strict=True))
+
+_LONG_WORD = 30
+
+LATEX_CHARACTERS = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_\allowbreak{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"{''}",
+    # After \\ a star or a bracket would be read as its argument.
+    "*": r"{*}",
+    "[": r"{[}",
+    "]": r"{]}",
+    "`": r"{\char96}",
+    **{"ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "ł": r"{\l}", "Ł": r"{\L}", "ı": r"{\i}"},
+    **{"æ": r"{\ae}", "Æ": r"{\AE}", "œ": r"{\oe}", "Œ": r"{\OE}"},
+    **{letter: rf"$\{name}$" for letter, name in _GREEK.items()},
+    "→": r"$\rightarrow$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "†": r"$\dagger$",
+    "–": "--",
+    "—": "---",
+    "’": "'",
+    "‘": "`",
+    "“": "``",
+    "”": "''",
+    "…": r"\ldots{}",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one format writes the pieces of a cell."""
+
+    escape: Callable[[str], str]
+    bold: Callable[[str], str]
+    underline: Callable[[str], str]
+    raised: Callable[[str], str]
+    legend: str
+
+
+def plain_cell(cell: Cell) -> str:
+    """What a cell says, without emphasis, marks and escapes."""
+    if cell.kind in ("value", "gain", "rank"):
+        number = f"{cell.value:.{cell.decimals}f}"
+        if float(number) == 0:
+            number = number.lstrip("-")
+        elif cell.kind == "gain" and cell.value > 0:
+            number = "+" + number
+        if cell.kind == "value" and cell.sd == cell.sd:
+            number += f" ± {cell.sd:.{cell.decimals}f}"
+        return number + (f" ({cell.coverage[0]}/{cell.coverage[1]})" if cell.coverage else "")
+    if cell.kind == "count" and cell.coverage:
+        return f"{cell.coverage[0]}/{cell.coverage[1]}"
+    return {"absent": "--", "unsupported": "n/a", "failed": "", "empty": ""}.get(cell.kind, cell.text)
+
+
+def escape_markdown(text: str) -> str:
+    """Escape what GitHub's Markdown would read as markup, cell borders included; on one line."""
+    return re.sub(r"([\\`*_\[\]<>|$~&#])", r"\\\1", one_line(text))
+
+
+def escape_latex(text: str) -> str:
+    """Escape LaTeX's special characters; what pdflatex's default fonts lack becomes a question mark."""
+    return " ".join(_latex_word(word) for word in one_line(text).split(" "))
+
+
+def _latex_word(word: str) -> str:
+    pieces = [LATEX_CHARACTERS.get(char) or _latex_letter(char) for char in word]
+    if len(word) > _LONG_WORD:  # an address: it may be broken after its parts
+        pieces = [piece + r"\allowbreak{}" if piece in ("/", ":", "@") else piece for piece in pieces]
+    # Two hyphens or two apostrophes in a name are no dash and no quotation mark.
+    return "{}".join("".join(part) for part in _apart(pieces))
+
+
+def _apart(pieces: Iterable[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for piece in pieces:
+        if piece in ("-", "'") and parts[-1] and parts[-1][-1] == piece:
+            parts.append([])
+        parts[-1].append(piece)
+    return parts
+
+
+def comment_text(table: Table) -> str:
+    """The command that makes the table and the hash of the results it used, on one line."""
+    return one_line(f"{table.command} (results {table.results_hash})")
+
+
+def _latex_letter(char: str) -> str:
+    base = unicodedata.normalize("NFKD", char)
+    return char if base.isascii() or (len(base) == 2 and base[0].isascii() and base[0].isalpha()) else "?"
+
+
+def one_line(text: str) -> str:
+    return " ".join(str(text).split())
+
+
+_RANKED = "Best in bold, second underlined"
+STYLES = {
+    "markdown": Style(escape_markdown, "**{}**".format, "<ins>{}</ins>".format, "<sup>{}</sup>".format, _RANKED),
+    "latex": Style(
+        escape_latex, r"\textbf{{{}}}".format, r"\underline{{{}}}".format, r"\textsuperscript{{{}}}".format, _RANKED
+    ),
+    "html": Style(
+        lambda text: html.escape(one_line(text)),
+        "<b>{}</b>".format,
+        "<u>{}</u>".format,
+        "<sup>{}</sup>".format,
+        _RANKED,
+    ),
+    "text": Style(one_line, "**{}**".format, "_{}_".format, "[{}]".format, "**best**, _second_"),
+}
+
+
+def cell_markup(cell: Cell, style: Style) -> str:
+    text = style.escape(plain_cell(cell)) if plain_cell(cell) != "--" else "--"
+    if cell.best:
+        text = (style.bold if cell.best == 1 else style.underline)(text)
+    marks = ",".join(style.escape(mark) for mark in cell.marks)
+    if cell.kind == "failed":
+        return marks
+    return text + (style.raised(marks) if marks else "")
+
+
+def title_markup(header: Header, style: Style) -> str:
+    return style.escape(header.title) + (" (rec.)" if header.reconstruction else "")
+
+
+def title_lines(title: str, width: int = 12) -> list[str]:
+    """A column's title on lines of about ``width`` characters, so that a column is not wider than its figures need."""
+    teacher, arrow, student = one_line(title).partition(" → ")
+    if arrow:
+        return [f"{teacher} →", student]
+    return textwrap.wrap(teacher, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _legend(table: Table, style: Style) -> list[str]:
+    kinds = {cell.kind for row in table.cells for cell in row}
+    ranked = f"{style.legend}; teacher and baselines take no part." if table.ranked else ""
+    absent = "--: no result (yet)." if "absent" in kinds else ""
+    return [text for text in (" ".join(part for part in (ranked, absent) if part),) if text]
+
+
+def note_lines(table: Table, style: Style) -> list[str]:
+    notes = [style.escape(text) for text in _legend(table, style)]
+    for note in table.notes:
+        mark = style.raised(style.escape(note.mark)) + " " if note.mark else ""
+        notes.append(mark + style.escape(note.text))
+    return notes
+
+
+def spans_of(headers: Sequence[Header]) -> list[tuple[str, int]]:
+    """Runs of the same group: (group, length)."""
+    spans: list[tuple[str, int]] = []
+    for header in headers:
+        if spans and spans[-1][0] == header.group:
+            spans[-1] = (header.group, spans[-1][1] + 1)
+        else:
+            spans.append((header.group, 1))
+    return spans
+
+
+def group_title(group: str) -> str:
+    return _GROUP_TITLES.get(group, group)

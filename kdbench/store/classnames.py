@@ -1,0 +1,54 @@
+"""Names of a data set's classes and superclasses, kept once per run directory for tables by class. Works without torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kdbench.store.folders import DamagedFileError, read_json, write_json
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """Attributes: ``class_names`` of each class; ``coarse``, the superclass of each class, and ``coarse_names``, or None."""
+
+    class_names: tuple[str, ...]
+    coarse: tuple[int, ...] | None = None
+    coarse_names: tuple[str, ...] | None = None
+
+
+def write_classes(
+    root: Path,
+    dataset: str,
+    class_names: Sequence[str] | None,
+    coarse: Sequence[int] | None = None,
+    coarse_names: Sequence[str] | None = None,
+) -> None:
+    """Write ``ROOT/datasets/NAME.json``, unless the classes have no names or the file says the same already."""
+    if class_names is None:
+        return
+    pairs = None if coarse is None or coarse_names is None else (tuple(map(int, coarse)), tuple(coarse_names))
+    names = ClassNames(tuple(class_names), *(pairs or ()))
+    if read_classes(root, dataset) != names:
+        write_json(_path(root, dataset), asdict(names))
+
+
+def read_classes(root: Path, dataset: str) -> ClassNames | None:
+    """What ``write_classes`` wrote; None where there is nothing, or something else."""
+    with contextlib.suppress(DamagedFileError, OSError, KeyError, TypeError, ValueError):
+        stored = read_json(_path(root, dataset))
+        names = tuple(str(name) for name in stored["class_names"])
+        if stored["coarse"] is None or stored["coarse_names"] is None:
+            return ClassNames(names)
+        coarse = tuple(int(number) for number in stored["coarse"])
+        above = tuple(str(name) for name in stored["coarse_names"])
+        if len(coarse) == len(names) and all(0 <= number < len(above) for number in coarse):
+            return ClassNames(names, coarse, above)
+        return ClassNames(names)
+    return None
+
+
+def _path(root: Path, dataset: str) -> Path:
+    return Path(root) / "datasets" / f"{dataset}.json"

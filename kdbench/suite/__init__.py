@@ -1,0 +1,1 @@
+"""A suite: its pairs, nets, data set, recipes and protocols as typed, self-checking objects."""

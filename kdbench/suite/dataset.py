@@ -1,0 +1,105 @@
+"""What a suite says about its data. Works without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from kdbench.errors import KdbenchError
+from kdbench.suite.datasets import find_dataset
+from kdbench.suite.problems import Contradiction, at
+from kdbench.suite.types import Colours, Count, Name, Probability, Strict
+
+#: timm's and torchvision's usual normalisation (ImageNet-1K).
+IMAGENET_MEAN: Colours = (0.485, 0.456, 0.406)
+IMAGENET_STD: Colours = (0.229, 0.224, 0.225)
+
+
+class DatasetSpec(Strict):
+    """The data of a suite.
+
+    Attributes:
+        name: of the data set (``kdbench list datasets``).
+        images_per_class: limits what students train on; teachers see the whole training split.
+        presets: where methods' presets are looked up first, before the data set's own name (CIFAR-100 is published at 224 px
+            and at 32 px, with other hyper-parameters).
+        image_size: side (px) of the images that batches hold; None leaves the data set's own. Nets with another input size
+            resize them.
+        mean, std: of the data: what random erasing draws its noise from.
+        classes: names of the classes that are used (WNIDs, folders), or the name of a list that kdbench knows
+            (``imagenette``); all by default.
+        labels: whether the chosen classes are numbered anew, 0, 1, 2 ..., or keep the numbers that they have among all.
+        folder: folder of the data set below ``--data``, where it is not the usual one; needed by ``imagefolder``.
+        num_classes: needed by ``imagefolder``, whose folders are not read before a run.
+        undecodable: share of a split's images that may fail to decode before a run stops.
+    """
+
+    name: str
+    images_per_class: Count | None = None
+    presets: Name | None = None
+    image_size: Count | None = None
+    mean: Colours = IMAGENET_MEAN
+    std: Colours = IMAGENET_STD
+    classes: tuple[str, ...] | str | None = None
+    labels: Literal["renumbered", "kept"] = "renumbered"
+    folder: str | None = None
+    num_classes: Count | None = None
+    undecodable: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DatasetSpec:
+        with at("name"):
+            entry = find_dataset(self.name)
+        if entry.streams and self.image_size is None:
+            raise Contradiction(f"{self.name} has images of many sizes: say the side of a batch's images", "image_size")
+        if self.classes is not None and not entry.streams:
+            raise Contradiction(f"{self.name} has no choice of classes", "classes")
+        if entry.num_classes is None and self.num_classes is None:
+            raise Contradiction(f"{self.name} needs the number of its classes", "num_classes")
+        if entry.num_classes is None and self.folder is None:
+            raise Contradiction(f"{self.name} needs the folder of the data set, below --data", "folder")
+        return self
+
+    @property
+    def class_list(self) -> tuple[str, ...] | None:
+        """The chosen classes, a named list resolved.
+
+        Raises:
+            KdbenchError: for a list that is not known.
+        """
+        if isinstance(self.classes, str):
+            from kdbench.suite.classlists import named_class_list
+
+            return named_class_list(self.classes)
+        return self.classes
+
+    @property
+    def width(self) -> int:
+        """Number of logits of every net of the suite."""
+        chosen = self.class_list
+        if chosen is not None and self.labels == "renumbered":
+            return len(chosen)
+        count = find_dataset(self.name).num_classes or self.num_classes
+        if count is None:
+            raise KdbenchError(f"the number of classes of {self.name} is not known")
+        return count
+
+    def training_images(self, split: str, per_class: int | None = None, limit: int | None = None) -> int | None:
+        """Number of images to train on when ``split`` is measured, at most ``per_class`` of a class; None if not known."""
+        entry = find_dataset(self.name)
+        if per_class is not None:
+            chosen = self.class_list
+            return per_class * (len(chosen) if chosen is not None else self.width)
+        if entry.train_images is None or limit is not None or self.classes is not None:
+            return None
+        return entry.train_images - (entry.held_out_per_class * self.width if split == "validation" else 0)
+
+    def identity(self) -> dict[str, object]:
+        """What a result depends on beside the data set itself and how many of its images are used."""
+        given = self.model_dump(mode="json", exclude={"name", "images_per_class", "presets", "undecodable"})
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        changed = {name: given[name] for name in given if getattr(self, name) != defaults[name]}
+        if "classes" in changed:
+            changed["classes"] = list(self.class_list or ())
+        return changed

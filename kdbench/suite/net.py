@@ -1,0 +1,123 @@
+"""What names a net: a timm model with arguments, its taps and its preprocessing. Works without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from kdbench.suite.problems import Contradiction, at, find
+from kdbench.suite.types import Colours, Strict
+
+FAMILIES = ("cnn", "vit", "mlp")
+Family = Literal["cnn", "vit", "mlp"]
+#: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
+Tap = int | Literal["final"]
+
+
+class WeightsFile(Strict):
+    """Weights in a file of their own: a state dict of the timm model, as safetensors or as a torch file of tensors.
+
+    Attributes:
+        file: its name below ``DATA/weights/``.
+        url: where it can be fetched, if anywhere.
+        sha256: of the file.
+        source: who trained it, on what.
+    """
+
+    file: str
+    url: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> WeightsFile:
+        if self.file.startswith(("/", "~")) or ".." in self.file.split("/") or "\\" in self.file:
+            raise Contradiction(f"{self.file!r} leaves the folder of the weights", "file")
+        if self.url is not None and not self.url.startswith(("https://", "http://")):
+            raise Contradiction(f"{self.url!r} is no address that begins with https:// or http://", "url")
+        return self
+
+    def identity(self) -> dict[str, str]:
+        """What tells these weights from others: their checksum where it is given, else the name of the file."""
+        return {"sha256": self.sha256} if self.sha256 else {"file": self.file}
+
+
+class NetSpec(Strict):
+    """A teacher or student net, as a suite writes it. ``zoo: NAME`` starts from a net of the zoo; what else is written replaces
+    its fields.
+
+    Attributes:
+        timm: name of the timm model, with the tag of its weights where these are timm's (``resnet50.a1_in1k``).
+        args: keyword arguments of ``timm.create_model``.
+        family: inferred from the timm model where it is not given.
+        taps: the four stages; by default the last four of a hierarchical net, and 2/12, 4/12, 10/12 and 12/12 of the depth
+            of a plain one.
+        mean, std, input_size: preprocessing, from the model's timm configuration where not given. ``input_size`` in pixels.
+        crop_pct, interpolation: of evaluation, from the model's timm configuration where not given.
+        weights: of a teacher: ``"train"`` (train it on the suite's data, from scratch), ``"finetune"`` (train it there from the
+            pretrained weights that timm knows, with a new head), ``"timm"`` (take those weights as they are), or a file. A
+            student starts from scratch whatever it says.
+        published_top1: accuracy (%) of these weights on the suite's test split, as published, and ``published_source``.
+        display: the name that tables print.
+    """
+
+    timm: str
+    args: dict[str, Any] = {}
+    family: Family | None = None
+    taps: Annotated[tuple[Tap, ...], Field(min_length=4, max_length=4)] | None = None
+    mean: Colours | None = None
+    std: Colours | None = None
+    input_size: tuple[int, int] | None = None
+    weights: Literal["train", "finetune", "timm"] | WeightsFile = "train"
+    display: str | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    published_top1: Annotated[float, Field(ge=0, le=100)] | None = None
+    published_source: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_from_the_zoo(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "zoo" not in content:
+            return content
+        from kdbench.suite.zoo import ZOO
+
+        own = dict(content)
+        name = str(own.pop("zoo"))
+        with at("zoo"):
+            find("net", name, ZOO)
+        return {**ZOO[name].model_dump(exclude_defaults=True), **own}
+
+    @model_validator(mode="after")
+    def _has_its_tag(self) -> NetSpec:
+        if self.weights in ("timm", "finetune") and "." not in self.timm:
+            raise Contradiction(
+                f"weights: {self.weights} needs the tag of timm's weights in the name, as in resnet50.a1_in1k "
+                f"(found {self.timm!r})",
+                "timm",
+            )
+        return self
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether a teacher is trained on the suite's data; else it comes with weights."""
+        return self.weights in ("train", "finetune")
+
+    def with_weights(self, weights: Literal["train", "finetune"]) -> NetSpec:
+        """The same net, trained here.
+
+        Raises:
+            ValidationError: if it is to be fine-tuned and its name has no tag.
+        """
+        return NetSpec.model_validate({**self.model_dump(), "weights": weights})
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that a result depends on; fields that were added later only where they are set."""
+        content = self.model_dump(mode="json", exclude={"display", "family", "published_top1", "published_source"})
+        for name in ("crop_pct", "interpolation"):
+            if content[name] is None:
+                del content[name]
+        if isinstance(self.weights, WeightsFile):
+            content["weights"] = self.weights.identity()
+        return content

@@ -1,0 +1,173 @@
+"""Recipes: how a kind of student, or a teacher, is trained. Typed, self-checking, and without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from kdbench.suite.problems import Contradiction
+from kdbench.suite.types import Count, NonNegative, Positive, Probability, Share, Strict
+
+
+class ResizedCrop(Strict):
+    """A random part of the image, resized: share of its area, range of its aspect ratio (drawn on a logarithmic scale), and the
+    interpolation, ``random`` being bilinear or bicubic by chance (torchvision's and timm's RandomResizedCrop)."""
+
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> ResizedCrop:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high or (name == "scale" and high > 1):
+                raise Contradiction(f"[{low:g}, {high:g}] is no range{' of shares' if name == 'scale' else ''}", name)
+        return self
+
+
+class Augment(Strict):
+    """Augmentation of training images.
+
+    Attributes:
+        crop_padding: zero padding (px) before a random crop of the old size.
+        flip: horizontal flip of every other image.
+        resized_crop: a random resized crop to the suite's image size, instead of ``crop_padding``.
+        randaugment: timm's RandAugment, in its notation (``rand-m9-mstd0.5-inc1``).
+        color_jitter: timm's colour jitter; timm leaves it out where there is RandAugment, and so do we.
+        erasing: probability of random erasing, with noise for every pixel.
+        mixup, cutmix: parameters of their Beta distributions; 0 turns them off.
+        mix_prob: probability that a batch (or image) is mixed at all.
+        mix_switch_prob: probability of cutmix where both are on.
+        mix_mode: whether a ratio is drawn for every image or, as in timm's default, for a batch.
+        repeats: how often each drawn image is in an epoch's order (repeated augmentation, Hoffer et al., arXiv:1901.09335).
+    """
+
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+    mixup: NonNegative = 0.0
+    resized_crop: ResizedCrop | None = None
+    randaugment: str | None = None
+    color_jitter: NonNegative = 0.0
+    erasing: Probability = 0.0
+    cutmix: NonNegative = 0.0
+    mix_prob: Probability = 1.0
+    mix_switch_prob: Probability = 0.5
+    mix_mode: Literal["image", "batch"] = "image"
+    repeats: Count = 1
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> Augment:
+        if self.crop_padding and self.resized_crop:
+            raise Contradiction("crop_padding and resized_crop are two crops; choose one", "crop_padding")
+        if self.cutmix and self.mix_mode == "image":
+            raise Contradiction("cutmix is made for whole batches: set mix_mode: batch", "cutmix")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed, which makes targets soft."""
+        return bool(self.mixup or self.cutmix)
+
+
+class OptimizerSpec(Strict):
+    """An optimiser of timm by name (``sgd`` is with Nesterov momentum, ``momentum`` without).
+
+    ``honour_no_weight_decay`` exempts what a net names itself (position embeddings, class tokens), ``decay_biases_and_norms``
+    exempts nothing else either.
+    """
+
+    name: str
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+    momentum: NonNegative = 0.9
+    betas: tuple[Share, Share] | None = None
+    honour_no_weight_decay: bool = True
+    decay_biases_and_norms: bool = False
+
+
+class ScheduleSpec(Strict):
+    """A schedule of timm. ``per`` says how often the learning rate moves; warm-up is part of ``epochs``."""
+
+    name: Literal["cosine", "step", "multistep", "constant"] = "cosine"
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_lr: NonNegative = 0.0
+    min_lr: NonNegative = 0.0
+    decay_epochs: NonNegative = 30
+    decay_rate: Positive = 0.1
+    milestones: tuple[int, ...] = ()
+    per: Literal["epoch", "step"] = "epoch"
+
+
+class Recipe(Strict):
+    """How a kind of student, or a teacher, is trained.
+
+    Attributes:
+        epochs: number of epochs, warm-up included.
+        batch_size: global: over all processes of a cohort together, and whatever part of it fits into memory at a time.
+        optimizer, schedule, augment: see there.
+        label_smoothing: of the supervised loss; with mixing it is inside the soft targets.
+        clip_norm: largest norm of all gradients together; None does not clip.
+        loss: the supervised loss; ``bce`` is binary cross-entropy on every class (Wightman et al., arXiv:2110.00476).
+        ema: decay of an exponential moving average of the weights, which is then what is measured and kept.
+        drop_path: stochastic depth of the student; None leaves the net's own.
+        eval_crop: share of the image's side that evaluation keeps, instead of each net's own.
+        pipeline: ``device`` makes batches on the device, ``exact`` with timm's own transforms in loader processes.
+        precision: of forward passes: ``bfloat16`` and ``float16`` use autocast, ``float16`` with loss scaling.
+        sync_bn: BatchNorm over the global batch where several processes train a cohort.
+    """
+
+    epochs: Count
+    batch_size: Count
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec = ScheduleSpec()
+    augment: Augment = Augment()
+    label_smoothing: Share = 0.0
+    clip_norm: Positive | None = None
+    loss: Literal["cross-entropy", "bce"] = "cross-entropy"
+    ema: Share | None = None
+    drop_path: Share | None = None
+    eval_crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    pipeline: Literal["device", "exact"] = "device"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    sync_bn: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.schedule.name != "constant" and self.schedule.warmup_epochs >= self.epochs:
+            raise Contradiction(
+                f"{self.schedule.warmup_epochs} leaves no epoch of epochs = {self.epochs} for the schedule itself",
+                "schedule",
+                "warmup_epochs",
+            )
+        if self.augment.mixes and self.augment.mix_mode == "batch" and self.batch_size % 2:
+            raise Contradiction(f"{self.batch_size} is odd, but images of a batch are mixed in pairs", "batch_size")
+        if self.pipeline == "device":
+            for name in ("randaugment", "color_jitter"):
+                if getattr(self.augment, name):
+                    raise Contradiction(f"{name} works image by image: set pipeline: exact", "augment", name)
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that a result depends on. A field that was added later is left out as long as it changes nothing, so
+        that results of earlier versions keep their identity."""
+        content = self.model_dump(mode="json")
+        for path in _ADDED_LATER:
+            _drop_default(self, content, path)
+        return content
+
+
+_ADDED_LATER: tuple[tuple[str, ...], ...] = (
+    *(("augment", name) for name in ("resized_crop", "randaugment", "color_jitter", "erasing", "cutmix", "mix_prob")),
+    *(("augment", name) for name in ("mix_switch_prob", "mix_mode", "repeats")),
+    ("optimizer", "decay_biases_and_norms"),
+    *((name,) for name in ("loss", "ema", "drop_path", "eval_crop", "pipeline", "precision", "sync_bn")),
+)
+
+
+def _drop_default(model: BaseModel, content: dict[str, Any], path: tuple[str, ...]) -> None:
+    for key in path[:-1]:
+        model, content = getattr(model, key), content[key]
+    if getattr(model, path[-1]) == type(model).model_fields[path[-1]].default:
+        del content[path[-1]]

@@ -1,0 +1,319 @@
+"""Suites: ``pairs/*.yaml`` as typed, self-checking objects. Works without torch."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from kdbench.errors import KdbenchError, UnknownNameError, is_near
+from kdbench.suite.dataset import DatasetSpec
+from kdbench.suite.net import FAMILIES, Family, NetSpec
+from kdbench.suite.problems import Contradiction, at, find, first_problem
+from kdbench.suite.recipe import Recipe
+from kdbench.suite.types import NAME_PATTERN, Count, Name, NonNegative, Seed, Strict
+from kdbench.suite.zoo import ZOO
+
+PAIR_SEPARATOR = "--"
+
+#: Bounds of a suite file, which aliases could make explode.
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 50
+
+
+class SuiteError(KdbenchError):
+    """A suite file that does not parse or contradicts itself; names the file and the line."""
+
+
+class Protocol(Strict):
+    """How much of a suite is run. ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers, ``recipes``
+    those of single recipes, by name, whoever is trained with them. ``set`` gives hyper-parameters of methods and goes before
+    the suite's.
+
+    The images of a class can be limited: what students train on (instead of the suite's own limit), what teachers train on, and
+    what both are measured on.
+    """
+
+    description: str
+    version: Count = 1
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    pairs: tuple[str, ...] = ("*",)
+    recipe: dict[str, Any] = {}
+    teacher: dict[str, Any] = {}
+    recipes: dict[Name, dict[str, Any]] = {}
+    set: dict[str, dict[str, Any]] = {}
+    images_per_class: Count | None = None
+    teacher_images_per_class: Count | None = None
+    #: Which epoch's figure tables show by default: the last, or the best on the test split, as much released code reports.
+    select: Literal["last", "best"] = "last"
+    #: Whether teachers have the weights that their nets name, or are all trained here (to try things out).
+    teacher_weights: Literal["own", "train"] = "own"
+    #: Whether a teacher that comes with weights sees its own preprocessing or, as in much released code, the student's.
+    teacher_preprocessing: Literal["own", "student"] = "own"
+    measured_images_per_class: Count | None = None
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Protocol:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise Contradiction("a seed is listed twice", "seeds")
+        return self
+
+
+class MethodsSpec(Strict):
+    """The methods that run by default, and hyper-parameters that differ from a method's own defaults."""
+
+    default: Annotated[tuple[str, ...], Field(min_length=1)]
+    set: dict[str, dict[str, Any]] = {}
+
+
+class Suite(Strict):
+    """One data set, its pairs, its recipes and its protocols."""
+
+    name: Name
+    title: str
+    dataset: DatasetSpec
+    nets: dict[Name, NetSpec] = {}
+    pairs: Annotated[tuple[str, ...], Field(min_length=1)]
+    recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
+    student_recipe: dict[Family, str]
+    teacher_recipe: dict[Family, str]
+    #: Recipes of nets that are not trained like others of their family, as teacher or student.
+    net_recipe: dict[Name, str] = {}
+    protocols: Annotated[dict[Name, Protocol], Field(min_length=1)]
+    default_protocol: str
+    methods: MethodsSpec
+    cpu_threads: Count = 1
+    teacher_seed: Seed = 0
+    #: Smallest top-1 (%) on the evaluated split that a trained teacher is expected to reach.
+    teacher_at_least: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Suite:
+        for position, pair in enumerate(self.pairs):
+            with at("pairs", position):
+                if pair in self.pairs[:position]:
+                    raise KdbenchError(f"pair {pair!r} is listed twice")
+                for net in split_pair(pair):
+                    self.net(net)
+        for kind, chosen in (("student_recipe", self.student_recipe), ("teacher_recipe", self.teacher_recipe)):
+            missing = [family for family in FAMILIES if family not in chosen]
+            if missing:
+                raise Contradiction(f"no recipe for {', '.join(missing)}", kind)
+            for family, recipe in chosen.items():
+                with at(kind, family):
+                    find("recipe", recipe, self.recipes)
+        for net, recipe in self.net_recipe.items():
+            with at("net_recipe", net):
+                self.net(net)
+                find("recipe", recipe, self.recipes)
+        with at("default_protocol"):
+            find("protocol", self.default_protocol, self.protocols)
+        for name, protocol in self.protocols.items():
+            for position, pattern in enumerate(protocol.pairs):
+                with at("protocols", name, "pairs", position):
+                    self.choose_pairs(name, [pattern])
+            for recipe in protocol.recipes:
+                with at("protocols", name, "recipes", recipe):
+                    find("recipe", recipe, self.recipes)
+            for recipe in {*self.student_recipe.values(), *self.net_recipe.values()}:
+                self.recipe(recipe, name)
+            for recipe in {*self.teacher_recipe.values(), *self.net_recipe.values()}:
+                self.recipe(recipe, name, teacher=True)
+        return self
+
+    def net(self, name: str) -> NetSpec:
+        """The net called ``name``: of the suite, of the zoo, or timm's own model of that name."""
+        if name in self.nets:
+            return self.nets[name]
+        if name in ZOO:
+            return ZOO[name]
+        own = {*self.nets, *ZOO}
+        if importlib.util.find_spec("timm") is None:
+            raise UnknownNameError("net", name, own)
+        if re.match(NAME_PATTERN, name) and _timm_has(name):  # the name becomes that of a folder
+            return NetSpec(timm=name, weights="train")
+        every = {*own, *_timm_names()}
+        raise UnknownNameError("net", name, every if is_near(name, every) else own)
+
+    def images_per_class(self, protocol: str, teacher: bool = False) -> int | None:
+        """How many images of every class students, or teachers, train on under a protocol; None for all."""
+        limits = self.protocols[protocol]
+        return limits.teacher_images_per_class if teacher else limits.images_per_class or self.dataset.images_per_class
+
+    def recipe_name(self, net: str, family: str, teacher: bool = False) -> str:
+        """The name of the recipe that trains a net."""
+        chosen: Mapping[str, str] = self.teacher_recipe if teacher else self.student_recipe  # type: ignore[assignment]
+        return self.net_recipe.get(net) or chosen[family]
+
+    def recipe(self, name: str, protocol: str, teacher: bool = False) -> Recipe:
+        """The recipe ``name`` as a protocol changes it."""
+        kind = "teacher" if teacher else "recipe"
+        changes, own = getattr(self.protocols[protocol], kind), self.protocols[protocol].recipes.get(name, {})
+        try:
+            return Recipe.model_validate(merge(merge(self.recipes[name].model_dump(), changes), own))
+        except ValidationError as error:
+            location, problem = first_problem(error, Recipe)
+            where = ("recipes", name) if _names(own, location) else (kind,)
+            raise Contradiction(problem, "protocols", protocol, *where, *location) from None
+
+    def choose_pairs(self, protocol: str, patterns: Sequence[str] = ()) -> list[str]:
+        """Pairs of a protocol; ``patterns`` (globs over all pairs of the suite) replace the protocol's own choice.
+
+        Raises:
+            UnknownNameError: for a pattern that matches nothing.
+        """
+        wanted = list(patterns) or list(self.protocols[protocol].pairs)
+        for pattern in wanted:
+            if not any(fnmatch.fnmatchcase(pair, pattern) for pair in self.pairs):
+                raise UnknownNameError("pair", pattern, self.pairs, f"suite {self.name}")
+        return [pair for pair in self.pairs if any(fnmatch.fnmatchcase(pair, pattern) for pattern in wanted)]
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """``"teacher--student"`` to its two nets.
+
+    Raises:
+        KdbenchError: if it has another form.
+    """
+    teacher, separator, student = pair.partition(PAIR_SEPARATOR)
+    if not (separator and teacher and student) or PAIR_SEPARATOR in student:
+        raise KdbenchError(f"pair {pair!r} is not of the form teacher{PAIR_SEPARATOR}student")
+    return teacher, student
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``, nested mappings merged."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _names(changes: Mapping[str, Any], location: Sequence[Any]) -> bool:
+    """Whether nested changes hold the field at ``location``."""
+    value: Any = changes
+    for key in location:
+        if not isinstance(value, Mapping) or key not in value:
+            return False
+        value = value[key]
+    return True
+
+
+def suite_files() -> dict[str, Path]:
+    """The packaged suites: name -> file."""
+    spec = importlib.util.find_spec("kdbench.pairs")
+    if spec is None or not spec.submodule_search_locations:
+        raise KdbenchError(
+            "kdbench is not installed completely: the package kdbench.pairs is missing (pip install -e .)"
+        )
+    return {
+        path.stem: path for folder in spec.submodule_search_locations for path in sorted(Path(folder).glob("*.yaml"))
+    }
+
+
+def load_suite(name: str) -> Suite:
+    """Load a packaged suite by name, or any suite by the path of its YAML file.
+
+    Raises:
+        UnknownNameError: for a name that is no suite.
+        SuiteError: for a file that does not parse or is not valid, with its line.
+    """
+    packaged = suite_files()
+    if name in packaged:
+        return read_suite(packaged[name])
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not Path(name).is_file():
+            raise KdbenchError(f"suite file {name}: no such file")
+        return read_suite(Path(name))
+    raise UnknownNameError("suite", name, packaged)
+
+
+def read_suite(path: Path) -> Suite:
+    """Read one suite file; see ``load_suite``."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise SuiteError(f"{path}: larger than {MAX_BYTES:,} bytes, which no suite is")
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        _check_tree(tree)
+        content = None if tree is None else yaml.SafeLoader("").construct_document(tree)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: cannot be read ({error})") from None
+    except yaml.reader.ReaderError as error:
+        raise SuiteError(f"{path}: character {error.position + 1} cannot be in a YAML file ({error.reason})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise SuiteError(f"{path}{line}: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise SuiteError(f"{path}: nested too deeply") from None
+    except (ValueError, OverflowError, TypeError) as error:  # a value that looks like a date or a number and is none
+        raise SuiteError(f"{path}: a value cannot be read ({error}); quote it if it is text") from None
+    if not isinstance(content, dict):
+        raise SuiteError(f"{path}, line 1: a suite is a mapping with the keys {', '.join(Suite.model_fields)}")
+    try:
+        return Suite.model_validate(content)
+    except ValidationError as error:
+        location, problem = first_problem(error, Suite)
+        where = ".".join(map(str, location))
+        raise SuiteError(f"{path}, line {_line_of(tree, location)}: {where and f'{where}: '}{problem}") from None
+
+
+def _check_tree(root: yaml.Node | None) -> None:
+    """Refuse a key given twice, of which YAML would keep the last, and aliases that make a small file explode."""
+    count, stack = 0, [(root, 0)]
+    while stack:
+        node, depth = stack.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise _marked("nested too deeply, or an alias refers to itself", node)
+        if count > MAX_VALUES:
+            raise _marked("aliases expand to too many values", node)
+        if isinstance(node, yaml.SequenceNode):
+            stack += [(child, depth + 1) for child in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, child in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        raise _marked(f"key {key.value!r} is given twice", key)
+                    seen.add(key.value)
+                stack += [(key, depth + 1), (child, depth + 1)]
+
+
+def _marked(problem: str, node: yaml.Node | None) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark if node else None)
+
+
+def _line_of(node: yaml.Node | None, location: Sequence[Any]) -> int:
+    """Line (from 1) of the deepest part of ``location`` that the file holds."""
+    line = 1
+    for key in location:
+        if isinstance(node, yaml.MappingNode):
+            match = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if match is None:
+                break
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _timm_has(name: str) -> bool:
+    import timm
+
+    return bool(timm.is_model(name.split(".")[0]))
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return list(timm.list_models())

@@ -1,0 +1,407 @@
+"""The command line: quick where nothing is trained, one line and status 2 for a wrong request."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kdbench.cli import parser
+from kdbench.cli.parser import _subparsers, build_parser
+from kdbench.errors import KdbenchError
+from kdbench.matrix.cells import make_plan
+from kdbench.matrix.request import Choice
+from kdbench.plugins.registry import METHODS, catalog
+from kdbench.store.folders import FORMAT, Store, write_bytes, write_json
+from kdbench.suite.suite import load_suite
+from tests.conftest import Said, tiny
+
+from .test_store import result
+
+Kdbench = Callable[..., Said]
+#: What no verb that trains nothing may import: it takes seconds.
+HEAVY = ("torch", "timm", "mmengine", "sklearn", "matplotlib", "torchvision")
+LIMIT = 1.5  # seconds of one core; what the clock shows depends on who else works on the machine
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins() -> Iterator[None]:
+    yield
+    for name in [name for name, cls in METHODS.items() if cls.__module__.startswith("kdbench_plugin_")]:
+        sys.modules.pop(METHODS.pop(name).__module__, None)
+
+
+@pytest.fixture
+def filled(tmp_path: Path, write_suite: Callable[..., Path]) -> tuple[Path, Path]:
+    """A suite file, and a run directory in which all its cells are done."""
+    suite = write_suite()
+    store = Store(tmp_path / "runs")
+    store.check(writable=True)
+    for number, cell in enumerate(make_plan(load_suite(str(suite)), Choice(protocol="seeds"), catalog()).cells):
+        store.cell(cell).prepare(cell)
+        write_json(store.cell(cell).result, result(cell, 90.0 + number % 5))
+    return suite, store.root
+
+
+# Speed
+
+
+def imported(*words: str) -> tuple[float, list[str]]:
+    """Seconds of the processor that a command takes in a process of its own, and which heavy modules it imported."""
+    script = (
+        "import sys\nfrom kdbench.cli.parser import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"print('\\nheavy:', *[name for name in {HEAVY} if name in sys.modules])"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return seconds, done.stdout.splitlines()[-1].split()[1:]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",), ("run", "--help"), ("list",), ("list", "methods"), ("list", "pairs", "--json"), ("status",),
+        ("status", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
+        ("table", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
+        ("table", "SUITE", "--protocol", "seeds", "--out", "RUNS", "--format", "latex"),
+        ("leaderboard", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
+        ("run", "--methods", "kdd"),
+    ],
+)  # fmt: skip
+def test_verbs_that_train_nothing_are_quick_and_import_nothing_heavy(
+    filled: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    suite, runs = filled
+    command = [{"SUITE": str(suite), "RUNS": str(runs)}.get(word, word) for word in words]
+    seconds, heavy = imported(*command)
+    assert heavy == []
+    assert seconds < LIMIT
+
+
+def test_importing_kdbench_imports_next_to_nothing() -> None:
+    script = "import sys, kdbench; print([name for name in ('torch', 'numpy', 'pandas', 'pydantic', 'yaml') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# Requests that are wrong
+
+
+WRONG = [
+    ("run nosuch", "unknown suite 'nosuch'; valid: "),
+    ("run digit", "unknown suite 'digit'; did you mean 'digits'?"),
+    ("run nowhere.yaml", "suite file nowhere.yaml: no such file"),
+    ("run --protocol smok", "unknown protocol 'smok' in suite digits; did you mean 'smoke'?"),
+    ("run --methods kdd", "unknown method 'kdd'; did you mean 'kd'?"),
+    ("run --methods scratch,fitnets", "unknown method 'fitnets'; did you mean 'fitnet'?"),
+    ("run --pairs resnet-t--vit-z", "unknown pair 'resnet-t--vit-z' in suite digits; did you mean 'resnet-"),
+    ("run --set kd.temprature=4", "unknown hyper-parameter kd.temprature; did you mean 'temperature'?"),
+    ("run --set kd.temperature=hot", "kd.temperature = 'hot': expected float, got str"),
+    ("run --set kd.temperature=[", "--set 'kd.temperature=[': the value does not parse as YAML"),
+    ("run --set kd=4", "--set 'kd=4' is not of the form METHOD.NAME=VALUE"),
+    ("run --set kdd.temperature=4", "unknown method 'kdd'; did you mean 'kd'?"),
+    ("run --set scratch.temperature=4", "scratch has none"),
+    ("run --seeds a", "--seeds: 'a' is not a whole number from 0 to 4294967295"),
+    ("run --seeds 0,-1", "--seeds: '-1' is not"),
+    ("run --seeds 4294967296", "--seeds: '4294967296' is not"),
+    ("run --seeds ²", "--seeds: '²' is not"),
+    ("run --split train", "unknown --split 'train'; valid: test, validation"),
+    ("run --workers 0", "--workers: '0' is not a number of processes"),
+    ("run --workers ²", "--workers: '²' is not a number of processes"),
+    ("run --on moon", "unknown --on 'moon'; valid: "),
+    ("run --plugin nofile.py", "plugin nofile.py: no such file"),
+    ("run --protcol short", "unknown argument '--protcol'; did you mean '--protocol'?"),
+    ("run digits short", "unexpected argument 'short'"),
+    ("rum", "unknown VERB 'rum'; did you mean 'run'?"),
+    ("list method", "unknown what 'method'; did you mean 'methods'?"),
+    ("list pairs --suite digit", "unknown suite 'digit'; did you mean 'digits'?"),
+    ("table --format excel", "unknown --format 'excel'; valid: "),
+    ("table --metric top", "did you mean 'top5'?"),
+    ("table --out nowhere", "run directory nowhere does not exist; kdbench run makes it"),
+    ("leaderboard --out nowhere", "run directory nowhere does not exist"),
+    ("leaderboard --tie-band x", "--tie-band: 'x' is not a number of points"),
+    ("leaderboard --tie-band nan", "--tie-band: 'nan' is not a number of points"),
+    ("test kdd", "unknown method 'kdd'; did you mean 'kd'?"),
+]
+
+
+@pytest.mark.parametrize(("words", "problem"), WRONG, ids=[words for words, _ in WRONG])
+def test_wrong_request_is_told_in_one_line_and_nothing_is_written(
+    kdbench: Kdbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDBENCH_OUT", "here")
+    said = kdbench(*words.split())
+    assert said.status == 2
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("kdbench: ")
+    assert problem in line
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("--set kd.temperature=0", "kd.temperature = 0: must be above 0"),
+        ("--set kd.temperature=nan", "kd.temperature = nan: must be above 0"),
+        ("--device cudaa", "--device cudaa: "),
+    ],
+)
+def test_request_that_only_building_refuses_writes_nothing_either(
+    kdbench: Kdbench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_suite: Callable[..., Path],
+    words: str,
+    problem: str,
+) -> None:
+    suite = write_suite()
+    monkeypatch.chdir(tmp_path)
+    said = kdbench("run", suite, "--out", "here", *words.split())
+    assert (said.status, said.out) == (2, "")
+    (line,) = said.err.splitlines()
+    assert problem in line
+    assert os.listdir(tmp_path) == [suite.name]
+
+
+@pytest.mark.parametrize("out", ["", " "])
+def test_empty_name_of_the_run_directory_is_refused(kdbench: Kdbench, out: str) -> None:
+    said = kdbench("status", "--out", out)
+    assert (said.status, len(said.err.splitlines())) == (2, 1)
+    assert "is no folder" in said.err
+
+
+def test_batch_larger_than_the_data_is_refused_before_anything_trains(
+    kdbench: Kdbench, write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    suite = write_suite(recipes={"token": {"batch_size": 5000}})
+    said = kdbench("run", suite, "--out", tmp_path / "runs")
+    assert (said.status, said.out) == (2, "")
+    assert (
+        said.err
+        == "kdbench: suite tiny: batch_size = 5000 of recipe token is larger than the 100 images that a student trains on\n"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_suite_file_is_told_with_its_line(kdbench: Kdbench, write_suite: Callable[..., Path]) -> None:
+    path = write_suite({**tiny(), "titel": "x"})
+    said = kdbench("run", path)
+    assert said.status == 2
+    line = len(path.read_text().splitlines())
+    assert said.err == f"kdbench: {path}, line {line}: titel: unknown key; did you mean 'title'?\n"
+
+
+def test_message_of_many_lines_is_told_in_one(kdbench: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdbench.cli import commands
+
+    def fail(options: argparse.Namespace) -> int:
+        raise KdbenchError("first\nsecond")
+
+    monkeypatch.setattr(commands, "status", fail)
+    assert kdbench("status") == Said(2, "", "kdbench: first second\n")
+
+
+def test_ctrl_c_ends_any_verb_in_one_line(kdbench: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdbench.cli import commands
+
+    def interrupt(options: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "status", interrupt)
+    assert kdbench("status") == Said(130, "", "kdbench: interrupted\n")
+
+
+def test_reader_that_closes_the_pipe_early_sees_no_traceback() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m kdbench.cli.parser list methods --json | head -n 1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.stdout
+
+
+# The run directory
+
+
+@pytest.mark.parametrize("verb", ["run", "plan", "status", "table", "leaderboard"])
+def test_run_directory_of_a_newer_format_is_refused_at_once(
+    kdbench: Kdbench, write_suite: Callable[..., Path], tmp_path: Path, verb: str
+) -> None:
+    write_bytes(tmp_path / "runs" / "format.json", json.dumps({"format": FORMAT + 1}).encode())
+    said = kdbench(verb, write_suite(), "--out", tmp_path / "runs")
+    assert (said.status, said.out) == (2, "")
+    assert f"has format {FORMAT + 1}, written by a newer kdbench" in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("where", ["runs", "runs/inner"])
+def test_run_directory_that_cannot_be_written_is_refused_before_anything_trains(
+    kdbench: Kdbench, write_suite: Callable[..., Path], tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "runs").write_text("")
+    said = kdbench("run", write_suite(), "--out", tmp_path / where)
+    assert (said.status, said.out) == (2, "")
+    assert said.err.startswith(f"kdbench: run directory {tmp_path / where} ")
+    assert len(said.err.splitlines()) == 1
+
+
+# Plugins
+
+
+def test_plugin_with_a_syntax_error_is_told_with_its_traceback_and_the_listing_goes_on(
+    kdbench: Kdbench, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("def f(:\n")
+    said = kdbench("list", "methods", "--json", "--plugin", broken)
+    assert said.status == 1
+    assert {"kd", "scratch"} <= {row["name"] for row in json.loads(said.out)}
+    assert said.err.startswith(f"kdbench: plugin {broken}, line 1: ")
+    assert "SyntaxError" in said.err
+
+
+def test_plugin_that_raises_at_import_is_told_by_the_plan_with_its_traceback(
+    kdbench: Kdbench, write_suite: Callable[..., Path], write_plugin: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_plugin(before="raise RuntimeError('boom')")
+    said = kdbench("plan", write_suite(), "--plugin", path, "--out", tmp_path / "runs", "--no-probe")
+    assert said.status == 1
+    assert f"kdbench: plugin {path} raised when it was imported: RuntimeError: boom" in said.err
+    assert "Traceback" in said.err
+    assert str(path) in said.err.split("Traceback")[1]
+    assert "3 cells: 2 to do" in said.out
+    assert not (tmp_path / "runs").exists()
+
+
+# Listings, status, tables
+
+
+def test_listing_tells_of_everything_there_is(kdbench: Kdbench) -> None:
+    said = kdbench("list", "--json")
+    content = json.loads(said.out)
+    assert set(content) == {"methods", "pairs", "suites", "nets", "datasets"}
+    assert {"name", "display", "family", "fidelity", "needs", "paper", "hyperparameters"} <= set(content["methods"][0])
+    assert content["methods"][0]["name"] == "scratch"
+    plain = kdbench("list")
+    assert plain.status == 0
+    assert all(kind in plain.out for kind in content)
+    for kind in content:
+        assert kdbench("list", kind).out.strip()
+        assert json.loads(kdbench("list", kind, "--json").out) == content[kind]
+
+
+def test_pairs_of_a_suite_file_are_listed(kdbench: Kdbench, write_suite: Callable[..., Path]) -> None:
+    rows = json.loads(kdbench("list", "pairs", "--suite", write_suite(), "--json").out)
+    assert [row["pair"] for row in rows] == ["cnn--vit", "cnn--mlp", "vit--cnn"]
+
+
+def test_help_names_every_verb_and_every_verb_has_help(kdbench: Kdbench) -> None:
+    text = kdbench("--help").out
+    assert kdbench().out == text
+    verbs = _subparsers(build_parser())
+    assert {"list", "plan", "run", "status", "table", "leaderboard"} <= set(verbs)
+    for verb in verbs:
+        assert verb in text
+        said = kdbench(verb, "--help")
+        assert (said.status, said.err) == (0, "")
+        assert "exit status" in said.out
+
+
+def test_version_is_told(kdbench: Kdbench) -> None:
+    assert kdbench("--version").out == f"kdbench {parser.__version__}\n"
+
+
+def test_status_counts_the_cells_of_each_pair_and_names_what_is_damaged(
+    kdbench: Kdbench, filled: tuple[Path, Path]
+) -> None:
+    suite, runs = filled
+    said = kdbench("status", suite, "--protocol", "seeds", "--out", runs)
+    assert (said.status, said.err) == (0, "")
+    assert [line.split() for line in said.out.splitlines() if "--" in line and line[0] != "-"] == [
+        ["cnn--vit", "4"], ["cnn--mlp", "4"], ["vit--cnn", "4"],
+    ]  # fmt: skip
+    broken = next(iter(sorted(runs.glob("*/*/*/*/*/result.json"))))
+    broken.write_bytes(b"{")
+    said = kdbench("status", suite, "--protocol", "seeds", "--out", runs)
+    assert f"damaged: {broken}; kdbench run trains the cell again" in said.out
+
+
+def test_status_before_anything_is_done_says_what_to_do(kdbench: Kdbench, tmp_path: Path) -> None:
+    said = kdbench("status", "--out", tmp_path / "runs")
+    assert said.status == 0
+    assert "nothing is done yet; kdbench run trains it" in said.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_results_of_an_older_configuration_are_told_and_not_shown(
+    kdbench: Kdbench, filled: tuple[Path, Path], write_suite: Callable[..., Path]
+) -> None:
+    _, runs = filled
+    changed = write_suite(recipes={"cnn": {"batch_size": 25}})
+    said = kdbench("status", changed, "--protocol", "seeds", "--out", runs)
+    assert "stale: 12 results of older configurations" in said.out
+
+
+@pytest.mark.parametrize("layout", ["pairs", "methods"])
+@pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv", "html"])
+def test_table_is_written_in_every_form(
+    kdbench: Kdbench, filled: tuple[Path, Path], tmp_path: Path, form: str, layout: str
+) -> None:
+    suite, runs = filled
+    words = ("table", suite, "--protocol", "seeds", "--out", runs, "--format", form, "--layout", layout)
+    said = kdbench(*words)
+    assert (said.status, said.err) == (0, "")
+    assert ("kd," if form == "csv" else "KD") in said.out
+    assert kdbench(*words, "--to", tmp_path / "table").status == 0
+    if form == "csv":  # the others hold the command that made them
+        assert (tmp_path / "table").read_text() == said.out
+    said = kdbench(*words, "--to", tmp_path / "nowhere" / "table")
+    assert said.status == 2
+    assert "cannot be written" in said.err
+
+
+def test_tables_show_the_epoch_that_the_protocol_selects_unless_told_otherwise(
+    kdbench: Kdbench, filled: tuple[Path, Path], write_suite: Callable[..., Path]
+) -> None:
+    words = ("--protocol", "seeds", "--out", filled[1])
+    for verb in ("table", "leaderboard"):
+        assert "last epoch" in kdbench(verb, filled[0], *words).out
+    best = write_suite(name="best.yaml", protocols={"seeds": {"select": "best"}})  # no part of a result's identity
+    for verb in ("table", "leaderboard"):
+        assert "best test epoch" in kdbench(verb, best, *words).out
+        assert "best test epoch" not in kdbench(verb, best, *words, "--select", "last").out
+
+
+def test_table_of_a_run_that_has_begun_shows_what_there_is(kdbench: Kdbench, filled: tuple[Path, Path]) -> None:
+    suite, runs = filled
+    results = sorted(runs.glob("*/*/*/*/*/result.json"))
+    write_bytes(results[0].with_name("checkpoint-00001.ckpt"), b"x")
+    results[0].unlink()
+    results[1].write_bytes(b"{")
+    config = results[2].with_name("config.json")
+    config.write_bytes(config.read_bytes()[:-9])
+    for verb in ("table", "leaderboard"):
+        said = kdbench(verb, suite, "--protocol", "seeds", "--out", runs)
+        assert said.status == 0, said.err
+        assert "KD" in said.out
+
+
+def test_table_of_an_empty_run_directory_shows_no_traceback(
+    kdbench: Kdbench, write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    Store(tmp_path / "runs").check(writable=True)
+    for verb in ("table", "leaderboard"):
+        said = kdbench(verb, write_suite(), "--out", tmp_path / "runs")
+        assert said.status in (0, 2)
+        assert len(said.err.splitlines()) <= 1

@@ -1,0 +1,166 @@
+"""What a run shows while it goes on."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from kdbench.cli import progress as module
+from kdbench.cli.progress import LiveProgress, PlainProgress, Progress, format_seconds, make_progress
+from kdbench.launch.job import Job
+from kdbench.matrix.request import Choice
+
+TEACHER, COHORT = "teacher cnn", "cnn--vit, token, seed 0"
+
+
+def jobs() -> list[Job]:
+    common: dict[str, Any] = {
+        "suite": "tiny", "choice": Choice(), "out": "runs", "data": None, "device": None, "threads": 1, "log": "log",
+    }  # fmt: skip
+    return [
+        Job(TEACHER, "teacher", ("teachers/cnn",), **common),
+        Job(COHORT, "cohort", ("a", "b", "c"), **common),
+    ]
+
+
+def epoch(job: str, cell: str, number: int, top1: float, epochs: int = 4) -> dict[str, Any]:
+    return {"event": "epoch", "job": job, "cell": cell, "epoch": number, "epochs": epochs, "top1": top1}
+
+
+def followed(progress: Progress) -> Progress:
+    """A teacher is trained, then two of three cells are done and one has failed."""
+    progress.start(jobs())
+    events: list[dict[str, Any]] = [
+        {"event": "started", "job": TEACHER},
+        epoch(TEACHER, "cnn", 1, 50.0, 2),
+        epoch(TEACHER, "cnn", 2, 60.0, 2),
+        {"event": "done", "job": TEACHER, "cell": "cnn", "top1": 60.0, "seconds": 1.0},
+        {"event": "finished", "job": TEACHER, "error": None},
+        {"event": "started", "job": COHORT},
+        epoch(COHORT, "a", 1, 10.0),
+        epoch(COHORT, "b", 1, 20.0),
+        {"event": "failed", "job": COHORT, "cell": "c", "kind": "exception", "reason": "why"},
+        epoch(COHORT, "a", 2, 30.0),
+        epoch(COHORT, "b", 2, 40.0),
+    ]
+    for event in events:
+        progress.event(event)
+    return progress
+
+
+def test_share_done_weighs_each_job_by_its_cells() -> None:
+    progress = Progress(3)
+    assert progress.share_done() == 1.0  # nothing to do
+    progress.start(jobs())
+    assert progress.share_done() == 0.0
+    followed(progress)
+    assert progress.share_done() == pytest.approx((1 * 1 + 3 * 0.5) / 4)
+
+
+def test_cells_are_counted_and_teachers_are_not() -> None:
+    progress = followed(Progress(5, done_cells=2))
+    assert (progress.done, progress.failed) == (2, 1)
+    progress.event({"event": "done", "job": COHORT, "cell": "a", "top1": 50.0, "seconds": 1.0})
+    assert progress.done == 3
+    assert progress.failures == ["c: why"]
+
+
+def test_restart_of_a_job_is_told_and_a_lost_job_with_its_reason() -> None:
+    progress = followed(Progress(3))
+    progress.event({"event": "restarted", "job": COHORT, "error": "the worker was ended by signal SIGKILL"})
+    progress.event({"event": "resumed", "job": COHORT, "cell": "a", "epoch": 1})
+    assert "started again from its last checkpoint" in progress.failures[-1]
+    assert progress.jobs[COHORT]["epoch"] == 1
+    progress.event({"event": "finished", "job": COHORT, "error": "the disk is full"})
+    assert progress.failures[-1] == f"{COHORT}: the disk is full"
+    assert progress.share_done() == 1.0
+    assert progress.running() == []
+
+
+def test_event_of_an_unknown_job_does_no_harm() -> None:
+    progress = Progress(3)
+    progress.event({"event": "epoch", "job": "nobody", "cell": "x"})
+    assert progress.jobs == {}
+
+
+def test_time_left_is_told_once_enough_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    progress = Progress(3)
+    progress.start(jobs())
+    now[0] = 100.0
+    assert progress.left() == ""
+    followed(progress)  # 2.5 of 4 parts
+    assert progress.left() == "1:00"
+    now[0] = 4.0
+    assert progress.left() == ""
+
+
+def test_plain_lines_come_every_few_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = followed(PlainProgress(5, done_cells=2, stream=stream))
+    for _ in range(100):
+        now[0] += 0.1
+        progress.tick()
+    assert len(stream.getvalue().splitlines()) in (1, 2)
+    now[0] = 20.0
+    progress.stop()
+    line = stream.getvalue().splitlines()[-1]
+    assert line == f"[0:20]  cells 2/5  failed 1  about 0:12 left  | {COHORT} epoch 2/4, top-1 30.0 to 40.0"
+
+
+def test_live_view_shows_what_runs_and_what_failed() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    progress = followed(LiveProgress(5, 2, console))
+    progress.tick()
+    with console.capture() as captured:
+        console.print(progress._view())  # type: ignore[attr-defined]
+    progress.stop()
+    text = captured.get()
+    for words in ("2/5 cells", "1 failed", COHORT, "epoch 2/4", "c: why"):
+        assert words in text, words
+    assert TEACHER not in text
+
+
+def test_square_brackets_in_names_and_reasons_are_shown_as_they_are() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=100)
+    progress = LiveProgress(1, 0, console)
+    progress.start([Job("a [red]b[/nothing]", "cohort", ("x",), **{key: getattr(jobs()[0], key) for key in _COMMON})])
+    progress.event({"event": "started", "job": "a [red]b[/nothing]"})
+    progress.event({"event": "failed", "job": "a [red]b[/nothing]", "cell": "x", "reason": "shape [2, 3] [/bad]"})
+    with console.capture() as captured:
+        console.print(progress._view())
+    progress.stop()
+    assert "a [red]b[/nothing]" in captured.get()
+    assert "shape [2, 3] [/bad]" in captured.get()
+
+
+_COMMON = ("suite", "choice", "out", "data", "device", "threads", "log")
+
+
+def test_plain_lines_are_chosen_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert isinstance(make_progress(3, 0), PlainProgress)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3700, "1:01:40"), (100 * 3600, "100:00:00")],
+)
+def test_seconds_are_shown_as_a_clock_does(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_plain_lines_tell_warnings_at_once() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress(3, stream=stream)
+    progress.start(jobs())
+    progress.event({"event": "warning", "job": COHORT, "reason": "one process does this alone"})
+    assert stream.getvalue() == f"note: {COHORT}: one process does this alone\n"

@@ -1,0 +1,127 @@
+"""Processes that train one cohort together give the numbers of one process, from the command that starts them to the files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from kdbench import distributed
+from kdbench.engine import parallel
+from kdbench.plugins.registry import catalog
+from kdbench.store.folders import load_results
+
+#: Nets without batch normalisation, as teacher and as students; those of the methods are over the joint batch.
+SUITE = """
+name: together
+title: Together
+dataset: {name: digits, images_per_class: 4}
+nets:
+  mlp: {timm: mixer_32px_small, family: mlp, args: {patch_size: 8, embed_dim: 20, num_blocks: 4}}
+  vit: {timm: vit_32px_small, family: vit, args: {patch_size: 8, embed_dim: 16, depth: 4, num_heads: 2}}
+  cnn: {timm: convnext_32px_small, family: cnn, args: {dims: [8, 12, 16, 24], depths: [1, 1, 1, 1]}}
+pairs: [mlp--vit, vit--cnn]
+recipes:
+  sgd:
+    epochs: 2
+    batch_size: 20
+    optimizer: {name: momentum, lr: 0.02, weight_decay: 0.001}
+    schedule: {name: constant}
+    augment: {crop_padding: 2, mixup: 0.4}
+    label_smoothing: 0.1
+    clip_norm: 1.0
+student_recipe: &all {cnn: sgd, vit: sgd, mlp: sgd}
+teacher_recipe: *all
+methods:
+  default: [scratch]
+  set: {crd: {num_negatives: 12, dim: 8}}
+protocols:
+  only: {description: "two epochs", teacher_images_per_class: 4, measured_images_per_class: 5}
+default_protocol: only
+"""
+
+
+def run(folder: Path, methods: str, pairs: str, processes: int, text: str = SUITE) -> Path:
+    suite = folder / "together.yaml"
+    suite.write_text(text)
+    out = folder / f"with-{processes}"
+    command = ["-m", "kdbench", "run", str(suite), "--methods", methods, "--pairs", pairs, "--out", str(out)]
+    command += ["--device", "cpu", "--on", "inprocess"]
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    words = [sys.executable, *(torchrun if processes > 1 else []), *command]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return out
+
+
+def compare(one: Path, two: Path) -> None:
+    first, second = (load_results(out).set_index("path").sort_index() for out in (one, two))
+    assert (first["state"] == second["state"]).all()
+    for path in first.index[first["state"] == "done"]:
+        results = [json.loads((out / path / "result.json").read_text()) for out in (one, two)]
+        for name, value in results[0]["losses"].items():
+            assert math.isclose(results[1]["losses"][name], value, rel_tol=2e-4, abs_tol=1e-5), (path, name, results)
+        nll = [result["metrics"]["last"]["nll"] for result in results]
+        assert math.isclose(*nll, rel_tol=1e-4), (path, nll)
+        assert results[1]["cost"]["processes"] == 2
+
+
+@pytest.mark.xdist_group("two processes")
+def test_torchrun_with_two_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
+    methods = "scratch,kd,crd,cc,mgd"
+    compare(run(tmp_path, methods, "mlp--vit", 1), run(tmp_path, methods, "mlp--vit", 2))
+
+
+@pytest.mark.xdist_group("two processes")
+def test_a_batch_that_cannot_be_shared_is_trained_by_one_process_while_the_others_wait(tmp_path: Path) -> None:
+    odd = SUITE.replace("batch_size: 20", "batch_size: 15")
+    outs = [run(tmp_path, "scratch,kd", "mlp--vit", processes, odd) for processes in (1, 2)]
+    first, second = (load_results(out).set_index("path").sort_index() for out in outs)
+    assert list(first["state"]) == ["done", "done"]
+    assert list(second["state"]) == ["done", "done"]
+    for path in first.index:
+        one, two = (json.loads((out / path / "result.json").read_text()) for out in outs)
+        assert one["metrics"]["last"] == two["metrics"]["last"]
+        assert "processes" not in two["cost"]
+
+
+def test_stochastic_depth_in_a_single_process_is_that_of_timm() -> None:
+    value = torch.rand(16, 5, 3, requires_grad=True)
+    for scale in (True, False):
+        net = nn.Sequential(DropPath(0.4, scale))
+        torch.manual_seed(1)
+        expected = net(value)
+        parallel.join_drop_paths(net)
+        assert isinstance(net[0], parallel.JointDropPath)
+        torch.manual_seed(1)
+        assert torch.equal(net(value), expected)
+        assert torch.equal(net.eval()(value), value)
+
+
+def test_stochastic_depth_of_two_processes_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = parallel.JointDropPath(0.5, True)
+    value = torch.rand(12, 4) + 0.1
+    torch.manual_seed(3)
+    whole = layer(value)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for process in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda process=process: process)
+        rows = distributed.rows_of(process, 2, len(value))
+        torch.manual_seed(3)
+        assert torch.equal(layer(value[rows]), whole[rows])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["mlp--vit", "vit--cnn"])
+def test_every_method_gives_the_numbers_of_one_process(tmp_path: Path, pair: str) -> None:
+    methods = ",".join(catalog())
+    compare(run(tmp_path, methods, pair, 1), run(tmp_path, methods, pair, 2))

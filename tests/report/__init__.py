@@ -1,1 +1,0 @@
-"""Tests of kdbench.report; `factory` makes synthetic results."""

@@ -1,0 +1,1 @@
+"""Tests of kdbench.reporting; `factory` makes synthetic results."""
