@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def full_precision(value: Tensor) -> Tensor:
+    """The value in single precision where it has less, as under autocast."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def resize_map(value: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
     """Bring a map (B, c, h, w) to ``size``: adaptive average pooling down, interpolation up, nothing when it fits."""
     height, width = value.shape[-2:]
@@ -101,6 +106,11 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     student_log = F.log_softmax(student_logits / temperature, dim=1)
     teacher_log = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True) * temperature**2
+
+
+def warmup_factor(epoch: int, warmup_epochs: int) -> float:
+    """Linear warm-up of a loss in an ``epoch`` counted from 0: 1 / ``warmup_epochs`` in the first, at last 1; 0 means none."""
+    return min((epoch + 1) / warmup_epochs, 1.0) if warmup_epochs else 1.0
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
+import importlib
+import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,40 +26,95 @@ def seed_for(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def may_draw_on_host(method: type) -> bool:
+    """Whether a method may draw from NumPy's or ``random``'s global generator: a plugin always; a method of the suite where its
+    module, or one of the suite's that it imports, names them."""
+    return not method.__module__.startswith("kdbench.methods.") or _names_host_generators(method.__module__)
+
+
+@functools.lru_cache(maxsize=256)
+def _names_host_generators(module: str) -> bool:
+    for node in ast.walk(ast.parse(inspect.getsource(importlib.import_module(module)))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        if any(name.split(".")[0] in ("numpy", "random") for name in names):
+            return True
+        if any(
+            name.startswith(("kdbench.methods.", "kdbench.blocks")) and _names_host_generators(name) for name in names
+        ):
+            return True
+    return False
+
+
 class RandomStream:
     """The global random state of torch (CPU and one CUDA device), NumPy and ``random`` that belongs to one cell.
 
     Code that draws from the global generators (dropout, drop path, a method's sampling) does so inside ``active()``.
     What it draws then depends on the cell alone, not on its company.
+
+    Args:
+        seed: of all generators.
+        device: of the cell. On CUDA the global generator takes the stream's state by reference, as CUDA graphs need it.
+        host: also swap NumPy's and ``random``'s state, which costs several times what torch's does.
     """
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, seed: int, device: torch.device | str = "cpu", host: bool = True) -> None:
         self.device = torch.device(device)
-        outside = self._capture()
-        torch.manual_seed(seed)
+        self.host = host
+        outside = _position(True)
+        torch.random.default_generator.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy global generator is what plugins may draw from
         random.seed(seed)
-        self._state = self._capture()
-        self._restore(outside)
+        self._state = _position(True)
+        _move_to(outside)
+        self._cuda: torch.Generator | None = None
+        if self.device.type == "cuda":
+            torch.cuda.init()
+            self._cuda = torch.Generator(self.device).manual_seed(seed)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Swap the stream in, and back out when the block ends, also when it raises."""
-        outside = self._capture()
-        self._restore(self._state)
+        outside = _position(self.host)
+        _move_to(self._state[: len(outside)])
+        if self._cuda is not None:
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            shared = torch.cuda.default_generators[index]
+            outside_cuda = shared.graphsafe_get_state()
+            shared.graphsafe_set_state(self._cuda)
         try:
             yield
         finally:
-            self._state = self._capture()
-            self._restore(outside)
+            position = _position(self.host)
+            self._state = (*position, *self._state[len(position) :])
+            _move_to(outside)
+            if self._cuda is not None:
+                shared.graphsafe_set_state(outside_cuda)
+
+    def renew(self) -> None:
+        """Go on from the same position with a CUDA generator of its own: a recording that failed may hold the old one."""
+        if self._cuda is not None:
+            position = self._cuda.get_state()
+            self._cuda = torch.Generator(self.device)
+            self._cuda.set_state(position)
+
+    def host_position(self) -> tuple[object, ...]:
+        """Where the generators stand that are not the device's: equal before and after a step that draws on the device only."""
+        torch_state, (_, keys, *numpy_rest), python_state = self._state
+        own = () if self.device.type == "cpu" else (torch_state.numpy().tobytes(),)
+        return (*own, keys.tobytes(), *numpy_rest, python_state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in types that load with ``weights_only=True``."""
-        torch_state, cuda_state, numpy_state, python_state = self._state
+        torch_state, numpy_state, python_state = self._state
         name, keys, position, has_gauss, cached = numpy_state
         return {
             "torch": torch_state,
-            "cuda": cuda_state,
+            "cuda": None if self._cuda is None else self._cuda.get_state(),
             "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
             "python": [python_state[0], list(python_state[1]), python_state[2]],
         }
@@ -63,24 +122,23 @@ class RandomStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         name, keys, position, has_gauss, cached = state["numpy"]
         version, words, gauss = state["python"]
-        cuda = state["cuda"]
-        if self.device.type == "cuda" and cuda is None:
-            cuda = self._state[1]
         self._state = (
             state["torch"],
-            cuda if self.device.type == "cuda" else None,
             (name, keys.numpy().astype(np.uint32), position, has_gauss, cached),
             (version, tuple(words), gauss),
         )
+        if self._cuda is not None and state["cuda"] is not None:
+            self._cuda.set_state(state["cuda"])
 
-    def _capture(self) -> tuple[Any, ...]:
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()  # noqa: NPY002
 
-    def _restore(self, state: tuple[Any, ...]) -> None:
-        torch_state, cuda_state, numpy_state, python_state = state
-        torch.set_rng_state(torch_state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state(cuda_state, self.device)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
+def _position(host: bool) -> tuple[Any, ...]:
+    """The state of torch's CPU generator, and of NumPy's and ``random``'s."""
+    torch_state = torch.get_rng_state()
+    return (torch_state, np.random.get_state(), random.getstate()) if host else (torch_state,)  # noqa: NPY002
+
+
+def _move_to(state: tuple[Any, ...]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        np.random.set_state(state[1])  # noqa: NPY002
+        random.setstate(state[2])

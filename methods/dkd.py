@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
+from kdbench.blocks import full_precision, warmup_factor
 
 
 def dkd_terms(
@@ -19,8 +20,8 @@ def dkd_terms(
     Logits (B, C) with C of at least 2, target (B,) int64. TCKD is the divergence of the two-way distribution (target,
     not target), NCKD that of the distribution over the C - 1 other classes.
     """
-    student_two_way, student_others = _split(student_logits, target, temperature)
-    teacher_two_way, teacher_others = _split(teacher_logits, target, temperature)
+    student_two_way, student_others = split_target(student_logits, target, temperature)
+    teacher_two_way, teacher_others = split_target(teacher_logits, target, temperature)
     return (
         F.kl_div(student_two_way, teacher_two_way, reduction="batchmean", log_target=True) * temperature**2,
         F.kl_div(student_others, teacher_others, reduction="batchmean", log_target=True) * temperature**2,
@@ -39,9 +40,9 @@ def dkd_loss(
     return alpha * tckd + beta * nckd
 
 
-def _split(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def split_target(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of (target, not target), (B, 2), and of the other classes among themselves, (B, C - 1)."""
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    scaled = full_precision(logits) / temperature
     position = torch.arange(scaled.shape[1] - 1, device=scaled.device).unsqueeze(0)
     column = target.unsqueeze(1)
     others = scaled.gather(1, position + (position >= column).to(position.dtype))
@@ -85,13 +86,9 @@ class DKD(Method):
         self.warmup_epochs = warmup_epochs
         self.ce_weight = ce_weight
 
-    def warmup(self, epoch: int) -> float:
-        """Factor of both terms in an epoch counted from 0."""
-        return min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
         tckd, nckd = dkd_terms(student.logits, teacher.logits, batch.hard_labels, self.temperature)
-        factor = self.warmup(batch.epoch)
+        factor = warmup_factor(batch.epoch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),
             "tckd": factor * self.alpha * tckd,

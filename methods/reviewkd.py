@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
-from kdbench.blocks import BatchNormAnySize, resize_map
+from kdbench.blocks import BatchNormAnySize, resize_map, warmup_factor
 
 _LEVELS = (4, 2, 1)  # grids of the pyramid, finest first
 
@@ -117,7 +117,7 @@ class ReviewKD(Method):
             compared, handed_on = fusion(value, handed_on, (target.shape[2], target.shape[3]))
             losses.append(hcl_loss(compared, target))
         # the official trainer counts epochs from 1, Batch from 0
-        ramp = min((batch.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        ramp = warmup_factor(batch.epoch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),
             "review": ramp * self.review_weight * sum(losses[1:], losses[0]),

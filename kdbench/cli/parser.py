@@ -386,6 +386,10 @@ def _tuning(parser: argparse.ArgumentParser) -> None:
         "--cache-teacher", type=values.gigabytes, default=0.0, metavar="GB",
         help="keep logits and embeddings of teachers, for every batch, in so many GB below --out, for cells trained later",
     )  # fmt: skip
+    group.add_argument(
+        "--no-graphs", dest="graphs", action="store_false",
+        help="on a GPU, launch every kernel of a step instead of replaying CUDA graphs (same numbers, more time)",
+    )  # fmt: skip
 
 
 def _tolerance(parser: argparse.ArgumentParser) -> None:

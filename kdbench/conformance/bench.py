@@ -274,7 +274,7 @@ def checked_terms(terms: Any) -> dict[str, Tensor]:
         if not bool(term.isfinite().all()):
             raise Wrong(
                 "terms",
-                f"loss term {name!r} is {float(term):g}; make it finite (log_softmax, a lower bound for divisors)",
+                f"loss term {name!r} is {float(term.detach()):g}; make it finite (log_softmax, a lower bound for divisors)",
             )
     return terms
 

@@ -22,6 +22,8 @@ from kdbench.nets.tapped import state_hash
 STEPS, FALL = 40, 0.01
 #: Difference of logits at which everything must stay finite.
 GAP = 1000.0
+#: By how much a sure student's logit lies above the rest: in single precision 1 - p rounds to 0, up to a temperature of 7.
+SURE = 120.0
 
 
 def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
@@ -152,6 +154,25 @@ def extreme_logits(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
                 _need_finite(
                     trial, "logits", f"the gradient of {{}} is not finite with {kind} logits {GAP:g} apart; {advice}"
                 )
+    yield from ()
+
+
+def sure_student(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    advice = "take log(1 - p) as a logsumexp over the other classes, and log_softmax instead of log(softmax)"
+    trial = Trial(cls, pair)
+    data = sample()
+    classifier: Any = trial.student.classifier
+    with (
+        torch.no_grad()
+    ):  # in the bias, so that class maps are as sure as the logits; right for some images, wrong for others
+        classifier.bias[data.batch.labels[0]] += SURE
+    with trial.stream.active(), _as("sure student", f"with a student logit {SURE:g} above the rest; {advice}"):
+        trial.backward(trial.terms(data))
+        _need_finite(
+            trial,
+            "sure student",
+            f"the gradient of {{}} is not finite with a student logit {SURE:g} above the rest; {advice}",
+        )
     yield from ()
 
 
@@ -315,6 +336,7 @@ ON_EVERY_PAIR: Sequence[tuple[str, Check]] = (("terms", one_step), ("batch of on
 ON_SOME_PAIRS: Sequence[tuple[str, Check, int]] = (
     ("learning", learning, 3),
     ("logits", extreme_logits, 2),
+    ("sure student", sure_student, 3),
     ("precision", precision, 3),
     ("state", state, 2),
     ("seed", seeds, 1),

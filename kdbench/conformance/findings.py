@@ -21,6 +21,7 @@ CHECKS: dict[str, str] = {
     "batch of one": "it runs on a single image, with finite terms and gradients and the same names of terms",
     "learning": "the loss falls when one batch is repeated",
     "logits": "terms and gradients are finite for logits 1000 apart, in single precision and in bfloat16",
+    "sure student": "terms and gradients are finite in single precision for a student logit 120 above the rest",
     "precision": "terms and gradients are finite under autocast to bfloat16",
     "state": "a fresh instance that loads its state_dict gives the same loss",
     "seed": "the same seed gives the same parameters and the same loss, and no random generator is seeded in a step",

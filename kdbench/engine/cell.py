@@ -24,7 +24,7 @@ from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
 from kdbench.nets.tapped import TappedNet
-from kdbench.seeding import RandomStream, seed_for
+from kdbench.seeding import RandomStream, may_draw_on_host, seed_for
 from kdbench.store.folders import CellFolder
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
@@ -131,8 +131,10 @@ class CellTrainer(nn.Module):
         self._step = (parallel.wrap(trained, device),)
         self.average = ModelEmaV3(trained, decay=trainee.recipe.ema) if trainee.recipe.ema is not None else None
         self.micro_batches = 1
+        #: Whether its steps are CUDA graphs: True, the reason why not, or None where there are none.
+        self.captured: bool | str | None = None
         self.schedule = Schedule(self.optim_wrapper.optimizer, trainee.recipe, steps_per_epoch)
-        self.stream = RandomStream(seed_for(trainee.method_seed, "stream"), device)
+        self.stream = RandomStream(seed_for(trainee.method_seed, "stream"), device, may_draw_on_host(trainee.method))
         self.meters = Meters(device)
         self.history: list[dict[str, float]] = []
         self.last_logits: Tensor | None = None
@@ -155,6 +157,13 @@ class CellTrainer(nn.Module):
         Raises:
             Exception: whatever the method raises.
         """
+        self.compute(batch, images, strong, teacher, wrapper)
+        self.meters.steps += 1
+
+    def compute(
+        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
+    ) -> None:
+        """What a step does on the device: all of it but the count of steps, which the host keeps."""
         if self.micro_batches > 1:
             terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
         else:
@@ -278,29 +287,42 @@ def _total(terms: Mapping[str, Tensor]) -> Tensor:
 
 
 class Meters:
-    """Sums of loss terms on the device, read once an epoch: a step never waits for the device."""
+    """Sums of loss terms on the device, read once an epoch: a step never waits for the device.
+
+    ``add`` works on the device alone, on tensors that stay the same while the terms do; who calls it counts ``steps``.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._clear()
-
-    def _clear(self) -> None:
         self.names: tuple[str, ...] = ()
         self.steps = 0
+        self._allot(())
+
+    def _allot(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._sums = torch.zeros(len(names), device=self.device)
+        self._first_bad = torch.full((len(names),), -1, device=self.device)
+        self._step = torch.full((), self.steps, device=self.device)
+
+    def _clear(self) -> None:
+        self.steps = 0
+        self._sums.zero_()
+        self._first_bad.fill_(-1)
+        self._step.zero_()
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Add the terms of one step."""
         names = tuple(terms)
-        if not self.steps:
-            self.names = names
-            self._sums = torch.zeros(len(names), device=self.device)
-            self._first_bad = torch.full((len(names),), -1, device=self.device)
-        elif names != self.names:
-            raise KdbenchError(f"loss terms changed within an epoch: {', '.join(self.names)}, then {', '.join(names)}")
+        if names != self.names:
+            if self.steps:
+                raise KdbenchError(
+                    f"loss terms changed within an epoch: {', '.join(self.names)}, then {', '.join(names)}"
+                )
+            self._allot(names)
         values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
         self._sums += values
-        self._first_bad = torch.where((self._first_bad < 0) & ~values.isfinite(), self.steps, self._first_bad)
-        self.steps += 1
+        self._first_bad.copy_(torch.where((self._first_bad < 0) & ~values.isfinite(), self._step, self._first_bad))
+        self._step += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What was added since the last reading; empty when there was nothing."""
@@ -311,8 +333,10 @@ class Meters:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._clear()
         if state:
-            self.names, self.steps = tuple(state["names"]), state["steps"]
-            self._sums, self._first_bad = state["sums"].to(self.device), state["first_bad"].to(self.device)
+            self.steps = state["steps"]
+            self._allot(tuple(state["names"]))
+            self._sums.copy_(state["sums"])
+            self._first_bad.copy_(state["first_bad"])
 
     def read(self, epoch: int) -> dict[str, float]:
         """Means since the last reading; see ``CellTrainer.end_epoch``."""

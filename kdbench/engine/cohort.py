@@ -15,6 +15,7 @@ from kdbench.data.pipeline import Pipeline, TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, NonFiniteLossError, Stopwatch
 from kdbench.engine.compiled import Forward
+from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.precision import Precision
 from kdbench.engine.teachercache import TeacherCache
 from kdbench.errors import KdbenchError
@@ -42,6 +43,8 @@ class Shared:
         run: Callable[[Tensor, frozenset[str]], Outputs] | None = None,
     ) -> None:
         self.data = data
+        #: Whether its tensors are those of a CUDA graph, which stay from step to step.
+        self.static = False
         self._inputs: dict[tuple[object, ...], tuple[Tensor, int]] = {}
         self.teacher: Outputs | None = None
         if teacher is not None:
@@ -60,6 +63,23 @@ class Shared:
             inputs = net.preprocess(images)
             self._inputs[key] = (inputs, inputs._version)
         return self._inputs[key][0]
+
+    def given_to(self, cell: CellTrainer) -> tuple[Tensor, Tensor | None, Outputs | None]:
+        """Inputs of the student, of both views, and the teacher's outputs."""
+        strong = self.data.strong if "strong" in cell.needs else None
+        # Features remember their tokens, which must not outlive a step.
+        teacher = self.teacher.detach() if self.static and self.teacher is not None else self.teacher
+        return (
+            self.input_for(cell.student, self.data.images),
+            None if strong is None else self.input_for(cell.student, strong),
+            teacher,
+        )
+
+    def renew(self, data: TrainingBatch) -> None:
+        """The tensors hold the next step's values, of ``data``."""
+        self.data = data
+        self._inputs = {key: (inputs, inputs._version) for key, (inputs, _) in self._inputs.items()}
+        self._versions = [value._version for value in self._tensors()]
 
     def was_changed(self) -> bool:
         """Whether a shared tensor was written to since the step began."""
@@ -91,6 +111,7 @@ class CohortModel(nn.Module):
         on_failure: called with a cell, the kind of its failure, a sentence, and the traceback.
         forward: the teacher's forward pass, if not the plain one.
         cache: of what the teacher computed for these batches before.
+        graphs: what records steps as CUDA graphs, or None.
     """
 
     def __init__(
@@ -102,6 +123,7 @@ class CohortModel(nn.Module):
         on_failure: Callable[[CellTrainer, str, str, str], None],
         forward: Forward | None = None,
         cache: TeacherCache | None = None,
+        graphs: CohortGraphs | None = None,
     ) -> None:
         super().__init__()
         self.cells = nn.ModuleList(cells)
@@ -112,6 +134,7 @@ class CohortModel(nn.Module):
         self.watches = {cell.trainee.key: Stopwatch(device) for cell in cells}
         self._teacher = (teacher, forward)
         self.cache = cache
+        self._graphs = graphs
         self._step = 0
 
     @property
@@ -122,6 +145,12 @@ class CohortModel(nn.Module):
 
     def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
         """One step of every living cell. Called by the runner; returns nothing to log, since logging would wait for the device."""
+        with contextlib.nullcontext() if self._graphs is None else self._graphs.recorder.active():
+            self._train_step(data, optim_wrapper)
+        self._step += 1
+        return {}
+
+    def _train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> None:
         try:
             shared = self._share(data)
         except Exception as error:
@@ -132,14 +161,13 @@ class CohortModel(nn.Module):
         first = self._step % max(1, len(alive))  # taking turns: the first cell of a step finds cold caches
         for cell in alive[first:] + alive[:first]:
             key = cell.trainee.key
-            student = cell.student
-            images = shared.input_for(student, data.images)
-            strong = (
-                shared.input_for(student, data.strong) if data.strong is not None and "strong" in cell.needs else None
-            )
             try:
-                with self.watches[key], cell.stream.active(), torch.enable_grad():
-                    cell.step(data.batch, images, strong, shared.teacher, optim_wrapper[key])
+                with self.watches[key]:
+                    if self._graphs is None:
+                        with cell.stream.active(), torch.enable_grad():
+                            cell.step(shared.data.batch, *shared.given_to(cell), optim_wrapper[key])
+                    else:
+                        self._graphs.step(cell, shared, optim_wrapper[key])
                 if shared.was_changed():
                     raise SharedStateError(
                         "the method changed the batch or the teacher's outputs in place; clone before writing"
@@ -151,8 +179,6 @@ class CohortModel(nn.Module):
                 if shared.was_changed():
                     data = self.pipeline.make(data.batch.epoch, self._step)
                     shared = self._share(data)
-        self._step += 1
-        return {}
 
     def val_step(self, data: Any) -> list[Any]:
         """Not used: evaluation is done by ``EvaluationLoop``. mmengine wants it to be there."""
@@ -170,16 +196,27 @@ class CohortModel(nn.Module):
                 needs |= cell.needs
         if self.alive and self.alive[0].trainee.recipe.loss == "bce":
             data.batch.supervised = binary_cross_entropy
+
+        def make(data: TrainingBatch) -> Shared:
+            shared = self._make(data, frozenset(needs) if wanted else None)
+            for cell in self.alive:  # their inputs belong to what is shared
+                shared.given_to(cell)
+            return shared
+
+        return make(data) if self._graphs is None else self._graphs.share(data, make)
+
+    def _make(self, data: TrainingBatch, needs: frozenset[str] | None) -> Shared:
+        """What is shared on a batch; without the teacher where no cell needs it."""
         precision = self.alive[0].precision if self.alive else None
         teacher, forward = self._teacher
-        if teacher is None or not wanted:
-            return Shared(data, None, frozenset(needs), precision)
+        if teacher is None or needs is None:
+            return Shared(data, None, frozenset(), precision)
         run = forward or teacher.run
         if self.cache is None:
-            return Shared(data, teacher, frozenset(needs), precision, run)
+            return Shared(data, teacher, needs, precision, run)
         cache, net, epoch, step = self.cache, teacher, data.batch.epoch, self._step
         return Shared(
-            data, teacher, frozenset(needs), precision,
+            data, teacher, needs, precision,
             lambda inputs, needs: cache.get(epoch, step, needs, net, lambda: run(inputs, needs)),
         )  # fmt: skip
 

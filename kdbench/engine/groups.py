@@ -19,6 +19,7 @@ from kdbench.engine.cell import CellTrainer, Trainee
 from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
 from kdbench.engine.cohort import CohortModel, TooLargeError
 from kdbench.engine.compiled import Forward
+from kdbench.engine.graphs import graphs_of
 from kdbench.engine.runner import CohortRunner, Emit, Evaluated
 from kdbench.engine.teachercache import TeacherCache
 from kdbench.engine.tuning import PLAIN, Tuning
@@ -165,7 +166,8 @@ class Session:
             return
         forward = None if teacher is None else Forward(teacher, self.tuning, cells[0].trainee.folder.say)
         cache = self._cache(cells, pipeline, data_seed) if teacher is not None else None
-        model = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, forward, cache)
+        graphs = graphs_of(cells, self.device, self._warn)
+        model = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, forward, cache, graphs)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
             runner = CohortRunner(model, self.split, task.epochs, Path(work_dir), self.emit)
             runner.resume_at(start)
@@ -203,6 +205,11 @@ class Session:
     def _refuse(self, trainee: Trainee, error: Exception) -> None:
         sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
         self._record(trainee, "exception", sentence, 0, "".join(traceback.format_exception(error)))
+
+    def _warn(self, cell: CellTrainer, text: str) -> None:
+        if parallel.is_first():
+            cell.trainee.folder.say(text)
+        self.emit({"event": "warning", "reason": text})
 
     def _on_failure(self, cell: CellTrainer, kind: str, sentence: str, details: str) -> None:
         self._record(cell.trainee, kind, sentence, cell.epoch, details)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,26 +25,58 @@ class QuietOptimWrapper(OptimWrapper):
     """mmengine's wrapper without its reading of the gradient norm, which would wait for the device in every step.
 
     With a scaler (float16) losses are scaled before the backward pass, and a step whose gradients overflowed is left out.
+
+    Args:
+        rate: on the device, from where fused steps take the learning rate, so that a CUDA graph of one follows the schedule;
+            None leaves it the number in the optimiser's groups.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, clip_grad: dict[str, Any] | None, precision: Precision | None
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_grad: dict[str, Any] | None,
+        precision: Precision | None,
+        rate: Tensor | None = None,
     ) -> None:
         super().__init__(optimizer, clip_grad=clip_grad)
         self.scaler = None if precision is None else precision.scaler
+        self.rate = rate
+        self._sent: float | None = None
+
+    def send_rate(self) -> None:
+        """Bring the learning rate of the schedule, the same for all groups, to the device, where it is not there yet."""
+        value = self.optimizer.param_groups[0]["lr"]
+        if self.rate is not None and value != self._sent:
+            self.rate.fill_(value)
+            self._sent = value
 
     def backward(self, loss: Tensor, **options: Any) -> None:
         super().backward(loss if self.scaler is None else self.scaler.scale(loss), **options)
 
     def step(self, **options: Any) -> None:
-        if self.scaler is None:
-            super().step(**options)
-            return
-        if self.clip_grad_kwargs:
-            self.scaler.unscale_(self.optimizer)
-            self._clip_grad()
-        self.scaler.step(self.optimizer, **options)
-        self.scaler.update()
+        with self._rate_on_device():
+            if self.scaler is None:
+                super().step(**options)
+                return
+            if self.clip_grad_kwargs:
+                self.scaler.unscale_(self.optimizer)
+                self._clip_grad()
+            self.scaler.step(self.optimizer, **options)
+            self.scaler.update()
+
+    @contextmanager
+    def _rate_on_device(self) -> Iterator[None]:
+        """Schedules, checkpoints and histories have the number; only the optimiser's kernels see the tensor."""
+        self.send_rate()
+        groups = [] if self.rate is None else self.optimizer.param_groups
+        numbers = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in groups]
+        for group, number in zip(groups, numbers, strict=True):
+            group.update({**dict.fromkeys(number, True), "lr": self.rate})
+        try:
+            yield
+        finally:
+            for group, number in zip(groups, numbers, strict=True):
+                group.update(number)
 
     def _clip_grad(self) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
@@ -64,7 +97,8 @@ def build_optim_wrapper(
     spec = recipe.optimizer
     groups = [*_groups(student, spec, spec.honour_no_weight_decay), *_groups(method, spec, False)]
     options: dict[str, Any] = {"betas": spec.betas} if spec.betas else {}
-    if spec.name.lower() in _FUSED:
+    fused = spec.name.lower() in _FUSED
+    if fused:
         options["fused"] = True
     try:
         optimizer = create_optimizer_v2(
@@ -73,7 +107,10 @@ def build_optim_wrapper(
     except (ValueError, AssertionError, TypeError) as error:
         raise KdbenchError(f"optimizer {spec.name!r}: {error}") from error
     clip = {"max_norm": recipe.clip_norm} if recipe.clip_norm else None
-    return QuietOptimWrapper(optimizer, clip, precision)
+    rate = None
+    if fused and precision is not None and precision.device.type == "cuda":
+        rate = torch.zeros((), dtype=torch.float32, device=precision.device)  # as the kernels read it
+    return QuietOptimWrapper(optimizer, clip, precision, rate)
 
 
 def _groups(module: nn.Module, spec: OptimizerSpec, honour: bool) -> Iterable[dict[str, Any]]:

@@ -63,6 +63,8 @@ def _tuning_facts(cell: CellTrainer) -> dict[str, Any]:
     facts = cell.tuning.facts()
     if cell.forward_pass.fell_back:
         facts["compile"] = f"fell back: {cell.forward_pass.fell_back}"
+    if cell.captured is not None:
+        facts["graphs"] = cell.captured if cell.captured is True else f"fell back: {cell.captured}"
     return {"tuning": facts} if facts else {}
 
 

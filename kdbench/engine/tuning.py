@@ -1,7 +1,7 @@
 """How a run uses its machine: what changes time and memory, and results at most in their last bits. Part of no identity.
 
-Each is off unless it is asked for, since a result must not depend on the machine that it was made on; what was used stands in
-the result's ``cost``.
+What changes last bits is off unless it is asked for, since a result must not depend on the machine that it was made on; what
+was used stands in the result's ``cost``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ class Tuning:
     channels_last: weights of CNNs in the order that convolutions of tensor cores and AVX like.
     cache_teacher: gigabytes on disk for the teacher's outputs of every batch, which later cells of the same recipe and
         seed read instead of computing them; 0 keeps none.
+    graphs: on a GPU, steps are recorded as CUDA graphs and replayed: the same kernels, without launching each of them. On,
+        since it changes no number; what cannot be recorded runs as it is, and its log says so.
     """
 
     compile: bool = False
     channels_last: bool = False
     cache_teacher: float = 0.0
+    graphs: bool = True
 
     def facts(self) -> dict[str, Any]:
         """What is not the default, for the result of a cell."""
@@ -31,7 +34,7 @@ class Tuning:
     @classmethod
     def of(cls, options: Any) -> Tuning:
         """From the command line."""
-        return cls(options.compile, options.channels_last, options.cache_teacher)
+        return cls(options.compile, options.channels_last, options.cache_teacher, options.graphs)
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> Tuning:

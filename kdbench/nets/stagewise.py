@@ -113,11 +113,14 @@ class StagewiseNet:
         value = _run(cut.steps[start : cut.stage_ends[number - 1]], state.value)
         return self._state(value, cut, state.grid)
 
+    def final(self, state: State) -> State:
+        """Run what lies between stage 4 and the pooling, the final norm of most nets, on the state after stage 4."""
+        cut = _cut(self.net)
+        return self._state(_run(cut.steps[cut.stage_ends[-1] :], state.value), cut, state.grid)
+
     def head(self, state: State) -> tuple[Tensor, Tensor]:
         """State after stage 4 to (embedding (B, d), logits (B, C))."""
-        cut = _cut(self.net)
-        final = _run(cut.steps[cut.stage_ends[-1] :], state.value)
-        embedding = self.net.net.forward_head(final, pre_logits=True)
+        embedding = self.net.net.forward_head(self.final(state).value, pre_logits=True)
         return embedding, self.net.classifier(embedding)
 
     def state_from_map(self, value: Tensor, class_tokens: Tensor | None = None) -> State:

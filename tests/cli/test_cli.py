@@ -22,8 +22,7 @@ from kdbench.plugins.registry import METHODS, catalog
 from kdbench.store.folders import FORMAT, Store, write_bytes, write_json
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said, tiny
-
-from .test_store import result
+from tests.store.test_folders import result
 
 Kdbench = Callable[..., Said]
 #: What no verb that trains nothing may import: it takes seconds.

@@ -216,6 +216,21 @@ UNSOUND = {
         },
         "float32",
     ),
+    "sure student: the logarithm of 1 - p": (
+        "sure student",
+        {
+            "FORWARD": "p = student.logits.softmax(1).gather(1, batch.labels[:, None])\nterms['p'] = -(1 - p).log().mean()",
+        },
+        "a logsumexp over the other classes",
+    ),
+    "sure student: only what goes through the classifier": (
+        "sure student",
+        {
+            "CLASS": "needs = frozenset({'logits', 'stages', 'embedding', 'classifier'})",
+            "FORWARD": "p = student.classifier(student.embedding).softmax(1)\nterms['p'] = F.nll_loss(p.log(), batch.labels)",
+        },
+        "log_softmax instead of log(softmax)",
+    ),
     "precision: a bank that takes only single precision": (
         "precision",
         {

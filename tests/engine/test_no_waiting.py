@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.data.pipeline import DevicePipeline
 from kdbench.datasets.load import load_dataset
+from kdbench.engine import train as training
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.runner import ScheduleHook
@@ -26,7 +27,7 @@ from kdbench.store.folders import Store
 from .conftest import Lab, cohort_of
 
 #: Operations that wait on a GPU: ``item``, ``bool``, ``int``, ``float``; sizes that depend on values; tensors from Python.
-_WAITING = {
+WAITING = {
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
     "unique_consecutive", "bincount", "lift_fresh", "lift_fresh_copy",
 }  # fmt: skip
@@ -52,9 +53,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._overloadpacket.__name__
-        if name in _WAITING or (
-            name in ("index", "index_put", "index_put_", "_index_put_impl_") and _has_mask(args[1])
-        ):
+        if name in WAITING or (name in ("index", "index_put", "index_put_", "_index_put_impl_") and _has_mask(args[1])):
             self.note(name)
         return func(*args, **(kwargs or {}))
 
@@ -91,14 +90,14 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
     """A cohort with a teacher that is not trained."""
     plan = lab.plan(methods, pair)
     cohort = cohort_of(plan)
-    train = load_dataset("digits").train.first_per_class(8)
+    images = load_dataset("digits").train.first_per_class(8)
     teacher = freeze(TappedNet(cohort.teacher.net, 10, cohort.teacher.name))
     strong = any("strong" in plan.catalog[cell.method].needs for cell in cohort.cells)
-    pipeline = DevicePipeline(train, cohort.cells[0].recipe, 10, 7, lab.device, strong)
-    task = Task(10, len(train), train.labels, "digits", 3)
+    pipeline = DevicePipeline(images, cohort.cells[0].recipe, 10, 7, lab.device, strong)
+    task = Task(10, len(images), images.labels, "digits", 3)
     store = Store(lab.root / "runs")
     cells = [
-        CellTrainer(train.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
+        CellTrainer(training.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
         for cell in cohort.cells
     ]
 

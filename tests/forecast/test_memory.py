@@ -23,9 +23,8 @@ from kdbench.forecast.memory import (
 )
 from kdbench.matrix.cells import Cohort
 from kdbench.store.folders import Store, write_json
-
-from .conftest import Lab, cohort_of
-from .test_no_waiting import cohort_model, take_steps
+from tests.engine.conftest import Lab, cohort_of
+from tests.engine.test_no_waiting import cohort_model, take_steps
 
 METHODS = ("scratch", "kd", "fitnet", "crd", "ofa", "lfcc", "rkd", "mlld")
 

@@ -36,9 +36,8 @@ from kdbench.store.claims import Claims
 from kdbench.store.folders import Store, load_results, read_json, write_bytes
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said
-
-from .test_claims import elsewhere
-from .test_store import result
+from tests.store.test_claims import elsewhere
+from tests.store.test_folders import result
 
 Kdbench = Callable[..., Said]
 NAN = "batch.task_loss(student.logits) * (float('nan') if self.steps >= 3 else 1.0)"
@@ -55,7 +54,8 @@ def forget_plugins() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A suite file, and a run directory in which its default protocol is done. Copy it before changing it."""
     from kdbench.cli.parser import main
-    from tests.conftest import tiny
+
+    from .conftest import tiny
 
     folder = tmp_path_factory.mktemp("trained")
     import yaml

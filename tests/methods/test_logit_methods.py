@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdbench.blocks import warmup_factor
 from kdbench.errors import HyperparameterError, KdbenchError
 from kdbench.method import Batch, NetInfo, Outputs, StageInfo, Task
 from kdbench.methods.dist import DIST, dist_loss, dist_terms
@@ -245,9 +246,9 @@ def test_dkd_weights_sum_to_kd_when_beta_is_the_teacher_probability_of_the_other
 
 
 def test_dkd_warm_up_counts_the_first_epoch_as_one():
+    assert [warmup_factor(epoch, 4) for epoch in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert warmup_factor(0, 0) == 1.0
     method = build(DKD, warmup_epochs=4)
-    assert [method.warmup(epoch) for epoch in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert build(DKD).warmup(0) == 1.0
     student, teacher = Outputs(logits()), Outputs(logits(seed=1))
     early, late = (method(make_batch(epoch=epoch), student, teacher) for epoch in (1, 9))
     assert early["ce"] == late["ce"]

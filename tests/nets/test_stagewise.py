@@ -86,6 +86,8 @@ def test_stages_one_after_the_other_equal_the_nets_own_forward(name: str) -> Non
 
     torch.testing.assert_close(logits, net.net(net.preprocess(images)), rtol=0, atol=1e-6)
     torch.testing.assert_close(embedding, outputs.embedding, rtol=0, atol=1e-6)
+    features = net.net.forward_features(net.preprocess(images))
+    torch.testing.assert_close(net.stagewise.final(states[-1]).value, features, rtol=0, atol=1e-5)
     for state, stage in zip(states[1:], outputs.stages, strict=True):
         assert torch.equal(state.map, stage.map)
         assert torch.equal(state.feature(stage.layout).all_tokens, stage.all_tokens)

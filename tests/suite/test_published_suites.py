@@ -18,7 +18,8 @@ from kdbench.reporting.published import find_published, normalise_net
 from kdbench.suite.net import WeightsFile
 from kdbench.suite.suite import Suite, load_suite, read_suite, split_pair, suite_files
 from tests.conftest import tiny_suite
-from tests.suite.test_suite import TEXT, refusal
+
+from .test_suite import TEXT, refusal
 
 PAIRS = {
     "cifar100": {

@@ -1,0 +1,283 @@
+"""A step that was recorded and replayed gives the numbers of the step itself, bit for bit; what cannot be recorded runs as it is.
+
+Recordings are of a CPU's operations (``recording.py``); what CUDA's own do is not seen here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdbench.engine import graphs, groups
+from kdbench.engine.cell import CellTrainer
+from kdbench.engine.cohort import CohortModel
+from kdbench.engine.graphs import CohortGraphs
+from kdbench.engine.optim import build_optim_wrapper
+from kdbench.errors import StopRequested
+from kdbench.matrix.cells import Plan
+from kdbench.plugins.registry import catalog
+from kdbench.store.folders import Store
+from kdbench.suite.recipe import Recipe
+
+from .conftest import Lab
+from .recording import TapeRecorder
+from .test_no_waiting import cohort_model
+
+
+class OnCpu:
+    """Records cohorts of runs on a CPU; ``made`` are their graphs."""
+
+    def __init__(self) -> None:
+        self.made: list[CohortGraphs] = []
+        self.on = True
+        self.recorder: type[TapeRecorder] = TapeRecorder
+
+    def __call__(
+        self, cells: Sequence[CellTrainer], device: torch.device, say: Callable[[CellTrainer, str], None]
+    ) -> CohortGraphs | None:
+        for cell in cells:
+            give_rate(cell)
+        if not self.on:
+            return None
+        self.made.append(CohortGraphs(cells, self.recorder(), say))
+        return self.made[-1]
+
+
+def give_rate(cell: CellTrainer) -> None:
+    """The learning rate as a tensor, in the precision of the number."""
+    cell.optim_wrapper.rate = torch.zeros((), dtype=torch.float64)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> OnCpu:
+    found = OnCpu()
+    monkeypatch.setattr(groups, "graphs_of", found)
+    return found
+
+
+def both(lab: Lab, on_cpu: OnCpu, plan: Plan) -> tuple[Store, Store]:
+    """The cells of a plan trained as they are, and recorded."""
+    on_cpu.on = False
+    plain = lab.train(plan, "plain")
+    on_cpu.on = True
+    on_cpu.made.clear()
+    return plain, lab.train(plan, "graphs")
+
+
+def kept(store: Store, plan: Plan, method: str) -> dict[str, Any]:
+    """What a result says apart from times."""
+    cell = next(cell for cell in plan.cells if cell.method == method)
+    result = json.loads(store.cell(cell).result.read_text())
+    return {name: result[name] for name in ("metrics", "losses")} | {"history": store.cell(cell).history.read_text()}
+
+
+def state(cell: CellTrainer) -> dict[str, Tensor]:
+    optimizer = cell.optim_wrapper.optimizer.state_dict()["state"]
+    return {
+        **cell.student.net.state_dict(prefix="student."),
+        **cell.method.state_dict(prefix="method."),
+        **{f"optimizer.{n}.{k}": value for n, values in optimizer.items() for k, value in values.items()},
+        "stream": cell.stream.state_dict()["torch"],
+    }
+
+
+@pytest.mark.parametrize("pair", ["cnn--vit", pytest.param("vit--cnn", marks=pytest.mark.slow)])
+def test_every_method_is_recorded_and_ends_where_plain_steps_end(
+    lab: Lab, pair: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "WARM_STEPS", 2)
+    names, recorder = list(catalog()), TapeRecorder()
+
+    def trained(recorded: bool) -> CohortModel:
+        torch.manual_seed(0)  # of the teacher
+        model = cohort_model(lab, names, pair)
+        for cell in model.alive:
+            give_rate(cell)
+        if recorded:
+            model._graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text))
+        wrappers = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
+        model.train()
+        for epoch, steps in enumerate((3, 2)):
+            model.start_epoch()
+            for step in range(steps):
+                for cell in model.alive:
+                    cell.schedule.set(epoch, step)
+                model.train_step(model.pipeline.make(epoch, step), wrappers)
+            for cell in model.alive:
+                cell.history.append(cell.end_epoch())
+        return model
+
+    for one, two in zip(trained(False).alive, trained(True).alive, strict=True):
+        assert two.captured is True, two.trainee.key
+        assert one.history == two.history, two.trainee.key
+        values = state(two)
+        for name, value in state(one).items():
+            assert torch.equal(value, values[name]), f"{two.trainee.key}: {name}"
+    # the teacher, every method, and in the second epoch those that read its number
+    assert recorder.recorded == 1 + len(names) + len({"dkd", "reviewkd"})
+
+
+@pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])
+def test_a_whole_run_gives_the_same_results_and_says_that_it_was_recorded(lab: Lab, on_cpu: OnCpu, pair: str) -> None:
+    plan = lab.plan(["scratch", "kd", "crd"], pair, recipe={"ema": 0.9})
+    plain, recorded = both(lab, on_cpu, plan)
+    for method in ("scratch", "kd", "crd"):
+        assert kept(recorded, plan, method) == kept(plain, plan, method)
+        assert lab.result(recorded, plan, method)["cost"]["tuning"] == {"graphs": True}
+        assert "tuning" not in lab.result(plain, plan, method)["cost"]
+    assert [made.recorder.recorded for made in on_cpu.made] == [2, 4]  # the teacher's own training, and the cohort
+    assert on_cpu.made[1].recorder.replayed == 4 * (12 - graphs.WARM_STEPS)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 1), (1, 3)])
+def test_a_recorded_run_that_was_interrupted_ends_with_the_same_numbers(
+    lab: Lab, on_cpu: OnCpu, epoch: int, step: int
+) -> None:
+    plan = lab.plan(["kd", "dkd"])
+    on_cpu.on = False
+    whole = lab.train(plan, "whole")
+    on_cpu.on = True
+    with pytest.raises(StopRequested):
+        lab.train(
+            plan,
+            "broken",
+            on_event=lambda event: event["event"] == "step" and (event["epoch"], event["step"]) == (epoch, step),
+        )
+    store = lab.train(plan, "broken")
+    for method in ("kd", "dkd"):
+        assert kept(store, plan, method) == kept(whole, plan, method)
+    assert on_cpu.made[-1].recorder.replayed > 0
+
+
+REFUSED = {
+    "progress": ("weight = 1 + batch.progress", "reads batch.progress"),
+    "counts": ("self.calls = getattr(self, 'calls', 0) + 1\nweight = 1 / self.calls", "changes method.calls in Python"),
+    "keeps": (
+        "before = getattr(self, 'before', None)\nself.before = student.logits.detach()\n"
+        "weight = 1 if before is None else before.square().mean()",
+        "changes method.before in Python",
+    ),
+    "numpy": ("weight = 1 + np.random.rand()", "draws random numbers on the host"),
+    "python": ("weight = 1 + random.random()", "draws random numbers on the host"),
+    "reads": ("weight = 1 if student.logits.sum() > 0 else 2", "waits for the device (_local_scalar_dense)"),
+}
+
+
+def test_a_method_that_cannot_be_recorded_runs_as_it_is_and_says_why(
+    lab: Lab, on_cpu: OnCpu, write_plugin: Callable[[str, str], str]
+) -> None:
+    plugins = [
+        write_plugin(kind, f"{body}\nreturn {{'ce': batch.task_loss(student.logits) * weight}}")
+        for kind, (body, _) in REFUSED.items()
+    ]
+    plan = lab.plan([*REFUSED, "kd"], plugins=plugins)
+    plain, recorded = both(lab, on_cpu, plan)
+    for cell in plan.cells:
+        assert kept(recorded, plan, cell.method) == kept(plain, plan, cell.method)
+        _, reason = REFUSED.get(cell.method, ("", ""))
+        fact = lab.result(recorded, plan, cell.method)["cost"]["tuning"]["graphs"]
+        assert fact == (f"fell back: {reason}" if reason else True)
+        said = f"{cell.key} runs without CUDA graphs: its step {reason}"
+        assert recorded.cell(cell).log.read_text().count(said) == bool(reason)
+        assert [event.get("reason") for event in lab.events].count(said) == bool(reason)
+
+
+def test_a_method_that_reads_the_epoch_is_recorded_in_each(
+    lab: Lab, on_cpu: OnCpu, write_plugin: Callable[[str, str], str]
+) -> None:
+    body = "terms = {'ce': batch.task_loss(student.logits) * (1 + batch.epoch)}\n"
+    body += "if batch.epoch == 1:\n    terms['more'] = student.logits.square().mean()\nreturn terms"
+    plan = lab.plan(["ramp"], plugins=[write_plugin("ramp", body)])
+    plain, recorded = both(lab, on_cpu, plan)
+    assert kept(recorded, plan, "ramp") == kept(plain, plan, "ramp")
+    assert on_cpu.made[-1].recorder.recorded == 1 + 3  # the teacher, three epochs
+
+
+@pytest.mark.parametrize("calls", [1, 40])
+def test_a_recording_that_fails_loses_no_step(
+    lab: Lab, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    class Fails(TapeRecorder):
+        """Ends the recording of a step after some operations, with gradients half made."""
+
+        def record(self, work: Callable[[], None], stream: Any) -> Callable[[], None]:
+            def broken() -> None:
+                work()
+                raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+            return super().record(work if stream is None or self.recorded > calls else broken, stream)
+
+    on_cpu.recorder = Fails
+    plan = lab.plan(["kd", "fitnet"])
+    plain, recorded = both(lab, on_cpu, plan)
+    for method in ("kd", "fitnet"):
+        assert kept(recorded, plan, method) == kept(plain, plan, method)
+        fact = "fell back: cannot be recorded (RuntimeError: operation not permitted)"
+        assert lab.result(recorded, plan, method)["cost"]["tuning"]["graphs"] in (True, fact)
+    assert fact in [lab.result(recorded, plan, method)["cost"]["tuning"]["graphs"] for method in ("kd", "fitnet")]
+
+
+def test_where_the_teacher_cannot_be_recorded_nothing_is(
+    lab: Lab, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refuses(TapeRecorder):
+        def record(self, work: Callable[[], None], stream: Any) -> Callable[[], None]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    on_cpu.recorder = Refuses
+    plan = lab.plan(["kd"])
+    plain, recorded = both(lab, on_cpu, plan)
+    assert kept(recorded, plan, "kd") == kept(plain, plan, "kd")
+    reason = "the teacher cannot be recorded (OutOfMemoryError: CUDA out of memory)"
+    assert lab.result(recorded, plan, "kd")["cost"]["tuning"] == {"graphs": f"fell back: {reason}"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # a value that is not finite, from the device alone, once the step is recorded
+        "self.count += 1\nreturn {'ce': batch.task_loss(student.logits) / (self.count < 6)}",
+        # what is shared is written to, long after the others were recorded
+        "self.calls = getattr(self, 'calls', 0) + 1\n"
+        "if self.calls == 6:\n    teacher.logits.zero_()\nreturn {'ce': batch.task_loss(student.logits)}",
+    ],
+)
+def test_a_cell_that_fails_among_recorded_ones_leaves_them_their_numbers(
+    lab: Lab, on_cpu: OnCpu, write_plugin: Callable[[str, str], str], body: str
+) -> None:
+    init = "if not hasattr(self, 'count'):\n    self.register_buffer('count', torch.zeros(()))\n"
+    plugin = write_plugin("breaks", (init if "self.count" in body else "") + body)
+    alone, company = lab.plan(["kd", "dist"]), lab.plan(["kd", "breaks", "dist"], plugins=[plugin])
+    on_cpu.on = False
+    plain = lab.train(alone, "plain")
+    on_cpu.on = True
+    store = lab.train(company, "graphs")
+    for method in ("kd", "dist"):
+        assert kept(store, company, method) == kept(plain, alone, method)
+        assert lab.result(store, company, method)["cost"]["tuning"] == {"graphs": True}
+    reason = store.cell(company.cells[1]).failure()["reason"]
+    assert "not finite at epoch 2, step 2" in reason or "in place" in reason
+
+
+def test_the_rate_on_the_device_follows_the_schedule_and_stays_out_of_checkpoints() -> None:
+    def trained(on_device: bool) -> tuple[Tensor, dict[str, Any]]:
+        torch.manual_seed(0)
+        student, method = torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)
+        recipe = Recipe.model_validate({"epochs": 2, "batch_size": 4, "optimizer": {"name": "adamw", "lr": 0.1}})
+        wrapper = build_optim_wrapper(student, method, recipe)
+        wrapper.rate = torch.zeros((), dtype=torch.float64) if on_device else None
+        for step in range(4):
+            for group in wrapper.optimizer.param_groups:
+                group["lr"] = 0.1 / (1 + step)
+            wrapper.update_params(method(student(torch.ones(4, 3))).square().sum())
+        return student.weight.detach(), wrapper.optimizer.state_dict()
+
+    (plain, _), (moved, saved) = trained(False), trained(True)
+    assert torch.equal(plain, moved)
+    assert {group["lr"] for group in saved["param_groups"]} == {0.1 / 4}
+    assert not any(group["capturable"] for group in saved["param_groups"])
