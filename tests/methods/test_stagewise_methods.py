@@ -261,12 +261,13 @@ def test_region_attention_equals_its_formula() -> None:
             patch = value.numpy()[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
             tokens.append(np.einsum("bchw,dchw->bd", patch, kernel) + bias)
     x = np.stack(tokens, axis=1)
-    for position, channel in itertools.product(range(x.shape[1]), range(dim)):
-        angle = position / 10000 ** (2 * (channel // 2) / dim)
-        x[:, position, channel] += math.sin(angle) if channel % 2 == 0 else math.cos(angle)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     q = x @ weights["query.weight"].T + weights["query.bias"]
     k, v = np.split(x @ weights["key_value.weight"].T + weights["key_value.bias"], 2, axis=-1)
+    for position, channel in itertools.product(range(x.shape[1]), range(dim)):
+        angle = position / 10000 ** (2 * (channel // 2) / dim)
+        for value in (q, k):
+            value[:, position, channel] += math.sin(angle) if channel % 2 == 0 else math.cos(angle)
     size = dim // heads
     expected = np.concatenate(
         [
@@ -283,6 +284,18 @@ def test_region_attention_of_a_resnet18_has_the_published_size() -> None:
     with torch.device("meta"):
         attention = RegionAttention(describe(NetSpec(timm="resnet18"), 100).stages, 4, 512, 8)
     assert round(sum(p.numel() for p in attention.parameters()) / 1e6, 2) == 13.57
+
+
+def test_only_the_aligners_are_initialised_as_ofa_does() -> None:
+    method = FOFA(info("resnet_32px_small"), info("swin_32px_large"), task(), **NARROW["fofa"])
+    aligned = [layer for layer in method.aligners.modules() if isinstance(layer, torch.nn.Linear)]
+    assert aligned
+    assert all((layer.bias == 0).all() for layer in aligned)
+    for layer in (*method.attention.modules(), *method.prompts.modules()):
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+            fan_in = layer.weight[0].numel()  # torch's default: uniform within 1 / sqrt(fan in)
+            assert layer.weight.abs().max() <= fan_in**-0.5
+            assert (layer.bias != 0).any()
 
 
 def test_region_attention_does_not_depend_on_the_order_of_the_batch() -> None:
