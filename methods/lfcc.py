@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench import Batch, Feature, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
-from kdbench.blocks import kl_divergence
+from kdbench.blocks import inner_products, kl_divergence
 from kdbench.distributed import gather_batch
 from kdbench.errors import HyperparameterError
 from kdbench.method import stage_numbers
@@ -22,7 +22,7 @@ def contrast_loss(student_embedding: Tensor, teacher_embedding: Tensor, temperat
     columns with the diagonal as target, averaged over both directions, the batch and the leading dimensions. A batch
     of one has no negatives: then 1 - <s, t>.
     """
-    similarity = student_embedding @ teacher_embedding.mT
+    similarity = inner_products(student_embedding, teacher_embedding)
     if similarity.shape[-1] == 1:
         return (1 - similarity).mean()
     logits = similarity / temperature
@@ -49,6 +49,7 @@ class LFCC(Method):
 
     display, family, fidelity = "LFCC", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
+    version = 2
     carries_kd: ClassVar[dict[str, str]] = {
         "temperature": "temperature",
         "kd_weight": "kd_weight",

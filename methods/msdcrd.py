@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
-from kdbench.blocks import resize_map
+from kdbench.blocks import inner_products, resize_map
 from kdbench.distributed import gather_batch
 from kdbench.errors import HyperparameterError
 
@@ -26,7 +26,7 @@ def contrast(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """
     if student.shape[1] == 1:
         return (1 - (student * teacher).sum(dim=-1)).mean()
-    scores = student @ teacher.transpose(1, 2) / temperature
+    scores = inner_products(student, teacher) / temperature
     forth = F.log_softmax(scores, dim=2).diagonal(dim1=1, dim2=2)
     back = F.log_softmax(scores, dim=1).diagonal(dim1=1, dim2=2)
     return -(forth.mean() + back.mean()) / 2
@@ -60,6 +60,7 @@ class MSDCRD(Method):
 
     display, family, fidelity = "MSDCRD", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
+    version = 2
 
     def __init__(
         self,

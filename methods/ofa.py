@@ -60,6 +60,7 @@ class OFA(Method):
 
     display, family, fidelity = "OFA-KD", "hybrid", "reference"
     needs = frozenset({"logits", "stages"})
+    version = 2
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar100": {"ofa_weight": 0.1},
         "imagenet1k": {"eps": 1.5},

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
+from kdbench.blocks import full_precision, inner_products
 from kdbench.distributed import gather_batch
 
 #: Added to norms and inside the logarithm. Below the resolution of half precision, so half precision is left first.
@@ -27,11 +28,10 @@ def pkt_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
 
 def _neighbours(embedding: Tensor) -> Tensor:
     """(B, B), rows sum to 1."""
-    embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    embedding = full_precision(embedding)
     # vector_norm, not a square root of a sum: a zero vector has a zero gradient instead of NaN.
     unit = embedding / (torch.linalg.vector_norm(embedding, dim=1, keepdim=True) + _EPS)
-    with torch.autocast(unit.device.type, enabled=False):
-        similarity = ((unit @ unit.t() + 1) / 2).clamp_min(0.0)  # rounding may go below -1
+    similarity = ((inner_products(unit, unit) + 1) / 2).clamp_min(0.0)  # rounding may go below -1
     return similarity / similarity.sum(dim=1, keepdim=True)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
+from kdbench.blocks import inner_products
 from kdbench.distributed import gather_batch
 
 #: A row below this, of a sample without any activation, is 0 with gradient 0 (normalising it would give one of 1e12).
@@ -25,9 +26,8 @@ def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 def _similarities(value: Tensor) -> Tensor:
     """(B, B): inner products of the samples, each row with Euclidean norm 1."""
-    flat = value.flatten(1).to(torch.promote_types(value.dtype, torch.float32))
-    with torch.autocast(flat.device.type, enabled=False):  # the differences are small beside the entries
-        gram = flat @ flat.t()
+    flat = value.flatten(1)
+    gram = inner_products(flat, flat)
     norm = torch.linalg.vector_norm(gram, dim=1, keepdim=True)
     return gram / norm.masked_fill(norm <= _MIN_NORM, torch.inf)
 
