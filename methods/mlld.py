@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.distributed import gather_batch
 from kdbench.errors import HyperparameterError, KdbenchError
-from kdbench.method import non_negative, positive
 
 
 def instance_loss(
@@ -108,16 +107,13 @@ class MLLD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        temperatures: tuple[float, ...] = (4.0, 3.0, 5.0, 2.0, 6.0),
-        ce_weight: float = 0.1,
-        kd_weight: float = 0.9,
+        temperatures: Annotated[tuple[float, ...], Range(above=0)] = (4.0, 3.0, 5.0, 2.0, 6.0),
+        ce_weight: Annotated[float, Range(at_least=0)] = 0.1,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 0.9,
     ) -> None:
         super().__init__(student, teacher, task)
         if not temperatures:
             raise HyperparameterError(f"temperatures = {temperatures!r}: must name at least one temperature")
-        for temperature in temperatures:
-            positive(temperatures=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight)
         self.temperatures = tuple(temperatures)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight

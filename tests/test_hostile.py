@@ -25,8 +25,7 @@ from kdbench.store.claims import NAME, read_holder
 from kdbench.store.folders import CellFolder, DamagedFileError, load_results, read_json, write_bytes, write_json
 from kdbench.store.reading import read_history, read_mapping, read_predictions
 from kdbench.suite.suite import Suite, load_suite
-
-from .conftest import tiny
+from tests.conftest import tiny
 
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True

@@ -338,7 +338,7 @@ def test_plugin_that_cannot_be_built_takes_only_its_own_cells_out(
 @pytest.mark.parametrize(
     ("changes", "choice", "problem"),
     [
-        ({}, {"set": {"kd": {"temperature": 0}}}, r"method kd: temperature = 0.0: must be above 0"),
+        ({}, {"set": {"kd": {"temperature": 0}}}, r"kd.temperature = 0: must be above 0"),
         (
             {"nets": {"vit": {"timm": "vit_32px_smal"}}},
             {},
