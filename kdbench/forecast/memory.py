@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdbench.data.views import EVALUATION_BATCH
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
-from kdbench.nets.tapped import TappedNet
+from kdbench.nets.tapped import TappedNet, preprocessing_of
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 
@@ -78,7 +77,7 @@ def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> 
     recipe = cohort.cells[0].recipe
     needs: frozenset[str] = frozenset[str]().union(*(plan.catalog[cell.method].needs for cell in cohort.cells))
     teacher = _teacher_need(cohort.teacher.net.model_dump_json(), plan.num_classes, needs, recipe.batch_size)
-    side = plan.suite.dataset.image_size or _side(cohort.cells[0].student_net)
+    side = plan.suite.dataset.image_size or max(preprocessing_of(cohort.cells[0].student_net)["input_size"])
     image = 3 * side**2
     in_memory = recipe.pipeline == "device"
     return Need(
@@ -94,7 +93,8 @@ def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> 
 def cell_need(plan: Plan, cell: Cell, train_images: int) -> CellNeed:
     """What one cell needs; cells that differ in their seed only are worked out once."""
     return _cell_need(
-        _Frozen(plan.catalog[cell.method].load(), dict(cell.hyperparameters)),
+        plan.catalog[cell.method].load(),
+        json.dumps(cell.hyperparameters),
         cell.student_net.model_dump_json(),
         cell.teacher.net.model_dump_json(),
         cell.recipe.model_dump_json(),
@@ -104,27 +104,23 @@ def cell_need(plan: Plan, cell: Cell, train_images: int) -> CellNeed:
     )
 
 
-@dataclass(frozen=True)
-class _Frozen:
-    """A method with its hyper-parameters, which are lists and numbers, as a key."""
-
-    cls: type[Method]
-    hyperparameters: Mapping[str, Any]
-
-    def __hash__(self) -> int:
-        return hash((self.cls, json.dumps(self.hyperparameters, sort_keys=True, default=str)))
-
-
 @functools.lru_cache(maxsize=2048)
 def _cell_need(
-    method: _Frozen, student: str, teacher: str, recipe_text: str, classes: int, train_images: int, dataset: str
+    method: type[Method],
+    hyperparameters: str,
+    student: str,
+    teacher: str,
+    recipe_text: str,
+    classes: int,
+    train_images: int,
+    dataset: str,
 ) -> CellNeed:
     recipe = Recipe.model_validate_json(recipe_text)
     size = recipe.batch_size
     (ours, our_info), (_, their_info) = _net(student, classes), _net(teacher, classes)
     with _without_data():
         task = Task(classes, train_images, torch.zeros(train_images, dtype=torch.int64), dataset, recipe.epochs)
-        module = method.cls(our_info, their_info, task, **method.hyperparameters)
+        module = method(our_info, their_info, task, **json.loads(hyperparameters))
         needs = frozenset(module.needs)
         strong = "strong" in needs
         batch = Batch(
@@ -168,19 +164,13 @@ def _net(spec: str, classes: int) -> tuple[TappedNet, NetInfo]:
 @contextmanager
 def _without_data() -> Iterator[None]:
     """New tensors have no content. Autocast does not know the device of such tensors, and is not needed for sizes."""
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.device("meta"),
-        mock.patch.object(torch, "autocast", return_value=nullcontext()),
-    ):
-        yield
-
-
-def _side(net: NetSpec) -> int:
-    from kdbench.nets.tapped import preprocessing_of
-
-    height, width = preprocessing_of(net)["input_size"]
-    return int(max(height, width))
+    autocast = torch.autocast
+    torch.autocast = lambda *arguments, **options: nullcontext()  # type: ignore[misc, assignment]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
 
 
 def _images(net: TappedNet, size: int) -> Tensor:
