@@ -126,7 +126,7 @@ def data_notes(results: Results) -> list[str]:
         )
     carrying = results.cells.loc[results.cells["carries_kd"], "method_display"].unique()
     if len(carrying):
-        notes.append(f"KD's loss is part of theirs: {listed(sorted(carrying))}.")
+        notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
     mixed = _mixed_settings(results.cells)
     if mixed:
         notes.append(f"Hyper-parameters differ between the seeds of one figure: {join_names(mixed)}.")

@@ -189,14 +189,6 @@ def test_seeds_of_a_cell_share_its_hash_and_have_folders_of_their_own() -> None:
     assert len({cell.folder for cell in cells}) == 12
 
 
-def test_hooks_that_change_training_are_part_of_an_identity() -> None:
-    found = {
-        make_plan(tiny_suite(), Request(), catalog(), hooks).cells[0].hash
-        for hooks in ([], [("mine", "0" * 64)], [("mine", "1" * 64)], [("other", "0" * 64)])
-    }
-    assert len(found) == 4
-
-
 #: Of the tiny suite. Where one changes, every stored result of every user becomes stale.
 KNOWN = {"cnn--vit/scratch/seed0": "4af0c234a9", "cnn--vit/kd/seed0": "98abef6e46"}
 KNOWN_TEACHER = "ad910aae85"
