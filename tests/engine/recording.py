@@ -102,19 +102,21 @@ class TapeRecorder:
         with Waits():
             yield found
 
-    def record(self, work: Callable[[], None], stream: RandomStream | None) -> Callable[[], None]:
-        tape, position = Tape(), torch.get_rng_state()
-        try:
-            with tape:
-                work()
-        finally:
-            tape.undo()
-            torch.set_rng_state(position)
+    def record(self, work: Callable[[], object], stream: RandomStream) -> Callable[[], None]:
+        tape = Tape()
+        with stream.active():
+            position = torch.get_rng_state()
+            try:
+                with tape:
+                    work()
+            finally:
+                tape.undo()
+                torch.set_rng_state(position)
         self.recorded += 1
 
         def replay() -> None:
             self.replayed += 1
-            with contextlib.nullcontext() if stream is None else stream.active():
+            with stream.active():
                 tape.play()
 
         return replay

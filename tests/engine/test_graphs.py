@@ -198,35 +198,32 @@ def test_a_method_that_reads_the_epoch_is_recorded_in_each(
     assert on_cpu.made[-1].recorder.recorded == 1 + 3  # the teacher, three epochs
 
 
-@pytest.mark.parametrize("calls", [1, 40])
-def test_a_recording_that_fails_loses_no_step(
-    lab: Lab, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, calls: int
-) -> None:
+@pytest.mark.parametrize("failing", [{2}, {2, 3}])  # the first recording is the teacher's
+def test_a_recording_that_fails_loses_no_step(lab: Lab, on_cpu: OnCpu, failing: set[int]) -> None:
     class Fails(TapeRecorder):
-        """Ends the recording of a step after some operations, with gradients half made."""
+        """Some recordings fail at their end."""
 
-        def record(self, work: Callable[[], None], stream: Any) -> Callable[[], None]:
+        def record(self, work: Callable[[], object], stream: Any) -> Callable[[], None]:
+            self.asked = getattr(self, "asked", 0) + 1
+
             def broken() -> None:
                 work()
                 raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-            return super().record(work if stream is None or self.recorded > calls else broken, stream)
+            return super().record(broken if self.asked in failing else work, stream)
 
     on_cpu.recorder = Fails
     plan = lab.plan(["kd", "fitnet"])
     plain, recorded = both(lab, on_cpu, plan)
     for method in ("kd", "fitnet"):
         assert kept(recorded, plan, method) == kept(plain, plan, method)
-        fact = "fell back: cannot be recorded (RuntimeError: operation not permitted)"
-        assert lab.result(recorded, plan, method)["cost"]["tuning"]["graphs"] in (True, fact)
-    assert fact in [lab.result(recorded, plan, method)["cost"]["tuning"]["graphs"] for method in ("kd", "fitnet")]
+    facts = [lab.result(recorded, plan, method)["cost"]["tuning"]["graphs"] for method in ("kd", "fitnet")]
+    assert facts.count("fell back: cannot be recorded (RuntimeError: operation not permitted)") == len(failing)
 
 
-def test_where_the_teacher_cannot_be_recorded_nothing_is(
-    lab: Lab, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_teacher_cannot_be_recorded_nothing_is(lab: Lab, on_cpu: OnCpu) -> None:
     class Refuses(TapeRecorder):
-        def record(self, work: Callable[[], None], stream: Any) -> Callable[[], None]:
+        def record(self, work: Callable[[], object], stream: Any) -> Callable[[], None]:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     on_cpu.recorder = Refuses
