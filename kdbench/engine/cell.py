@@ -163,7 +163,7 @@ class CellTrainer(nn.Module):
     def compute(
         self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
     ) -> None:
-        """What a step does on the device: all of it but the count of steps, which the host keeps."""
+        """What a step does on the device: all but the count of steps."""
         if self.micro_batches > 1:
             terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
         else:
@@ -315,9 +315,8 @@ class Meters:
         names = tuple(terms)
         if names != self.names:
             if self.steps:
-                raise KdbenchError(
-                    f"loss terms changed within an epoch: {', '.join(self.names)}, then {', '.join(names)}"
-                )
+                old, new = ", ".join(self.names), ", ".join(names)
+                raise KdbenchError(f"loss terms changed within an epoch: {old}, then {new}")
             self._allot(names)
         values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
         self._sums += values
