@@ -75,8 +75,8 @@ class TAS(Method):
 
     From summaries of the paper, its code unread. Known: the fusion, the three distances, InfoNCE with a learned
     temperature, OFA's loss, average-pooled features, here the mean of the last stage over its positions, class tokens
-    left out. Our choices: each goes through a Linear to ``dim`` and L2 normalisation, as widths differ; InfoNCE is symmetric; one temperature
-    per distance, kept in (0.01, 1) by a sigmoid on the log scale, where a clamp would have no gradient at its bounds;
+    left out. Our choices: each goes through a Linear to ``dim`` and L2 normalisation, as widths differ; InfoNCE is
+    symmetric; one temperature per distance, kept in (0.01, 1) by a sigmoid on the log scale, where a clamp would have no gradient at its bounds;
     the fusion net's features and logits are constants where the student learns from them (otherwise it would be pulled
     down to the student); the teacher's modules are frozen but pass gradients on; the supervised term has weight 1 and
     is the student's alone; the Swin block has windows of at most 7 and 32 channels per head, after a norm; for a net

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kdbench.matrix.cells import make_plan
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.suite.suite import Suite, load_suite, split_pair, suite_files
 
@@ -20,7 +20,7 @@ CARRIERS = sorted(name for name, entry in METHODS.items() if entry.carries_kd)
 def settings(suite: str | Suite, method: str, family: str = "cnn", protocol: str = "paper", **choice: Any) -> Any:
     """The hyper-parameters of a method with the suite's students of one family."""
     loaded = load_suite(suite) if isinstance(suite, str) else suite
-    plan = make_plan(loaded, Choice(protocol=protocol, methods=(method,), **choice), METHODS)
+    plan = make_plan(loaded, Request(protocol=protocol, methods=(method,), **choice), METHODS)
     return next(cell.hyperparameters for cell in plan.cells if cell.facts["student_family"] == family)
 
 
@@ -119,7 +119,7 @@ def test_hyper_parameters_are_resolved_in_the_documented_order(write_suite: Any,
             default_protocol="ordered",
         )
     )
-    choice = Choice(methods=("mine",), plugins=(str(path),), set={"mine": {"g": 6.0}})
+    choice = Request(methods=("mine",), plugins=(str(path),), set={"mine": {"g": 6.0}})
     (cell,) = make_plan(suite, choice, catalog([str(path)])).cells
     assert dict(cell.hyperparameters) == {"a": 0.0, "b": 1.5, "c": 2.0, "d": 3.0, "e": 4.0, "f": 5.0, "g": 6.0}
 
@@ -137,4 +137,4 @@ def test_settings_of_every_packaged_suite_and_protocol_are_taken(name: str) -> N
     suite = load_suite(name)
     assert {split_pair(pair)[1] for pair in suite.pairs}
     for protocol in suite.protocols:
-        make_plan(suite, Choice(protocol=protocol, methods=("*",), seeds=(0,)), METHODS)
+        make_plan(suite, Request(protocol=protocol, methods=("*",), seeds=(0,)), METHODS)
