@@ -230,8 +230,9 @@ def _cells_of_pair(
     """The cells of a pair for any one seed, which is no part of their configuration."""
     # Weights are a teacher's: as a student every net starts from scratch.
     net = with_family(suite.net(student).model_copy(update={"weights": "train"}), student)
-    assert net.family is not None
-    recipe_name = suite.recipe_name(student, net.family)
+    family = net.family
+    assert family is not None
+    recipe_name = suite.recipe_name(student, family)
     recipe = protocol.recipes[recipe_name]
     net = with_drop_path(net, recipe)
     config = {
@@ -252,11 +253,11 @@ def _cells_of_pair(
         "teacher_display": teacher.net.display or teacher.name,
         "student_display": net.display or student,
         "teacher_family": teacher.net.family,
-        "student_family": net.family,
+        "student_family": family,
     }
     cells = []
     for name, by_family in methods.items():
-        method = by_family[net.family]
+        method = by_family[family]
         own = {**config, "method": method.config}
         cells.append(
             Cell(
