@@ -70,16 +70,14 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
                 "hyperparameters": {name: parameter.default for name, parameter in entry.hyperparameters.items()},
                 "presets": {key: dict(value) for key, value in entry.presets.items()},
             }
-            for entry in sorted(methods.values(), key=lambda entry: (FAMILIES.index(entry.family), entry.name))
+            for entry in sorted(methods.values(), key=lambda entry: (list(FAMILIES).index(entry.family), entry.name))
         ]
     if kind == "suites":
         return [_suite_row(load_suite(name)) for name in suite_files()]
     if kind == "pairs":
         return [row for name in ([suite] if suite else suite_files()) for row in _pair_rows(load_suite(name))]
     if kind == "nets":
-        return [
-            {"name": name, "timm": net.timm, "family": net.family, "display": net.display} for name, net in ZOO.items()
-        ]
+        return [{"name": name, **{key: net[key] for key in ("timm", "family", "display")}} for name, net in ZOO.items()]
     return [
         {"name": entry.name, "classes": entry.num_classes, "images": entry.images, "source": entry.source}
         for entry in DATASETS.values()

@@ -28,7 +28,8 @@ from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.store.folders import Store, load_results
+from kdbench.store.folders import Store
+from kdbench.store.rows import load_results
 from kdbench.teachers.readiness import check_accuracies, check_weights, drop_damaged, teachers_of
 
 
@@ -146,10 +147,10 @@ def _print_leaderboard(plan: Plan, store: Store) -> None:
 def _note_weak_teachers(plan: Plan, store: Store) -> None:
     for teacher in plan.teachers:
         result = store.result_of_teacher(teacher)
-        if result and teacher.trained_here and result["metrics"]["last"]["top1"] < teacher.expected_top1:
+        if result and teacher.trained_here and result.top1 < teacher.expected_top1:
             console.say()
             console.note(
-                f"teacher {teacher.name} has top-1 {result['metrics']['last']['top1']:.1f} %, below the "
+                f"teacher {teacher.name} has top-1 {result.top1:.1f} %, below the "
                 f"{teacher.expected_top1:g} % that the suite expects of a trained teacher "
                 f"(here {counted(teacher.recipe.epochs, 'epoch')})"
             )

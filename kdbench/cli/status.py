@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -26,6 +25,7 @@ from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.request import Request
 from kdbench.store.claims import Holder
 from kdbench.store.folders import Store
+from kdbench.store.result import Failure
 from kdbench.teachers.readiness import verdict_of
 
 COLUMNS = ("done", "running", "interrupted", "failed", "skipped", "planned")
@@ -61,7 +61,7 @@ class Status:
 
     rows: dict[str, Counter[str]] = field(default_factory=dict)
     running: list[tuple[Cell, Holder]] = field(default_factory=list)
-    failed: list[tuple[Cell, dict[str, Any], Path]] = field(default_factory=list)
+    failed: list[tuple[Cell, Failure, Path]] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
     stale: list[Path] = field(default_factory=list)
 
@@ -73,10 +73,12 @@ class Status:
 def read_status(plan: Plan, store: Store) -> Status:
     """Read the state of every cell of a plan."""
     status = Status()
-    for cell in (*plan.cells, *plan.skipped, *plan.broken):
+    cells = (*plan.cells, *plan.skipped, *plan.broken)
+    found = store.scan(cells)
+    for cell in cells:
         folder = store.cell(cell)
         holder = folder.holder()
-        state = folder.state()
+        state = found[cell.folder].state
         if state == "planned" and cell.reason is not None:
             state = "skipped" if cell in plan.skipped else "failed"
         status.rows.setdefault(cell.pair, Counter())[state] += 1
@@ -84,7 +86,7 @@ def read_status(plan: Plan, store: Store) -> Status:
             status.running.append((cell, holder))
         elif state == "failed" and folder.failed.exists():
             status.failed.append((cell, folder.failure(), folder.log))
-        status.damaged += [folder.result] if folder.is_damaged() else []
+        status.damaged += [folder.result] if found[cell.folder].problem else []
         status.stale += [
             other for other in folder.path.parent.glob(f"seed{cell.seed}-*") if other.name != folder.path.name
         ]
@@ -104,7 +106,7 @@ def status_text(plan: Plan, store: Store, status: Status) -> str:
         if verdict is not None:
             lines.append(f"teacher {teacher.name}: {verdict}")
     for cell, failure, log in status.failed:
-        lines += [f"failed ({failure['kind']}): {cell.key}: {failure['reason']}", f"  log: {failure.get('log') or log}"]
+        lines += [f"failed ({failure.kind}): {cell.key}: {failure.reason}", f"  log: {failure.log or log}"]
     lines += [f"damaged: {path}; kdbench run trains the cell again" for path in status.damaged]
     if status.stale:
         lines.append(f"stale: {len(status.stale)} results of older configurations are kept and not shown")

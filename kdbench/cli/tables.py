@@ -15,9 +15,10 @@ from kdbench.cli.options import CELLS, plan_of, plan_on_disk, verb
 from kdbench.cli.replay import command_given
 from kdbench.cli.values import CLASSES, NAMES, PATH, OneOf
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import folders_over_seeds, make_plan
+from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
-from kdbench.store.folders import Store, load_results
+from kdbench.store.folders import Store
+from kdbench.store.rows import load_results
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -48,7 +49,7 @@ def table(
     from kdbench.reporting.table import build_table
     from kdbench.reporting.text.render import render
 
-    frames, select = results(request, select, metric)
+    frames, select = results(request, select)
     if against_published:
         from kdbench.reporting.published import published_ledger
 
@@ -68,7 +69,7 @@ def leaderboard(request: Request, form: str, select: str | None, metric: str, to
     from kdbench.reporting.leaderboard import build_leaderboard
     from kdbench.reporting.text.leaderboard import leaderboard_markdown, leaderboard_text
 
-    frames, select = results(request, select, metric)
+    frames, select = results(request, select)
     boards = [build_leaderboard(frame, metric=metric, select=select, command=command_given()) for frame in frames]
     if to and Path(to).suffix in PICTURES:
         from kdbench.reporting.plots.picture import draw_leaderboard
@@ -115,7 +116,7 @@ def plots(request: Request, to: str, forms: tuple[str, ...], select: str | None,
     """Draw figures for a paper, with their captions."""
     from kdbench.reporting.plots.draw import write_plots
 
-    frames, select = results(request, select, metric)
+    frames, select = results(request, select)
     for frame in frames:
         folder = Path(to)
         if len(frames) > 1:
@@ -140,19 +141,17 @@ def report(request: Request, to: str, select: str | None) -> int:
     return 0
 
 
-def results(request: Request, select: str | None = None, metric: str = "top1") -> tuple[Sequence[Any], str]:
+def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str]:
     """Rows of the run directory that belong to a request, as one frame for each protocol and split; and the figure to show.
 
     Args:
         select: ``"last"`` or ``"best"``; None for the protocol's own.
-        metric: refused at once where there is none of that name.
 
     Raises:
         KdbenchError: if there are no results.
     """
-    from kdbench.reporting.frame import metric_named, split_frame
+    from kdbench.reporting.frame import split_frame
 
-    metric_named(metric)
     plan, methods = plan_of(request)
     rows = load_results(request.out, plan.suite.name, plan.protocol)
     rows = rows[rows["split"] == request.split]
@@ -160,7 +159,7 @@ def results(request: Request, select: str | None = None, metric: str = "top1") -
     seeds = request.seeds or tuple(int(seed) for seed in rows["seed"].unique())
     chosen = replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",), seeds=seeds[:1])
     cells = plan_on_disk(make_plan(plan.suite, chosen, methods), Store(request.out)).cells
-    current = {folder for cell in cells for folder in folders_over_seeds(cell, seeds)}
+    current = {replace(cell, seed=seed).folder for cell in cells for seed in seeds}
     foreign = ~rows["method"].isin([*methods]) if not request.methods else rows["method"] != rows["method"]
     frames = split_frame(rows[rows["path"].isin(current) | foreign].reset_index(drop=True))
     if not frames:

@@ -131,7 +131,7 @@ def _verify(plan: Plan, store: Store) -> int:
         if result is None:
             console.say(f"teacher {teacher.name}: not trained yet; kdbench run trains it")
         elif teacher not in new:
-            recorded = result["metrics"]["last"]["top1"]
+            recorded = result.top1
             measured = prepare_teacher.remeasure(plan, teacher, store, device, request.data_folder)["top1"]
             same = abs(measured - recorded) < 0.005
             status = status if same else 1
@@ -170,9 +170,9 @@ def _row(teacher: TeacherPlan, store: Store, request: Request) -> dict[str, Any]
         "problem": problem,
         "published_top1": None if teacher.trained_here else teacher.net.published_top1,
         "published_source": None if teacher.trained_here else teacher.net.published_source,
-        "top1": result["metrics"]["last"]["top1"] if result else None,
+        "top1": result.top1 if result else None,
         "agrees": verdict.agrees if verdict and verdict.compared else None,
-        "checksum": result["checksum"] if result else None,
+        "checksum": result.checksum if result else None,
         "folder": teacher.folder if result else None,
     }
 

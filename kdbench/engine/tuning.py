@@ -14,7 +14,6 @@ from typing import Any
 class Tuning:
     """Attributes:
     compile: run nets through ``torch.compile``; one that does not compile runs as it is, and its log says so.
-    channels_last: weights of CNNs in the order that convolutions of tensor cores and AVX like.
     cache_teacher: gigabytes on disk for the teacher's outputs of every batch, which later cells of the same recipe and
         seed read instead of computing them; 0 keeps none.
     graphs: on a GPU, steps are recorded as CUDA graphs and replayed: the same kernels, without launching each of them. On,
@@ -22,7 +21,6 @@ class Tuning:
     """
 
     compile: bool = False
-    channels_last: bool = False
     cache_teacher: float = 0.0
     graphs: bool = True
 

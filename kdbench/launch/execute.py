@@ -16,7 +16,7 @@ from kdbench.launch.job import Event, Follower, Job, Launcher, job_for_cohort, j
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.claims import STALE_SECONDS, Watch
-from kdbench.store.folders import CellFolder, Store, write_json
+from kdbench.store.folders import CellFolder, Store
 from kdbench.teachers.readiness import raise_all
 
 #: Restarts of a job whose process keeps dying without progress, before its cells count as failed.
@@ -60,7 +60,7 @@ def classify_cells(plan: Plan, store: Store, note: Callable[[str], None] = lambd
             note(f"{store.teacher(teacher)} is damaged: teacher {teacher.name} is trained again if a cell needs it")
     for cell in plan.broken:
         folder = store.cell(cell)
-        write_json(folder.failed, {"kind": "plugin", "reason": (cell.reason or "").splitlines()[0], "epoch": 0})
+        folder.fail("plugin", (cell.reason or "").splitlines()[0])
         folder.skipped.unlink(missing_ok=True)
         folder.say(cell.reason or "")
     for cell in plan.cells:
@@ -294,7 +294,7 @@ class _Run:
         for folder, cell in task.cells.items():
             state = CellFolder(self.store.root / folder).state()
             if state in ("done", "failed") and cell.key not in task.reported:
-                reason = self.store.cell(cell).failure()["reason"] if state == "failed" else ""
+                reason = self.store.cell(cell).failure().reason if state == "failed" else ""
                 self.follower.event({"event": state, "job": task.job.name, "cell": cell.key, "reason": reason})
         self.follower.event({"event": "finished", "job": task.job.name, "error": error})
         if error is None:
@@ -306,7 +306,7 @@ class _Run:
             folder = self.store.cell(cell)
             folder.say(f"failed ({kind}): {reason}" + (f"; see {log}" if log else ""))
             try:
-                write_json(folder.failed, {"kind": kind, "reason": reason, "epoch": 0, "log": log})
+                folder.fail(kind, reason, log=log)
             except OSError as error:
                 self.lost[cell.folder] = f"{reason} ({error.strerror})"
 
@@ -331,6 +331,6 @@ def summarize(plan: Plan, todo: Todo, store: Store, lost: Mapping[str, str] | No
             summary.done.append(cell)
         else:
             known = (lost or {}).get(cell.folder, "it was not finished")
-            reason = folder.failure()["reason"] if folder.failed.exists() else known
+            reason = folder.failure().reason if folder.failed.exists() else known
             summary.failed.append((cell, reason))
     return summary

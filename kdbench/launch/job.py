@@ -18,13 +18,11 @@ from kdbench.matrix.teachers import TeacherPlan
 from kdbench.plugins.registry import catalog
 from kdbench.store.claims import Claims
 from kdbench.store.folders import CellFolder, Store
+from kdbench.store.layout import JOBS_FOLDER, worker_folder
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.suite import load_suite
 
 Event = dict[str, Any]
-
-#: Below the run directory: events of running jobs.
-JOBS_FOLDER = ".jobs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +209,7 @@ def job_for_cohort(plan: Plan, cohort: Cohort) -> Job:
     first = cohort.cells[0]
     name = cohort.name if len(cohort.cells) > 1 else f"{cohort.name} ({first.method})"
     members = [cell.folder for cell in cohort.cells]
-    job = _job(plan, name, "cohort", members, f"{first.suite}/{first.protocol}/.workers/{first.hash}")
+    job = _job(plan, name, "cohort", members, worker_folder(first.suite, first.protocol, first.hash))
     return dataclasses.replace(job, memory=cohort.memory, cells=len(cohort.cells))
 
 

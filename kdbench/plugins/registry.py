@@ -15,7 +15,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +39,14 @@ _DEFAULTS: dict[str, Any] = {
     "version": 1,
     "presets": {},
 }
-FAMILIES = ("baseline", "logits", "hint", "relation", "hybrid")
+#: Families of methods, in the order of tables, with their headings.
+FAMILIES = {
+    "baseline": "Baseline",
+    "logits": "On logits",
+    "hint": "On features",
+    "relation": "On relations between samples",
+    "hybrid": "On several of these",
+}
 FIDELITIES = ("reference", "paper", "reconstruction")
 _TYPES: dict[str, Any] = {
     "display": str,
@@ -86,14 +93,14 @@ class MethodEntry:
             PluginError: if the module raises when it is imported, with its own traceback.
         """
         if self.name not in METHODS:
-            _import_source(self.module, self.path)
+            import_source(self.module, self.path)
         if self.name not in METHODS:
             raise PluginError(f"plugin {self.path}: importing it registers no method {self.name!r}")
         return METHODS[self.name]
 
     def source_hash(self) -> str:
-        """Hash of the method's file; part of the identity of a plugin's results."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
+        """See ``source_hash``; part of the identity of a plugin's results."""
+        return source_hash(self.path)
 
     def resolve(self, dataset: str, *overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return all hyper-parameters: defaults, then the preset of the data set, then the overrides in order.
@@ -131,12 +138,14 @@ def register_method(name: str) -> Callable[[T], T]:
 class MethodCatalog(dict[str, MethodEntry]):
     """Methods by name: the built-in ones, those of installed packages, those of ``--plugin`` files.
 
-    ``errors`` holds the plugins that could not be read; they do not stop the others.
+    ``errors`` holds the plugins that could not be read; they do not stop the others. ``additions``: modules, with their files,
+    that register metrics or hooks, perhaps beside methods.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.errors: list[PluginError] = []
+        self.additions: dict[str, Path] = {}
 
     def find(self, name: str) -> MethodEntry:
         if name not in self:
@@ -150,6 +159,29 @@ class MethodCatalog(dict[str, MethodEntry]):
                 f"{entry.path}: method {entry.name!r} is already defined in {known.path}; choose another name"
             )
         self[entry.name] = entry
+
+    def include(self, entries: Sequence[MethodEntry], module: str, path: Path, who: str) -> None:
+        """Add what one plugin registers; ``who`` begins the message when that is nothing."""
+        adds = _registers_additions(path)
+        if not entries and not adds:
+            raise PluginError(
+                f'{who} registers no method, metric or hook; decorate a class with @register_method("name"), or a function '
+                'with @register_metric("name")'
+            )
+        for entry in entries:
+            self.add(entry)
+        if adds:
+            self.additions[module] = path
+
+    def load_additions(self) -> None:
+        """Import the plugins that register metrics or hooks.
+
+        Raises:
+            PluginError: if one raises, with its own traceback.
+        """
+        for module, path in self.additions.items():
+            if module not in sys.modules:
+                import_source(module, path)
 
 
 def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
@@ -167,8 +199,9 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
             found.add(entry)
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
-            for entry in _read_entry_point(point):
-                found.add(entry)
+            path = _entry_point_file(point)
+            who = f"plugin {point.name}: module {point.module}"
+            found.include(read_source(path, point.module), point.module, path, who)
         except PluginError as error:
             found.errors.append(error)
     for plugin in plugins:
@@ -176,16 +209,11 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         if not path.is_file():
             raise PluginError(f"plugin {plugin}: no such file")
         try:
-            entries = read_source(
-                path, f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-            )
+            entries = read_source(path, plugin_module(path))
         except PluginError as error:
             found.errors.append(error)
             continue
-        if not entries:
-            raise PluginError(f'plugin {plugin}: registers no method; decorate a class with @register_method("name")')
-        for entry in entries:
-            found.add(entry)
+        found.include(entries, plugin_module(path), path, f"plugin {plugin}:")
     return found
 
 
@@ -235,20 +263,41 @@ def _builtin_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _read_entry_point(point: importlib.metadata.EntryPoint) -> list[MethodEntry]:
+def _entry_point_file(point: importlib.metadata.EntryPoint) -> Path:
     try:
         spec = importlib.util.find_spec(point.module)
     except Exception as error:
         raise PluginError(f"plugin {point.name}: {type(error).__name__}: {error}", traceback.format_exc()) from None
     if spec is None or spec.origin is None:
         raise PluginError(f"plugin {point.name}: module {point.module} was not found")
-    entries = read_source(Path(spec.origin), point.module)
-    if not entries:
-        raise PluginError(f"plugin {point.name}: module {point.module} registers no method")
-    return entries
+    return Path(spec.origin)
 
 
-def _import_source(module: str, path: Path) -> None:
+def plugin_module(path: Path) -> str:
+    """The name under which a plugin file is imported."""
+    return f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+
+
+def source_hash(path: Path) -> str:
+    """Hash of a plugin file and of the modules beside it that it imports."""
+    digest, files = hashlib.sha256(), [path]
+    for file in files:
+        content = file.read_bytes()
+        digest.update(file.name.encode() + b"\0" + content + b"\0")
+        for node in ast.walk(ast.parse(content)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            beside = (file.with_name(f"{name.split('.')[0]}.py") for name in names)
+            files += [other for other in beside if other.is_file() and other not in files]
+    return digest.hexdigest()[:12]
+
+
+def import_source(module: str, path: Path) -> None:
+    """Import a plugin, by the name of its module or, for a file of ``--plugin``, from its path.
+
+    Raises:
+        PluginError: if it raises, with its own traceback.
+    """
     try:
         if not module.startswith("kdbench_plugin_"):
             importlib.import_module(module)
@@ -285,12 +334,30 @@ def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
 
 def _registered_name(node: ast.ClassDef) -> str | None:
     for decorator in node.decorator_list:
-        if isinstance(decorator, ast.Call) and decorator.args:
-            function = decorator.func
-            called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-            if called == "register_method" and isinstance(decorator.args[0], ast.Constant):
-                return str(decorator.args[0].value)
+        if isinstance(decorator, ast.Call) and _called(decorator) == "register_method":
+            match decorator.args:
+                case [ast.Constant(value=name), *_]:
+                    return str(name)
     return None
+
+
+def _registers_additions(path: Path) -> bool:
+    """Whether a file registers a metric or defines a hook (a class with the base ``Hook``)."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and any(
+            isinstance(decorator, ast.Call) and _called(decorator) == "register_metric"
+            for decorator in node.decorator_list
+        ):
+            return True
+        if isinstance(node, ast.ClassDef) and any(
+            getattr(base, "attr", getattr(base, "id", "")) == "Hook" for base in node.bases
+        ):
+            return True
+    return False
+
+
+def _called(call: ast.Call) -> str:
+    return str(getattr(call.func, "attr", getattr(call.func, "id", "")))
 
 
 def _declarations(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, Any]:
@@ -352,7 +419,7 @@ def _keyword_arguments(function: ast.FunctionDef) -> dict[str, Hyperparameter]:
 def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]:
     import inspect
 
-    _import_source(module, path)
+    import_source(module, path)
     if name not in METHODS:
         raise PluginError(f"plugin {path}: importing it registers no method {name!r}")
     cls = METHODS[name]

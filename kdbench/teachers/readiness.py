@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Cell
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.store.folders import CellFolder, Store, write_json
+from kdbench.store.files import write_json
+from kdbench.store.folders import Store
+from kdbench.store.result import TeacherResult
 from kdbench.suite.net import WeightsFile
 from kdbench.teachers.verification import TOLERANCE, Verdict, complaint, judge
 from kdbench.teachers.weights import Weights, check_file, fetch_weights, file_sha256, find_weights, missing_weights
@@ -65,13 +66,13 @@ def check_weights(
     raise_all(problems, "the weights of {} teachers are not the ones that the suite means")
 
 
-def _note_change(teacher: TeacherPlan, result: dict[str, Any], store: Store, folder: Path | None, note: Note) -> None:
+def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, folder: Path | None, note: Note) -> None:
     """Note that a file that is identified by its name alone has changed since its weights were loaded."""
     weights = teacher.net.weights
     if not isinstance(weights, WeightsFile) or weights.sha256 or folder is None:
         return
     with contextlib.suppress(OSError):
-        if file_sha256(folder / weights.file) != result["weights"]["file_sha256"]:
+        if result.weights and file_sha256(folder / weights.file) != result.weights.file_sha256:
             note(
                 f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.teacher(teacher)} "
                 "keeps the former weights, which are still used. Write the file's sha256 into the suite to use the new ones"
@@ -80,15 +81,25 @@ def _note_change(teacher: TeacherPlan, result: dict[str, Any], store: Store, fol
 
 def drop_damaged(teachers: Sequence[TeacherPlan], store: Store, note: Note) -> None:
     """Remove results of teachers whose weights are damaged, so that they are trained or loaded again."""
-    from kdbench.engine.teacher import weights_are_sound
-
     for teacher in teachers:
         result = store.result_of_teacher(teacher)
-        folder = store.teacher(teacher)
-        if result is not None and not weights_are_sound(folder / "weights.safetensors", result["checksum"]):
+        folder = store.teacher_folder(teacher)
+        if result is not None and not _are_sound(folder.weights, result.checksum):
             verb = "trained" if teacher.trained_here else "loaded"
-            note(f"{folder / 'weights.safetensors'} is damaged: teacher {teacher.name} is {verb} again")
-            CellFolder(folder).result.unlink()
+            note(f"{folder.weights} is damaged: teacher {teacher.name} is {verb} again")
+            folder.result.unlink()
+
+
+def _are_sound(weights: Path, checksum: str) -> bool:
+    """Whether a file of weights is there, whole, and has the checksum of its result."""
+    import safetensors.torch
+
+    from kdbench.nets.tapped import hash_of_state
+
+    try:
+        return hash_of_state(safetensors.torch.load(weights.read_bytes())) == checksum
+    except Exception:  # what safetensors raises for a damaged file depends on where it is damaged
+        return False
 
 
 def verdict_of(teacher: TeacherPlan, store: Store, tolerance: float = TOLERANCE) -> Verdict | None:
@@ -111,7 +122,7 @@ def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: f
             continue
         accepted = verdict.agrees and not usual.agrees
         write_json(
-            store.teacher(teacher) / "verification.json",
+            store.teacher_folder(teacher).verification,
             {
                 **{"top1": verdict.top1, "images": verdict.images, "published": verdict.published},
                 **{"source": verdict.source, "why": verdict.why, "tolerance": tolerance},
@@ -141,7 +152,7 @@ def state_of(teacher: TeacherPlan, store: Store) -> str:
     result = store.result_of_teacher(teacher)
     if teacher.trained_here:
         if result is not None:
-            return f"trained, top-1 {result['metrics']['last']['top1']:.1f}"
+            return f"trained, top-1 {result.top1:.1f}"
         return "to be trained" if teacher.net.weights == "train" else f"to be fine-tuned from timm {teacher.net.timm}"
     if result is None:
         return f"to be loaded from {origin_of(teacher)}"

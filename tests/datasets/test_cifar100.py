@@ -454,7 +454,7 @@ def test_suite_pairs_every_family_with_every_other_twice_and_has_a_control_in_ea
 def test_short_protocols_use_every_family_once_as_teacher_and_once_as_student() -> None:
     suite = load_suite("cifar100-32")
     for protocol in ("smoke", "short"):
-        pairs = [pair.split("--") for pair in suite.choose_pairs(protocol)]
+        pairs = [pair.split("--") for pair in suite.under(protocol).pairs]
         for side in (0, 1):
             assert sorted(str(suite.net(pair[side]).family) for pair in pairs) == ["cnn", "mlp", "vit"]
 
@@ -462,7 +462,7 @@ def test_short_protocols_use_every_family_once_as_teacher_and_once_as_student() 
 def test_rate_of_cnn_students_falls_after_epochs_150_180_and_210() -> None:
     from kdbench.engine.optim import Schedule, build_optim_wrapper
 
-    recipe = load_suite("cifar100-32").recipe("cnn", "paper")
+    recipe = load_suite("cifar100-32").under("paper").recipes["cnn"]
     wrapper = build_optim_wrapper(nn.Linear(2, 2), nn.Identity(), recipe)
     schedule = Schedule(wrapper.optimizer, recipe, 10)
     rates = {}

@@ -15,6 +15,7 @@ import pytest
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
 from kdbench.matrix.cells import Cell, Plan, make_plan
 from kdbench.matrix.check import check_cells
+from kdbench.matrix.identity import config_hash
 from kdbench.matrix.request import Request
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.suite.datasets import DATASETS, DatasetEntry
@@ -144,6 +145,9 @@ CHANGES_THAT_MATTER: dict[str, dict[str, Any]] = {
     "teacher's recipe in the protocol": {"protocols": {"short": {"teacher": {"epochs": 3}}}},
     "teacher's seed": {"teacher_seed": 1},
     "threads": {"cpu_threads": 2},
+    "student's memory format": {"nets": {"vit": {"memory_format": "channels_last"}}},
+    "teacher's memory format": {"nets": {"cnn": {"memory_format": "channels_last"}}},
+    "student's family": {"nets": {"vit": {"family": "mlp"}}},
 }
 CHANGES_THAT_DO_NOT: dict[str, dict[str, Any]] = {
     "title": {"title": "Another"},
@@ -153,6 +157,7 @@ CHANGES_THAT_DO_NOT: dict[str, dict[str, Any]] = {
     "methods": {"methods": {"default": ["kd", "fitnet", "scratch"]}},
     "another method's hyper-parameter": {"methods": {"set": {"fitnet": {"ce_weight": 0.5}}}},
     "another protocol": {"protocols": {"seeds": {"seeds": [3]}}},
+    "a field of a net at its default": {"nets": {"vit": {"memory_format": "contiguous"}}},
     "another net": {"nets": {"mlp": {"args": {"num_blocks": 5}}}},
     "order of pairs": {"pairs": ["vit--cnn", "cnn--vit"]},
     "what a teacher should reach": {"teacher_at_least": 20},
@@ -175,8 +180,32 @@ def test_identity_follows_the_choice() -> None:
     assert cell(set={"kd": {"temperature": 4}}).hash != cell().hash
     assert cell(set={"kd": {"temperature": 4}}).hash == cell({"methods": {"set": {"kd": {"temperature": 4.0}}}}).hash
     assert cell(methods=("kd", "fitnet"), seeds=(1, 0), pairs=("*",)).hash == cell().hash
-    hashes = {cell.hash for cell in plan(protocol="seeds").cells}
-    assert len(hashes) == 12
+
+
+def test_seeds_of_a_cell_share_its_hash_and_have_folders_of_their_own() -> None:
+    cells = plan(protocol="seeds").cells
+    assert {cell.hash for cell in cells if cell.seed == 0} == {cell.hash for cell in cells if cell.seed == 1}
+    assert len({cell.hash for cell in cells}) == 6
+    assert len({cell.folder for cell in cells}) == 12
+
+
+def test_hooks_that_change_training_are_part_of_an_identity() -> None:
+    found = {
+        make_plan(tiny_suite(), Request(), catalog(), hooks).cells[0].hash
+        for hooks in ([], [("mine", "0" * 64)], [("mine", "1" * 64)], [("other", "0" * 64)])
+    }
+    assert len(found) == 4
+
+
+#: Of the tiny suite. Where one changes, every stored result of every user becomes stale.
+KNOWN = {"cnn--vit/scratch/seed0": "4af0c234a9", "cnn--vit/kd/seed0": "98abef6e46"}
+KNOWN_TEACHER = "ad910aae85"
+
+
+def test_the_hashes_of_known_cells_are_unchanged() -> None:
+    cells = plan(methods=("scratch", "kd")).cells
+    assert {cell.key: cell.hash for cell in cells} == KNOWN
+    assert cells[0].teacher.hash == KNOWN_TEACHER
 
 
 def test_identity_of_a_plugins_cells_follows_its_source(write_plugin: Callable[..., Path]) -> None:
@@ -202,6 +231,17 @@ def test_identity_of_a_teacher_is_that_of_its_own_training() -> None:
     assert cell({"teacher_seed": 1}).teacher.hash != teacher.hash
 
 
+def test_teachers_of_two_names_are_two_teachers() -> None:
+    nets = tiny_suite().nets
+    twin = {"nets": {"twin": nets["cnn"].model_dump()}, "pairs": ["cnn--vit", "twin--vit"]}
+    first, second = plan(twin, protocol="seeds").teachers
+    assert first.hash != second.hash
+
+
+def test_an_inferred_family_is_that_which_is_declared() -> None:
+    assert cell({"nets": {"vit": {"family": None}}}).hash == cell().hash
+
+
 def test_identity_is_the_same_in_every_process(write_suite: Callable[..., Path]) -> None:
     script = (
         "import sys; from kdbench.matrix.cells import *; from kdbench.suite.suite import load_suite\n"
@@ -221,7 +261,9 @@ def test_identity_is_the_same_in_every_process(write_suite: Callable[..., Path])
 
 def test_configuration_of_a_cell_is_plain_json() -> None:
     for made in plan(protocol="seeds", methods=("*",)).cells:
-        assert json.loads(json.dumps(made.config, allow_nan=False))["seed"] == made.seed
+        config = json.loads(json.dumps(made.config, allow_nan=False))
+        assert "seed" not in config
+        assert config_hash(config) == made.hash
 
 
 # Cohorts

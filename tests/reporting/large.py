@@ -43,7 +43,8 @@ def write_large(root: Path, plan: Plan, cells: int = 10_000) -> None:
             "provenance": {"device": "cpu", "commit": "abc", "dirty": False, "finished": "2026-01-01T00:00:00Z"},
         }  # fmt: skip
         _write(
-            folder / "config.json", {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts}
+            folder / "config.json",
+            {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts},
         )
         _write(folder / "result.json", content)
 

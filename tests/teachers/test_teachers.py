@@ -25,7 +25,7 @@ from torch import Tensor
 from kdbench.datasets.download import fetch_file
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.prepare_teacher import rows_of
-from kdbench.engine.train import teacher_trainee
+from kdbench.engine.train import teacher_spec
 from kdbench.errors import KdbenchError
 from kdbench.launch.job import job_for_teacher
 from kdbench.matrix.cells import Plan, make_plan
@@ -670,10 +670,10 @@ def test_fine_tuning_starts_from_timms_weights_with_a_new_classifier(tmp_path: P
     (teacher,) = plan.teachers
     assert teacher.trained_here
     start = find_weights("cnn", teacher.net, tmp_path).path
-    trainee = teacher_trainee(plan, teacher, Store(tmp_path / "runs"), start)
-    scratch = teacher_trainee(plan, teacher, Store(tmp_path / "runs"))
+    spec = teacher_spec(plan, teacher, Store(tmp_path / "runs"), start)
+    scratch = teacher_spec(plan, teacher, Store(tmp_path / "runs"))
     task = Task(10, 100, torch.zeros(100, dtype=torch.int64), "digits")
-    tuned, fresh = (CellTrainer(each, task, None, 5, torch.device("cpu")).student.net for each in (trainee, scratch))
+    tuned, fresh = (CellTrainer(each, task, None, 5, torch.device("cpu")).student.net for each in (spec, scratch))
     classifier = {"fc.weight", "fc.bias"}
     for key, value in tuned.state_dict().items():
         expected = fresh.state_dict()[key] if key in classifier else source.state_dict()[key]
