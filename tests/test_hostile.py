@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from kdbench.engine.checkpoint import checkpoint_path, load_checkpoint, load_checkpoints, save_checkpoint
 from kdbench.errors import KdbenchError
 from kdbench.reporting.published import COLUMNS, load_published
-from kdbench.store.claims import NAME, read_holder
+from kdbench.store.claims import read_holder
 from kdbench.store.folders import CellFolder, DamagedFileError, load_results, read_json, write_bytes, write_json
 from kdbench.store.reading import read_history, read_mapping, read_predictions
 from kdbench.suite.suite import Suite, load_suite
@@ -96,7 +96,7 @@ json_values = st.recursive(
 def test_results_of_any_content_are_sound_or_damaged(tmp_path: Path, raw: bytes, value: Any) -> None:
     folder = tmp_path / "runs" / "s" / "p" / "a--b" / "kd" / "seed0-0123456789"
     for content in (raw, json.dumps(value).encode(), json.dumps({"file_checksum": value}).encode()):
-        for name in ("result.json", "config.json", "failed.json", "skipped.json", NAME):
+        for name in ("result.json", "config.json", "failed.json", "skipped.json", CLAIM_FILE):
             write_bytes(folder / name, content)
         with pytest.raises(DamagedFileError):
             read_json(folder / "result.json")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import BUILT_IN
-from kdbench.store.files import DamagedFileError, read_json, write_bytes
+from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import cell_name
 from kdbench.store.result import CellResult
@@ -75,14 +74,14 @@ def read_frame(
     """``load_results`` of a directory that was checked; ``least`` and ``settled`` as for ``read_rows``."""
     import pandas as pd
 
-    rows = read_rows(root, suite, protocol, _row, [*COLUMNS, _VALUES], _NUMBERS, write_bytes, least, settled)
-    values = [json.loads(text) if isinstance(text, str) else {} for text in rows.pop(_VALUES)]
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    columns = [*COLUMNS, _VALUES]
+    rows = read_rows(root, suite, protocol, _row, columns, least, settled)
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    values = [json.loads(text) if text else {} for text in frame.pop(_VALUES)]
     frame = frame.astype(dict.fromkeys(_NUMBERS, "float64") | {"seed": "int64"})
     for name in sorted({name for own in values for name in own}):
         for column, place in ((name, 0), (f"best_{name}", 1)):
-            numbers = [own.get(name, (None, None))[place] for own in values]
-            frame[column] = [math.nan if number is None else float(number) for number in numbers]
+            frame[column] = pd.Series([own.get(name, (None, None))[place] for own in values], dtype="float64")
     return frame
 
 

@@ -97,7 +97,7 @@ def leaderboard_table(board: Leaderboard, links: Links, id: str) -> PageTable:
         row = []
         for _, text, entries in columns:
             said, key = entries[i]
-            row.append(Item(said, href, None if text else "" if key is None or isinstance(key, str) else float(key)))
+            row.append(Item(said, href, None if text else "" if key is None else float(key)))
         row[0] = Item(row[0].text, href, aside=standing.family)
         rows.append(tuple(row))
     return PageTable(id, "leaderboard", "Leaderboard", headings, tuple(rows), notes=board.notes)
