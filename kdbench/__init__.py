@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task
     from kdbench.plugins.hyperparameters import Range
+    from kdbench.plugins.metrics import register_metric
     from kdbench.plugins.registry import register_method
-    from kdbench.store.folders import load_results
+    from kdbench.store.rows import load_results
 
 _HOME = {
     "Batch": "kdbench.method",
@@ -26,8 +27,9 @@ _HOME = {
     "Range": "kdbench.plugins.hyperparameters",
     "StageInfo": "kdbench.method",
     "Task": "kdbench.method",
-    "load_results": "kdbench.store.folders",
+    "load_results": "kdbench.store.rows",
     "register_method": "kdbench.plugins.registry",
+    "register_metric": "kdbench.plugins.metrics",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "__version__",
     "load_results",
     "register_method",
+    "register_metric",
 ]
 
 

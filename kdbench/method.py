@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import HyperparameterError
-
-if TYPE_CHECKING:
-    from kdbench.nets.stagewise import StagewiseNet
 
 #: Everything that ``Method.needs`` may name.
 NEEDS = frozenset({"logits", "stages", "embedding", "index", "classifier", "stagewise", "strong"})
@@ -141,6 +138,20 @@ class Feature:
         return Feature(self.map.detach(), class_tokens, self.layout)
 
 
+class Stagewise(Protocol):
+    """A net as a sequence of stages, with states between them; see ``kdbench.nets.stagewise``."""
+
+    def stem(self, images: Tensor) -> Any: ...
+
+    def stage(self, number: int, state: Any) -> Any: ...
+
+    def final(self, state: Any) -> Any: ...
+
+    def head(self, state: Any) -> tuple[Tensor, Tensor]: ...
+
+    def state_from_map(self, value: Tensor, class_tokens: Tensor | None = None) -> Any: ...
+
+
 @dataclass
 class Outputs:
     """What a net computed for one batch. Fields that no method asked for are None.
@@ -161,7 +172,7 @@ class Outputs:
     embedding: Tensor | None = None
     classifier: Callable[[Tensor], Tensor] | None = None
     images: Tensor | None = None
-    stagewise: StagewiseNet | None = None
+    stagewise: Stagewise | None = None
     strong: Outputs | None = None
 
     def detach(self) -> Outputs:

@@ -1,5 +1,7 @@
-"""Data sets and the pipelines that turn them into batches.
+"""From loaded images to batches.
 
-``catalog.py`` lists the data sets (works without torch); ``images.py`` says what a loaded data set is; ``digits.py`` and
-``cifar100.py`` load one each, ``download.py`` fetches files; ``pipeline.py`` makes training batches on the device.
+In reading order: ``images`` (what a loaded data set is), ``pipeline`` (which of the two kinds of training batches a recipe gets),
+``batches`` (what a batch is), ``order`` (the order of an epoch); ``device`` (batches made on the device), with ``augment``,
+``mixing`` and ``resample``; ``exact`` (batches as timm makes them), with ``transforms`` and ``loader`` (loader processes); ``views``
+(what a net sees in evaluation).
 """

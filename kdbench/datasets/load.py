@@ -26,6 +26,12 @@ def load_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> Datas
     return loaded
 
 
+def open_dataset(wanted: DatasetSpec | str, folder: Path | None, split: str, limit: int | None = None) -> Dataset:
+    """Load a data set to train on when ``split`` is measured, at most ``limit`` images of each of its splits."""
+    dataset = load_dataset(wanted, folder).for_split(split)
+    return dataset if limit is None else dataset.limited(limit)
+
+
 def check_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> tuple[str, ...]:
     """See that a data set can be loaded, at a glance: its loader's ``check(folder, spec)``, where it has one.
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kdbench.store.folders import CellFolder, DamagedFileError, write_bytes
+from kdbench.store.files import DamagedFileError, write_bytes
+from kdbench.store.folders import CellFolder
 
 _MAGIC = "kdbench-checkpoint"
 
@@ -55,8 +56,7 @@ class Position(NamedTuple):
 
 def checkpoint_path(folder: CellFolder, position: Position) -> Path:
     """The file of the checkpoint at a position; names sort as positions do."""
-    within = f"_{position.step:08d}" if position.step else ""
-    return folder.path / f"checkpoint-{position.epoch:05d}{within}.ckpt"
+    return folder.checkpoint(position.epoch, position.step)
 
 
 def checkpoint_position(path: Path) -> Position:

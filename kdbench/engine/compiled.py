@@ -1,4 +1,4 @@
-"""Nets as a run's tuning wants them: weights of CNNs in channels-last order, forward passes of a step compiled."""
+"""Forward passes of a training step, compiled where the run asks for it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ class Forward:
         self.say = say
         self.fell_back: str | None = None
         self._compiled: Callable[[Tensor, Collection[str]], Outputs] | None = None
-        if tuning.channels_last and net.family == "cnn":
-            net.net.to(memory_format=torch.channels_last)
         if tuning.compile:
             try:
                 self._compiled = compiled(net.run)

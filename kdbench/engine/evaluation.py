@@ -16,7 +16,7 @@ from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.saver import Emit
-from kdbench.plugins.metrics import measure
+from kdbench.plugins.metrics import measure, top1
 
 
 @torch.no_grad()
@@ -95,10 +95,10 @@ class EvaluationLoop(BaseLoop):
             "lr": cell.optim_wrapper.optimizer.param_groups[0]["lr"],
             "loss": sum(cell.losses.values()),
             **{f"loss_{name}": value for name, value in cell.losses.items()},
-            **measure(cell.last_logits, self.split.labels, self.split.teacher_logits),
+            **measure(cell.last_logits, self.split.labels, self.split.teacher_logits, cell.spec.folder.say),
         }
         if cell.last_raw_logits is not None:
-            row["raw_top1"] = measure(cell.last_raw_logits, self.split.labels)["top1"]
+            row["raw_top1"] = float(top1(cell.last_raw_logits, self.split.labels, None))
         return row
 
     def _report(self, cell: CellTrainer) -> None:

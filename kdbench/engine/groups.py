@@ -31,7 +31,6 @@ from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.hooks import HookEntry
 from kdbench.store.claims import ClaimLostError
-from kdbench.store.folders import write_json
 from kdbench.store.provenance import provenance
 
 
@@ -164,7 +163,7 @@ class Session:
         cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
             CohortRunner(
-                cohort, self.split, Path(work_dir), self.emit, states, self.hooks, self.plan.choice.log, self.root
+                cohort, self.split, Path(work_dir), self.emit, states, self.hooks, self.plan.request.log, self.root
             ).train()
         for cell in cohort.alive:
             if not parallel.is_first():
@@ -193,8 +192,8 @@ class Session:
         key = {
             **self.cache_key,
             "data": [self.data_checksum, len(self.data), self.plan.suite.dataset.identity()],
-            "batches": [self.data_seed, len(pipeline), spec.recipe.identity()],
-            "tuning": [self.tuning.compile, self.tuning.channels_last],
+            "batches": [self.data_seed, len(pipeline), spec.recipe.model_dump(mode="json")],
+            "compile": self.tuning.compile,
             "where": {
                 name: value for name, value in provenance(self.device).items()
                 if name in ("kdbench", "versions", "device", "device_type", "threads")
@@ -219,5 +218,5 @@ class Session:
             self.emit({"event": "lost", "cell": spec.key, "reason": str(error)})
             return
         spec.folder.say(f"failed ({failure.kind}): {failure.reason}\n{failure.details}")
-        write_json(spec.folder.failed, {"kind": failure.kind, "reason": failure.reason, "epoch": failure.epoch})
+        spec.folder.fail(failure.kind, failure.reason, failure.epoch)
         self.emit({"event": "failed", "cell": spec.key, "kind": failure.kind, "reason": failure.reason})

@@ -39,7 +39,7 @@ class CellRunner:
     def __init__(self, runner: Runner, cell: CellTrainer) -> None:
         self._runner, self._cell = runner, cell
         self.cell = cell.key
-        self.method: str = cell.method.name
+        self.method = str(cell.method.name)
         self.model: Distiller = cell.distiller
         self.optim_wrapper: QuietOptimWrapper = cell.optim_wrapper
         self.cfg = Config(dict(cell.spec.config))

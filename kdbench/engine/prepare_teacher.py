@@ -11,18 +11,20 @@ import torch
 
 from kdbench.data.images import Images
 from kdbench.data.transforms import EvaluationView
+from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
 from kdbench.engine.evaluation import predict_all
 from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import freeze, load_teacher, save_weights
-from kdbench.engine.train import now, train_teacher, view_of
+from kdbench.engine.train import measured_on, now, train_teacher, view_of
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Plan, open_dataset
+from kdbench.matrix.cells import Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.metrics import measure
-from kdbench.store.folders import FORMAT, Store, write_json
+from kdbench.store.folders import Store
 from kdbench.store.provenance import provenance
+from kdbench.store.result import TeacherMetrics, TeacherResult, Weights, scores, write_record
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.teachers.foreign import load_state
 from kdbench.teachers.weights import check_file, find_weights
@@ -51,42 +53,33 @@ def prepare_teacher(
     found = find_weights(teacher.name, teacher.net, weights)
     sha256 = check_file(found)
     assert found.path is not None
-    origin = {"from": found.origin, "file": str(found.path), "file_sha256": sha256}
+    origin = {"origin": found.origin, "file": str(found.path), "file_sha256": sha256}
     if teacher.trained_here:
-        train_teacher(plan, teacher, store, device, data, emit, found.path, origin)
+        train_teacher(plan, teacher, store, device, data, emit, found.path, Weights(**origin))
         return
+    plan.catalog.load_additions()
     begun = now()
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     used = load_state(net, found.path, *rows_of(plan.suite.dataset))
-    dataset = open_dataset(plan, data, teacher.split)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
     if not parallel.is_first():
         parallel.barrier()
         return
     folder = store.teacher_folder(teacher)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
-    checksum = save_weights(net, folder.path / "weights.safetensors")
-    chosen = plan.suite.dataset.class_list
-    write_json(
-        folder.result,
-        {
-            "format": FORMAT,
-            "kind": "teacher",
-            "name": teacher.name,
-            "hash": teacher.hash,
-            "checksum": checksum,
-            "metrics": {"last": metrics},
-            "weights": {**origin, **used},
-            "images": len(split),
-            "split_images": len(dataset.split(teacher.split)),
-            "chosen_classes": None if chosen is None else len(chosen),
-            "classes": plan.num_classes,
-            "dataset_checksum": dataset.checksum(),
-            "provenance": provenance(device),
-        },
+    folder.configure(teacher.hash, teacher.config, {})
+    result = TeacherResult(
+        name=teacher.name,
+        hash=teacher.hash,
+        checksum=save_weights(net, folder.weights),
+        metrics=TeacherMetrics(last=scores(metrics)),
+        weights=Weights(**origin, **used),
+        dataset_checksum=dataset.checksum(),
+        provenance=provenance(device),
+        **measured_on(plan, dataset, teacher.split),
     )
+    write_record(folder.result, result)
     folder.failed.unlink(missing_ok=True)
     folder.say(f"weights of {found.path} loaded, top-1 {metrics['top1']:.2f}")
     parallel.barrier()
@@ -102,7 +95,7 @@ def remeasure(
         KdbenchError: if it is not prepared, or its weights are damaged.
     """
     net, _ = load_teacher(teacher, store, plan.num_classes, device)
-    dataset = open_dataset(plan, data, teacher.split)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     return measure_teacher(plan, teacher, net, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 

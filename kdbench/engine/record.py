@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import resource
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,11 +14,27 @@ from torch import Tensor
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.nets.cost import inference_cost
-from kdbench.store.folders import CellFolder, write_bytes
+from kdbench.plugins.metrics import BUILT_IN, METRICS
+from kdbench.store.files import write_bytes
+from kdbench.store.folders import CellFolder
+from kdbench.store.result import CellMetrics, Cost, Definition, Scores, number, scores
 
 
-def scores(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name != "lr" and not name.startswith("loss")}
+def metrics_of(history: Sequence[Mapping[str, float]]) -> CellMetrics:
+    """Of the last epoch, and of the one with the best top-1."""
+    best = max(history, key=lambda row: row["top1"])
+    return CellMetrics(last=scores_of(history[-1]), best=scores_of(best), best_epoch=int(best["epoch"]))
+
+
+def scores_of(row: Mapping[str, float]) -> Scores:
+    """What was measured, of a row of a history."""
+    rest = {"epoch", "lr", *(name for name in row if name.startswith("loss"))}
+    return scores({name: value for name, value in row.items() if name not in rest})
+
+
+def plugin_metrics(values: Iterable[str]) -> dict[str, Definition]:
+    """Definitions of those of the measured metrics that come from plugins."""
+    return {name: Definition.of(METRICS[name]) for name in values if name in METRICS and name not in BUILT_IN}
 
 
 def write_predictions(folder: CellFolder, logits: Tensor, labels: Tensor) -> None:
@@ -34,39 +50,39 @@ def write_predictions(folder: CellFolder, logits: Tensor, labels: Tensor) -> Non
     write_bytes(folder.predictions, buffer.getvalue())
 
 
-def cost_of(cell: CellTrainer, device: torch.device) -> dict[str, Any]:
+def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) -> Cost:
+    """What a cell's training took and what inference with it takes.
+
+    Args:
+        estimated_memory: bytes, of the whole cohort; 0 where nothing was estimated.
+    """
     cuda = device.type == "cuda"
     peak = (
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     cell.distiller.eval()
     inference = inference_cost(cell.predict, cell.student.input_size, device, cell.method)
-    return {
-        "student_parameters": sum(parameter.numel() for parameter in cell.student.parameters()),
-        "extra_parameters": cell.extra_parameters(),
-        "student_gmacs": inference.gmacs,
-        "inference_images_per_second": inference.images_per_second,
-        "inference_batch": inference.batch,
-        "inference_extra_parameters": inference.extra_parameters,
-        "step_seconds": cell.step_seconds / max(1, cell.steps_timed),
-        "train_seconds": cell.train_seconds,
-        "steps": cell.spec.recipe.epochs * cell.steps_per_epoch,
-        **_tuning_facts(cell),
-        **({"micro_batches": cell.micro_batches} if cell.micro_batches > 1 else {}),
-        **({"processes": parallel.world_size()} if parallel.world_size() > 1 else {}),
-        # of the whole cohort's process
-        "peak_memory_bytes": int(peak),
-    }
-
-
-def _tuning_facts(cell: CellTrainer) -> dict[str, Any]:
-    """How the run used its machine, where that was not the default."""
-    facts = cell.tuning.facts()
+    tuning = cell.tuning.facts()
     if cell.forward_pass.fell_back:
-        facts["compile"] = f"fell back: {cell.forward_pass.fell_back}"
+        tuning["compile"] = f"fell back: {cell.forward_pass.fell_back}"
     if cell.captured is not None:
-        facts["graphs"] = cell.captured if cell.captured is True else f"fell back: {cell.captured}"
-    return {"tuning": facts} if facts else {}
+        tuning["graphs"] = cell.captured if cell.captured is True else f"fell back: {cell.captured}"
+    return Cost(
+        student_parameters=sum(parameter.numel() for parameter in cell.student.parameters()),
+        extra_parameters=cell.extra_parameters(),
+        student_gmacs=number(inference.gmacs),
+        inference_images_per_second=number(inference.images_per_second),
+        inference_batch=inference.batch,
+        inference_extra_parameters=inference.extra_parameters,
+        step_seconds=cell.step_seconds / max(1, cell.steps_timed),
+        train_seconds=cell.train_seconds,
+        steps=cell.spec.recipe.epochs * cell.steps_per_epoch,
+        peak_memory_bytes=int(peak),
+        estimated_memory_bytes=estimated_memory or None,
+        micro_batches=cell.micro_batches,
+        processes=parallel.world_size(),
+        tuning=tuning,
+    )
 
 
 def write_history(cell: CellTrainer) -> None:

@@ -19,17 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import kdbench
 from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
-from kdbench.store.folders import DamagedFileError
+from kdbench.store.files import DamagedFileError
+from kdbench.store.layout import TEACHER_OUTPUTS_FOLDER
 
 #: Outputs that are small enough to be kept; the classifier is the net's own and costs nothing.
 KEPT = ("logits", "embedding")
 CACHEABLE = frozenset({*KEPT, "classifier", "index"})
-#: Below the run directory.
-FOLDER = ".cache/teachers"
 #: An epoch is held in memory while it is made and read, so it must not be larger.
 MOST_PER_EPOCH = 2**30
 #: Parts of the package whose code decides what a batch and a net are.
@@ -39,7 +37,7 @@ _CODE = ("data", "datasets", "nets", "suite/net.py", "seeding.py", "suite/recipe
 @functools.lru_cache(maxsize=1)
 def code_hash() -> str:
     """A checksum over the source that makes batches and nets."""
-    root = Path(kdbench.__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for part in _CODE:
         path = root / part
@@ -63,8 +61,8 @@ class TeacherCache:
         self, root: Path, key: Mapping[str, Any], steps: int, limit: float, say: Callable[[str], None]
     ) -> None:
         text = json.dumps({**key, "code": code_hash()}, sort_keys=True, default=str)
-        self.folder = root / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:20]
-        self.parent, self.steps, self.limit, self.say = root / FOLDER, steps, limit, say
+        self.folder = root / TEACHER_OUTPUTS_FOLDER / hashlib.sha256(text.encode()).hexdigest()[:20]
+        self.parent, self.steps, self.limit, self.say = root / TEACHER_OUTPUTS_FOLDER, steps, limit, say
         self.hits = self.misses = 0
         self._epoch = -1
         self._known: dict[str, Tensor] = {}

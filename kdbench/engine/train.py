@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,36 @@ import kdbench.engine.process  # isort: skip  # noqa: F401 - first, so that its 
 
 import torch
 
+from kdbench.data.images import Dataset
 from kdbench.data.transforms import EvaluationView
+from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.evaluation import Evaluated, predict_all
 from kdbench.engine.groups import Session
 from kdbench.engine.process import keep_freed_memory
-from kdbench.engine.record import cost_of, finish, scores, write_history, write_predictions
+from kdbench.engine.record import (
+    cost_of,
+    finish,
+    metrics_of,
+    plugin_metrics,
+    scores_of,
+    write_history,
+    write_predictions,
+)
 from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Cell, Cohort, Plan, open_dataset
+from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import preprocessing_of, state_hash
 from kdbench.plugins.metrics import measure
 from kdbench.seeding import seed_for
 from kdbench.store.classnames import write_classes
-from kdbench.store.folders import FORMAT, Store, write_json
+from kdbench.store.folders import Store
 from kdbench.store.provenance import provenance
+from kdbench.store.result import CellResult, TeacherMetrics, TeacherResult, TeacherUsed, Weights, scores, write_record
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 
@@ -54,53 +64,49 @@ def train_teacher(
     data: Path | None,
     emit: Emit,
     start: Path | None = None,
-    origin: Mapping[str, Any] | None = None,
+    origin: Weights | None = None,
 ) -> None:
     """Train a teacher on the whole training split and keep its weights.
 
     Args:
         start: weights from which it is fine-tuned; from scratch where there are none.
-        origin: what its result says about them.
+        origin: where they come from.
 
     Raises:
         KdbenchError: if its training failed.
     """
-    dataset = open_dataset(plan, data, teacher.split)
+    plan.catalog.load_additions()
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(folder.config, {"format": FORMAT, "hash": teacher.hash, "config": teacher.config, "facts": {}})
+        folder.configure(teacher.hash, teacher.config, {})
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     train = dataset.training(plan.teacher_images_per_class)
 
     def keep(cell: CellTrainer) -> None:
         folder.confirm()
         write_history(cell)
-        checksum = save_weights(cell.measured.student, folder.path / "weights.safetensors")
-        write_json(
-            folder.result,
-            {
-                "format": FORMAT,
-                "kind": "teacher",
-                "name": teacher.name,
-                "hash": teacher.hash,
-                "checksum": checksum,
-                "metrics": {"last": cell.history[-1]},
-                **({"weights": dict(origin)} if origin else {}),
-                "cost": cost_of(cell, device),
-                "dataset_checksum": session.data_checksum,
-                "provenance": provenance(device),
-            },
+        result = TeacherResult(
+            name=teacher.name,
+            hash=teacher.hash,
+            checksum=save_weights(cell.measured.student, folder.weights),
+            metrics=TeacherMetrics(last=scores_of(cell.history[-1])),
+            weights=origin,
+            cost=cost_of(cell, device),
+            dataset_checksum=session.data_checksum,
+            provenance=provenance(device),
+            **measured_on(plan, dataset, teacher.split),
         )
+        write_record(folder.result, result)
         finish(cell)
         emit({"event": "done", "cell": cell.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
-    seed = seed_for("teacher", teacher.hash, "data")
+    seed = seed_for("teacher", teacher.name, teacher.seed, "data")
     session = Session(plan, store.root, dataset, train, Evaluated(split, None, device), device, emit, seed, keep)
     session.train([teacher_spec(plan, teacher, store, start)])
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
-        raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure()['reason']}; see {folder.log}")
+        raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure().reason}; see {folder.log}")
 
 
 def train_cohort(
@@ -117,10 +123,11 @@ def train_cohort(
     Raises:
         KdbenchError: if the teacher or the data cannot be loaded.
     """
+    plan.catalog.load_additions()
     first = cohort.cells[0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    dataset = open_dataset(plan, data, first.split)
+    dataset = open_dataset(plan.suite.dataset, data, first.split, plan.request.limit)
     if parallel.is_first():
         write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
@@ -128,55 +135,60 @@ def train_cohort(
     teacher_logits = predict_all(
         lambda images: teacher(images).logits, split, view_of(plan, cohort.teacher.net, first.recipe), device
     )
-    teacher_metrics = measure(teacher_logits, split.labels.to(device))
-    checksum_before = teacher_result["checksum"]
+    taught = TeacherUsed(
+        name=teacher_result.name,
+        hash=teacher_result.hash,
+        checksum=teacher_result.checksum,
+        metrics=scores(measure(teacher_logits, split.labels.to(device))),
+    )
     train = dataset.training(plan.images_per_class)
     evaluated = Evaluated(split, teacher_logits, device)
     cells = {cell.key: cell for cell in cohort.cells}
     observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
 
     def keep(trained: CellTrainer) -> None:
-        if state_hash(teacher.net) != checksum_before:
+        if state_hash(teacher.net) != taught.checksum:
             raise KdbenchError("the teacher's parameters or buffers changed during training")
         cell = cells[trained.key]
         trained.spec.folder.confirm()
         assert trained.last_logits is not None
         write_history(trained)
         write_predictions(trained.spec.folder, trained.last_logits, evaluated.labels)
-        save_weights(trained.measured.student, trained.spec.folder.path / "student.safetensors")
-        best = max(trained.history, key=lambda row: row["top1"])
+        save_weights(trained.measured.student, trained.spec.folder.student)
+        last = trained.history[-1]
         trained.spec.folder.finish(
-            {
-                "format": FORMAT,
-                "kind": "cell",
-                "hash": cell.hash,
-                "metrics": {"last": scores(trained.history[-1]), "best": scores(best)},
-                "losses": {name: value for name, value in trained.history[-1].items() if name.startswith("loss")},
-                "teacher": {
-                    "name": cell.teacher.name,
-                    "hash": cell.teacher.hash,
-                    "checksum": checksum_before,
-                    **teacher_metrics,
-                },
-                "cost": {
-                    **cost_of(trained, device),
-                    **({"estimated_memory_bytes": cohort.memory} if cohort.memory else {}),
-                },
-                "dataset_checksum": session.data_checksum,
-                "train_images": len(train),
-                "provenance": {**provenance(device), "observers": observers},
-            },
+            CellResult(
+                hash=cell.hash,
+                metrics=metrics_of(trained.history),
+                plugin_metrics=plugin_metrics(last),
+                losses={name: value for name, value in last.items() if name.startswith("loss")},
+                teacher=taught,
+                cost=cost_of(trained, device, cohort.memory),
+                dataset_checksum=session.data_checksum,
+                train_images=len(train),
+                provenance={**provenance(device), "observers": observers},
+            )
         )
         finish(trained)
-        row = trained.history[-1]
-        emit({"event": "done", "cell": cell.key, "top1": row["top1"], "seconds": trained.train_seconds})
+        emit({"event": "done", "cell": cell.key, "top1": last["top1"], "seconds": trained.train_seconds})
 
     seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
     session = Session(
         plan, store.root, dataset, train, evaluated, device, emit, seed, keep, teacher, tuning,
-        cache_key={"teacher": checksum_before, "split": first.split}, hooks=plan.hooks,
+        cache_key={"teacher": taught.checksum, "split": first.split}, hooks=plan.hooks,
     )  # fmt: skip
     session.train([spec_of(plan, cell, store) for cell in cohort.cells])
+
+
+def measured_on(plan: Plan, dataset: Dataset, split: str) -> dict[str, Any]:
+    """On which of how many images, and among which classes, a teacher is measured, for its result."""
+    chosen = plan.suite.dataset.class_list
+    return {
+        "images": len(dataset.measured(split, plan.measured_images_per_class)),
+        "split_images": len(dataset.split(split)),
+        "classes": plan.num_classes,
+        "chosen_classes": None if chosen is None else len(chosen),
+    }
 
 
 def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> TrainingSpec:
@@ -189,8 +201,8 @@ def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | N
         recipe=teacher.recipe,
         method=scratch,
         hyperparameters={},
-        net_seed=seed_for("teacher", teacher.hash, "init"),
-        method_seed=seed_for("teacher", teacher.hash, "method"),
+        net_seed=seed_for("teacher", teacher.name, teacher.seed, "init"),
+        method_seed=seed_for("teacher", teacher.name, teacher.seed, "method"),
         folder=store.teacher_folder(teacher),
         start=start,
         config=teacher.config,

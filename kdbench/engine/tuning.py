@@ -6,7 +6,6 @@ was used stands in the result's ``cost``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ from typing import Any
 class Tuning:
     """Attributes:
     compile: run nets through ``torch.compile``; one that does not compile runs as it is, and its log says so.
-    channels_last: weights of CNNs in the order that convolutions of tensor cores and AVX like.
     cache_teacher: gigabytes on disk for the teacher's outputs of every batch, which later cells of the same recipe and
         seed read instead of computing them; 0 keeps none.
     graphs: on a GPU, steps are recorded as CUDA graphs and replayed: the same kernels, without launching each of them. On,
@@ -23,23 +21,12 @@ class Tuning:
     """
 
     compile: bool = False
-    channels_last: bool = False
     cache_teacher: float = 0.0
     graphs: bool = True
 
     def facts(self) -> dict[str, Any]:
         """What is not the default, for the result of a cell."""
         return {name: value for name, value in asdict(self).items() if value != getattr(PLAIN, name)}
-
-    @classmethod
-    def of(cls, options: Any) -> Tuning:
-        """From the command line."""
-        return cls(options.compile, options.channels_last, options.cache_teacher, options.graphs)
-
-    @classmethod
-    def from_plain(cls, content: Mapping[str, Any]) -> Tuning:
-        """From what ``asdict`` made of it."""
-        return cls(**content)
 
 
 #: Nothing is tuned.

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kdbench.datasets.load import open_dataset
 from kdbench.forecast.balance import halves
-from kdbench.matrix.cells import Cohort, Plan, open_dataset
-from kdbench.store.folders import DamagedFileError, Store, read_json
+from kdbench.matrix.cells import Cohort, Plan
+from kdbench.store.folders import CellFolder, Store
+from kdbench.store.layout import cell_paths
 
 #: A peak says more than an estimate, but a single one may be of a process that did something else.
 _LEAST_SCALE, _MOST_SCALE = 0.5, 3.0
@@ -35,21 +37,19 @@ def estimate_memory(
 
 def training_images(plan: Plan, split: str, limit: int | None, data: Path | None) -> int:
     """Number of images to train on when ``split`` is measured, at most ``limit`` of a class."""
-    known = plan.suite.dataset.training_images(split, limit, plan.choice.limit)
-    return len(open_dataset(plan, data, split).training(limit)) if known is None else known
+    known = plan.suite.dataset.training_images(split, limit, plan.request.limit)
+    if known is not None:
+        return known
+    return len(open_dataset(plan.suite.dataset, data, split, plan.request.limit).training(limit))
 
 
 def measured_scale(store: Store, on_gpu: bool) -> float:
     """How many times its estimate the memory of finished cohorts was, in this run directory; 1 if there are none."""
     ratios = []
-    for path in store.root.glob("*/*/*--*/*/seed*-*/result.json"):
-        try:
-            result = read_json(path)
-            cost = result["cost"]
-            if (result["provenance"]["device_type"] != "cpu") == on_gpu and cost.get("estimated_memory_bytes"):
-                ratios.append(cost["peak_memory_bytes"] / cost["estimated_memory_bytes"])
-        except (OSError, DamagedFileError, KeyError, TypeError):
-            continue
+    for path in cell_paths(store.root):
+        result = CellFolder(store.root / path).look().result
+        if result and (result.provenance.device_type != "cpu") == on_gpu and result.cost.estimated_memory_bytes:
+            ratios.append(result.cost.peak_memory_bytes / result.cost.estimated_memory_bytes)
     return min(max(statistics.median(ratios), _LEAST_SCALE), _MOST_SCALE) if ratios else 1.0
 
 

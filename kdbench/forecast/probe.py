@@ -11,12 +11,13 @@ import torch
 import kdbench.engine.process  # noqa: F401 - its message comes before a traceback
 from kdbench.data.images import Images
 from kdbench.data.pipeline import Pipeline, make_pipeline
+from kdbench.datasets.load import open_dataset
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel, FrozenTeacher
 from kdbench.engine.evaluation import predict_all
 from kdbench.engine.teacher import freeze
 from kdbench.engine.train import spec_of, teacher_spec
-from kdbench.matrix.cells import Cohort, Plan, open_dataset
+from kdbench.matrix.cells import Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
@@ -48,7 +49,7 @@ class Probe:
 def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | None) -> Probe:
     """Time a cohort with nets that are not trained. Writes nothing."""
     split = cohort.cells[0].split
-    dataset = open_dataset(plan, data, split)
+    dataset = open_dataset(plan.suite.dataset, data, split, plan.request.limit)
     train = dataset.training(plan.images_per_class)
     teacher = freeze(TappedNet(cohort.teacher.net, dataset.num_classes, cohort.teacher.name).to(device))
     recipe = cohort.cells[0].recipe
@@ -66,7 +67,7 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
 
 def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: Path | None) -> Probe:
     """The same for the training of a teacher."""
-    dataset = open_dataset(plan, data, teacher.split)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     train = dataset.training(plan.teacher_images_per_class)
     pipeline = make_pipeline(train, plan.suite.dataset, teacher.recipe, dataset.num_classes, 0, device)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, teacher.recipe.epochs)

@@ -16,7 +16,10 @@ from kdbench.forecast.fit import training_images
 from kdbench.forecast.speeds import Speeds
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.store.folders import DamagedFileError, Store, read_json
+from kdbench.store.files import DamagedFileError, read_json
+from kdbench.store.folders import CellFolder, Store
+from kdbench.store.layout import cell_paths
+from kdbench.store.result import CellResult, read_record
 
 #: Seconds that a worker needs before its first step (imports, data, nets) where that was not timed: 4 to 9 were seen on two
 #: cores.
@@ -139,18 +142,18 @@ def _steps(plan: Plan, teacher: TeacherPlan, data: Path | None) -> int:
 def _measured_steps(store: Store) -> dict[Any, float]:
     """Seconds per step, everything included, of what was trained in this run directory."""
     collected: dict[Any, list[float]] = {}
-    for path in store.root.glob("*/*/*--*/*/seed*-*/result.json"):
+    for path in cell_paths(store.root):
+        folder = CellFolder(store.root / path)
         try:
-            result, stored = read_json(path), read_json(path.parent / "config.json")
-            config = stored["config"]
+            result, config = read_record(folder.result, CellResult), read_json(folder.config)["config"]
             key = (
                 config["teacher"]["name"],
                 config["student"]["name"],
                 config["method"]["name"],
                 config["recipe"]["batch_size"],
-                result["provenance"]["device"],
+                result.provenance.device,
             )
-            collected.setdefault(key, []).append(result["cost"]["train_seconds"] / max(1, result["cost"]["steps"]))
+            collected.setdefault(key, []).append(result.cost.train_seconds / max(1, result.cost.steps))
         except (OSError, DamagedFileError, KeyError, TypeError):
             continue
     return {key: statistics.median(values) for key, values in collected.items()}
@@ -161,7 +164,7 @@ def _loading_seconds(plan: Plan, teacher: TeacherPlan) -> float:
     from kdbench.nets.tapped import count_parameters
 
     per_class = plan.measured_images_per_class
-    images = plan.choice.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
+    images = plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
     return 1e-9 * count_parameters(teacher.net, plan.num_classes, teacher.name) * images
 
 

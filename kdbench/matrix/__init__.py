@@ -1,1 +1,5 @@
-"""From a suite and a request to cells, cohorts and their identities."""
+"""From a suite to the cells of a run. Only ``check`` imports torch.
+
+In reading order: ``request`` (what the user asks for), ``cells`` (the cells of a plan, and cohorts of them), ``teachers`` (their
+teachers), ``identity`` (the hash of everything that a result depends on), ``check`` (which cells can run).
+"""

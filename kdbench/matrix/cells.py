@@ -1,36 +1,36 @@
-"""Suites to cells, cells to cohorts. Works without torch; ``wiring.py`` then builds what was planned."""
+"""Suites to cells, cells to cohorts."""
 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.matrix.identity import CONFIG_VERSION, canonical, config_hash, given
-from kdbench.matrix.request import Choice, retrained_teachers
-from kdbench.matrix.teachers import TeacherPlan, net_family, plan_teacher, with_drop_path
+from kdbench.matrix.identity import CONFIG_VERSION, config_hash
+from kdbench.matrix.request import Request, retrained_teachers
+from kdbench.matrix.teachers import TeacherPlan, dataset_config, plan_teacher, with_drop_path, with_family
 from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
-from kdbench.suite.suite import PAIR_SEPARATOR, Suite, split_pair
-
-if TYPE_CHECKING:
-    from kdbench.data.images import Dataset
+from kdbench.suite.suite import PAIR_SEPARATOR, ResolvedProtocol, Suite, split_pair
 
 SPLITS = ("test", "validation")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained student: suite x protocol x pair x method x seed, with everything that its result depends on."""
+    """One trained student: suite x protocol x pair x method x seed.
+
+    Attributes:
+        config: everything else that its result depends on; ``hash`` is that of it.
+        facts: what tables show of it.
+        reason: why it cannot run.
+    """
 
     suite: str
     protocol: str
@@ -43,16 +43,13 @@ class Cell:
     recipe_name: str
     recipe: Recipe
     config: Mapping[str, Any]
+    hash: str
     facts: Mapping[str, Any]
     reason: str | None = None
 
     @property
     def pair(self) -> str:
         return f"{self.teacher.name}{PAIR_SEPARATOR}{self.student}"
-
-    @cached_property
-    def hash(self) -> str:
-        return config_hash(self.config)
 
     @property
     def folder(self) -> str:
@@ -95,11 +92,11 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a choice. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
+    """The cells of a request. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
 
     suite: Suite
-    protocol: str
-    choice: Choice
+    under: ResolvedProtocol
+    request: Request
     catalog: MethodCatalog
     cells: tuple[Cell, ...]
     hooks: tuple[HookEntry, ...] = ()
@@ -107,19 +104,23 @@ class Plan:
     broken: tuple[Cell, ...] = ()
 
     @property
+    def protocol(self) -> str:
+        return self.under.name
+
+    @property
     def images_per_class(self) -> int | None:
         """How many images of every class students train on; None for all."""
-        return self.suite.images_per_class(self.protocol)
+        return self.under.images_per_class
 
     @property
     def teacher_images_per_class(self) -> int | None:
         """The same of teachers."""
-        return self.suite.images_per_class(self.protocol, teacher=True)
+        return self.under.teacher_images_per_class
 
     @property
     def measured_images_per_class(self) -> int | None:
         """How many images of every class both are measured on; None for all."""
-        return self.suite.protocols[self.protocol].measured_images_per_class
+        return self.under.measured_images_per_class
 
     @property
     def num_classes(self) -> int:
@@ -143,77 +144,133 @@ class Plan:
         ]
 
 
-def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog) -> Plan:
-    """List the cells of a choice, in the order pair, seed, method. Nothing is built: see ``wiring.check_cells``.
+def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
+    """List the cells of a request, in the order pair, seed, method. Nothing is built: see ``check_cells``.
 
     Raises:
         KdbenchError: for an unknown name or a hyper-parameter of the wrong name or type.
     """
-    protocol_name = choice.protocol or suite.default_protocol
-    if protocol_name not in suite.protocols:
-        raise UnknownNameError("protocol", protocol_name, suite.protocols, f"suite {suite.name}")
-    if choice.split not in SPLITS:
-        raise UnknownNameError("split", choice.split, SPLITS)
-    protocol = suite.protocols[protocol_name]
-    from_plugins = [
-        name for name, entry in catalog.items() if entry.path in {Path(plugin) for plugin in choice.plugins}
-    ]
-    methods = choose_methods(catalog, choice.methods or (*suite.methods.default, *from_plugins))
-    for name in (*suite.methods.set, *choice.set):
-        catalog.find(name)
-    hyperparameters = {
-        name: catalog[name].resolve(
-            suite.dataset.presets or suite.dataset.name, suite.methods.set.get(name, {}), choice.set.get(name, {})
-        )
-        for name in dict.fromkeys((*methods, *choice.set))
-    }
-    hooks = find_hooks(suite.hooks, choice.hooks, choice.plugins, suite.name)
-    retrained = retrained_teachers(choice, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
+    protocol = suite.under(request.protocol or suite.default_protocol)
+    if request.split not in SPLITS:
+        raise UnknownNameError("split", request.split, SPLITS)
+    methods = _configure_methods(suite, protocol, request, catalog)
+    hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
+    retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
-    for pair in suite.choose_pairs(protocol_name, choice.pairs):
+    for pair in suite.choose_pairs(request.pairs) if request.pairs else protocol.pairs:
         teacher_name, student_name = split_pair(pair)
-        student = _plan_student(suite, protocol_name, student_name)
-        seen_through = student.net if protocol.teacher_preprocessing == "student" else None
+        student = suite.net(student_name)
         teacher = plan_teacher(
             suite,
-            protocol_name,
+            protocol,
             teacher_name,
-            choice.split,
-            choice.limit,
-            seen_through,
+            request.split,
+            request.limit,
+            student if protocol.teacher_preprocessing == "student" else None,
             retrained.get(teacher_name),
         )
-        for seed in choice.seeds or protocol.seeds:
-            for method in methods:
-                cells.append(
-                    _plan_cell(
-                        suite,
-                        protocol_name,
-                        choice,
-                        catalog,
-                        teacher,
-                        student,
-                        method,
-                        hyperparameters[method],
-                        seed,
-                        hooks,
-                    )
-                )
-    _check_sizes(suite, protocol_name, choice, cells)
-    return Plan(suite, protocol_name, choice, catalog, tuple(cells), tuple(hooks))
+        of_pair = _cells_of_pair(suite, protocol, request, teacher, student_name, methods, hooks)
+        cells += [replace(cell, seed=seed) for seed in request.seeds or protocol.seeds for cell in of_pair]
+    _check_sizes(suite, protocol, request, cells)
+    return Plan(suite, protocol, request, catalog, tuple(cells), tuple(hooks))
 
 
-def _check_sizes(suite: Suite, protocol: str, choice: Choice, cells: Sequence[Cell]) -> None:
+@dataclass(frozen=True)
+class _Configured:
+    """A method with its hyper-parameters: its part of a cell's configuration, and what tables show."""
+
+    config: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
+def _configure_methods(
+    suite: Suite, protocol: ResolvedProtocol, request: Request, catalog: MethodCatalog
+) -> dict[str, _Configured]:
+    """The chosen methods by name, in the order of the request."""
+    plugins = {Path(plugin) for plugin in request.plugins}
+    from_plugins = [name for name, entry in catalog.items() if entry.path in plugins]
+    chosen = choose_methods(catalog, request.methods or (*suite.methods.default, *from_plugins))
+    presets = suite.dataset.presets or suite.dataset.name
+    configured = {}
+    for name in dict.fromkeys((*chosen, *protocol.set, *request.set)):
+        entry = catalog.find(name)
+        hyperparameters = entry.resolve(presets, protocol.set.get(name, {}), request.set.get(name, {}))
+        configured[name] = _Configured(
+            config={
+                "name": name,
+                "version": entry.version,
+                "source": None if entry.builtin else entry.source_hash(),
+                "hyperparameters": hyperparameters,
+            },
+            facts={
+                "method_display": entry.display,
+                "method_family": entry.family,
+                "fidelity": entry.fidelity,
+                "plugin": None if entry.builtin else Path(entry.path).name,
+            },
+        )
+    return {name: configured[name] for name in chosen}
+
+
+def _cells_of_pair(
+    suite: Suite,
+    protocol: ResolvedProtocol,
+    request: Request,
+    teacher: TeacherPlan,
+    student: str,
+    methods: Mapping[str, _Configured],
+    hooks: Sequence[HookEntry],
+) -> list[Cell]:
+    """The cells of a pair for any one seed, which is no part of their configuration."""
+    # Weights are a teacher's: as a student every net starts from scratch.
+    net = with_family(suite.net(student).model_copy(update={"weights": "train"}), student)
+    assert net.family is not None
+    recipe_name = suite.recipe_name(student, net.family)
+    recipe = protocol.recipes[recipe_name]
+    net = with_drop_path(net, recipe)
+    config = {
+        "config_version": CONFIG_VERSION,
+        "kind": "cell",
+        "suite": suite.name,
+        "protocol": {"name": protocol.name, "version": protocol.version},
+        "split": request.split,
+        "dataset": dataset_config(suite, protocol, request.limit, protocol.images_per_class),
+        "teacher": {"name": teacher.name, "hash": teacher.hash},
+        "student": {"name": student, "net": net.identity()},
+        "recipe": {"name": recipe_name, **recipe.model_dump(mode="json")},
+        "hooks": [[hook.name, hook.source] for hook in hooks if not hook.observes],
+        "cpu_threads": suite.cpu_threads,
+    }
+    facts = {
+        "dataset_title": find_dataset(suite.dataset.name).title,
+        "teacher_display": teacher.net.display or teacher.name,
+        "student_display": net.display or student,
+        "teacher_family": teacher.net.family,
+        "student_family": net.family,
+    }
+    cells = []
+    for name, method in methods.items():
+        own = {**config, "method": method.config}
+        cells.append(
+            Cell(
+                suite.name, protocol.name, request.split, teacher, student, net, name, 0, recipe_name, recipe,
+                own, config_hash(own), {**facts, **method.facts},
+            )
+        )  # fmt: skip
+    return cells
+
+
+def _check_sizes(suite: Suite, protocol: ResolvedProtocol, request: Request, cells: Sequence[Cell]) -> None:
     """Refuse more images per class, or larger batches, than the training split holds."""
     dataset = find_dataset(suite.dataset.name)
     available = dataset.train_per_class
-    if available and choice.split == "validation":
+    if available and request.split == "validation":
         available -= dataset.held_out_per_class
-    own = suite.protocols[protocol]
+    own = suite.protocols[protocol.name].images_per_class
     limits = {
         "dataset.images_per_class": suite.dataset.images_per_class,
-        f"protocols.{protocol}.images_per_class": own.images_per_class,
-        f"protocols.{protocol}.teacher_images_per_class": own.teacher_images_per_class,
+        f"protocols.{protocol.name}.images_per_class": own,
+        f"protocols.{protocol.name}.teacher_images_per_class": protocol.teacher_images_per_class,
     }
     for name, limit in limits.items():
         if limit and available and limit > available:
@@ -221,8 +278,8 @@ def _check_sizes(suite: Suite, protocol: str, choice: Choice, cells: Sequence[Ce
                 f"suite {suite.name}: {name} = {limit}, but the smallest class of {dataset.name} has {available}"
             )
     images, teachers = (
-        suite.dataset.training_images(choice.split, suite.images_per_class(protocol, teacher), choice.limit)
-        for teacher in (False, True)
+        suite.dataset.training_images(request.split, limit, request.limit)
+        for limit in (protocol.images_per_class, protocol.teacher_images_per_class)
     )
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
     trained |= {
@@ -251,108 +308,3 @@ def choose_methods(catalog: MethodCatalog, patterns: Sequence[str]) -> list[str]
             raise UnknownNameError("method", pattern, catalog)
         chosen.update(dict.fromkeys(matches))
     return list(chosen)
-
-
-def open_dataset(plan: Plan, folder: Path | None, split: str) -> Dataset:
-    """The data set of a plan, ready to train on when ``split`` is measured."""
-    from kdbench.datasets.load import load_dataset
-
-    dataset = load_dataset(plan.suite.dataset, folder).for_split(split)
-    return dataset if plan.choice.limit is None else dataset.limited(plan.choice.limit)
-
-
-@dataclass(frozen=True)
-class _Student:
-    """What all cells of a pair share of their student; worked out once, for a suite may have ten thousand cells."""
-
-    name: str
-    net: NetSpec
-    net_config: Mapping[str, Any]
-    family: str
-    recipe_name: str
-    recipe: Recipe
-    recipe_config: Mapping[str, Any]
-
-
-def _plan_student(suite: Suite, protocol: str, name: str) -> _Student:
-    net = suite.net(name)
-    family = net_family(net, name)
-    recipe_name = suite.recipe_name(name, family)
-    recipe = suite.recipe(recipe_name, protocol)
-    # Weights are a teacher's: as a student every net starts from scratch.
-    net = with_drop_path(net.model_copy(update={"weights": "train"}), recipe)
-    return _Student(name, net, net.identity(), family, recipe_name, recipe, recipe.identity())
-
-
-def _plan_cell(
-    suite: Suite,
-    protocol: str,
-    choice: Choice,
-    catalog: MethodCatalog,
-    teacher: TeacherPlan,
-    student: _Student,
-    method: str,
-    hyperparameters: Mapping[str, Any],
-    seed: int,
-    hooks: Sequence[HookEntry],
-) -> Cell:
-    entry = catalog[method]
-    dataset = find_dataset(suite.dataset.name)
-    limits = {
-        "images_per_class": suite.images_per_class(protocol),
-        **given({"measured_images_per_class": suite.protocols[protocol].measured_images_per_class}),
-        **given({"limit": choice.limit}),
-        **suite.dataset.identity(),
-    }
-    config = {
-        "config_version": CONFIG_VERSION,
-        "kind": "cell",
-        "suite": suite.name,
-        "protocol": {"name": protocol, "version": suite.protocols[protocol].version},
-        "split": choice.split,
-        "dataset": {"version": dataset.version, "name": dataset.name, **limits},
-        "teacher": {"name": teacher.name, "hash": teacher.hash},
-        "student": {"name": student.name, "net": student.net_config},
-        "recipe": {"name": student.recipe_name, **student.recipe_config},
-        "method": {
-            "name": method,
-            "version": entry.version,
-            "hyperparameters": dict(hyperparameters),
-            **({} if entry.builtin else {"source": entry.source_hash()}),
-        },
-        "seed": seed,
-        "hooks": [[hook.name, hook.source] for hook in hooks if not hook.observes],
-        "cpu_threads": suite.cpu_threads,
-    }
-    facts = {
-        "dataset_title": dataset.title,
-        "teacher_display": teacher.net.display or teacher.name,
-        "student_display": student.net.display or student.name,
-        "teacher_family": teacher.family,
-        "student_family": student.family,
-        "method_display": entry.display,
-        "method_family": entry.family,
-        "fidelity": entry.fidelity,
-        "plugin": None if entry.builtin else str(Path(entry.path).name),
-    }
-    return Cell(
-        suite.name, protocol, choice.split, teacher, student.name, student.net, method, seed, student.recipe_name,
-        student.recipe, config, facts,
-    )  # fmt: skip
-
-
-def folders_over_seeds(cell: Cell, seeds: Sequence[int]) -> list[str]:
-    """The folders of a cell under other seeds, as ``make_plan`` would give them: all that a seed changes is itself."""
-    before, after = canonical({**cell.config, "seed": _ANY_SEED}).split(json.dumps(_ANY_SEED))
-    shared = hashlib.sha256(before.encode())
-    base = f"{cell.suite}/{cell.protocol}/{cell.pair}/{cell.method}"
-    folders = []
-    for seed in seeds:
-        digest = shared.copy()
-        digest.update(f"{seed}{after}".encode())
-        folders.append(f"{base}/seed{seed}-{digest.hexdigest()[:10]}")
-    return folders
-
-
-#: Stands for a seed; no configuration holds it.
-_ANY_SEED = "\x00any seed\x00"

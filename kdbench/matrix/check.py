@@ -29,7 +29,7 @@ def check_cells(plan: Plan) -> Plan:
         KdbenchError: for wrong wiring: unknown taps, nets that cannot be built, hyper-parameters out of range. For a hook
             that cannot be imported, and a tracker that is unknown or not installed.
     """
-    _check_trackers(plan.choice.log)
+    _check_trackers(plan.request.log)
     for hook in plan.hooks:
         try:
             hook.load()
@@ -37,6 +37,7 @@ def check_cells(plan: Plan) -> Plan:
             raise ListedError(str(error), error.details.splitlines()) from None
     from kdbench.nets.tapped import describe
 
+    plan.catalog.load_additions()
     num_classes = plan.num_classes
     _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
     possible: list[Cell] = []

@@ -1,4 +1,9 @@
-"""The identity of what is trained: a configuration in canonical form, and its hash."""
+"""The identity of what is trained: a hash over everything that its numbers depend on.
+
+A cell's configuration holds no seed: its folder is ``seedN-HASH``, and cells that differ in their seed share the hash. Nor does it
+hold what changes time alone, names for display, or which metrics were asked for. Every field is written, defaults too. A field
+that is added later has to be left out where it has its default: otherwise every stored result becomes stale.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,7 @@ from typing import Any
 CONFIG_VERSION = 1
 
 
-def given(limits: Mapping[str, int | None]) -> dict[str, int]:
-    """Limits that are set; what is not set leaves the identity as it was before there was such a limit."""
-    return {name: limit for name, limit in limits.items() if limit is not None}
-
-
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits that change when anything in the configuration does."""
-    return hashlib.sha256(canonical(config).encode()).hexdigest()[:10]
-
-
-def canonical(config: Mapping[str, Any]) -> str:
-    """One text for configurations that mean the same, whatever the order of their keys."""
-    return json.dumps(config, sort_keys=True, separators=(",", ":"), default=list)
+    """Ten hexadecimal digits that change when anything in the configuration does, and not with the order of its keys."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

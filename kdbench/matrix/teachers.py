@@ -1,4 +1,4 @@
-"""The teachers of a plan: which net, how it comes to its weights, and what that depends on."""
+"""The teachers of a plan: which net, how it comes to its weights, and what these depend on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError
-from kdbench.matrix.identity import CONFIG_VERSION, config_hash, given
-from kdbench.matrix.request import TrainedHere
+from kdbench.matrix.identity import CONFIG_VERSION, config_hash
 from kdbench.suite.datasets import find_dataset
-from kdbench.suite.net import NetSpec
+from kdbench.suite.net import NetSpec, TrainedHere
 from kdbench.suite.problems import first_problem
 from kdbench.suite.recipe import Recipe
-from kdbench.suite.suite import Suite
+from kdbench.suite.suite import ResolvedProtocol, Suite
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,9 @@ class TeacherPlan:
 
     name: str
     net: NetSpec
-    family: str
     recipe: Recipe
     recipe_name: str
+    seed: int
     config: Mapping[str, Any]
     expected_top1: float = 0.0
     #: What is measured where that decides on which images it is trained, else "test".
@@ -52,59 +51,73 @@ class TeacherPlan:
 
 def plan_teacher(
     suite: Suite,
-    protocol: str,
+    protocol: ResolvedProtocol,
     name: str,
     split: str = "test",
     limit: int | None = None,
     seen_through: NetSpec | None = None,
     retrained: TrainedHere | None = None,
 ) -> TeacherPlan:
-    """The teacher ``name`` as a protocol trains it for cells that are measured on ``split``.
+    """The teacher ``name`` of cells that are measured on ``split``.
 
     A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does,
     or be trained here instead (``retrained``).
+
+    Raises:
+        KdbenchError: if it is to be fine-tuned and timm has no weights for it.
     """
     net = suite.net(name)
-    if retrained is None and suite.protocols[protocol].teacher_weights == "train":
+    if retrained is None and protocol.teacher_weights == "train":
         retrained = "train"
     if retrained is not None:
         try:
             net = net.with_weights(retrained)
         except ValidationError as error:
             raise KdbenchError(f"teacher {name}: {first_problem(error, NetSpec)[1]}") from None
-    if seen_through is not None and not net.trained_here:
-        net = as_seen_through(net, seen_through)
-    else:
+    if net.trained_here:
         seen_through = None
-    family = net_family(net, name)
-    recipe_name = suite.recipe_name(name, family, teacher=True)
-    recipe = suite.recipe(recipe_name, protocol, teacher=True)
+    if seen_through is not None:
+        net = as_seen_through(net, seen_through)
+    net = with_family(net, name)
+    assert net.family is not None
+    recipe_name = suite.recipe_name(name, net.family, teacher=True)
+    recipe = protocol.teacher_recipes[recipe_name]
     if net.weights == "train":
         net = with_drop_path(net, recipe)
     dataset = find_dataset(suite.dataset.name)
     # A teacher must not have seen what its students are measured on.
     split = split if dataset.holds_out and net.trained_here else "test"
-    limits = {
-        "images_per_class": suite.images_per_class(protocol, teacher=True) if net.trained_here else None,
-        "measured_images_per_class": suite.protocols[protocol].measured_images_per_class,
-    }
     config = {
         "config_version": CONFIG_VERSION,
         "kind": "teacher",
-        "dataset": {
-            "name": dataset.name,
-            "version": dataset.version,
-            **given({**limits, "limit": limit}),
-            **suite.dataset.identity(),
-        },
-        **({"split": split} if split != "test" else {}),
+        "name": name,
+        "split": split,
+        "dataset": dataset_config(
+            suite, protocol, limit, protocol.teacher_images_per_class if net.trained_here else None
+        ),
         "net": net.identity(),
-        **({"recipe": recipe.identity(), "seed": suite.teacher_seed} if net.trained_here else {}),
+        "recipe": recipe.model_dump(mode="json") if net.trained_here else None,
+        "seed": suite.teacher_seed if net.trained_here else None,
         "cpu_threads": suite.cpu_threads,
     }
     return TeacherPlan(
-        name, net, family, recipe, recipe_name, config, suite.teacher_at_least, split, bool(seen_through)
+        name, net, recipe, recipe_name, suite.teacher_seed, config, suite.teacher_at_least, split, bool(seen_through)
     )
+
+
+def dataset_config(
+    suite: Suite, protocol: ResolvedProtocol, limit: int | None, images_per_class: int | None
+) -> dict[str, Any]:
+    """What an identity says of the data: the data set, and which of its images are used."""
+    dataset = find_dataset(suite.dataset.name)
+    return {
+        "name": dataset.name,
+        "version": dataset.version,
+        "images_per_class": images_per_class,
+        "measured_images_per_class": protocol.measured_images_per_class,
+        "limit": limit,
+        **suite.dataset.identity(),
+    }
 
 
 def as_seen_through(net: NetSpec, student: NetSpec) -> NetSpec:
@@ -121,10 +134,10 @@ def with_drop_path(net: NetSpec, recipe: Recipe) -> NetSpec:
     return net.model_copy(update={"args": {**net.args, "drop_path_rate": recipe.drop_path}})
 
 
-def net_family(net: NetSpec, name: str) -> str:
-    """The family of a net: as declared, else as timm's class tells (which imports torch)."""
+def with_family(net: NetSpec, name: str) -> NetSpec:
+    """A net with its family: as declared, else as timm's class tells (which imports torch)."""
     if net.family is not None:
-        return net.family
+        return net
     from kdbench.nets.tapped import describe
 
-    return describe(net, 10, name).family
+    return net.model_copy(update={"family": describe(net, 10, name).family})

@@ -2,14 +2,14 @@
 
 Read from top to bottom: ``State`` (what flows between stages), ``StagewiseNet`` (what a method calls), and at the end
 how each of timm's architectures is cut (``_CUTS``). A cut lists the net's steps in the order in which timm's own
-``forward_features`` runs them; the taps of ``TappedNet`` say after which step each stage ends.
+``forward_features`` runs them; the taps say after which step each stage ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.models.convnext import ConvNeXt
@@ -21,10 +21,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
-from kdbench.method import NUM_STAGES, Feature, StageInfo
-
-if TYPE_CHECKING:
-    from kdbench.nets.tapped import TappedNet
+from kdbench.method import NUM_STAGES, Feature
+from kdbench.suite.net import Tap
 
 Step = Callable[[Tensor], Tensor]
 
@@ -84,11 +82,17 @@ class StagewiseNet:
     Batch norms of a net in train mode take every run into their statistics.
 
     Args:
-        net: the net, of an architecture for which ``can_run_stagewise`` holds.
+        net: of timm, of an architecture for which ``can_run_stagewise`` holds.
+        taps: where its stages end.
+        input_size: (height, width) of its input in pixels.
+        name: of the net, for messages.
     """
 
-    def __init__(self, net: TappedNet) -> None:
-        self.net = net
+    def __init__(self, net: nn.Module, taps: Sequence[Tap], input_size: tuple[int, int], name: str) -> None:
+        self.net: Any = net
+        self.taps = taps
+        self.input_size = input_size
+        self.name = name
 
     def stem(self, images: Tensor) -> State:
         """Images (B, 3, h, w), normalised for this net (``Outputs.images``), to the state that enters stage 1.
@@ -96,7 +100,7 @@ class StagewiseNet:
         Raises:
             StagewiseError: if the net's architecture is not known.
         """
-        cut = _cut(self.net)
+        cut = self._cut()
         value = _run(cut.steps[: cut.stem_end], images)
         return self._state(value, cut, self._patch_grid(images.shape[-2:]) if cut.layout == "tokens" else None)
 
@@ -107,21 +111,21 @@ class StagewiseNet:
             StagewiseError: for another number.
         """
         if number not in range(1, NUM_STAGES + 1):
-            raise StagewiseError(f"net {self.net.name}: stage {number!r} is unknown; stages are 1, 2, 3, 4")
-        cut = _cut(self.net)
+            raise StagewiseError(f"net {self.name}: stage {number!r} is unknown; stages are 1, 2, 3, 4")
+        cut = self._cut()
         start = cut.stem_end if number == 1 else cut.stage_ends[number - 2]
         value = _run(cut.steps[start : cut.stage_ends[number - 1]], state.value)
         return self._state(value, cut, state.grid)
 
     def final(self, state: State) -> State:
         """Run what lies between stage 4 and the pooling, the final norm of most nets, on the state after stage 4."""
-        cut = _cut(self.net)
+        cut = self._cut()
         return self._state(_run(cut.steps[cut.stage_ends[-1] :], state.value), cut, state.grid)
 
     def head(self, state: State) -> tuple[Tensor, Tensor]:
         """State after stage 4 to (embedding (B, d), logits (B, C))."""
-        embedding = self.net.net.forward_head(self.final(state).value, pre_logits=True)
-        return embedding, self.net.classifier(embedding)
+        embedding = self.net.forward_head(self.final(state).value, pre_logits=True)
+        return embedding, self.net.get_classifier()(embedding)
 
     def state_from_map(self, value: Tensor, class_tokens: Tensor | None = None) -> State:
         """Make a state out of a map (B, c, h, w) that comes from elsewhere, for example from another net.
@@ -136,33 +140,50 @@ class StagewiseNet:
         Raises:
             StagewiseError: for a map or class tokens of a wrong shape.
         """
-        cut = _cut(self.net)
+        cut = self._cut()
         count = cut.num_class_tokens
         if value.ndim != 4:
-            raise StagewiseError(f"net {self.net.name}: a map has the shape (B, c, h, w), not {tuple(value.shape)}")
+            raise StagewiseError(f"net {self.name}: a map has the shape (B, c, h, w), not {tuple(value.shape)}")
         if class_tokens is None and count:
             class_tokens = self._own_class_tokens(count).to(value.dtype).expand(value.shape[0], -1, -1)
         expected = (value.shape[0], count, value.shape[1]) if count else None
         given = None if class_tokens is None else tuple(class_tokens.shape)
         if given != expected:
-            raise StagewiseError(f"net {self.net.name}: class tokens of shape {given}, expected {expected}")
+            raise StagewiseError(f"net {self.name}: class tokens of shape {given}, expected {expected}")
         grid = (value.shape[2], value.shape[3])
         return State(_to_layout(value, cut.layout, class_tokens), cut.layout, grid, count)
 
     def _patch_grid(self, image_size: Sequence[int]) -> tuple[int, int]:
-        model: Any = self.net.net
-        embed = model.patch_embed if hasattr(model, "patch_embed") else model.stem
+        embed = self.net.patch_embed if hasattr(self.net, "patch_embed") else self.net.stem
         height, width = embed.dynamic_feat_size(tuple(image_size))
         return height, width
 
     def _own_class_tokens(self, count: int) -> Tensor:
         """(1, P, c): what the stem puts before the patches; it does not depend on them."""
-        net: Any = self.net.net
-        height, width = self._patch_grid(self.net.input_size)
+        net = self.net
+        height, width = self._patch_grid(self.input_size)
         shape = (height, width) if net.dynamic_img_size else (height * width,)
         patches = net.pos_embed if net.pos_embed is not None else net.cls_token
         tokens: Tensor = net._pos_embed(patches.new_zeros(1, *shape, net.embed_dim))
         return net.norm_pre(tokens[:, :count])
+
+    def _cut(self) -> _Cut:
+        """Cut the net anew on each call: a list of its modules, which stays right when modules are exchanged or copied."""
+        architecture = _architecture(self.net, self.taps)
+        if architecture is None:
+            raise StagewiseError(
+                f"net {self.name}: {type(self.net).__name__} cannot be run stage by stage with the taps {list(self.taps)}; "
+                f"known are {', '.join(a.base.__name__ for a in _CUTS)}"
+            )
+        steps = architecture.steps(self.net)
+        ends = tuple(len(steps) if tap == "final" else architecture.end(self.net, tap) for tap in self.taps)
+        return _Cut(
+            steps=steps,
+            stem_end=min(architecture.stem, ends[0]),
+            stage_ends=ends,
+            layout=architecture.layout,
+            num_class_tokens=getattr(self.net, "num_prefix_tokens", 0) if architecture.layout == "tokens" else 0,
+        )
 
     @staticmethod
     def _state(value: Tensor, cut: _Cut, grid: tuple[int, int] | None) -> State:
@@ -175,32 +196,9 @@ class StagewiseNet:
         return State(value, cut.layout, grid, cut.num_class_tokens)
 
 
-def can_run_stagewise(net: TappedNet) -> bool:
-    """Whether ``StagewiseNet`` knows the net's architecture, its taps included."""
-    return _architecture(net) is not None
-
-
-def describe_inputs(net: TappedNet, images: Tensor) -> tuple[StageInfo, ...]:
-    """Shapes that stages 1 to 4 expect as input, by running the net without its head; works on the "meta" device.
-
-    Args:
-        net: the net.
-        images: (B, 3, h, w), normalised.
-
-    Returns:
-        Four ``StageInfo``, or none for a net that cannot be run stage by stage.
-    """
-    if not can_run_stagewise(net):
-        return ()
-    state = net.stagewise.stem(images)
-    states = [state]
-    for number in range(1, NUM_STAGES):
-        state = net.stagewise.stage(number, state)
-        states.append(state)
-    return tuple(
-        StageInfo(state.map.shape[1], state.grid[0], state.grid[1], net.layout, state.num_class_tokens)
-        for state in states
-    )
+def can_run_stagewise(net: nn.Module, taps: Sequence[Tap]) -> bool:
+    """Whether ``StagewiseNet`` knows the net's architecture, with these taps."""
+    return _architecture(net, taps) is not None
 
 
 @dataclass(frozen=True)
@@ -284,41 +282,20 @@ _CUTS = (
 )
 
 
-def _architecture(net: TappedNet) -> _Architecture | None:
-    model: Any = net.net
+def _architecture(net: nn.Module, taps: Sequence[Tap]) -> _Architecture | None:
     for architecture in _CUTS:
-        if not isinstance(model, architecture.base):
+        if not isinstance(net, architecture.base):
             continue
         inherits = all(
-            getattr(type(model), name) is getattr(architecture.base, name)
+            getattr(type(net), name) is getattr(architecture.base, name)
             for name in ("forward_features", "forward_intermediates")
         )
         # A dropped patch leaves no grid.
-        drops = not isinstance(getattr(model, "patch_drop", None), (nn.Identity, type(None)))
-        if inherits and not drops and (architecture.final_is_map or "final" not in net.taps):
+        drops = not isinstance(getattr(net, "patch_drop", None), (nn.Identity, type(None)))
+        if inherits and not drops and (architecture.final_is_map or "final" not in taps):
             return architecture
         return None
     return None
-
-
-def _cut(net: TappedNet) -> _Cut:
-    """Cut the net anew on each call: a list of its modules, which stays right when modules are exchanged or copied."""
-    architecture = _architecture(net)
-    if architecture is None:
-        raise StagewiseError(
-            f"net {net.name}: {net.spec.timm} cannot be run stage by stage with the taps {list(net.taps)}; "
-            f"known are {', '.join(a.base.__name__ for a in _CUTS)}"
-        )
-    model: Any = net.net
-    steps = architecture.steps(model)
-    ends = tuple(len(steps) if tap == "final" else architecture.end(model, tap) for tap in net.taps)
-    return _Cut(
-        steps=steps,
-        stem_end=min(architecture.stem, ends[0]),
-        stage_ends=ends,
-        layout=architecture.layout,
-        num_class_tokens=getattr(model, "num_prefix_tokens", 0) if architecture.layout == "tokens" else 0,
-    )
 
 
 def _run(steps: list[Step], value: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import kdbench.nets.small
 import kdbench.nets.swin_small  # noqa: F401 - both register nets with timm
 from kdbench.errors import KdbenchError, nearest
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
 from kdbench.suite.net import NetSpec, Tap
 
 #: timm's module of a model -> family of the net. A suite's ``family:`` goes first.
@@ -103,12 +104,10 @@ class TappedNet(nn.Module):
             stagewise=self.stagewise if "stagewise" in needs else None,
         )
 
-    @functools.cached_property
-    def stagewise(self) -> Any:
+    @property
+    def stagewise(self) -> StagewiseNet:
         """The net as a sequence of stages."""
-        from kdbench.nets.stagewise import StagewiseNet
-
-        return StagewiseNet(self)
+        return StagewiseNet(self.net, self.taps, self.input_size, self.name)
 
     def _tap(self, inputs: Tensor) -> tuple[Tensor, list[Feature]]:
         indices = [tap for tap in self.taps if tap != "final"]
@@ -127,15 +126,15 @@ class TappedNet(nn.Module):
 
     def describe(self) -> NetInfo:
         """Shapes of the four stages and of the embedding, by running the net once without data (device "meta")."""
-        from kdbench.nets.stagewise import can_run_stagewise, describe_inputs
-
         training = self.training
         self.eval()
-        device = self.mean.device
-        images = torch.zeros(1, 3, *self.input_size, device=device)
+        inputs = self.preprocess(torch.zeros(1, 3, *self.input_size, device=self.mean.device))
+        runs_stagewise = can_run_stagewise(self.net, self.taps)
+        states: list[State] = []
         with torch.no_grad():
-            outputs = self(images, {"logits", "stages", "embedding"})
-            stage_inputs = describe_inputs(self, self.preprocess(images))
+            outputs = self.run(inputs, {"logits", "stages", "embedding"})
+            for number in range(NUM_STAGES) if runs_stagewise else ():
+                states.append(self.stagewise.stage(number, states[-1]) if number else self.stagewise.stem(inputs))
         self.train(training)
         assert outputs.stages is not None
         assert outputs.embedding is not None
@@ -150,8 +149,7 @@ class TappedNet(nn.Module):
             stages=tuple(
                 StageInfo(
                     stage.channels,
-                    stage.size[0],
-                    stage.size[1],
+                    *stage.size,
                     self.layout,
                     0 if stage.class_tokens is None else stage.class_tokens.shape[1],
                 )
@@ -160,9 +158,11 @@ class TappedNet(nn.Module):
             embedding_dim=outputs.embedding.shape[-1],
             num_classes=outputs.logits.shape[-1],
             input_size=self.input_size,
-            stagewise=can_run_stagewise(self),
+            stagewise=runs_stagewise,
             linear_classifier=isinstance(self.classifier, nn.Linear),
-            stage_inputs=stage_inputs,
+            stage_inputs=tuple(
+                StageInfo(state.map.shape[1], *state.grid, self.layout, state.num_class_tokens) for state in states
+            ),
         )
 
 
@@ -240,7 +240,7 @@ def _create(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
             raise NetError(f"net {name}: {spec.timm} has no {method}; choose a timm model that has")
     if not isinstance(net.get_classifier(), nn.Module):
         raise NetError(f"net {name}: {spec.timm} has more than one classifier; choose a timm model with one")
-    return net
+    return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net
 
 
 def _family(net: nn.Module, name: str) -> str:

@@ -1,1 +1,5 @@
-"""Methods by name, their hyper-parameters, and what is known of all of them."""
+"""Methods and metrics by name, those of plugins too.
+
+In reading order: ``registry`` (methods, found by reading their source), ``hyperparameters`` (as a method declares them), ``metrics``
+(what is measured), ``template`` (the text of a new method), ``methodtable`` (the page docs/methods.md).
+"""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError
-from kdbench.plugins.registry import MethodCatalog, MethodEntry, catalog
+from kdbench.plugins.registry import FAMILIES, MethodCatalog, MethodEntry, catalog
 
 COSTS = Path(__file__).with_name("method_costs.json")
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -29,13 +29,6 @@ REFERENCE_PAIRS = {
     "small": ("vit_32px_large", "resnet_32px_small"),
 }
 
-FAMILIES = {
-    "baseline": "Baseline",
-    "logits": "On logits",
-    "hint": "On features",
-    "relation": "On relations between samples",
-    "hybrid": "On several of these",
-}
 _TAPS = {
     "stages": "four stages",
     "embedding": "embedding",

@@ -15,7 +15,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +39,14 @@ _DEFAULTS: dict[str, Any] = {
     "version": 1,
     "presets": {},
 }
-FAMILIES = ("baseline", "logits", "hint", "relation", "hybrid")
+#: Families of methods, in the order of tables, with their headings.
+FAMILIES = {
+    "baseline": "Baseline",
+    "logits": "On logits",
+    "hint": "On features",
+    "relation": "On relations between samples",
+    "hybrid": "On several of these",
+}
 FIDELITIES = ("reference", "paper", "reconstruction")
 _TYPES: dict[str, Any] = {
     "display": str,
@@ -131,12 +138,14 @@ def register_method(name: str) -> Callable[[T], T]:
 class MethodCatalog(dict[str, MethodEntry]):
     """Methods by name: the built-in ones, those of installed packages, those of ``--plugin`` files.
 
-    ``errors`` holds the plugins that could not be read; they do not stop the others.
+    ``errors`` holds the plugins that could not be read; they do not stop the others. ``additions``: modules, with their files,
+    that register metrics or hooks, perhaps beside methods.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.errors: list[PluginError] = []
+        self.additions: dict[str, Path] = {}
 
     def find(self, name: str) -> MethodEntry:
         if name not in self:
@@ -150,6 +159,29 @@ class MethodCatalog(dict[str, MethodEntry]):
                 f"{entry.path}: method {entry.name!r} is already defined in {known.path}; choose another name"
             )
         self[entry.name] = entry
+
+    def include(self, entries: Sequence[MethodEntry], module: str, path: Path, who: str) -> None:
+        """Add what one plugin registers; ``who`` begins the message when that is nothing."""
+        adds = _registers_additions(path)
+        if not entries and not adds:
+            raise PluginError(
+                f'{who} registers no method, metric or hook; decorate a class with @register_method("name"), or a function '
+                'with @register_metric("name")'
+            )
+        for entry in entries:
+            self.add(entry)
+        if adds:
+            self.additions[module] = path
+
+    def load_additions(self) -> None:
+        """Import the plugins that register metrics or hooks.
+
+        Raises:
+            PluginError: if one raises, with its own traceback.
+        """
+        for module, path in self.additions.items():
+            if module not in sys.modules:
+                import_source(module, path)
 
 
 def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
@@ -167,8 +199,9 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
             found.add(entry)
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
-            for entry in _read_entry_point(point):
-                found.add(entry)
+            path = _entry_point_file(point)
+            who = f"plugin {point.name}: module {point.module}"
+            found.include(read_source(path, point.module), point.module, path, who)
         except PluginError as error:
             found.errors.append(error)
     for plugin in plugins:
@@ -180,10 +213,7 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         except PluginError as error:
             found.errors.append(error)
             continue
-        if not entries:
-            raise PluginError(f'plugin {plugin}: registers no method; decorate a class with @register_method("name")')
-        for entry in entries:
-            found.add(entry)
+        found.include(entries, plugin_module(path), path, f"plugin {plugin}:")
     return found
 
 
@@ -233,17 +263,14 @@ def _builtin_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _read_entry_point(point: importlib.metadata.EntryPoint) -> list[MethodEntry]:
+def _entry_point_file(point: importlib.metadata.EntryPoint) -> Path:
     try:
         spec = importlib.util.find_spec(point.module)
     except Exception as error:
         raise PluginError(f"plugin {point.name}: {type(error).__name__}: {error}", traceback.format_exc()) from None
     if spec is None or spec.origin is None:
         raise PluginError(f"plugin {point.name}: module {point.module} was not found")
-    entries = read_source(Path(spec.origin), point.module)
-    if not entries:
-        raise PluginError(f"plugin {point.name}: module {point.module} registers no method")
-    return entries
+    return Path(spec.origin)
 
 
 def plugin_module(path: Path) -> str:
@@ -307,12 +334,30 @@ def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
 
 def _registered_name(node: ast.ClassDef) -> str | None:
     for decorator in node.decorator_list:
-        if isinstance(decorator, ast.Call) and decorator.args:
-            function = decorator.func
-            called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-            if called == "register_method" and isinstance(decorator.args[0], ast.Constant):
-                return str(decorator.args[0].value)
+        if isinstance(decorator, ast.Call) and _called(decorator) == "register_method":
+            match decorator.args:
+                case [ast.Constant(value=name), *_]:
+                    return str(name)
     return None
+
+
+def _registers_additions(path: Path) -> bool:
+    """Whether a file registers a metric or defines a hook (a class with the base ``Hook``)."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and any(
+            isinstance(decorator, ast.Call) and _called(decorator) == "register_metric"
+            for decorator in node.decorator_list
+        ):
+            return True
+        if isinstance(node, ast.ClassDef) and any(
+            getattr(base, "attr", getattr(base, "id", "")) == "Hook" for base in node.bases
+        ):
+            return True
+    return False
+
+
+def _called(call: ast.Call) -> str:
+    return str(getattr(call.func, "attr", getattr(call.func, "id", "")))
 
 
 def _declarations(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, Any]:

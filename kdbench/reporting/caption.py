@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 import pandas as pd
 
+from kdbench.errors import counted
 from kdbench.reporting.frame import Results
 
 
 def build_caption(results: Results) -> str:
-    """Return the caption: metric, data set, protocol, epochs, selection rule, spread, coverage, commit and date."""
+    """Metric, data set, protocol, epochs, selection rule, spread, coverage, commit and date."""
     identity = results.identity()
     metric = results.metric
     direction = "higher" if metric.higher_is_better else "lower"
     dataset = next((title for title in results.cells["dataset_title"] if title), identity["dataset"])
-    where = f"{metric.title} ({metric.unit}, {direction} is better) on {dataset}, {identity['split']} split"
-    how = [
-        f"suite {identity['suite']}",
-        f"protocol {identity['protocol']}",
-        epochs_text(results),
-        selection_text(results),
-    ]
-    return f"{where}. {_sentence(how)} {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
+    where = f"{metric.with_unit(metric.title, f'{direction} is better')} on {dataset}, {identity['split']} split"
+    how = f"Suite {identity['suite']}, protocol {identity['protocol']}, "
+    how += ", ".join(part for part in (epochs_text(results), selection_text(results)) if part)
+    return f"{where}. {how}. {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
 
 
 def epochs_text(results: Results) -> str:
@@ -31,7 +29,7 @@ def epochs_text(results: Results) -> str:
     if not epochs:
         return ""
     if len(epochs) == 1:
-        return f"{epochs[0]:g} epoch{'s' if epochs[0] != 1 else ''}"
+        return counted(int(epochs[0]), "epoch")
     return f"{epochs[0]:g} to {epochs[-1]:g} epochs (by student)"
 
 
@@ -50,7 +48,7 @@ def seeds_text(seeds: list[int]) -> str:
         names = f"{seeds[0]} to {seeds[-1]}"
     else:
         names = ", ".join(map(str, seeds))
-    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({names})"
+    return f"{counted(len(seeds), 'seed')} ({names})"
 
 
 def spread_text(results: Results) -> str:
@@ -128,21 +126,28 @@ def data_notes(results: Results) -> list[str]:
         )
     mixed = _mixed_settings(results.cells)
     if mixed:
-        notes.append(f"Hyper-parameters differ between the seeds of one figure: {listed(mixed)}.")
+        notes.append(f"Hyper-parameters differ between the seeds of one figure: {join_names(mixed)}.")
     apart = results.pairs.index[results.pairs["teacher_spread"] > 0.05]
     if len(apart):
         titles = results.pairs.loc[apart, "title"]
-        notes.append(f"The teacher's own figure differs between cells (the mean is shown): {listed(titles)}.")
+        notes.append(f"The teacher's own figure differs between cells (the mean is shown): {join_names(titles)}.")
     unmeasured = int((results.scores["done"] - results.scores["n"]).sum())
     if unmeasured:
         notes.append(f"{unmeasured} finished cells hold no {results.metric.title.lower()} and are left out.")
     return notes
 
 
-def listed(names: Iterable[object], most: int = 8) -> str:
-    """Join names, the first ``most`` of them."""
+def join_names(names: Iterable[object], limit: int = 8) -> str:
+    """Names with commas; beyond ``limit`` only their number."""
     texts = [str(name) for name in names]
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
+
+
+def label_of(results: Results, *parts: str) -> str:
+    """A label for LaTeX: the suite, the protocol and ``parts``."""
+    identity = results.identity()
+    text = "-".join(["kdbench", identity["suite"], identity["protocol"], *parts])
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
 def first_line(reason: str, width: int = 160) -> str:
@@ -155,8 +160,3 @@ def _mixed_settings(cells: pd.DataFrame) -> list[str]:
     done = cells[cells["value"].notna()]
     counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
     return [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]
-
-
-def _sentence(parts: list[str]) -> str:
-    text = ", ".join(part for part in parts if part)
-    return text[:1].upper() + text[1:] + "."

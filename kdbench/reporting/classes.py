@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kdbench.errors import UnknownNameError
-from kdbench.reporting.caption import build_caption, data_notes, listed, nothing_text, results_hash
+from kdbench.errors import UnknownNameError, counted
+from kdbench.reporting.caption import build_caption, data_notes, join_names, label_of, nothing_text, results_hash
 from kdbench.reporting.frame import Results, collect, common_pairs
-from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table
+from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table, mark_best
 from kdbench.store.classnames import ClassNames, read_classes
 from kdbench.store.reading import Outcomes
 
@@ -73,8 +72,8 @@ class ClassScores:
 def class_scores(results: Results, store: Path | str | Outcomes, by: str = "class") -> ClassScores:
     """Read predictions and count by class.
 
-    All cells of a suite, protocol and split are measured on the same images in the same order, so that labels of one cell
-    serve for those whose files are older and hold none. A cell of another number of images is left out, and counted.
+    All cells of a suite, protocol and split are measured on the same images in the same order. A cell that was measured on others
+    is left out, and counted.
 
     Args:
         results: of one suite, protocol, data set and split.
@@ -93,9 +92,7 @@ def class_scores(results: Results, store: Path | str | Outcomes, by: str = "clas
     if results.empty:
         return _none(by, nothing_text(results))
     if labels is None:
-        return _none(
-            by, "No accuracy by class: no finished cell's predictions hold labels; those of older versions do not."
-        )
+        return _none(by, "No accuracy by class: no finished cell has predictions that can be read.")
     names = read_classes(Path(outcomes.root), results.identity()["dataset"])
     if by == "superclass" and (names is None or names.coarse is None):
         return _none(by, f"No superclasses are known of the data set {results.identity()['dataset']}.")
@@ -106,10 +103,9 @@ def class_scores(results: Results, store: Path | str | Outcomes, by: str = "clas
     left_out = 0
     for row in done.itertuples():
         right = read[str(row.path)]
-        own = outcomes.labels(str(row.path))
         if right is None:
             continue
-        if right.size != labels.size or (own is not None and own is not labels):
+        if outcomes.labels(str(row.path)) is not labels:
             left_out += 1
             continue
         share = np.bincount(group, right, minlength=len(titles))[held] / images[held]
@@ -143,18 +139,17 @@ def class_table(
     if show not in FIGURES:
         raise UnknownNameError("figure", show, FIGURES)
     identity = results.identity()
-    label = re.sub(r"[^A-Za-z0-9]+", "-", f"kdbench-{identity['suite']}-{identity['protocol']}-by-{scores.by}")
     shared: dict[str, Any] = {
         "command": command or f"kdbench classes {identity['suite']} --by {scores.by}",
         "results_hash": results_hash(results),
-        "label": label,
+        "label": label_of(results, "by", scores.by),
         "records": _records(results, scores),
     }
     message = scores.message
     if not message and show == "gain" and not scores.reference:
         message = "No gains by class: neither KD nor scratch has stored predictions."
     if message:
-        return Table("", (), (), (), caption="", notes=(), message=message, **shared)
+        return Table(message=message, **shared)
     gains = scores.gains()
     figures = scores.accuracy if show == "accuracy" else gains
     rows = _order(results, scores, figures, worst)
@@ -162,9 +157,9 @@ def class_table(
     competing = []
     for name in scores.methods:
         info = results.method_info[name]
-        baseline = info["family"] == "baseline" or name == "scratch"
-        competing.append(not baseline and len(scores.pairs[name]) == scores.wanted)
-        kind, family = ("baseline", "baseline") if baseline else ("method", info["family"])
+        competes = name in results.competing
+        competing.append(competes and len(scores.pairs[name]) == scores.wanted)
+        kind, family = ("method", info["family"]) if competes else ("baseline", "baseline")
         title = info["title"] + (" (%)" if show == "gain" and name == scores.reference else "")
         columns.append(Header(title, kind, family, info["fidelity"] == "reconstruction"))
     cells, headers = [], []
@@ -173,18 +168,19 @@ def class_table(
         aside = f" ({scores.above[i]})" if worst is not None and scores.above[i] else ""
         headers.append(Header(scores.names[i] + aside, "pair", grouped))
         line = [_figure(scores, figures[i, j], scores.accuracy[i, j], j, show) for j in range(len(scores.methods))]
-        cells.append((Cell("value", float(scores.images[i]), decimals=0), *_ranked(line, competing)))
+        kind = "gain" if any(cell.kind == "gain" for cell in line) else "value"
+        ranked = [competes and cell.kind == kind for competes, cell in zip(competing, line, strict=True)]
+        cells.append((Cell("value", float(scores.images[i]), decimals=0), *mark_best(line, ranked)))
     for title, summary in _summaries(scores, figures, show, results.metric.tie_band):
         headers.append(Header(title, "summary", "summary"))
         cells.append((Cell("empty"), *summary))
-    kind = "superclass" if scores.by == "superclass" else "class"
-    what = f"by {kind}" + (f", {len(rows)} lowest of {len(scores.names)}" if worst is not None else "")
+    what = f"by {scores.by}" + (f", {len(rows)} lowest of {len(scores.names)}" if worst is not None else "")
     figure = "" if show == "accuracy" else f", gain over {_title(results, scores.reference)} in points"
     return Table(
-        kind,
-        tuple(headers),
-        tuple(columns),
-        tuple(cells),
+        corner=scores.by,
+        rows=tuple(headers),
+        columns=tuple(columns),
+        cells=tuple(cells),
         caption=f"Shown {what}{figure}. {build_caption(results)}",
         notes=tuple(Note("", text) for text in class_notes(results, scores)),
         ranked=any(cell.best for line in cells for cell in line),
@@ -196,11 +192,9 @@ def class_notes(results: Results, scores: ClassScores) -> list[str]:
     """What must be said under accuracies by class."""
     low, high = int(scores.images.min()), int(scores.images.max())
     many = f"{low}" if low == high else f"{low} to {high}"
-    kind = "superclass" if scores.by == "superclass" else "class"
     notes = [
-        f"Means over seeds, then over {scores.wanted} pair{'s' if scores.wanted != 1 else ''}, last epoch; an average weighs "
-        f"every {kind} alike.",
-        f"A {kind} has {many} images: by chance alone the accuracy of one network near 50 % has a standard error of "
+        f"Means over seeds, then over {counted(scores.wanted, 'pair')}, last epoch; an average weighs every {scores.by} alike.",
+        f"A {scores.by} has {many} images: by chance alone the accuracy of one network near 50 % has a standard error of "
         f"{50 / np.sqrt(low):.1f} points, and with {len(scores.names)} of them the extremes are extreme by chance too.",
     ]
     fewer = [
@@ -209,7 +203,7 @@ def class_notes(results: Results, scores: ClassScores) -> list[str]:
         if len(scores.pairs[name]) != scores.wanted
     ]
     if fewer:
-        notes.append(f"Over other pairs than the rest, and not ranked: {listed(fewer)}.")
+        notes.append(f"Over other pairs than the rest, and not ranked: {join_names(fewer)}.")
     if scores.left_out:
         notes.append(f"{scores.left_out} cells were measured on other images and are left out.")
     if any(results.method_info[name]["fidelity"] == "reconstruction" for name in scores.methods):
@@ -254,12 +248,10 @@ def _averaged(
     left_out: int,
 ) -> ClassScores:
     methods = [name for name in results.method_info if any(key[1] == name for key in per_pair)]
-    if not methods:
-        return _none(by, "No accuracy by class: no finished cell has predictions that can be read.")
     have = pd.DataFrame(np.nan, index=list(results.pair_info), columns=methods)
     for pair, method in per_pair:
         have.loc[pair, method] = 1.0
-    competing = [name for name in methods if name != "scratch" and results.method_info[name]["family"] != "baseline"]
+    competing = [name for name in methods if name in results.competing]
     _, common = common_pairs(have, competing or methods)
     pairs = {}
     for name in methods:
@@ -286,12 +278,8 @@ def _order(results: Results, scores: ClassScores, figures: np.ndarray, worst: in
 
 def lowest(results: Results, scores: ClassScores, figures: np.ndarray) -> list[int]:
     """Positions of the classes by their mean over the compared methods, lowest first."""
-    counted = [
-        j
-        for j, name in enumerate(scores.methods)
-        if name not in ("scratch", scores.reference) and results.method_info[name]["family"] != "baseline"
-    ] or list(range(len(scores.methods)))
-    means = np.nanmean(figures[:, counted], axis=1)
+    compared = [j for j, name in enumerate(scores.methods) if name in results.competing and name != scores.reference]
+    means = np.nanmean(figures[:, compared or slice(None)], axis=1)
     return [int(i) for i in np.argsort(means, kind="stable")]
 
 
@@ -300,20 +288,6 @@ def _figure(scores: ClassScores, value: float, accuracy: float, column: int, sho
     if show == "gain" and name != scores.reference:
         return Cell("gain", float(value), decimals=1) if np.isfinite(value) else Cell("absent")
     return Cell("value", float(accuracy), n=len(scores.pairs[name]), decimals=1)
-
-
-def _ranked(line: list[Cell], competing: Sequence[bool]) -> list[Cell]:
-    """Best and second at printed precision, among cells of one kind."""
-    kind = "gain" if any(cell.kind == "gain" for cell in line) else "value"
-    places = [i for i, cell in enumerate(line) if competing[i] and cell.kind == kind]
-    if len(places) < 2:
-        return line
-    printed = {i: float(f"{line[i].value:.1f}") for i in places}
-    first = sorted(set(printed.values()), reverse=True)[:2]
-    return [
-        replace(cell, best=1 + first.index(printed[i])) if printed.get(i) in first else cell
-        for i, cell in enumerate(line)
-    ]
 
 
 def _summaries(scores: ClassScores, figures: np.ndarray, show: str, band: float) -> list[tuple[str, list[Cell]]]:
@@ -328,26 +302,15 @@ def _summaries(scores: ClassScores, figures: np.ndarray, show: str, band: float)
         lowest_of = scores.accuracy.min(axis=0)
         rows.append(("lowest", [Cell("value", float(v), decimals=1) for v in lowest_of]))
         return rows
-    blank = [name == scores.reference or not np.isfinite(figures[:, j]).all() for j, name in enumerate(scores.methods)]
-    ends = {"largest loss": figures.min(axis=0), "largest gain": figures.max(axis=0)}
-    for title, values in ends.items():
-        rows.append(
-            (
-                title,
-                [Cell("empty") if empty else Cell("gain", float(v)) for v, empty in zip(values, blank, strict=True)],
-            )
-        )
-    worse = (figures < -band).sum(axis=0)
-    rows.append(
-        (
-            f"worse by more than {band:g}",
-            [
-                Cell("empty") if empty else Cell("count", coverage=(int(k), len(scores.names)))
-                for k, empty in zip(worse, blank, strict=True)
-            ],
-        )
-    )
-    return rows
+    known = [name != scores.reference and np.isfinite(figures[:, j]).all() for j, name in enumerate(scores.methods)]
+
+    def where_known(cells: Sequence[Cell]) -> list[Cell]:
+        return [cell if is_known else Cell("empty") for cell, is_known in zip(cells, known, strict=True)]
+
+    for title, values in {"largest loss": figures.min(axis=0), "largest gain": figures.max(axis=0)}.items():
+        rows.append((title, where_known([Cell("gain", float(value)) for value in values])))
+    worse = [Cell("count", coverage=(int(k), len(scores.names))) for k in (figures < -band).sum(axis=0)]
+    return [*rows, (f"worse by more than {band:g}", where_known(worse))]
 
 
 def _records(results: Results, scores: ClassScores) -> pd.DataFrame:

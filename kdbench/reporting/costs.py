@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from kdbench.reporting.caption import listed
+from kdbench.reporting.caption import join_names
 from kdbench.reporting.frame import Results
 
 
@@ -45,8 +45,8 @@ def student_costs(results: Results) -> list[StudentCost]:
         device = "" if timed.empty else str(timed["device"].value_counts().index[0])
         costs.append(
             StudentCost(
-                student, display, _median(own["student_parameters"]), _median(plain["student_gmacs"]),
-                _median(timed.loc[timed["device"] == device, "inference_images_per_second"]), device,
+                student, display, own["student_parameters"].median(), plain["student_gmacs"].median(),
+                timed.loc[timed["device"] == device, "inference_images_per_second"].median(), device,
             )
         )  # fmt: skip
     return costs
@@ -56,11 +56,6 @@ def hours(cells: pd.DataFrame) -> float:
     """Hours of training of all cells together; a cell's share of its cohort's time. NaN where none is known."""
     seconds = cells["train_seconds"].dropna()
     return math.fsum(seconds) / 3600 if len(seconds) else np.nan
-
-
-def most(column: pd.Series) -> float:
-    """The largest value; NaN where there is none."""
-    return float(column.max()) if column.notna().any() else np.nan
 
 
 def students_note(costs: Sequence[StudentCost]) -> str:
@@ -78,7 +73,7 @@ def students_note(costs: Sequence[StudentCost]) -> str:
         if np.isfinite(cost.images_per_second):
             parts.append(f"{count_text(cost.images_per_second)} images/s on {cost.device or 'an unknown device'}")
         told.append(f"{cost.display} ({', '.join(parts)})")
-    return f"Students at inference: {listed(told, 20)}."
+    return f"Students at inference: {join_names(told, 20)}."
 
 
 def gmacs_text(gmacs: float) -> str:
@@ -94,7 +89,3 @@ def count_text(count: float) -> str:
         if count >= 0.9995 * size:
             return f"{count / size:.3g}{unit}"
     return f"{count:.3g}"
-
-
-def _median(column: pd.Series) -> float:
-    return float(column.median()) if column.notna().any() else np.nan

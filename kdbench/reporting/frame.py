@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,65 +12,29 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.plugins.metrics import BUILT_IN, METRICS, Metric
+from kdbench.plugins.registry import FAMILIES as METHOD_FAMILIES
+from kdbench.store.result import Definition
+from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 REQUIRED = ("suite", "protocol", "pair", "teacher", "student", "method", "seed", "state")
 STATES = ("done", "failed", "skipped", "planned", "running", "stale")
 SELECTIONS = ("last", "best")
-METHOD_FAMILIES = ("baseline", "logits", "hint", "relation", "hybrid")
-NET_FAMILIES = ("cnn", "vit", "mlp")
-NET_FAMILY_TITLES = {"cnn": "CNN", "vit": "ViT", "mlp": "MLP"}
+#: Metrics of which the frame holds the teacher's own value.
+TEACHER_COLUMNS = {"top1": "teacher_top1", "top5": "teacher_top5"}
 
 _TEXT_DEFAULTS = {
     "split": "test",
-    "teacher_family": "",
-    "student_family": "",
-    "method_family": "",
-    "fidelity": "",
-    "reason": "",
-    "device": "",
-    "commit": "",
-    "finished": "",
-    "config_hash": "",
-    "dataset_title": "",
-    "hyperparameters": "",
-    "path": "",
+    **dict.fromkeys(
+        ("teacher_family", "student_family", "method_family", "fidelity", "reason", "device", "commit"), ""
+    ),
+    **dict.fromkeys(("finished", "config_hash", "dataset_title", "hyperparameters", "path", "plugin_metrics"), ""),
 }
 _NUMBERS = (
     *("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters", "student_parameters"),
-    *("train_seconds", "peak_memory_bytes"),
+    *("train_seconds", "peak_memory_bytes", "best_epoch"),
     *("student_gmacs", "inference_images_per_second", "inference_extra_parameters"),
 )
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A measured quantity: ``decimals`` are those printed, ``tie_band`` is what counts as equal, in its unit."""
-
-    name: str
-    title: str
-    unit: str
-    higher_is_better: bool
-    decimals: int
-    tie_band: float
-    teacher_column: str | None = None
-
-    @property
-    def sign(self) -> int:
-        """+1 or -1: a difference times this is positive when it is an improvement."""
-        return 1 if self.higher_is_better else -1
-
-
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("top1", "Top-1 accuracy", "%", True, 1, 0.2, "teacher_top1"),
-        Metric("top5", "Top-5 accuracy", "%", True, 1, 0.2, "teacher_top5"),
-        Metric("nll", "Negative log-likelihood", "nats", False, 3, 0.01),
-        Metric("ece", "Expected calibration error", "%", False, 1, 0.2),
-        Metric("agreement", "Agreement with the teacher", "%", True, 1, 0.2),
-        Metric("teacher_kl", "KL divergence from the teacher", "nats", False, 3, 0.01),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -81,6 +46,7 @@ class Results:
         scores: one row per (pair, method): mean, sd (n - 1 in the denominator), n, state, reason, and counts of states.
         methods: index method, in the order of columns; display, family, fidelity, title.
         pairs: index pair, in the order of rows; teacher, student, their displays and families, title, teacher_value.
+        metrics: that the cells hold; ``metric`` the one asked for.
         superseded: number of older results of a cell that another result of the same cell replaces.
     """
 
@@ -88,6 +54,7 @@ class Results:
     scores: pd.DataFrame
     methods: pd.DataFrame
     pairs: pd.DataFrame
+    metrics: dict[str, Metric]
     metric: Metric
     select: str
     superseded: int
@@ -107,6 +74,11 @@ class Results:
         """``scores`` as plain dictionaries, by (pair, method)."""
         return _as_dicts(self.scores)
 
+    @cached_property
+    def competing(self) -> list[str]:
+        """Methods that are compared: neither baselines nor training from scratch."""
+        return [name for name, row in self.method_info.items() if row["family"] != "baseline" and name != "scratch"]
+
     @property
     def empty(self) -> bool:
         """Whether there is no single figure to show."""
@@ -121,21 +93,24 @@ class Results:
         wide = self.scores["mean"].unstack("method") if len(self.scores) else pd.DataFrame()
         return wide.reindex(index=self.pairs.index, columns=self.methods.index).astype(float)
 
+    def reference(self, baseline: str = "kd") -> str:
+        """The method that gains are counted from: ``baseline``, else ``scratch``, else none (an empty string)."""
+        measured = set(self.scores.index[self.scores["n"] > 0].get_level_values("method"))
+        return next((name for name in (baseline, "scratch") if name in measured), "")
+
     def identity(self) -> dict[str, str]:
         """Suite, protocol, data set and split, empty where there are no rows."""
         names = ("suite", "protocol", "dataset", "split")
         return {name: str(self.cells[name].iloc[0]) if len(self.cells) else "" for name in names}
 
 
-def metric_named(name: str) -> Metric:
-    """Return the metric of that name.
-
-    Raises:
-        UnknownNameError: with the nearest valid name.
-    """
-    if name not in METRICS:
-        raise UnknownNameError("metric", name, METRICS)
-    return METRICS[name]
+def metrics_of(frame: pd.DataFrame) -> dict[str, Metric]:
+    """The metrics that a frame holds, by name: the built-in ones, and those of plugins as its results define them."""
+    found = {name: METRICS[name] for name in BUILT_IN}
+    for text in frame["plugin_metrics"].unique() if "plugin_metrics" in frame else ():
+        if isinstance(text, str) and text:
+            found |= {name: Definition(**about).metric(name) for name, about in json.loads(text).items()}
+    return found
 
 
 def check_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +134,8 @@ def check_frame(frame: pd.DataFrame) -> pd.DataFrame:
     unknown = sorted(set(checked["state"].map(str)) - set(STATES))
     if unknown:
         raise UnknownNameError("state", unknown[0], STATES, "the results")
-    numbers = [*_NUMBERS, *METRICS, *(f"best_{name}" for name in METRICS)]
+    metrics = metrics_of(checked)
+    numbers = [*_NUMBERS, *metrics, *(f"best_{name}" for name in metrics)]
     lacking = [name for name in numbers if name not in checked]
     checked = pd.concat([checked, pd.DataFrame(np.nan, index=checked.index, columns=lacking)], axis=1)
     for name in numbers:
@@ -188,16 +164,18 @@ def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> 
 
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
-        metric: a name of ``METRICS``.
+        metric: a name of ``metrics_of(frame)``.
         select: ``"last"`` epoch, or ``"best"`` epoch on the evaluated split (an optimistic figure).
 
     Raises:
         KdbenchError: if the frame mixes suites, protocols, data sets or splits: those are never pooled.
     """
-    chosen = metric_named(metric)
+    cells = check_frame(frame)
+    metrics = metrics_of(cells)
+    if metric not in metrics:
+        raise UnknownNameError("metric", metric, metrics)
     if select not in SELECTIONS:
         raise UnknownNameError("selection", select, SELECTIONS)
-    cells = check_frame(frame)
     for name in ("suite", "protocol", "dataset", "split"):
         found = sorted(cells[name].map(str).unique())
         if len(found) > 1:
@@ -207,13 +185,13 @@ def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> 
     column = metric if select == "last" else f"best_{metric}"
     cells["value"] = cells[column].where(cells["state"] == "done")
     cells, superseded = _latest(cells)
-    pairs = _pairs(cells, chosen)
     return Results(
         cells=cells,
         scores=_scores(cells),
         methods=_methods(cells),
-        pairs=pairs,
-        metric=chosen,
+        pairs=_pairs(cells, TEACHER_COLUMNS.get(metric)),
+        metrics=metrics,
+        metric=metrics[metric],
         select=select,
         superseded=superseded,
     )
@@ -290,12 +268,12 @@ def _methods(cells: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def _pairs(cells: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+def _pairs(cells: pd.DataFrame, teacher_column: str | None) -> pd.DataFrame:
     names = ["teacher", "student", "teacher_display", "student_display", "teacher_family", "student_family"]
     pairs = cells.sort_values(["pair", *names]).groupby("pair")[names].first()
     pairs["title"] = _unique_titles(pairs["teacher_display"] + " → " + pairs["student_display"])
-    if metric.teacher_column:
-        teacher = cells.groupby("pair")[metric.teacher_column]
+    if teacher_column:
+        teacher = cells.groupby("pair")[teacher_column]
         pairs["teacher_value"] = teacher.mean().reindex(pairs.index)
         pairs["teacher_spread"] = (teacher.max() - teacher.min()).reindex(pairs.index)
     else:
@@ -317,8 +295,9 @@ def _order(*keys: object) -> np.ndarray:
     return table.sort_values(list(table.columns)).index.to_numpy()
 
 
-def _position(column: pd.Series, order: Sequence[str]) -> pd.Series:
-    return column.map({name: i for i, name in enumerate(order)}).fillna(len(order))
+def _position(column: pd.Series, order: Iterable[str]) -> pd.Series:
+    places = {name: i for i, name in enumerate(order)}
+    return column.map(places).fillna(len(places))
 
 
 def _unique_titles(titles: pd.Series) -> pd.Series:

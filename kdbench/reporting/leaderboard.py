@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdbench.errors import UnknownNameError
+from kdbench.errors import UnknownNameError, counted
+from kdbench.plugins.metrics import Metric
 from kdbench.reporting import statistics
-from kdbench.reporting.caption import build_caption, data_notes, listed, nothing_text, results_hash, seeds_text
-from kdbench.reporting.costs import StudentCost, count_text, hours, most, student_costs, students_note
+from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text, results_hash, seeds_text
+from kdbench.reporting.costs import StudentCost, count_text, hours, student_costs, students_note
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.table import RECONSTRUCTION_NOTE
 
@@ -93,11 +94,7 @@ class Leaderboard:
     protocol: str
     dataset: str
     split: str
-    metric: str
-    metric_title: str
-    unit: str
-    higher_is_better: bool
-    decimals: int
+    metric: Metric
     select: str
     reference: str
     reference_display: str
@@ -112,6 +109,15 @@ class Leaderboard:
     results_hash: str
     message: str = ""
     students: tuple[StudentCost, ...] = ()
+
+    @property
+    def decimals(self) -> int:
+        """One more than in tables: gains are smaller than figures."""
+        return self.metric.decimals + 1
+
+    def score(self, standing: Standing) -> float:
+        """What methods are ordered by: the gain, or the mean where there is nothing to count gains from."""
+        return standing.gain if self.reference else standing.mean
 
 
 def build_leaderboard(
@@ -147,8 +153,7 @@ def build_leaderboard(
     if baseline not in known and baseline != "kd":
         raise UnknownNameError("method", baseline, known, "the results")
     means = results.means()
-    measured = [name for name in known if means[name].notna().any()]
-    reference = next((name for name in (baseline, "scratch") if name in measured), "")
+    reference = results.reference(baseline)
     identity = results.identity()
     if not command:
         where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
@@ -158,11 +163,7 @@ def build_leaderboard(
     ranked_pairs = means[reference] if reference else means.mean(axis=1)
     board = Leaderboard(
         **identity,
-        metric=metric,
-        metric_title=results.metric.title,
-        unit=results.metric.unit,
-        higher_is_better=results.metric.higher_is_better,
-        decimals=results.metric.decimals + 1,
+        metric=results.metric,
         select=select,
         reference=reference,
         reference_display=results.method_info[reference]["display"] if reference else "",
@@ -201,20 +202,19 @@ class _Builder:
         method, own = self.results.method_info[name], self._cells[name]
         done = own[own["value"].notna()]
         planned = int((own["state"] != "skipped").sum())
-        extra = done["extra_parameters"].median() if done["extra_parameters"].notna().any() else np.nan
         standing = Standing(
             method=str(name),
             display=method["title"],
             family=method["family"],
             reconstruction=method["fidelity"] == "reconstruction",
-            baseline=method["family"] == "baseline" or name == "scratch",
+            baseline=name not in self.results.competing,
             cells=(len(done), planned),
             mean=float(self.means[name].mean()),
             step_ratio=self._step_ratios.get(str(name), np.nan),
-            extra_parameters=float(extra),
-            inference_parameters=most(done["inference_extra_parameters"]),
+            extra_parameters=float(done["extra_parameters"].median()),
+            inference_parameters=float(done["inference_extra_parameters"].max()),
             hours=hours(done),
-            peak_memory=most(done["peak_memory_bytes"]),
+            peak_memory=float(done["peak_memory_bytes"].max()),
             pairs=int(self.means[name].notna().sum()),
         )
         if "scratch" in self.means and name != "scratch":
@@ -267,13 +267,14 @@ class _Builder:
         return {str(name): float(ratio) for name, ratio in ratios.items()}
 
     def _corrected(self, standings: Sequence[Standing]) -> list[Standing]:
-        tested = [
-            (i, s.p, s.smallest_p) for i, s in enumerate(standings) if s.p is not None and s.smallest_p is not None
+        tested = {s.method: s.p for s in standings if s.p is not None}
+        corrected = dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
+        return [
+            replace(s, p_holm=corrected[s.method], smallest_p=min(1.0, s.smallest_p * len(tested)))
+            if s.method in corrected and s.smallest_p is not None
+            else s
+            for s in standings
         ]
-        corrected = list(standings)
-        for (i, _, smallest), p in zip(tested, statistics.holm([p for _, p, _ in tested]), strict=True):
-            corrected[i] = replace(standings[i], p_holm=p, smallest_p=min(1.0, smallest * len(tested)))
-        return corrected
 
     def _whole(self, standings: Sequence[Standing]) -> tuple[list[str], list[str]]:
         """The methods that take a place, and the pairs over which they do."""
@@ -320,7 +321,9 @@ def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
         fewer = [
             results.method_info[name]["title"] for name in sorted(set(counts.index[counts < n].map(lambda k: k[1])))
         ]
-        notes.append(f"Some pairs have fewer than {n} seeds: {listed(fewer)}. Their gains may compare different seeds.")
+        notes.append(
+            f"Some pairs have fewer than {n} seeds: {join_names(fewer)}. Their gains may compare different seeds."
+        )
     if board.reference:
         notes.append(_interval_note(pairs))
         notes += _test_notes(board)
@@ -329,13 +332,13 @@ def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
     ]
     if ranked_out:
         notes.append(
-            f"Not ranked, because pairs are missing: {listed(ranked_out)}. What they show is over the pairs they have."
+            f"Not ranked, because pairs are missing: {join_names(ranked_out)}. What they show is over the pairs they have."
         )
     for state in ("failed", "skipped"):
         bad = results.scores[results.scores[state] > 0].groupby("method")[state].sum()
         if len(bad):
             told = [f"{results.method_info[str(name)]['title']} ({count})" for name, count in bad.items()]
-            notes.append(f"Cells {state}: {listed(told)}.")
+            notes.append(f"Cells {state}: {join_names(told)}.")
     if any(s.harmed for s in board.standings):
         notes.append("Harmed: pairs on which the method's mean is worse than training from scratch.")
     if any(np.isfinite(s.step_ratio) for s in board.standings):
@@ -347,25 +350,25 @@ def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
         )
     kept = [s for s in board.standings if s.inference_parameters > 0]
     if kept:
-        larger = listed(f"{s.display} (up to {count_text(s.inference_parameters)})" for s in kept)
+        larger = join_names(f"{s.display} (up to {count_text(s.inference_parameters)})" for s in kept)
         notes.append(f"Larger at inference than the student alone, by parameters that the method keeps: {larger}.")
     if students := students_note(board.students):
         notes.append(students)
     named = [s.display for s in board.standings if s.reconstruction]
     if named:
-        notes.append(f"Reconstructions: {listed(named)}. {RECONSTRUCTION_NOTE}")
+        notes.append(f"Reconstructions: {join_names(named)}. {RECONSTRUCTION_NOTE}")
     return notes + data_notes(results)
 
 
 def _rule(board: Leaderboard, wanted: str) -> str:
-    over = f"{board.pairs} pair{'s' if board.pairs != 1 else ''}"
+    over = counted(board.pairs, "pair")
     if not board.reference:
         return f"Neither {wanted} nor scratch has results here: methods are ordered by their mean over {over}."
     rule = f"Gain: mean over seeds minus that of {board.reference_display}, per pair, then the mean over {over}"
-    if not board.higher_is_better:
+    if not board.metric.higher_is_better:
         rule += " (sign turned, so that positive is better)"
-    points = "points" if board.unit == "%" else board.unit
-    text = f"{rule}; a gain within ±{board.tie_band:g} {points} is a tie."
+    band = f"±{board.tie_band:g} {board.metric.difference_unit}".strip()
+    text = f"{rule}; a gain within {band} is a tie."
     if board.reference != wanted:
         text = f"{wanted} has no results here: gains are counted from {board.reference_display}. {text}"
     return text
@@ -385,12 +388,12 @@ def _test_notes(board: Leaderboard) -> list[str]:
     if not tested:
         return []
     kind = f"Wilcoxon's signed-rank test against {board.reference_display}, exact, two-sided"
-    notes = [f"p: {kind}, with Holm's correction over {len(tested)} method{'s' if len(tested) > 1 else ''}."]
+    notes = [f"p: {kind}, with Holm's correction over {counted(len(tested), 'method')}."]
     beyond = [s for s in tested if not s.attainable]
     if beyond:
         least = min(s.smallest_p for s in beyond if s.smallest_p is not None)
-        count = f"{max(s.pairs for s in beyond)} pair{'s' if max(s.pairs for s in beyond) != 1 else ''}"
-        who = "" if len(beyond) == len(tested) else f" ({listed(s.display for s in beyond)})"
+        count = counted(max(s.pairs for s in beyond), "pair")
+        who = "" if len(beyond) == len(tested) else f" ({join_names(s.display for s in beyond)})"
         text = f"n.a.: significance is not attainable with {count}{who}: even the smallest possible p is {least:.2g}"
         notes.append(f"{text} after correction, above {ALPHA:g}. That is no evidence of equality.")
     return notes

@@ -50,14 +50,9 @@ METHOD_ALIASES = {
 #: (arXiv id, data set) -> epochs by the family of the student, where they could be read: OFA-KD's configs/*.yaml, which the code
 #: of PAT (there with averaged weights) and of RSD uses too. Others are not known and nothing is said of them.
 PUBLISHED_EPOCHS = {
-    **{
-        (paper, "cifar100"): {"cnn": 300, "vit": 300, "mlp": 300}
-        for paper in ("2310.19444", "2501.08885", "2507.21844")
-    },
-    **{
-        (paper, "imagenet1k"): {"cnn": 100, "vit": 300, "mlp": 300}
-        for paper in ("2310.19444", "2501.08885", "2507.21844")
-    },
+    (paper, dataset): {"cnn": epochs, "vit": 300, "mlp": 300}
+    for paper in ("2310.19444", "2501.08885", "2507.21844")
+    for dataset, epochs in (("cifar100", 300), ("imagenet1k", 100))
 }
 AVERAGED_WEIGHTS = ("2501.08885",)
 
@@ -142,7 +137,7 @@ def published_ledger(
     message = _nothing(results, published, records, folder)
     if message:
         empty = pd.DataFrame(columns=list(_RECORD_COLUMNS))
-        return Table("", (), (), (), caption="", notes=(), message=message, records=empty, **shared)
+        return Table(message=message, records=empty, **shared)
     notes: dict[str, str] = {}
     rows, cells = [], []
     for record in records:

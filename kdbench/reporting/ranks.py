@@ -47,8 +47,7 @@ def rank_diagram(results: Results, alpha: float = ALPHA) -> RankDiagram | None:
     """
     info = results.method_info
     means = results.means()
-    competing = [name for name, row in info.items() if row["family"] != "baseline" and name != "scratch"]
-    compared, pairs = common_pairs(means, competing)
+    compared, pairs = common_pairs(means, results.competing)
     if len(compared) < 2 or not pairs:
         return None
     table = means.loc[pairs, compared].to_numpy()

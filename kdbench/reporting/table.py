@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,9 +10,18 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import UnknownNameError
-from kdbench.reporting.caption import build_caption, data_notes, first_line, listed, nothing_text, results_hash
-from kdbench.reporting.frame import NET_FAMILY_TITLES, Results, collect, common_pairs
+from kdbench.reporting.caption import (
+    build_caption,
+    data_notes,
+    first_line,
+    join_names,
+    label_of,
+    nothing_text,
+    results_hash,
+)
+from kdbench.reporting.frame import Results, collect, common_pairs
 from kdbench.reporting.statistics import ranks_in_rows
+from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 LAYOUTS = ("pairs", "methods")
 RECONSTRUCTION_NOTE = (
@@ -21,19 +29,8 @@ RECONSTRUCTION_NOTE = (
     "it is not a reproduction of it."
 )
 
-_CSV_IDENTITY = [
-    "suite",
-    "protocol",
-    "dataset",
-    "split",
-    "pair",
-    "teacher",
-    "student",
-    "teacher_family",
-    "student_family",
-]
 _CSV_COLUMNS = [
-    *_CSV_IDENTITY,
+    *("suite", "protocol", "dataset", "split", "pair", "teacher", "student", "teacher_family", "student_family"),
     *("method", "method_family", "fidelity", "metric", "select", "mean", "sd", "n", "state", "reason", "teacher_value"),
 ]
 
@@ -86,15 +83,15 @@ class Table:
     ``cells[row][column]``; ``records`` is the tidy form for CSV; ``message`` replaces a table without figures.
     """
 
-    corner: str
-    rows: tuple[Header, ...]
-    columns: tuple[Header, ...]
-    cells: tuple[tuple[Cell, ...], ...]
-    caption: str
-    notes: tuple[Note, ...]
     command: str
     results_hash: str
     label: str
+    corner: str = ""
+    rows: tuple[Header, ...] = ()
+    columns: tuple[Header, ...] = ()
+    cells: tuple[tuple[Cell, ...], ...] = ()
+    caption: str = ""
+    notes: tuple[Note, ...] = ()
     message: str = ""
     ranked: bool = True
     records: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
@@ -120,7 +117,7 @@ def build_table(
     Args:
         frame: one row per cell, as ``load_results`` gives it.
         layout: ``"pairs"`` (a row per pair) or ``"methods"`` (a row per method).
-        metric: a name of ``frame.METRICS``.
+        metric: a metric of the frame.
         select: ``"last"`` epoch or ``"best"`` epoch on the evaluated split.
         decimals: digits printed, by default the metric's; ties are judged at this precision.
         command: the command line that made the table, for its comment.
@@ -135,17 +132,14 @@ def build_table(
     if not command:
         where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
         command = " ".join(f"kdbench table {where} --layout {layout} --metric {metric} --select {select}".split())
-    label = re.sub(
-        r"[^A-Za-z0-9]+", "-", f"kdbench-{identity['suite']}-{identity['protocol']}-{metric}-{layout}"
-    ).strip("-")
     shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),
-        "label": label,
+        "label": label_of(results, metric, layout),
         "records": _records(results),
     }
     if results.empty:
-        return Table("", (), (), (), caption="", notes=(), message=nothing_text(results), **shared)
+        return Table(message=nothing_text(results), **shared)
     table = _Builder(results, results.metric.decimals if decimals is None else decimals).build(shared)
     return table if layout == "pairs" else table.transposed()
 
@@ -159,9 +153,7 @@ class _Builder:
         self.decimals = decimals
         self.means = results.means()
         self.methods, self.pairs = results.method_info, results.pair_info
-        self.competing = [
-            name for name, row in self.methods.items() if row["family"] != "baseline" and name != "scratch"
-        ]
+        self.competing = results.competing
         self.compared, self.common = common_pairs(self.means, self.competing)
         self.letters: dict[str, str] = {}
         self.failures: dict[str, list[str]] = {}
@@ -173,7 +165,7 @@ class _Builder:
         rows = []
         for row in self.pairs.values():
             family = row["student_family"]
-            group = f"{NET_FAMILY_TITLES.get(family, family)} students" if family else ""
+            group = f"{NET_FAMILIES.get(family, family)} students" if family else ""
             rows.append(Header(row["title"], "pair", group))
         columns = [Header("Teacher", "baseline", "baseline")] if teacher else []
         for name, row in self.methods.items():
@@ -184,10 +176,10 @@ class _Builder:
             rows.append(Header(title, "summary", "summary"))
             cells.append(summary)
         return Table(
-            "teacher → student",
-            tuple(rows),
-            tuple(columns),
-            tuple(tuple(row) for row in cells),
+            corner="teacher → student",
+            rows=tuple(rows),
+            columns=tuple(columns),
+            cells=tuple(map(tuple, cells)),
             caption=build_caption(self.results),
             notes=tuple(self._notes()),
             ranked=any(cell.best for row in cells for cell in row),
@@ -196,7 +188,7 @@ class _Builder:
 
     def _pair_row(self, pair: str, teacher: bool) -> list[Cell]:
         row = [self._score(pair, name) for name in self.methods]
-        self._rank(row, self.metric.higher_is_better)
+        row = self._rank(row, self.metric.higher_is_better)
         return [self._value(self.pairs[pair]["teacher_value"]), *row] if teacher else row
 
     def _score(self, pair: str, method: str) -> Cell:
@@ -226,18 +218,12 @@ class _Builder:
     def _value(self, value: float) -> Cell:
         return Cell("value", float(value), n=1, decimals=self.decimals) if np.isfinite(value) else Cell("absent")
 
-    def _rank(self, row: list[Cell], higher_is_better: bool) -> None:
-        """Mark best and second among the competing methods, at printed precision; in place."""
-        names = list(self.methods)
-        places = [i for i, name in enumerate(names) if name in self.competing and np.isfinite(row[i].value)]
-        places = [i for i in places if row[i].coverage is None]
-        if len(places) < 2:
-            return
-        printed = {i: float(f"{row[i].value:.{row[i].decimals}f}") for i in places}
-        distinct = sorted(set(printed.values()), reverse=higher_is_better)[:2]
-        for i in places:
-            if printed[i] in distinct:
-                row[i] = replace(row[i], best=1 + distinct.index(printed[i]))
+    def _rank(self, row: list[Cell], higher_is_better: bool) -> list[Cell]:
+        ranked = [
+            name in self.competing and np.isfinite(cell.value) and cell.coverage is None
+            for name, cell in zip(self.methods, row, strict=True)
+        ]
+        return mark_best(row, ranked, higher_is_better)
 
     # Rows under the pairs.
 
@@ -246,22 +232,17 @@ class _Builder:
         suffix = "" if len(self.common) == len(self.means) else f" ({len(self.common)} of {len(self.means)} pairs)"
         suffix = suffix if self.common else ""
         average = [self._average(self.means[name], name) for name in names]
-        self._rank(average, self.metric.higher_is_better)
+        average = self._rank(average, self.metric.higher_is_better)
         teacher_average = [self._average(self.results.pairs["teacher_value"], "")] if teacher else []
         rows = [(f"average{suffix}", [*teacher_average, *average])]
         blank = [Cell("empty")] if teacher else []
-        reference = next(
-            (name for name in ("kd", "scratch") if name in self.means and self.means[name].notna().any()), None
-        )
-        if reference:
-            gains = [self._gain(name, reference) for name in names]
-            self._rank(gains, higher_is_better=True)
+        if reference := self.results.reference():
+            gains = self._rank([self._gain(name, reference) for name in names], higher_is_better=True)
             title = f"average gain over {self.methods[reference]['display']}{suffix}"
             rows.append((title, [*blank, *gains]))
         ranks = self._ranks(names)
         if ranks:
-            self._rank(ranks, higher_is_better=False)
-            rows.append((f"average rank{suffix}", [*blank, *ranks]))
+            rows.append((f"average rank{suffix}", [*blank, *self._rank(ranks, higher_is_better=False)]))
         if "scratch" in self.means and self.competing:
             rows.append(("pairs harmed", [*blank, *(self._harmed(name) for name in names)]))
         return rows
@@ -291,9 +272,8 @@ class _Builder:
         if len(self.compared) < 2 or not self.common:
             return []
         table = self.means.loc[self.common, self.compared]
-        mean = dict(
-            zip(self.compared, ranks_in_rows(table.to_numpy(), self.metric.higher_is_better).mean(axis=0), strict=True)
-        )
+        ranks = ranks_in_rows(table.to_numpy(), self.metric.higher_is_better)
+        mean = dict(zip(self.compared, ranks.mean(axis=0), strict=True))
         return [Cell("rank", float(mean[name]), decimals=2) if name in mean else Cell("empty") for name in names]
 
     def _harmed(self, name: str) -> Cell:
@@ -311,7 +291,7 @@ class _Builder:
         if self.fewer:
             notes.append(Note("*", f"fewer seeds than the others (which have {self.most_seeds})."))
         for reason, where in self.failures.items():
-            notes.append(Note("†", f"failed: {listed(where)}: {reason}"))
+            notes.append(Note("†", f"failed: {join_names(where)}: {reason}"))
         notes += [Note(letter, f"not applicable: {reason}") for reason, letter in self.letters.items()]
         if any(row["fidelity"] == "reconstruction" for row in self.methods.values()):
             notes.append(Note("", RECONSTRUCTION_NOTE))
@@ -321,7 +301,7 @@ class _Builder:
             if not self.common:
                 text = "No pair has all methods: each average is over the method's own pairs, and they do not compare"
             if left_out:
-                text += f"; not compared, for want of pairs: {listed(left_out)}"
+                text += f"; not compared, for want of pairs: {join_names(left_out)}"
             notes.append(Note("", f"{text}. (k/n): over k of n pairs only."))
         if self.competing and "scratch" in self.methods:
             title = self.methods["scratch"]["title"]
@@ -342,14 +322,21 @@ def _records(results: Results) -> pd.DataFrame:
     tidy = tidy.assign(**results.identity(), metric=results.metric.name, select=results.select)
     reason = tidy["failed_reason"].where(tidy["failed_reason"] != "", tidy["skipped_reason"])
     tidy["reason"] = reason.map(first_line)
-    pair_order = {pair: i for i, pair in enumerate(results.pairs.index)}
-    method_order = {method: i for i, method in enumerate(results.methods.index)}
-    order = (
-        tidy.assign(_p=tidy["pair"].map(pair_order), _m=tidy["method"].map(method_order))
-        .sort_values(["_p", "_m"])
-        .index
-    )
-    return tidy.loc[order, _CSV_COLUMNS].reset_index(drop=True)
+    order = {"pair": results.pairs.index, "method": results.methods.index}
+    tidy = tidy.sort_values([*order], key=lambda column: column.map(order[str(column.name)].get_loc))
+    return tidy[_CSV_COLUMNS].reset_index(drop=True)
+
+
+def mark_best(row: Sequence[Cell], ranked: Sequence[bool], higher_is_better: bool = True) -> list[Cell]:
+    """Mark best and second of the ``ranked`` cells, at printed precision; nothing where fewer than two are ranked."""
+    printed = {i: float(f"{cell.value:.{cell.decimals}f}") for i, cell in enumerate(row) if ranked[i]}
+    if len(printed) < 2:
+        return list(row)
+    first = sorted(set(printed.values()), reverse=higher_is_better)[:2]
+    return [
+        replace(cell, best=1 + first.index(printed[i])) if printed.get(i) in first else cell
+        for i, cell in enumerate(row)
+    ]
 
 
 def letter(index: int) -> str:

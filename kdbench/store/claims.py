@@ -1,10 +1,10 @@
-"""Who trains what: a claim on a folder, for many machines on one file system, that is lost when its holder's heartbeat stops.
+"""Claims on folders, for many machines on one file system; a claim goes stale when its holder's heartbeat stops.
 
-A claim is a file that is made whole and at once (a hard link, which is atomic on NFS too; no flock). Its holder touches it
-every few seconds. Nobody compares clocks of two machines: who wants a folder *watches* the file, and takes it when it has
-not changed for ``STALE_SECONDS`` by the watcher's own clock. A holder on the same machine whose process is gone, and an
-earlier attempt of the same job (same ticket), need not be waited for. A holder that was suspended and wakes up finds another
-name in the file: it asks (``Claims.confirm``) before it writes anything that lasts.
+A claim is a file, created atomically with its content (a hard link, which works on NFS too; no flock), and touched every few
+seconds. Clocks of two machines are never compared: a process that wants a folder watches the file and takes it when it has not
+changed for ``STALE_SECONDS`` by its own clock. It need not wait for a holder on the same machine whose process is gone, nor
+for an earlier attempt of the same job (same ticket). A holder that was suspended checks that the claim is still its own
+(``Claims.confirm``) before it writes anything that lasts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError
+from kdbench.store.layout import CLAIM_FILE
 
-NAME = "claim.json"
 #: Seconds between two heartbeats.
 BEAT_SECONDS = 10.0
 #: A claim that has not changed for so long is free. It is longer than NFS may show an old time stamp (60 s).
@@ -70,7 +70,7 @@ class Holder:
 def read_holder(folder: Path) -> Holder | None:
     """Who holds ``folder``; None when nobody does. Opens the file, so that NFS asks its server again."""
     try:
-        with open(folder / NAME, "rb") as file:
+        with open(folder / CLAIM_FILE, "rb") as file:
             raw = file.read(10_000)
             stamp = os.fstat(file.fileno()).st_mtime_ns
     except OSError:
@@ -79,7 +79,7 @@ def read_holder(folder: Path) -> Holder | None:
 
 
 def _parse(raw: bytes, stamp: int = 0) -> Holder:
-    """A claim's content; what is damaged is a holder too, of whom nothing is known but that he does not change."""
+    """A claim's content. A damaged claim counts as an unknown holder until it goes stale."""
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
         content = json.loads(raw)
         words = {name: content[name] for name in ("token", "host", "machine", "born", "ticket", "events")}
@@ -88,9 +88,9 @@ def _parse(raw: bytes, stamp: int = 0) -> Holder:
     return Holder(token=f"damaged {raw[:50]!r}", stamp=stamp)
 
 
-def take_away(folder: Path, token: str) -> None:
+def remove_claim(folder: Path, token: str) -> None:
     """Remove the claim ``token`` from ``folder``, and no other: one that was made meanwhile is put back."""
-    path, aside = folder / NAME, folder / f".{NAME}.{secrets.token_hex(8)}.tmp"
+    path, aside = folder / CLAIM_FILE, folder / f".{CLAIM_FILE}.{secrets.token_hex(8)}.tmp"
     with contextlib.suppress(OSError):
         os.rename(path, aside)
         if _parse(aside.read_bytes()).token != token:
@@ -125,7 +125,7 @@ class Watch:
                 return False
             if self._clock() - since < self.seconds:
                 return False
-        take_away(folder, holder.token)
+        remove_claim(folder, holder.token)
         self._seen.pop(folder, None)
         return read_holder(folder) is None
 
@@ -167,7 +167,7 @@ class Claims:
                 continue
             if not ((self.ticket and holder.ticket == self.ticket) or holder.is_dead()):
                 return False
-            take_away(folder, holder.token)
+            remove_claim(folder, holder.token)
         return False
 
     def confirm(self, folder: Path) -> None:
@@ -189,7 +189,7 @@ class Claims:
         with self._lock:
             held = self._held.pop(Path(folder), None)
         if held is not None:
-            take_away(Path(folder), held[0])
+            remove_claim(Path(folder), held[0])
             os.close(held[1])
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ class Claims:
         )
         content = json.dumps({key: value for key, value in asdict(holder).items() if key != "stamp"}).encode()
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _create_whole(folder / NAME, folder / f".{NAME}.{token}.tmp", content)
+        descriptor = _create_whole(folder / CLAIM_FILE, folder / f".{CLAIM_FILE}.{token}.tmp", content)
         if descriptor is None:
             return False
         with self._lock:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kdbench.store.folders import DamagedFileError, read_json, write_json
+from kdbench.store.files import DamagedFileError, read_json, write_json
+from kdbench.store.layout import classes_file
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ def write_classes(
     pairs = None if coarse is None or coarse_names is None else (tuple(map(int, coarse)), tuple(coarse_names))
     names = ClassNames(tuple(class_names), *(pairs or ()))
     if read_classes(root, dataset) != names:
-        write_json(_path(root, dataset), asdict(names))
+        write_json(classes_file(root, dataset), asdict(names))
 
 
 def read_classes(root: Path, dataset: str) -> ClassNames | None:
     """What ``write_classes`` wrote; None where there is nothing, or something else."""
     with contextlib.suppress(DamagedFileError, OSError, KeyError, TypeError, ValueError):
-        stored = read_json(_path(root, dataset))
+        stored = read_json(classes_file(root, dataset))
         names = tuple(str(name) for name in stored["class_names"])
         if stored["coarse"] is None or stored["coarse_names"] is None:
             return ClassNames(names)
@@ -48,7 +49,3 @@ def read_classes(root: Path, dataset: str) -> ClassNames | None:
             return ClassNames(names, coarse, above)
         return ClassNames(names)
     return None
-
-
-def _path(root: Path, dataset: str) -> Path:
-    return Path(root) / "datasets" / f"{dataset}.json"

@@ -13,6 +13,8 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 
+_CHECKSUM = b',\n "file_checksum": "'
+
 
 class DamagedFileError(KdbenchError):
     """A file of the store that is cut, altered or unreadable."""
@@ -63,30 +65,36 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def write_json(path: Path, content: Mapping[str, Any], once: bool = False) -> None:
-    """Write a mapping as JSON with a checksum over its other keys; see ``write_bytes``."""
-    body = dict(content)
-    body["file_checksum"] = _checksum(content)
-    write_bytes(path, (json.dumps(body, indent=1, allow_nan=True) + "\n").encode(), once)
+    """Write a mapping (not empty; finite numbers) as JSON that ends with a checksum; see ``write_bytes``."""
+    write_bytes(path, encode_json(content), once)
+
+
+def encode_json(content: Mapping[str, Any]) -> bytes:
+    """What ``write_json`` writes."""
+    body = json.dumps(content, indent=1, allow_nan=False).removesuffix("\n}").encode()
+    return body + _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read what ``write_json`` wrote.
 
     Raises:
-        DamagedFileError: if the file is cut or its checksum does not match.
+        DamagedFileError: if the file is cut, altered or not one of these.
     """
     try:
-        content = json.loads(path.read_bytes())
-        checksum = content.pop("file_checksum")
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        content = json.loads(read_checked(path))
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged ({type(error).__name__}: {error})") from None
-    if checksum != _checksum(content):
-        raise DamagedFileError(f"{path} is damaged (its checksum does not match)")
     return content
 
 
-_CANONICAL = json.JSONEncoder(sort_keys=True, allow_nan=True)
+def read_checked(path: Path) -> bytes:
+    """The JSON in a file of ``write_json``, without its checksum.
 
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()
+    Raises:
+        DamagedFileError: if the checksum is missing or does not match.
+    """
+    body, _, rest = path.read_bytes().rpartition(_CHECKSUM)
+    if rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
+        raise DamagedFileError(f"{path} is damaged (its checksum does not match)")
+    return body + b"\n}"

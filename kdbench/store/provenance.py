@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-import kdbench
-
 _PACKAGES = ("torch", "torchvision", "timm", "mmengine", "numpy", "pillow")
 
 
@@ -24,7 +22,7 @@ NOT_CODE = (":(exclude)results", ":(exclude)docs")
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, git state, device and time of a result."""
     return {
-        "kdbench": kdbench.__version__,
+        "kdbench": importlib.metadata.version("kdbench"),
         **git_state(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -38,7 +36,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def git_state() -> dict[str, Any]:
     """Commit of kdbench's source and whether it was changed since; None when it was not run from a clone."""
-    root = Path(kdbench.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     unknown: dict[str, Any] = {"commit": None, "dirty": None}
     if not (root / ".git").exists():
         return unknown

@@ -1,6 +1,6 @@
-"""Reads the files of one cell: predictions, history, configuration, log. What is absent or damaged gives None, not an error.
+"""Reads what else lies in a cell's folder: predictions, history, log. What is absent or damaged gives None, not an error.
 
-A report is made of what there is: one cell's damaged file must not hide the other ten thousand.
+One cell's damaged file must not hide the other ten thousand from a report.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from kdbench.store.layout import Folder, folder_at
+
 #: Bytes read from the end of a log.
 LOG_BYTES = 6000
 
@@ -26,14 +28,13 @@ class Predictions:
     Attributes:
         correct: (N,) bool.
         probability: (N,) of the predicted class, in [0, 1].
-        predicted: (N,) class numbers.
-        label: (N,) class numbers; None in files of versions that did not store them.
+        predicted, label: (N,) class numbers.
     """
 
     correct: np.ndarray
     probability: np.ndarray
     predicted: np.ndarray
-    label: np.ndarray | None = None
+    label: np.ndarray
 
 
 class Outcomes:
@@ -45,63 +46,55 @@ class Outcomes:
 
     def __init__(self, root: Path | str) -> None:
         self.root = root
-        self._bits: dict[str, tuple[np.ndarray, int] | None] = {}
-        self._labels: dict[str, np.ndarray] = {}
+        self._read: dict[str, tuple[np.ndarray, np.ndarray] | None] = {}
         self._same: dict[bytes, np.ndarray] = {}  # the cells of a split have the same labels: one array for all of them
 
     def correct(self, path: str) -> np.ndarray | None:
         """(N,) bool of the cell at ``path`` (as in the frame), or None where its predictions cannot be read."""
-        if path not in self._bits:
-            self._read(path)
-        stored = self._bits[path]
-        return None if stored is None else np.unpackbits(stored[0], count=stored[1]).astype(bool)
+        found = self._find(path)
+        return None if found is None else np.unpackbits(found[0], count=found[1].size).astype(bool)
 
     def labels(self, path: str) -> np.ndarray | None:
-        """(N,) class numbers, or None where they are not stored."""
-        if path not in self._bits:
-            self._read(path)
-        return self._labels.get(path)
+        """(N,) class numbers, or None where its predictions cannot be read."""
+        found = self._find(path)
+        return None if found is None else found[1]
 
-    def _read(self, path: str) -> None:
-        found = read_predictions(cell_folder(self.root, path))
-        self._bits[path] = None if found is None else (np.packbits(found.correct), found.correct.size)
-        if found is not None and found.label is not None:
-            self._labels[path] = self._same.setdefault(found.label.tobytes(), found.label)
-
-
-def cell_folder(root: Path | str, path: str) -> Path | None:
-    """The folder of a cell from its ``path`` in the frame, or None if that would lead out of the run directory."""
-    folder = Path(root) / path
-    parts = Path(path).parts
-    return None if Path(path).is_absolute() or ".." in parts or not parts else folder
+    def _find(self, path: str) -> tuple[np.ndarray, np.ndarray] | None:
+        if path not in self._read:
+            found = read_predictions(folder_at(self.root, path))
+            self._read[path] = None
+            if found is not None:
+                labels = self._same.setdefault(found.label.tobytes(), found.label)
+                self._read[path] = np.packbits(found.correct), labels
+        return self._read[path]
 
 
-def read_predictions(folder: Path | None) -> Predictions | None:
+def read_predictions(folder: Folder | None) -> Predictions | None:
     """Read ``predictions.npz``."""
     if folder is None:
         return None
     try:
         # np.load leaves a file that is no archive open, so that it is opened here.
-        with open(folder / "predictions.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
-            correct, probability, predicted = (stored[name] for name in ("correct", "probability", "predicted"))
-            label = stored["label"] if "label" in stored.files else None
+        with open(folder.predictions, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            columns = [stored[name] for name in ("correct", "probability", "predicted", "label")]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if not all(isinstance(values, np.ndarray) for values in (correct, probability, predicted)):  # no .npy of that name
+    if not all(isinstance(column, np.ndarray) and column.ndim == 1 for column in columns):  # no .npy of that name
         return None
-    if not correct.ndim == probability.ndim == 1 or correct.shape != probability.shape or not correct.size:
+    correct, probability, predicted, label = columns
+    if not correct.size or len({column.shape for column in columns}) > 1:
         return None
-    if label is not None and (label.shape != correct.shape or label.dtype.kind not in "iu" or label.min() < 0):
-        label = None
+    if label.dtype.kind not in "iu" or label.min() < 0:
+        return None
     return Predictions(correct.astype(bool), probability.astype(float), predicted, label)
 
 
-def read_history(folder: Path | None) -> dict[str, list[float]] | None:
+def read_history(folder: Folder | None) -> dict[str, list[float]] | None:
     """Read ``history.csv``: columns by name, one value per epoch, NaN where a field is no number."""
     if folder is None:
         return None
     try:
-        with open(folder / "history.csv", encoding="utf-8", newline="") as file:
+        with open(folder.history, encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error):
         return None
@@ -112,20 +105,23 @@ def read_history(folder: Path | None) -> dict[str, list[float]] | None:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON mapping as it stands, without its checksum being checked; empty when there is none."""
+    """A JSON mapping as it stands, its checksum neither checked nor returned; empty when there is none."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    content.pop("file_checksum", None)
+    return content
 
 
-def read_log_end(folder: Path | None, lines: int = 40) -> str:
+def read_log_end(folder: Folder | None, lines: int = 40) -> str:
     """The last lines of ``log.txt``."""
     if folder is None:
         return ""
     try:
-        with open(folder / "log.txt", "rb") as file:
+        with open(folder.log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - LOG_BYTES))
             text = file.read().decode("utf-8", "replace")

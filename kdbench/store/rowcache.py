@@ -16,14 +16,15 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FILE = ".rows.npz"
+from kdbench.store.layout import CONFIG_FILE, RESULT_FILE, ROWS_FILE, cell_paths
+
 #: Fewer rows than this are read anew as quickly.
 LEAST = 500
 #: Seconds for which a file must have been left alone.
@@ -50,29 +51,34 @@ def read_rows(
     root: Path,
     suite: str | None,
     protocol: str | None,
-    read: Callable[[Path], Row],
+    read: Callable[[Path, str], Row],
     columns: Sequence[str],
     numbers: Sequence[str],
     write: Callable[[Path, bytes], None],
+    least: int = LEAST,
+    settled: float = SETTLED,
 ) -> dict[str, list[Any]]:
     """All rows below a run directory, by column, in the order of their folders.
 
     Args:
         root: the run directory.
         suite, protocol: only these.
-        read: from ``config.json`` of a cell to its row; a row with ``state`` "done" depends on that file and ``result.json``.
+        read: from the run directory and the path of a cell to its row; a row with ``state`` "done" depends on ``config.json``
+            and ``result.json`` alone.
         columns: names of all columns; ``numbers`` those that hold real numbers.
         write: writes a file atomically.
+        least: rows that are worth remembering.
+        settled: seconds for which a file must have been left alone.
     """
     others = [name for name in columns if name not in set(numbers)]
-    folders = list(cell_folders(root, suite, protocol))
+    folders = list(cell_paths(root, suite, protocol))
     key = _key(columns)
-    cache = _load(root / FILE, key, len(numbers), len(others)) if len(folders) >= LEAST else None
-    signatures = [_signature(f"{root}/{folder}") for folder in folders] if len(folders) >= LEAST else []
+    cache = _load(root / ROWS_FILE, key, len(numbers), len(others)) if len(folders) >= least else None
+    signatures = [_signature(f"{root}/{folder}") for folder in folders] if len(folders) >= least else []
     hits = _hits(cache, folders, signatures) if cache else np.full(len(folders), -1)
     now = time.time()
     missing = [i for i, hit in enumerate(hits) if hit < 0]
-    rows = {i: read(root / folders[i] / "config.json") for i in missing}
+    rows = {i: read(root, folders[i]) for i in missing}
     found: dict[str, list[Any]] = {}
     known = hits[hits >= 0]
     place = np.flatnonzero(hits >= 0)
@@ -90,8 +96,12 @@ def read_rows(
             for i, code in zip(place.tolist(), cache.codes[known, j].tolist(), strict=True):
                 values[i] = words[code]
         found[name] = values
-    new = [i for i in missing if signatures and rows[i].get("state") == "done" and _settled(signatures[i], now)]
-    if len(new) >= LEAST:
+    new = [
+        i
+        for i in missing
+        if signatures and rows[i].get("state") == "done" and _is_settled(signatures[i], now - settled)
+    ]
+    if len(new) >= least:
         kept = [*place.tolist(), *new]
         content = _pack(
             key,
@@ -101,38 +111,14 @@ def read_rows(
             [[found[name][i] for i in kept] for name in others],
         )
         with contextlib.suppress(OSError):  # a directory that may only be read
-            write(root / FILE, content)
+            write(root / ROWS_FILE, content)
     return {name: found[name] for name in columns}
-
-
-def cell_folders(root: Path, suite: str | None = None, protocol: str | None = None) -> Iterator[str]:
-    """Folders ``SUITE/PROTOCOL/TEACHER--STUDENT/METHOD/seedN-HASH`` below ``root`` that hold ``config.json``, in order."""
-    for a in [suite] if suite else _names(root):
-        for b in [protocol] if protocol else _names(root / a):
-            for pair in _names(root / a / b):
-                if "--" not in pair:
-                    continue
-                for method in _names(root / a / b / pair):
-                    folder = f"{a}/{b}/{pair}/{method}"
-                    for name in _names(root / folder):
-                        number, dash, _ = name.removeprefix("seed").partition("-")
-                        is_cell = name.startswith("seed") and dash and number.isdecimal() and number.isascii()
-                        if is_cell and os.path.exists(f"{root}/{folder}/{name}/config.json"):
-                            yield f"{folder}/{name}"
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError:
-        return []
 
 
 def _signature(folder: str) -> tuple[int, ...] | None:
     """Identity of the two files that a finished cell's row comes from; None where one is not there."""
     try:
-        config, result = os.stat(f"{folder}/config.json"), os.stat(f"{folder}/result.json")
+        config, result = os.stat(f"{folder}/{CONFIG_FILE}"), os.stat(f"{folder}/{RESULT_FILE}")
     except OSError:
         return None
     return (
@@ -141,9 +127,9 @@ def _signature(folder: str) -> tuple[int, ...] | None:
     )
 
 
-def _settled(signature: tuple[int, ...] | None, now: float) -> bool:
-    """Whether both files were left alone for a while before they were read, by the clock that stamps them."""
-    return signature is not None and max(signature[2], signature[3], signature[6], signature[7]) < (now - SETTLED) * 1e9
+def _is_settled(signature: tuple[int, ...] | None, since: float) -> bool:
+    """Whether both files were left alone since then, by the clock that stamps them."""
+    return signature is not None and max(signature[2], signature[3], signature[6], signature[7]) < since * 1e9
 
 
 def _hits(cache: Cache, folders: Sequence[str], signatures: Sequence[tuple[int, ...] | None]) -> np.ndarray:
@@ -155,11 +141,10 @@ def _hits(cache: Cache, folders: Sequence[str], signatures: Sequence[tuple[int, 
 
 
 def _key(columns: Sequence[str]) -> str:
-    """Changes with the columns and with the code that reads rows, so that no older code's rows are taken."""
+    """Changes with the columns and with the code of this package, so that no older code's rows are taken."""
     digest = hashlib.sha256(json.dumps([*columns]).encode())
-    here = Path(__file__)
-    for name in (here.name, "folders.py"):
-        digest.update(here.with_name(name).read_bytes())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -1,1 +1,6 @@
-"""A suite: its pairs, nets, data set, recipes and protocols as typed, self-checking objects."""
+"""Suites: what is trained, as typed objects that refuse what contradicts itself. Nothing here imports torch.
+
+In reading order: ``suite`` (a suite file, its protocols, and a protocol resolved), ``recipe`` (how nets are trained), ``net`` and
+``zoo`` (which nets), ``dataset`` and ``datasets`` (which data, and the data sets by name), ``classlists`` (choices of classes with a
+name), ``types`` and ``problems`` (what these share: types of values, and where in a file a problem lies).
+"""

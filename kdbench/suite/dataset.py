@@ -97,9 +97,6 @@ class DatasetSpec(Strict):
 
     def identity(self) -> dict[str, object]:
         """What a result depends on beside the data set itself and how many of its images are used."""
-        given = self.model_dump(mode="json", exclude={"name", "images_per_class", "presets", "undecodable"})
-        defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        changed = {name: given[name] for name in given if getattr(self, name) != defaults[name]}
-        if "classes" in changed:
-            changed["classes"] = list(self.class_list or ())
-        return changed
+        content = self.model_dump(mode="json", exclude={"name", "images_per_class", "presets", "undecodable"})
+        chosen = self.class_list
+        return {**content, "classes": None if chosen is None else sorted(chosen)}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from kdbench.suite.problems import Contradiction, at, find
 from kdbench.suite.types import Colours, Strict
+from kdbench.suite.zoo import ZOO
 
-FAMILIES = ("cnn", "vit", "mlp")
+#: Families of nets, in the order of tables, with their titles.
+FAMILIES = {"cnn": "CNN", "vit": "ViT", "mlp": "MLP"}
 Family = Literal["cnn", "vit", "mlp"]
+#: How a teacher is trained on the suite's data: from scratch, or from the pretrained weights that timm knows.
+TrainedHere = Literal["train", "finetune"]
 #: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
 Tap = int | Literal["final"]
 
@@ -55,6 +60,8 @@ class NetSpec(Strict):
             of a plain one.
         mean, std, input_size: preprocessing, from the model's timm configuration where not given. ``input_size`` in pixels.
         crop_pct, interpolation: of evaluation, from the model's timm configuration where not given.
+        memory_format: of the weights; activations follow. ``channels_last`` is faster for some convolutional nets and slower
+            for others (``python -m benchmarks.memory_format``), and changes the last bits of results.
         weights: of a teacher: ``"train"`` (train it on the suite's data, from scratch), ``"finetune"`` (train it there from the
             pretrained weights that timm knows, with a new head), ``"timm"`` (take those weights as they are), or a file. A
             student starts from scratch whatever it says.
@@ -69,7 +76,8 @@ class NetSpec(Strict):
     mean: Colours | None = None
     std: Colours | None = None
     input_size: tuple[int, int] | None = None
-    weights: Literal["train", "finetune", "timm"] | WeightsFile = "train"
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    weights: TrainedHere | Literal["timm"] | WeightsFile = "train"
     display: str | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
@@ -81,13 +89,11 @@ class NetSpec(Strict):
     def _starts_from_the_zoo(cls, content: Any) -> Any:
         if not isinstance(content, dict) or "zoo" not in content:
             return content
-        from kdbench.suite.zoo import ZOO
-
         own = dict(content)
         name = str(own.pop("zoo"))
         with at("zoo"):
             find("net", name, ZOO)
-        return {**ZOO[name].model_dump(exclude_defaults=True), **own}
+        return {**ZOO[name], **own}
 
     @model_validator(mode="after")
     def _has_its_tag(self) -> NetSpec:
@@ -104,7 +110,7 @@ class NetSpec(Strict):
         """Whether a teacher is trained on the suite's data; else it comes with weights."""
         return self.weights in ("train", "finetune")
 
-    def with_weights(self, weights: Literal["train", "finetune"]) -> NetSpec:
+    def with_weights(self, weights: TrainedHere) -> NetSpec:
         """The same net, trained here.
 
         Raises:
@@ -113,11 +119,18 @@ class NetSpec(Strict):
         return NetSpec.model_validate({**self.model_dump(), "weights": weights})
 
     def identity(self) -> dict[str, Any]:
-        """Everything that a result depends on; fields that were added later only where they are set."""
-        content = self.model_dump(mode="json", exclude={"display", "family", "published_top1", "published_source"})
-        for name in ("crop_pct", "interpolation"):
-            if content[name] is None:
-                del content[name]
+        """Everything that a result depends on."""
+        content = self.model_dump(mode="json", exclude={"display", "published_top1", "published_source"})
         if isinstance(self.weights, WeightsFile):
             content["weights"] = self.weights.identity()
         return content
+
+
+@functools.cache
+def zoo_net(name: str) -> NetSpec:
+    """The net of the zoo called ``name``.
+
+    Raises:
+        ValidationError: with the nearest name, if there is none.
+    """
+    return NetSpec.model_validate({"zoo": name})

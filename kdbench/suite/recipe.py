@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from kdbench.suite.problems import Contradiction
 from kdbench.suite.types import Count, NonNegative, Positive, Probability, Share, Strict
@@ -150,29 +150,3 @@ class Recipe(Strict):
                 if getattr(self.augment, name):
                     raise Contradiction(f"{name} works image by image: set pipeline: exact", "augment", name)
         return self
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that a result depends on. A field that was added later is left out as long as it changes nothing, so
-        that results of earlier versions keep their identity."""
-        content = self.model_dump(mode="json")
-        for path in _ADDED_LATER:
-            _drop_default(self, content, path)
-        return content
-
-
-_ADDED_LATER: tuple[tuple[str, ...], ...] = (
-    *(("augment", name) for name in ("resized_crop", "randaugment", "color_jitter", "erasing", "cutmix", "mix_prob")),
-    *(("augment", name) for name in ("mix_switch_prob", "mix_mode", "repeats")),
-    ("optimizer", "decay_biases_and_norms"),
-    *(
-        (name,)
-        for name in ("loss", "ema", "drop_path", "eval_crop", "pipeline", "precision", "evaluate_every", "sync_bn")
-    ),
-)
-
-
-def _drop_default(model: BaseModel, content: dict[str, Any], path: tuple[str, ...]) -> None:
-    for key in path[:-1]:
-        model, content = getattr(model, key), content[key]
-    if getattr(model, path[-1]) == type(model).model_fields[path[-1]].default:
-        del content[path[-1]]

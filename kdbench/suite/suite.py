@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from kdbench.errors import KdbenchError, UnknownNameError, is_near
 from kdbench.suite.dataset import DatasetSpec
-from kdbench.suite.net import FAMILIES, Family, NetSpec
+from kdbench.suite.net import FAMILIES, Family, NetSpec, zoo_net
 from kdbench.suite.problems import Contradiction, at, find, first_problem
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.types import NAME_PATTERN, Count, Name, NonNegative, Seed, Strict
@@ -69,6 +70,33 @@ class MethodsSpec(Strict):
     set: dict[str, dict[str, Any]] = {}
 
 
+@dataclass(frozen=True)
+class ResolvedProtocol:
+    """A protocol with all that it changes in its suite worked out.
+
+    Attributes:
+        pairs: the protocol's own choice, ``teacher--student``.
+        set: hyper-parameters by method.
+        recipes, teacher_recipes: by name, of students and of teachers.
+        images_per_class, teacher_images_per_class: what students and teachers train on; None for all images.
+        measured_images_per_class: what both are measured on.
+    """
+
+    name: str
+    version: int
+    pairs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    select: Literal["last", "best"]
+    set: Mapping[str, Mapping[str, Any]]
+    recipes: Mapping[str, Recipe]
+    teacher_recipes: Mapping[str, Recipe]
+    images_per_class: int | None
+    teacher_images_per_class: int | None
+    measured_images_per_class: int | None
+    teacher_weights: Literal["own", "train"]
+    teacher_preprocessing: Literal["own", "student"]
+
+
 class Suite(Strict):
     """One data set, its pairs, its recipes and its protocols."""
 
@@ -116,14 +144,11 @@ class Suite(Strict):
         for name, protocol in self.protocols.items():
             for position, pattern in enumerate(protocol.pairs):
                 with at("protocols", name, "pairs", position):
-                    self.choose_pairs(name, [pattern])
+                    self.choose_pairs([pattern])
             for recipe in protocol.recipes:
                 with at("protocols", name, "recipes", recipe):
                     find("recipe", recipe, self.recipes)
-            for recipe in {*self.student_recipe.values(), *self.net_recipe.values()}:
-                self.recipe(recipe, name)
-            for recipe in {*self.teacher_recipe.values(), *self.net_recipe.values()}:
-                self.recipe(recipe, name, teacher=True)
+            self.under(name)
         return self
 
     def net(self, name: str) -> NetSpec:
@@ -131,7 +156,7 @@ class Suite(Strict):
         if name in self.nets:
             return self.nets[name]
         if name in ZOO:
-            return ZOO[name]
+            return zoo_net(name)
         own = {*self.nets, *ZOO}
         if importlib.util.find_spec("timm") is None:
             raise UnknownNameError("net", name, own)
@@ -140,38 +165,63 @@ class Suite(Strict):
         every = {*own, *_timm_names()}
         raise UnknownNameError("net", name, every if is_near(name, every) else own)
 
-    def images_per_class(self, protocol: str, teacher: bool = False) -> int | None:
-        """How many images of every class students, or teachers, train on under a protocol; None for all."""
-        limits = self.protocols[protocol]
-        return limits.teacher_images_per_class if teacher else limits.images_per_class or self.dataset.images_per_class
-
-    def recipe_name(self, net: str, family: str, teacher: bool = False) -> str:
+    def recipe_name(self, net: str, family: Family, teacher: bool = False) -> str:
         """The name of the recipe that trains a net."""
-        chosen: Mapping[str, str] = self.teacher_recipe if teacher else self.student_recipe  # type: ignore[assignment]
-        return self.net_recipe.get(net) or chosen[family]
+        return self.net_recipe.get(net) or (self.teacher_recipe if teacher else self.student_recipe)[family]
 
-    def recipe(self, name: str, protocol: str, teacher: bool = False) -> Recipe:
-        """The recipe ``name`` as a protocol changes it."""
-        kind = "teacher" if teacher else "recipe"
-        changes, own = getattr(self.protocols[protocol], kind), self.protocols[protocol].recipes.get(name, {})
-        try:
-            return Recipe.model_validate(merge(merge(self.recipes[name].model_dump(), changes), own))
-        except ValidationError as error:
-            location, problem = first_problem(error, Recipe)
-            where = ("recipes", name) if _names(own, location) else (kind,)
-            raise Contradiction(problem, "protocols", protocol, *where, *location) from None
+    def under(self, protocol: str) -> ResolvedProtocol:
+        """What holds under a protocol.
 
-    def choose_pairs(self, protocol: str, patterns: Sequence[str] = ()) -> list[str]:
-        """Pairs of a protocol; ``patterns`` (globs over all pairs of the suite) replace the protocol's own choice.
+        Raises:
+            UnknownNameError: for a name that is none of the suite's protocols.
+            Contradiction: for a recipe that the protocol makes impossible.
+        """
+        if protocol not in self.protocols:
+            raise UnknownNameError("protocol", protocol, self.protocols, f"suite {self.name}")
+        own = self.protocols[protocol]
+        of_students = {*self.student_recipe.values(), *self.net_recipe.values()}
+        of_teachers = {*self.teacher_recipe.values(), *self.net_recipe.values()}
+        return ResolvedProtocol(
+            name=protocol,
+            version=own.version,
+            pairs=tuple(self.choose_pairs(own.pairs)),
+            seeds=own.seeds,
+            select=own.select,
+            set=self.methods.set,
+            recipes=self._recipes(of_students, protocol, "recipe", own.recipe),
+            teacher_recipes=self._recipes(of_teachers, protocol, "teacher", own.teacher),
+            images_per_class=own.images_per_class or self.dataset.images_per_class,
+            teacher_images_per_class=own.teacher_images_per_class,
+            measured_images_per_class=own.measured_images_per_class,
+            teacher_weights=own.teacher_weights,
+            teacher_preprocessing=own.teacher_preprocessing,
+        )
+
+    def _recipes(
+        self, names: Collection[str], protocol: str, key: str, changes: Mapping[str, Any]
+    ) -> dict[str, Recipe]:
+        """Recipes with ``changes``, which stand at ``key`` of the protocol, and with those that the protocol makes by name."""
+        found = {}
+        for name in sorted(names):
+            own = self.protocols[protocol].recipes.get(name, {})
+            try:
+                found[name] = Recipe.model_validate(merge(merge(self.recipes[name].model_dump(), changes), own))
+            except ValidationError as error:
+                location, problem = first_problem(error, Recipe)
+                where = ("recipes", name) if _names(own, location) else (key,)
+                raise Contradiction(problem, "protocols", protocol, *where, *location) from None
+        return found
+
+    def choose_pairs(self, patterns: Sequence[str]) -> list[str]:
+        """Pairs that match globs, in the order of the suite.
 
         Raises:
             UnknownNameError: for a pattern that matches nothing.
         """
-        wanted = list(patterns) or list(self.protocols[protocol].pairs)
-        for pattern in wanted:
+        for pattern in patterns:
             if not any(fnmatch.fnmatchcase(pair, pattern) for pair in self.pairs):
                 raise UnknownNameError("pair", pattern, self.pairs, f"suite {self.name}")
-        return [pair for pair in self.pairs if any(fnmatch.fnmatchcase(pair, pattern) for pattern in wanted)]
+        return [pair for pair in self.pairs if any(fnmatch.fnmatchcase(pair, pattern) for pattern in patterns)]
 
 
 def split_pair(pair: str) -> tuple[str, str]:

@@ -1,28 +1,28 @@
-"""Nets that every suite may use by a short name. Works without torch.
+"""Nets that every suite may use by a short name: what a suite would write of them, as ``NetSpec`` reads it.
 
-``small.py`` registers the 32 px nets with timm, ``swin_small.py`` Swin-N and Swin-P. A suite starts from a net of the zoo with
-``zoo: NAME`` and says what is different, where its teachers' weights come from above all.
+``nets/small.py`` registers the 32 px nets with timm, ``nets/swin_small.py`` Swin-N and Swin-P. A suite starts from a net of the
+zoo with ``zoo: NAME`` and says what is different, above all where its teachers' weights come from.
 """
 
 from __future__ import annotations
 
-from kdbench.suite.net import Family, NetSpec, Tap
+from typing import Any
 
 
-def _small(name: str, family: Family, display: str) -> dict[str, NetSpec]:
+def _small(name: str, family: str, display: str, memory_format: str = "contiguous") -> dict[str, dict[str, Any]]:
+    shared = {"family": family, "memory_format": memory_format}
     return {
-        f"{name}_32px_{size}": NetSpec(timm=f"{name}_32px_{size}", family=family, display=f"{display}-{letter}")
+        f"{name}_32px_{size}": {"timm": f"{name}_32px_{size}", "display": f"{display}-{letter}", **shared}
         for size, letter in (("large", "L"), ("small", "S"))
     }
 
 
-def _net(timm: str, family: Family, display: str, *taps: Tap) -> NetSpec:
-    first, second, third, fourth = taps
-    return NetSpec(timm=timm, family=family, display=display, taps=(first, second, third, fourth))
+def _net(timm: str, family: str, display: str, *taps: int | str) -> dict[str, Any]:
+    return {"timm": timm, "family": family, "display": display, "taps": taps}
 
 
 #: Nets for 32 x 32 px, teachers and students, built here.
-SMALL_NETS: dict[str, NetSpec] = {
+SMALL_NETS: dict[str, dict[str, Any]] = {
     **_small("resnet", "cnn", "ResNet32px"),
     **_small("convnext", "cnn", "ConvNeXt32px"),
     **_small("vit", "vit", "ViT32px"),
@@ -36,7 +36,7 @@ SMALL_NETS: dict[str, NetSpec] = {
 # nets are teachers; the comment beside it names the file that OFA-KD and PAT load under timm 0.6.5. Normalisation and
 # evaluation crop are those of the tag.
 #: Nets of the published tables, 224 x 224 px.
-LARGE_NETS: dict[str, NetSpec] = {
+LARGE_NETS: dict[str, dict[str, Any]] = {
     "resnet18": _net("resnet18.tv_in1k", "cnn", "ResNet18", 1, 2, 3, 4),  # torchvision's; timm's default is a1_in1k
     "resnet34": _net("resnet34.bt_in1k", "cnn", "ResNet34", 1, 2, 3, 4),  # resnet34-43635321
     "resnet50": _net("resnet50.a1_in1k", "cnn", "ResNet50", 1, 2, 3, 4),  # resnet50_a1_0-14fe96d1
@@ -63,4 +63,4 @@ LARGE_NETS: dict[str, NetSpec] = {
     "beitv2_large": _net("beitv2_large_patch16_224.in1k_ft_in22k_in1k", "vit", "BEiTv2-L", 1, 3, 21, 23),
 }
 
-ZOO: dict[str, NetSpec] = {**SMALL_NETS, **LARGE_NETS}
+ZOO: dict[str, dict[str, Any]] = {**SMALL_NETS, **LARGE_NETS}

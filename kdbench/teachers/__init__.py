@@ -1,1 +1,6 @@
-"""Weights of teachers: where they lie, how foreign ones are read, whether they reach what was published."""
+"""Weights of teachers.
+
+In reading order: ``readiness`` (what a run checks of its teachers before it trains), ``weights`` (where weights lie, and how they are
+fetched), ``foreign`` (files of others, read safely and fitted to a net), ``verification`` (a measured accuracy against the published
+one).
+"""

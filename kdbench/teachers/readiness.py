@@ -1,6 +1,6 @@
-"""Whether the teachers of a run are ready: their weights are there, sound, and reach what was published of them.
+"""Whether the teachers of a run are ready: weights present, intact, and as accurate as published.
 
-Imports torch only where weights are looked at.
+Imports torch only where weights are read.
 """
 
 from __future__ import annotations
@@ -8,17 +8,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Cell
+from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.store.folders import CellFolder, Store, write_json
+from kdbench.store.files import write_json
+from kdbench.store.folders import Store
+from kdbench.store.result import TeacherResult
 from kdbench.suite.net import WeightsFile
 from kdbench.teachers.verification import TOLERANCE, Verdict, complaint, judge
 from kdbench.teachers.weights import Weights, check_file, fetch_weights, file_sha256, find_weights, missing_weights
 
-Say = Callable[[str], None]
+#: Takes a sentence for the user.
+Note = Callable[[str], None]
+#: Takes the bytes downloaded so far, and all.
+Progress = Callable[[int, int], None]
 
 
 def teachers_of(cells: Sequence[Cell]) -> list[TeacherPlan]:
@@ -27,24 +32,17 @@ def teachers_of(cells: Sequence[Cell]) -> list[TeacherPlan]:
 
 
 def check_weights(
-    teachers: Sequence[TeacherPlan],
-    store: Store,
-    folder: Path | None,
-    suite: str,
-    fetch: Callable[[int, int], None] | None = None,
-    say: Say = lambda text: None,
+    teachers: Sequence[TeacherPlan], store: Store, request: Request, note: Note, progress: Progress | None
 ) -> None:
-    """See that the weights of teachers that are not prepared yet are there and are the ones that the suite means.
+    """Check that teachers that are not prepared yet have their weights, and the ones that the suite names.
 
     Args:
-        folder: of the weights.
-        suite: as the user writes it, for messages.
-        fetch: fetches what is missing and is told of the progress; None fetches nothing.
-        say: takes notes.
+        progress: fetch what is missing and tell this; None fetches nothing.
 
     Raises:
         ListedError: naming all that are missing, or all that are others.
     """
+    folder = request.weights_folder
     wanted: dict[str, Weights] = {}
     for teacher in teachers:
         if teacher.net.weights == "train":
@@ -53,12 +51,12 @@ def check_weights(
         if result is None:
             wanted[teacher.name] = find_weights(teacher.name, teacher.net, folder)
         elif not teacher.trained_here:
-            _note_change(teacher, result, store, folder, say)
-    if fetch is not None:
-        wanted = {name: fetch_weights(weights, folder, fetch) for name, weights in wanted.items()}
+            _note_change(teacher, result, store, folder, note)
+    if progress is not None:
+        wanted = {name: fetch_weights(weights, folder, progress) for name, weights in wanted.items()}
     missing = [weights for weights in wanted.values() if weights.path is None]
     if missing:
-        raise missing_weights(missing, suite, folder)
+        raise missing_weights(missing, request.suite, folder)
     problems = []
     for weights in wanted.values():
         try:
@@ -68,30 +66,40 @@ def check_weights(
     raise_all(problems, "the weights of {} teachers are not the ones that the suite means")
 
 
-def _note_change(teacher: TeacherPlan, result: dict[str, Any], store: Store, folder: Path | None, say: Say) -> None:
+def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, folder: Path | None, note: Note) -> None:
     """Where only the name of a file tells weights apart, say that it holds others now than those that are in use."""
     weights = teacher.net.weights
     if not isinstance(weights, WeightsFile) or weights.sha256 or folder is None:
         return
     with contextlib.suppress(OSError):
-        if file_sha256(folder / weights.file) != result["weights"]["file_sha256"]:
-            say(
+        if result.weights and file_sha256(folder / weights.file) != result.weights.file_sha256:
+            note(
                 f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.teacher(teacher)} "
                 "keeps the former weights, which go on being used. Write the file's sha256 into the suite to use the new ones"
             )
 
 
-def drop_damaged(teachers: Sequence[TeacherPlan], store: Store, say: Say) -> None:
-    """Forget results of teachers whose weights are damaged, so that they are made anew."""
-    from kdbench.engine.teacher import weights_are_sound
-
+def drop_damaged(teachers: Sequence[TeacherPlan], store: Store, note: Note) -> None:
+    """Remove results of teachers whose weights are damaged, so that they are trained or loaded again."""
     for teacher in teachers:
         result = store.result_of_teacher(teacher)
-        folder = store.teacher(teacher)
-        if result is not None and not weights_are_sound(folder / "weights.safetensors", result["checksum"]):
-            again = "trained" if teacher.trained_here else "loaded"
-            say(f"{folder / 'weights.safetensors'} is damaged: teacher {teacher.name} is {again} again")
-            CellFolder(folder).result.unlink()
+        folder = store.teacher_folder(teacher)
+        if result is not None and not _are_sound(folder.weights, result.checksum):
+            verb = "trained" if teacher.trained_here else "loaded"
+            note(f"{folder.weights} is damaged: teacher {teacher.name} is {verb} again")
+            folder.result.unlink()
+
+
+def _are_sound(weights: Path, checksum: str) -> bool:
+    """Whether a file of weights is there, whole, and has the checksum of its result."""
+    import safetensors.torch
+
+    from kdbench.nets.tapped import hash_of_state
+
+    try:
+        return hash_of_state(safetensors.torch.load(weights.read_bytes())) == checksum
+    except Exception:  # what safetensors raises for a damaged file depends on where it is damaged
+        return False
 
 
 def verdict_of(teacher: TeacherPlan, store: Store, tolerance: float = TOLERANCE) -> Verdict | None:
@@ -100,11 +108,11 @@ def verdict_of(teacher: TeacherPlan, store: Store, tolerance: float = TOLERANCE)
     return None if result is None else judge(teacher, result, tolerance)
 
 
-def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: float, say: Say) -> None:
-    """Say what teachers that came with weights reach beside what was published, and keep it in ``verification.json``.
+def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: float, note: Note) -> None:
+    """Compare teachers that came with weights with their published accuracy, and keep that in ``verification.json``.
 
     Raises:
-        KdbenchError: for teachers that are far off.
+        KdbenchError: for teachers that deviate by more than ``tolerance`` points.
     """
     problems = []
     for teacher in teachers:
@@ -114,7 +122,7 @@ def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: f
             continue
         accepted = verdict.agrees and not usual.agrees
         write_json(
-            store.teacher(teacher) / "verification.json",
+            store.teacher_folder(teacher).verification,
             {
                 **{"top1": verdict.top1, "images": verdict.images, "published": verdict.published},
                 **{"source": verdict.source, "why": verdict.why, "tolerance": tolerance},
@@ -124,11 +132,11 @@ def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: f
             },
         )
         if verdict.agrees:
-            note = f"; this is accepted only by --teacher-tolerance {tolerance:g}" if accepted else ""
-            say(f"teacher {teacher.name}: {verdict}{note}")
+            why = f"; this is accepted only by --teacher-tolerance {tolerance:g}" if accepted else ""
+            note(f"teacher {teacher.name}: {verdict}{why}")
         else:
             problems.append(complaint(teacher.name, verdict))
-    raise_all(problems, "{} teachers are far from their published accuracy")
+    raise_all(problems, "{} teachers deviate from their published accuracy")
 
 
 def raise_all(problems: Sequence[str], sentence: str) -> None:
@@ -144,7 +152,7 @@ def state_of(teacher: TeacherPlan, store: Store) -> str:
     result = store.result_of_teacher(teacher)
     if teacher.trained_here:
         if result is not None:
-            return f"trained, top-1 {result['metrics']['last']['top1']:.1f}"
+            return f"trained, top-1 {result.top1:.1f}"
         return "to be trained" if teacher.net.weights == "train" else f"to be fine-tuned from timm {teacher.net.timm}"
     if result is None:
         return f"to be loaded from {origin_of(teacher)}"

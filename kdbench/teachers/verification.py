@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kdbench.matrix.request import Request
 
 if TYPE_CHECKING:
     from kdbench.matrix.teachers import TeacherPlan
+    from kdbench.store.result import TeacherResult
 
 #: Points that the accuracy on the whole test split may differ from the published one: resizing and libraries cost some tenths.
-TOLERANCE = 1.0
+TOLERANCE = Request.teacher_tolerance
 #: Points that may be lost where a teacher sees a student's mean, standard deviation and crop instead of its own.
 FOREIGN_PREPROCESSING = 10.0
 #: Standard errors by which a part of the images may differ: one sound teacher in 16,000 is outside of them.
@@ -57,7 +59,7 @@ class Verdict:
         text += f", published {self.published:.2f} %{f' ({self.source})' if self.source else ''}"
         if self.low is None:
             return f"{text}; the bounds are too wide to compare them"
-        return f"{text}, expected {expected_range(self.low, self.high)}{'' if self.agrees else ': far off'}"
+        return f"{text}, expected {expected_range(self.low, self.high)}{'' if self.agrees else ': deviates'}"
 
 
 def expected_range(low: float, high: float | None) -> str:
@@ -65,7 +67,7 @@ def expected_range(low: float, high: float | None) -> str:
     return f"at least {low:.2f} %" if high is None else f"{low:.2f} to {high:.2f} %"
 
 
-def judge(teacher: TeacherPlan, result: Mapping[str, Any], tolerance: float = TOLERANCE) -> Verdict:
+def judge(teacher: TeacherPlan, result: TeacherResult, tolerance: float = TOLERANCE) -> Verdict:
     """Compare the accuracy in a teacher's result with the published one of its net.
 
     On the whole test split the two may differ by ``tolerance``. On n of its N images the standard error of a share p,
@@ -73,9 +75,9 @@ def judge(teacher: TeacherPlan, result: Mapping[str, Any], tolerance: float = TO
     higher (fewer classes to confuse) and somewhat lower (harder ones): only a lower bound is left, with the spread between
     classes. A lower bound that guessing reaches tells nothing, and then there is none.
     """
-    top1, images = float(result["metrics"]["last"]["top1"]), int(result["images"])
+    top1, images = result.top1, result.images
     published, source = teacher.net.published_top1, teacher.net.published_source
-    every, chosen = int(result["split_images"]), result.get("chosen_classes")
+    every, chosen = result.split_images, result.chosen_classes
     reasons = []
     slack = tolerance
     if chosen is not None:
@@ -93,18 +95,18 @@ def judge(teacher: TeacherPlan, result: Mapping[str, Any], tolerance: float = TO
     missing = 1.0 if chosen is not None else (every - images) / max(1, every - 1)
     slack += 100 * STANDARD_ERRORS * math.sqrt(share * (1 - share) / max(1, images) * missing)
     low = published - slack
-    if low <= max(100 / int(result["classes"]), 0):
+    if low <= max(100 / result.classes, 0):
         return Verdict(top1, images, published, source, why=why)
     high = None if chosen is not None or teacher.seen_through else min(100.0, published + slack)
     return Verdict(top1, images, published, source, low, high, why)
 
 
 def complaint(name: str, verdict: Verdict) -> str:
-    """What is said of a teacher whose accuracy is far off."""
+    """The error for a teacher that deviates from its published accuracy."""
     assert verdict.low is not None
     return (
         f"teacher {name} reaches {verdict.top1:.2f} % top-1 on {verdict.images:,} test images, published "
         f"{verdict.published:.2f} %{f' ({verdict.source})' if verdict.source else ''}, expected here "
         f"{expected_range(verdict.low, verdict.high)}: wrong weights, wrong preprocessing (mean, std, crop) or wrong labels; "
-        "--teacher-tolerance POINTS goes on all the same"
+        "--teacher-tolerance POINTS continues anyway"
     )

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from kdbench.engine import train
 from kdbench.matrix.cells import Cohort, Plan, make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.store.folders import Store, read_json
 from kdbench.suite.suite import Suite, merge
@@ -28,6 +28,7 @@ TINY: dict[str, Any] = {
             "timm": "resnet_32px_small",
             "family": "cnn",
             "args": {"channels": [8, 8, 16, 16], "stem_width": 8, "stem_stride": 2},
+            "memory_format": "channels_last",
         },
         "vit": {
             "timm": "vit_32px_small",
@@ -96,7 +97,7 @@ class Lab:
         **request: Any,
     ) -> Plan:
         """A plan of the tiny suite; ``recipe`` changes fields of every student's recipe."""
-        choice = Choice(methods=tuple(methods), pairs=(pair,), plugins=tuple(plugins), seeds=tuple(seeds), **request)
+        choice = Request(methods=tuple(methods), pairs=(pair,), plugins=tuple(plugins), seeds=tuple(seeds), **request)
         changes: dict[str, Any] = {"protocols": {"short": {"recipe": dict(recipe or {})}}}
         return check_cells(make_plan(Suite.model_validate(merge(TINY, changes)), choice, catalog(plugins)))
 

@@ -14,7 +14,6 @@ from kdbench.engine import train as training
 from kdbench.engine.compiled import TOLERANCE, Forward
 from kdbench.engine.teachercache import FOLDER, TeacherCache
 from kdbench.engine.tuning import PLAIN, Tuning
-from kdbench.launch.job import Job
 from kdbench.matrix.cells import Plan
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
@@ -57,28 +56,6 @@ def history(store: Store, plan: Plan) -> list[dict[str, str]]:
 
 def failing(function: Any) -> Any:
     raise RuntimeError("no compiler\nhere")
-
-
-def test_weights_in_channels_last_order_give_the_same_numbers_up_to_rounding(lab: Lab) -> None:
-    plan = lab.plan(["kd"], "vit--cnn")
-    plain, other = train(lab, plan, PLAIN, "a"), train(lab, plan, Tuning(channels_last=True), "b")
-    first, second = Lab.result(plain, plan, "kd"), Lab.result(other, plan, "kd")
-    losses = [[float(row["loss"]) for row in history(store, plan)] for store in (plain, other)]
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)  # steps amplify what differs in the last bits
-    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-3)
-    assert second["cost"]["tuning"] == {"channels_last": True}
-    assert "tuning" not in first["cost"]
-    assert first["hash"] == second["hash"]
-
-
-def test_a_cnn_has_its_weights_in_channels_last_order_and_gives_nearly_the_same() -> None:
-    torch.manual_seed(0)
-    net = TappedNet(CNN, 10).eval()
-    images = torch.randn(4, 3, 32, 32)
-    expected = net.run(images, {"logits", "embedding"})
-    forward = Forward(net, Tuning(channels_last=True), pytest.fail)
-    assert net.net.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(forward(images, {"logits"}).logits, expected.logits, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_a_net_that_does_not_compile_runs_as_it_is_and_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +186,3 @@ def test_a_method_that_writes_into_cached_outputs_changes_no_other(tmp_path: Pat
         outputs.logits.zero_()
     assert cache.hits == 1
     assert cache.get(0, 0, wanted, net, pytest.fail).logits.eq(1).all()
-
-
-def test_a_job_carries_its_tuning() -> None:
-    from kdbench.matrix.request import Choice
-
-    tuning = Tuning(compile=True, cache_teacher=2.0)
-    job = Job("n", "cohort", (), "digits", Choice(), "out", None, None, 1, "log", tuning=tuning.facts())
-    assert Tuning.from_plain(Job.from_json(job.to_json()).tuning) == tuning

@@ -334,13 +334,13 @@ def test_method_gives_finite_scalar_terms_and_gradients_for_any_batch(method, si
 def nets():
     """Six small nets by family: (student, its description), (teacher, its description)."""
     from kdbench.nets.tapped import TappedNet
-    from kdbench.suite.zoo import ZOO
+    from kdbench.suite.net import zoo_net
 
     torch.manual_seed(0)
     families = {"cnn": "resnet", "vit": "vit", "mlp": "mixer"}
     built = {}
     for (family, name), size in itertools.product(families.items(), ("small", "large")):
-        net = TappedNet(ZOO[f"{name}_32px_{size}"], CLASSES)
+        net = TappedNet(zoo_net(f"{name}_32px_{size}"), CLASSES)
         nn.init.normal_(net.classifier.weight)  # timm's mixers begin with zeros, which no gradient passes
         built[family, size] = net.eval(), net.describe()
     return built

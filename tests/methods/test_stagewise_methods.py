@@ -18,8 +18,7 @@ from kdbench.method import Batch, Feature, NetInfo, Outputs, StageInfo, Task
 from kdbench.methods.fofa import FOFA, PatchGrid, Prompt, RegionAttention, SqueezeExcite, ToMap, ToTokens, sinusoids
 from kdbench.methods.tas import TAS, LocalToGlobal, _num_heads, _window, info_nce
 from kdbench.nets.tapped import TappedNet, describe
-from kdbench.suite.net import NetSpec
-from kdbench.suite.zoo import ZOO
+from kdbench.suite.net import NetSpec, zoo_net
 
 CLASSES = 10
 METHODS = {"fofa": FOFA, "tas": TAS}
@@ -48,17 +47,17 @@ def _one_thread() -> Any:
 def teacher_net(name: str) -> TappedNet:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return TappedNet(ZOO[name], CLASSES, name).eval().requires_grad_(False)
+        return TappedNet(zoo_net(name), CLASSES, name).eval().requires_grad_(False)
 
 
 def student_net(name: str) -> TappedNet:
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return TappedNet(ZOO[name], CLASSES, name).train()
+        return TappedNet(zoo_net(name), CLASSES, name).train()
 
 
 def info(name: str) -> NetInfo:
-    return describe(ZOO[name], CLASSES, name)
+    return describe(zoo_net(name), CLASSES, name)
 
 
 def task(classes: int = CLASSES) -> Task:

@@ -37,6 +37,7 @@ NETS = {
         timm="resnet_32px_small",
         family="cnn",
         args={"layers": (1, 1, 1, 1), "channels": (8, 12, 16, 24), "stem_width": 8, "stem_stride": 2},
+        memory_format="channels_last",
     ),
     "vit": NetSpec(timm="vit_32px_small", family="vit", args={"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}),
     "mlp": NetSpec(timm="mixer_32px_small", family="mlp", args={"patch_size": 8, "embed_dim": 20, "num_blocks": 4}),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.nets.cost import count_macs, inference_cost, throughput, used_by
 from kdbench.nets.tapped import TappedNet
-from kdbench.suite.zoo import ZOO
+from kdbench.suite.net import zoo_net
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def test_attention_is_counted() -> None:
 
 
 def test_a_32_px_net_is_counted_as_by_hand_on_the_device_too() -> None:
-    net = TappedNet(ZOO["mixer_32px_small"], 10).eval()
+    net = TappedNet(zoo_net("mixer_32px_small"), 10).eval()
     n, d = 64, 96
     tokens, channels = 2 * d * n * (d // 2), 2 * n * d * 4 * d
     expected = n * 48 * d + 6 * (tokens + channels) + d * 10
@@ -78,7 +78,10 @@ def test_simkds_projector_and_classifier_are_counted_and_kds_nothing() -> None:
     from kdbench.method import Task
     from kdbench.plugins.registry import catalog
 
-    student, teacher = TappedNet(ZOO["vit_32px_small"], 10).eval(), TappedNet(ZOO["resnet_32px_small"], 10).eval()
+    student, teacher = (
+        TappedNet(zoo_net("vit_32px_small"), 10).eval(),
+        TappedNet(zoo_net("resnet_32px_small"), 10).eval(),
+    )
     task = Task(10, 20, torch.arange(20) % 10)
     found = {}
     for name in ("simkd", "kd", "ofa"):

@@ -11,10 +11,10 @@ import torch
 from kdbench.method import StageInfo
 from kdbench.nets.stagewise import StagewiseError, can_run_stagewise
 from kdbench.nets.tapped import TappedNet, describe
-from kdbench.suite.net import NetSpec
+from kdbench.suite.net import NetSpec, zoo_net
 from kdbench.suite.zoo import SMALL_NETS
 
-SMALL = dict(SMALL_NETS)
+SMALL = {name: zoo_net(name) for name in SMALL_NETS}
 
 # The nets of the paper tables at a size that is quick: fewer blocks and pixels, the same code paths.
 LARGE: dict[str, NetSpec] = {
@@ -199,16 +199,17 @@ def test_a_copied_net_runs_its_own_modules() -> None:
 def test_unknown_architectures_are_refused_when_they_are_run_and_have_no_inputs() -> None:
     spec = NetSpec(timm="densenet121", args={"block_config": (1, 1, 1, 1)}, input_size=(64, 64))
     net = build(spec, "densenet")
-    assert not can_run_stagewise(net)
+    assert not can_run_stagewise(net.net, net.taps)
     info = describe(spec, 7, "densenet")
     assert not info.stagewise
     assert info.stage_inputs == ()
-    with pytest.raises(StagewiseError, match=r"net densenet: densenet121 cannot be run stage by stage"):
+    with pytest.raises(StagewiseError, match=r"net densenet: DenseNet cannot be run stage by stage"):
         net.stagewise.stem(images_of(net))
 
 
 def test_a_net_that_drops_patches_cannot_run_stagewise() -> None:
-    assert not can_run_stagewise(build(NetSpec(timm="vit_32px_small", args={"patch_drop_rate": 0.5})))
+    net = build(NetSpec(timm="vit_32px_small", args={"patch_drop_rate": 0.5}))
+    assert not can_run_stagewise(net.net, net.taps)
 
 
 def test_a_changed_forward_is_not_taken_for_the_known_one() -> None:
@@ -219,7 +220,7 @@ def test_a_changed_forward_is_not_taken_for_the_known_one() -> None:
             return super().forward_features(x) * 2
 
     net.net.__class__ = Other
-    assert not can_run_stagewise(net)
+    assert not can_run_stagewise(net.net, net.taps)
 
 
 def test_wrong_states_are_refused_with_the_expected_shape() -> None:

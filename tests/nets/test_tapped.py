@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from kdbench.nets.tapped import NetError, TappedNet, count_parameters, describe, plain_taps, state_hash
-from kdbench.suite.net import NetSpec
-from kdbench.suite.zoo import SMALL_NETS, ZOO
+from kdbench.suite.net import NetSpec, zoo_net
+from kdbench.suite.zoo import SMALL_NETS
 
 NEEDS = ("logits", "stages", "embedding", "classifier", "stagewise")
 
@@ -23,7 +23,7 @@ def one_thread() -> None:
 
 def net(name: str, **changes: Any) -> TappedNet:
     torch.manual_seed(0)
-    return TappedNet(ZOO[name].model_copy(update=changes), 10, name).eval()
+    return TappedNet(zoo_net(name).model_copy(update=changes), 10, name).eval()
 
 
 def images(count: int = 2, size: int = 32) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_stages_have_their_shapes_and_the_description_says_so(name: str) -> None
     tapped = net(name)
     with torch.no_grad():
         outputs = tapped(images(), NEEDS)
-    info = describe(ZOO[name], 10, name)
+    info = describe(zoo_net(name), 10, name)
     assert outputs.stages is not None
     assert outputs.embedding is not None
     for stage, told, shape in zip(outputs.stages, info.stages, shapes, strict=True):
@@ -84,9 +84,9 @@ def test_stages_have_their_shapes_and_the_description_says_so(name: str) -> None
         assert stage.all_tokens.shape[1] == shape[1] * shape[2] + class_tokens
         assert (stage.class_tokens is None) == (class_tokens == 0)
     assert info == tapped.describe()
-    assert (info.name, info.family, info.embedding_dim) == (name, ZOO[name].family, outputs.embedding.shape[1])
+    assert (info.name, info.family, info.embedding_dim) == (name, zoo_net(name).family, outputs.embedding.shape[1])
     assert (info.num_classes, info.input_size, info.linear_classifier) == (10, (32, 32), True)
-    assert count_parameters(ZOO[name], 10, name) == sum(parameter.numel() for parameter in tapped.parameters())
+    assert count_parameters(zoo_net(name), 10, name) == sum(parameter.numel() for parameter in tapped.parameters())
 
 
 def test_class_token_is_the_one_that_the_block_puts_out() -> None:
@@ -163,7 +163,7 @@ def test_taps_of_a_suite_go_first_and_may_end_in_what_enters_the_pooling() -> No
 
 def test_tap_that_is_no_map_is_refused() -> None:
     with pytest.raises(NetError, match=r"stage 4 has shape \(1, 65, 96\).*set its taps"):
-        describe(ZOO["vit_32px_small"].model_copy(update={"taps": (0, 1, 2, "final")}), 10)
+        describe(zoo_net("vit_32px_small").model_copy(update={"taps": (0, 1, 2, "final")}), 10)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_images_are_resized_to_the_nets_own_input_size() -> None:
     resized = F.interpolate(images(), (48, 40), mode="bilinear", align_corners=False, antialias=True)
     assert torch.allclose(inputs, (resized - 0.5) / 0.25)
     assert tapped.preprocessing != net("resnet_32px_small").preprocessing
-    assert describe(ZOO["resnet_32px_small"].model_copy(update={"input_size": (48, 40)}), 10).stages[0].height == 48
+    assert describe(zoo_net("resnet_32px_small").model_copy(update={"input_size": (48, 40)}), 10).stages[0].height == 48
 
 
 def test_preprocessing_is_no_part_of_the_weights() -> None:
@@ -279,3 +279,25 @@ def test_net_that_fails_when_it_is_described_is_refused_in_one_sentence() -> Non
 def test_family_that_is_not_known_is_asked_for() -> None:
     with pytest.raises(NetError, match="write family: cnn, vit or mlp in the suite"):
         TappedNet(NetSpec(timm="coatnet_0_rw_224", input_size=(64, 64)), 10)
+
+
+# Memory format
+
+
+def is_channels_last(tapped: TappedNet) -> bool:
+    weights = [weight for weight in tapped.net.parameters() if weight.ndim == 4 and min(weight.shape[1:3]) > 1]
+    assert weights
+    return all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
+@pytest.mark.parametrize("name", ["resnet_32px_small", "convnext_32px_small", "vit_32px_small"])
+def test_a_memory_format_stays_when_weights_are_loaded_and_changes_only_the_last_bits(name: str) -> None:
+    plain, other = (net(name, memory_format=memory_format) for memory_format in ("contiguous", "channels_last"))
+    assert (is_channels_last(plain), is_channels_last(other)) == (False, True)
+    assert state_hash(plain.net) == state_hash(other.net)
+    other.net.load_state_dict(plain.net.state_dict())
+    assert is_channels_last(other)
+    expected, found = (tapped(images(4), {"logits", "stages"}) for tapped in (plain, other))
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+    for ours, theirs in zip(found.stages or (), expected.stages or (), strict=True):
+        torch.testing.assert_close(ours.map, theirs.map, atol=1e-4, rtol=1e-4)

@@ -11,7 +11,7 @@ import pytest
 
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import plan_teacher
 from kdbench.plugins.registry import catalog
 from kdbench.reporting.published import find_published, normalise_net
@@ -37,7 +37,7 @@ LARGE = ("cifar100", "imagenet1k", "imagenet1k-resnet18", "imagenet1k-resnet50")
 
 
 def planned(suite: str, protocol: str, methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,)) -> Plan:
-    return make_plan(load_suite(suite), Choice(protocol=protocol, methods=methods, seeds=seeds), catalog())
+    return make_plan(load_suite(suite), Request(protocol=protocol, methods=methods, seeds=seeds), catalog())
 
 
 @pytest.mark.parametrize(("suite", "count"), [("cifar100", 12), ("imagenet1k", 15)])
@@ -109,8 +109,8 @@ def test_paper_and_as_released_differ_in_what_the_protocols_page_lists(suite: st
     assert released.seeds == (
         (0, 1, 2) if suite == "imagenet1k-resnet18" else (42,)
     )  # OFA-KD's seed; mdistiller sets none
-    for name in chosen.recipes:
-        ours, theirs = chosen.recipe(name, "paper"), chosen.recipe(name, "as-released")
+    for name, ours in chosen.under("paper").recipes.items():
+        theirs = chosen.under("as-released").recipes[name]
         assert ours.optimizer.honour_no_weight_decay
         assert not theirs.optimizer.honour_no_weight_decay
         assert ours.model_dump(exclude={"optimizer"}) == theirs.model_dump(exclude={"optimizer"})
@@ -137,7 +137,7 @@ def test_best_epoch_and_last_epoch_are_results_of_one_name_but_not_of_one_identi
 def test_smoke_needs_no_pretrained_weights(suite: str) -> None:
     plan = planned(suite, "smoke")
     assert all(teacher.trained_here for teacher in plan.teachers)
-    assert "recipe" in plan.teachers[0].config
+    assert plan.teachers[0].config["recipe"] is not None
     assert not any(teacher.trained_here for teacher in planned(suite, "paper").teachers)
 
 
@@ -145,10 +145,10 @@ def test_teachers_trained_here_have_another_identity_than_those_with_weights() -
     suite = load_suite("cifar100")
     changed = suite.protocols["paper"].model_copy(update={"teacher_weights": "train"})
     trained = suite.model_copy(update={"protocols": {**suite.protocols, "paper": changed}})
-    own, here = (plan_teacher(chosen, "paper", "swin_tiny") for chosen in (suite, trained))
+    own, here = (plan_teacher(chosen, chosen.under("paper"), "swin_tiny") for chosen in (suite, trained))
     assert own.hash != here.hash
-    assert "recipe" in here.config
-    assert "recipe" not in own.config
+    assert here.config["recipe"] is not None
+    assert own.config["recipe"] is None
 
 
 @pytest.mark.parametrize("suite", [LARGE[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE[1:])])
@@ -178,7 +178,7 @@ def test_a_plan_needs_neither_data_nor_weights(
 def test_the_three_pairs_of_a_short_protocol_use_every_family_once_on_each_side() -> None:
     for name in ("cifar100", "imagenet1k", "imagenet-mini"):
         suite = load_suite(name)
-        pairs = [split_pair(pair) for pair in suite.choose_pairs("short")]
+        pairs = [split_pair(pair) for pair in suite.under("short").pairs]
         for side in (0, 1):
             assert sorted(suite.net(pair[side]).family or "" for pair in pairs) == ["cnn", "mlp", "vit"]
 
@@ -195,11 +195,12 @@ def test_a_small_suite_of_imagenet_classes_trains_its_own_teachers() -> None:
 def test_a_protocol_can_change_a_single_recipe_of_students_and_teachers(write_suite: Callable[..., Path]) -> None:
     changes = {"cnn": {"optimizer": {"weight_decay": 0.1}}}
     suite: Suite = tiny_suite(protocols={"short": {"recipes": changes, "recipe": {"epochs": 3}}})
-    for teacher in (False, True):
-        assert suite.recipe("cnn", "short", teacher).optimizer.weight_decay == 0.1
-        assert suite.recipe("token", "short", teacher).optimizer.weight_decay == 0.0
-    assert suite.recipe("cnn", "short").epochs == 3
-    assert suite.recipe("cnn", "seeds").optimizer.weight_decay == 0.0
+    short = suite.under("short")
+    for recipes in (short.recipes, short.teacher_recipes):
+        assert recipes["cnn"].optimizer.weight_decay == 0.1
+        assert recipes["token"].optimizer.weight_decay == 0.0
+    assert short.recipes["cnn"].epochs == 3
+    assert suite.under("seeds").recipes["cnn"].optimizer.weight_decay == 0.0
     base = "    recipe: {epochs: 2, schedule: {warmup_epochs: 0}}"
     message = refusal(write_suite(TEXT.replace(base, f"{base}\n    recipes: {{plian: {{epochs: 2}}}}")))
     assert "protocols.short.recipes.plian: unknown recipe 'plian'; did you mean 'plain'?" in message
@@ -243,7 +244,7 @@ def test_the_suite_of_the_guide_parses_and_can_be_wired(tmp_path: Path) -> None:
     guide = Path(__file__).parents[2] / "docs" / "adding-a-suite.md"
     path = tmp_path / "flowers.yaml"
     path.write_text(guide.read_text().split("```yaml\n")[1].split("```")[0])
-    plan = check_cells(make_plan(read_suite(path), Choice(), catalog()))
+    plan = check_cells(make_plan(read_suite(path), Request(), catalog()))
     assert len(plan.cells) == 2 * 3 * 3
     assert plan.skipped == ()
 

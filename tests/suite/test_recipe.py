@@ -123,7 +123,7 @@ def test_learning_rates_worked_out_by_hand(suite: str, name: str, by_hand: dict[
 def decayed(net: str, suite: str, recipe: str, protocol: str = "paper") -> tuple[set[str], set[str], float]:
     """Names of the parameters with weight decay, those without, and the decay."""
     chosen: Suite = load_suite(suite)
-    wanted = chosen.recipe(recipe, protocol)
+    wanted = chosen.under(protocol).recipes[recipe]
     student = TappedNet(chosen.net(net), 10, net).net
     wrapper = build_optim_wrapper(student, torch.nn.Module(), wanted)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
@@ -224,7 +224,8 @@ OFA_KD: dict[tuple[str, str], dict[str, Any]] = {
 
 @pytest.mark.parametrize(("suite", "name"), OFA_KD)
 def test_recipe_is_the_released_configuration_value_by_value(suite: str, name: str) -> None:
-    recipe = load_suite(suite).recipe(name, "paper")
+    under = load_suite(suite).under("paper")
+    recipe = {**under.teacher_recipes, **under.recipes}[name]
     augment, rule = recipe.augment, recipe.optimizer
     assert OFA_KD[suite, name] == {
         "optimizer": (rule.name, rule.momentum, rule.weight_decay), "batch": recipe.batch_size,

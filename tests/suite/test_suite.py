@@ -68,9 +68,8 @@ def test_every_packaged_suite_parses_and_is_named_as_its_file() -> None:
 def test_every_recipe_of_every_packaged_suite_holds_under_every_protocol() -> None:
     for suite in map(load_suite, suite_files()):
         for protocol in suite.protocols:
-            for recipe in suite.recipes:
-                assert suite.recipe(recipe, protocol).epochs >= 1
-                assert suite.recipe(recipe, protocol, teacher=True).epochs >= 1
+            under = suite.under(protocol)
+            assert all(recipe.epochs >= 1 for recipe in (*under.recipes.values(), *under.teacher_recipes.values()))
 
 
 def test_suite_reads_as_typed_objects(write_suite: Callable[..., Path]) -> None:
@@ -85,11 +84,11 @@ def test_suite_reads_as_typed_objects(write_suite: Callable[..., Path]) -> None:
 
 def test_protocol_changes_only_what_it_names(write_suite: Callable[..., Path]) -> None:
     suite = read_suite(write_suite(TEXT))
-    short, full = suite.recipe("plain", "short"), suite.recipe("plain", "full")
+    short, full = suite.under("short").recipes["plain"], suite.under("full").recipes["plain"]
     assert (short.epochs, short.schedule.warmup_epochs) == (2, 0)
     assert (full.epochs, full.schedule.warmup_epochs) == (4, 1)
     assert short.optimizer == full.optimizer
-    assert suite.recipe("plain", "short", teacher=True) == full
+    assert suite.under("short").teacher_recipes["plain"] == full
 
 
 def test_merge_goes_into_nested_mappings_and_changes_neither_argument() -> None:
@@ -100,13 +99,13 @@ def test_merge_goes_into_nested_mappings_and_changes_neither_argument() -> None:
 
 def test_pairs_are_chosen_by_protocol_or_by_globs_over_the_whole_suite(write_suite: Callable[..., Path]) -> None:
     suite = read_suite(write_suite(TEXT))
-    assert suite.choose_pairs("short") == ["small--vit_32px_small"]
-    assert suite.choose_pairs("full") == list(suite.pairs)
-    assert suite.choose_pairs("short", ["*--small"]) == ["vit_32px_small--small"]
+    assert suite.under("short").pairs == ("small--vit_32px_small",)
+    assert suite.under("full").pairs == suite.pairs
+    assert suite.choose_pairs(["*--small"]) == ["vit_32px_small--small"]
     with pytest.raises(
         UnknownNameError, match=r"unknown pair 'smal--vit_32px_small' .*did you mean 'small--vit_32px_small'"
     ):
-        suite.choose_pairs("short", ["smal--vit_32px_small"])
+        suite.choose_pairs(["smal--vit_32px_small"])
 
 
 @pytest.mark.parametrize("pair", ["a", "a-b", "a--", "--b", "a--b--c", ""])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet, count_parameters, describe, preprocessing_of
-from kdbench.suite.net import NetSpec
+from kdbench.suite.net import NetSpec, zoo_net
 from kdbench.suite.zoo import LARGE_NETS, SMALL_NETS, ZOO
 
 RESNET_BASIC = [(64, 56), (128, 28), (256, 14), (512, 7)]
@@ -52,7 +52,7 @@ def test_the_table_holds_every_large_net_and_the_zoo_no_other() -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_stages_at_224_px_are_those_that_ofa_kd_taps(name: str) -> None:
     family, stages, class_tokens, width = TABLE[name]
-    info = describe(ZOO[name], 1000, name)
+    info = describe(zoo_net(name), 1000, name)
     assert [(stage.channels, stage.height) for stage in info.stages] == stages
     assert {stage.width == stage.height for stage in info.stages} == {True}
     assert {stage.class_tokens for stage in info.stages} == {class_tokens}
@@ -63,13 +63,13 @@ def test_stages_at_224_px_are_those_that_ofa_kd_taps(name: str) -> None:
 
 def test_plain_nets_are_tapped_after_the_blocks_of_ofa_kd() -> None:
     for name in ("deit_tiny", "vit_small", "vit_base", "mixer_b16", "resmlp_s12", "beitv2_base"):
-        assert ZOO[name].taps == (1, 3, 9, 11)
-    assert ZOO["beitv2_large"].taps == (1, 3, 21, 23)
+        assert zoo_net(name).taps == (1, 3, 9, 11)
+    assert zoo_net("beitv2_large").taps == (1, 3, 21, 23)
 
 
 def test_taps_of_mobilenetv2_are_the_outputs_of_its_flat_blocks_2_5_12_and_of_its_last_convolution() -> None:
     torch.manual_seed(0)
-    net = TappedNet(ZOO["mobilenetv2"].model_copy(update={"input_size": (64, 64)}), 10).eval()
+    net = TappedNet(zoo_net("mobilenetv2").model_copy(update={"input_size": (64, 64)}), 10).eval()
     flat = [block for stage in net.net.blocks for block in stage]
     seen: dict[int, Tensor] = {}
     for number, module in enumerate((flat[2], flat[5], flat[12], net.net.bn2)):
@@ -97,11 +97,11 @@ def test_taps_of_mobilenetv2_are_the_outputs_of_its_flat_blocks_2_5_12_and_of_it
     ],
 )
 def test_number_of_parameters_is_the_published_one(name: str, classes: int, millions: float) -> None:
-    assert round(count_parameters(ZOO[name], classes, name) / 1e6, 2) == millions
+    assert round(count_parameters(zoo_net(name), classes, name) / 1e6, 2) == millions
 
 
 def test_swin_nano_and_pico_differ_in_nothing_but_their_width() -> None:
-    nano, pico = (timm.create_model(ZOO[name].timm, num_classes=10) for name in ("swin_nano", "swin_pico"))
+    nano, pico = (timm.create_model(zoo_net(name).timm, num_classes=10) for name in ("swin_nano", "swin_pico"))
     for net, width in ((nano, 64), (pico, 48)):
         assert net.embed_dim == width
         assert [len(layer.blocks) for layer in net.layers] == [2, 2, 2, 2]
@@ -132,16 +132,15 @@ PREPROCESSING = {
 @pytest.mark.parametrize("name", PREPROCESSING)
 def test_nets_see_the_preprocessing_that_their_weights_were_trained_with(name: str) -> None:
     crop, interpolation, halves = PREPROCESSING[name]
-    own = preprocessing_of(ZOO[name])
+    own = preprocessing_of(zoo_net(name))
     assert (own["crop_pct"], own["interpolation"]) == (crop, interpolation)
     assert own["mean"] == ((0.5, 0.5, 0.5) if halves else (0.485, 0.456, 0.406))
     assert own["std"] == ((0.5, 0.5, 0.5) if halves else (0.229, 0.224, 0.225))
 
 
 def test_every_large_net_that_timm_has_names_the_weights_it_is_a_teacher_with() -> None:
-    for name, spec in LARGE_NETS.items():
-        if name not in ("swin_nano", "swin_pico"):
-            assert spec.timm in timm.list_pretrained(spec.timm), name
+    for name in {*LARGE_NETS} - {"swin_nano", "swin_pico"}:
+        assert zoo_net(name).timm in timm.list_pretrained(zoo_net(name).timm), name
 
 
 @pytest.mark.parametrize(
@@ -177,13 +176,13 @@ def test_ofa_adds_as_many_parameters_to_these_pairs_as_its_official_code(
 
     with torch.device("meta"):
         task = Task(classes, 10, torch.empty(10, dtype=torch.int64))
-        method = OFA(describe(ZOO[student], classes, student), describe(ZOO[teacher], classes, teacher), task)
+        method = OFA(describe(zoo_net(student), classes, student), describe(zoo_net(teacher), classes, teacher), task)
     assert sum(parameter.numel() for parameter in method.parameters()) == expected
 
 
 def test_a_suite_starts_from_a_net_of_the_zoo_and_replaces_what_it_names() -> None:
     spec = NetSpec.model_validate({"zoo": "vit_small", "mean": [0.1, 0.2, 0.3], "weights": {"file": "x.pth"}})
-    assert (spec.timm, spec.taps, spec.display) == (ZOO["vit_small"].timm, (1, 3, 9, 11), "ViT-S")
+    assert (spec.timm, spec.taps, spec.display) == (zoo_net("vit_small").timm, (1, 3, 9, 11), "ViT-S")
     assert spec.mean == (0.1, 0.2, 0.3)
     assert NetSpec.model_validate({"zoo": "resnet34", "timm": "resnet34.tv_in1k"}).timm == "resnet34.tv_in1k"
     with pytest.raises(ValueError, match="did you mean 'vit_small'"):

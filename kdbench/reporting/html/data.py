@@ -11,14 +11,16 @@ import collections
 import gzip
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kdbench.store.reading import cell_folder, read_history, read_log_end, read_mapping
+from kdbench.plugins.metrics import Metric
+from kdbench.store.layout import Folder, folder_at
+from kdbench.store.reading import read_history, read_log_end, read_mapping
 
 #: Cells in one compressed block.
 BLOCK = 100
@@ -47,17 +49,13 @@ class Column:
     scale: float = 1.0
 
 
-COLUMNS = (
+_BEFORE_METRICS = (
     Column("method", "method", "method_title"),
     Column("pair", "pair", "pair_title"),
     Column("seed", "seed", "seed", 0),
     Column("state", "state", "state"),
-    Column("top1", "top-1 (%)", "top1", 2, "descending"),
-    Column("top5", "top-5 (%)", "top5", 2, "descending"),
-    Column("nll", "NLL (nats)", "nll", 3),
-    Column("ece", "ECE (%)", "ece", 2),
-    Column("agreement", "agreement (%)", "agreement", 2, "descending"),
-    Column("teacher_kl", "KL to teacher (nats)", "teacher_kl", 3),
+)
+_AFTER_METRICS = (
     Column("teacher_top1", "teacher top-1 (%)", "teacher_top1", 2, "descending"),
     Column("step", "step (ms)", "step_seconds", 2, scale=1e3),
     Column("train", "training (min)", "train_seconds", 2, scale=1 / 60),
@@ -74,12 +72,7 @@ COLUMNS = (
     Column("family", "family of the method", "method_family", aside=True),
     Column("fidelity", "fidelity", "fidelity", aside=True),
     Column("hyperparameters", "hyper-parameters", "hyperparameters", aside=True),
-    Column("suite", "suite", "suite", aside=True),
-    Column("protocol", "protocol", "protocol", aside=True),
-    Column("split", "split", "split", aside=True),
-    Column("device", "device", "device", aside=True),
-    Column("commit", "commit", "commit", aside=True),
-    Column("finished", "finished", "finished", aside=True),
+    *(Column(name, name, name, aside=True) for name in ("suite", "protocol", "split", "device", "commit", "finished")),
     Column("path", "folder", "path", aside=True),
 )
 
@@ -103,29 +96,34 @@ def plain(content: Any) -> Any:
     return content
 
 
-def cells_data(cells: pd.DataFrame) -> dict[str, Any]:
+def columns_of(metrics: Iterable[Metric]) -> list[Column]:
+    """The columns of the list of cells."""
+    measured = (
+        Column(m.name, m.with_unit(m.name), m.name, m.decimals + 1, "descending" if m.higher_is_better else "ascending")
+        for m in metrics
+    )
+    return [*_BEFORE_METRICS, *measured, *_AFTER_METRICS]
+
+
+def cells_data(cells: pd.DataFrame, metrics: Iterable[Metric]) -> dict[str, Any]:
     """The list of cells for the page.
 
     Args:
         cells: as ``Results.cells``, with the columns ``method_title`` and ``pair_title``.
+        metrics: that have a column.
     """
     columns = []
-    for column in COLUMNS:
+    for column in columns_of(metrics):
         about: dict[str, Any] = {"name": column.name, "title": column.title}
         if column.first != "ascending":
             about["first"] = column.first
         if column.aside:
             about["aside"] = True
         if column.decimals is None:
-            texts = cells[column.source].map(str) if column.source in cells else pd.Series("", index=cells.index)
-            codes, words = pd.factorize(texts, sort=True)
+            codes, words = pd.factorize(cells[column.source].map(str), sort=True)
             about |= {"words": [str(word) for word in words], "values": codes.tolist()}
         else:
-            numbers = (
-                pd.to_numeric(cells[column.source]) if column.source in cells else pd.Series(math.nan, cells.index)
-            )
-            digits = column.decimals + 1
-            scaled = [round(float(number) * column.scale, digits) for number in numbers]
+            scaled = (cells[column.source] * column.scale).astype(float).round(column.decimals + 1)
             whole = [int(n) if column.decimals == 0 and math.isfinite(n) else n for n in scaled]
             about |= {"decimals": column.decimals, "values": whole}
         columns.append(about)
@@ -160,37 +158,27 @@ def blocks_of_files(
     """
     for start in range(0, len(paths), BLOCK):
         block = [
-            {**_files(cell_folder(root, path), provenance), **more(number)}
+            {**_files(folder_at(root, path), provenance), **more(number)}
             for number, path in enumerate(paths[start : start + BLOCK], start)
         ]
         text = json.dumps(block, separators=(",", ":"), allow_nan=False)
         yield base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def _files(folder: Path | None, provenance: Provenance) -> dict[str, Any]:
-    if folder is None or not folder.is_dir():
+def _files(folder: Folder | None, provenance: Provenance) -> dict[str, Any]:
+    if folder is None or not folder.path.is_dir():
         return {}
-    found: dict[str, Any] = {}
-    stored = read_mapping(folder / "config.json")
-    if stored:
-        found["config"] = plain(stored.get("config", stored))
-    result = read_mapping(folder / "result.json")
-    if result:
-        result.pop("file_checksum", None)
-        found["result"] = plain(result)
-        if isinstance(result.get("provenance"), dict):
-            provenance.add(result["provenance"])
-    failed = read_mapping(folder / "failed.json")
-    if failed:
-        failed.pop("file_checksum", None)
-        found["result"] = plain(failed)
-    history = read_history(folder)
-    if history and "epoch" in history:
-        found["history"] = {name: _short(_thinned(values)) for name, values in history.items()}
-    log = read_log_end(folder)
-    if log:
-        found["log"] = log
-    return found
+    config, result = read_mapping(folder.config), read_mapping(folder.result)
+    if isinstance(result.get("provenance"), dict):
+        provenance.add(result["provenance"])
+    history = read_history(folder) or {}
+    found = {
+        "config": plain(config.get("config", config)),
+        "result": plain(read_mapping(folder.failed) or result),
+        "history": {name: _short(_thinned(values)) for name, values in history.items()} if "epoch" in history else {},
+        "log": read_log_end(folder),
+    }
+    return {name: content for name, content in found.items() if content}
 
 
 def _thinned(values: list[float]) -> list[float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdbench.plugins.metrics import Metric
 from kdbench.reporting.classes import class_scores
 from kdbench.reporting.frame import Results, collect, split_frame
 from kdbench.reporting.html.classes import CellClasses, classes_table, students_table
@@ -65,17 +66,19 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
 
     outcomes = Outcomes(store_root)
     parts: list[dict[str, Any]] = []
-    listed: list[pd.DataFrame] = []
+    shown: list[pd.DataFrame] = []
     hashes = []
+    metrics: dict[str, Metric] = {}
     for number, part in enumerate(split_frame(frame)):
         results = collect(part, select=select)
         board = build_leaderboard(part, select=select, command=command)
         cells = _titled(results)
-        links = Links(_first_cells(cells, sum(map(len, listed))), _titles(results))
-        listed.append(cells)
+        links = Links(_first_cells(cells, sum(map(len, shown))), _titles(results))
+        shown.append(cells)
         hashes.append(board.results_hash)
+        metrics |= results.metrics
         parts.append(_part(f"part-{number}", part, results, board, outcomes, links))
-    cells = pd.concat(listed, ignore_index=True)
+    cells = pd.concat(shown, ignore_index=True)
     provenance = Provenance(collections.Counter())
     paths, datasets = list(cells["path"].map(str)), list(cells["dataset"].map(str))
     classes = CellClasses(outcomes)
@@ -101,7 +104,7 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
         hashes=hashes,
         parts=parts,
         filters=filters,
-        cells=Markup(safe_json(cells_data(cells))),
+        cells=Markup(safe_json(cells_data(cells, metrics.values()))),
         blocks=blocks,
         failures=failures_table(cells, range(len(cells))) if len(cells) else None,
         environment=environment_table(provenance.counts),

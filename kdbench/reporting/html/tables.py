@@ -10,15 +10,16 @@ from urllib.parse import urlencode
 import numpy as np
 import pandas as pd
 
-from kdbench.reporting.caption import listed
-from kdbench.reporting.costs import count_text
-from kdbench.reporting.frame import METRICS, NET_FAMILY_TITLES, Results
+from kdbench.reporting.caption import join_names
+from kdbench.reporting.costs import count_text, hours
+from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.paired import Comparison, comparable, compare_some
 from kdbench.reporting.table import Cell, build_table
 from kdbench.reporting.text.leaderboard import leaderboard_columns, signed_text
 from kdbench.reporting.text.markup import plain_cell
 from kdbench.store.reading import Outcomes
+from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 #: Rows of the comparison within pairs: more make the page slow to open. Those of the first pairs are shown, and it is said.
 MOST_COMPARISONS = 600
@@ -122,7 +123,7 @@ def matrix_table(frame: pd.DataFrame, results: Results, links: Links, id: str) -
             row.append(_matrix_item(cell, href))
         if header.kind == "pair":
             info = results.pair_info[pairs[r]]
-            family = NET_FAMILY_TITLES.get(info["student_family"], info["student_family"])
+            family = NET_FAMILIES.get(info["student_family"], info["student_family"])
             title = Item(header.title, filtered(pair=info["title"]), aside=f"{family} student" if family else "")
             rows.append((title, *row))
         else:
@@ -147,24 +148,15 @@ def metrics_table(results: Results, links: Links, id: str) -> PageTable:
     cells = results.cells[results.cells["value"].notna()]
     names = [name for name in results.method_info if (cells["method"] == name).any()]
     have = {name: set(cells.loc[cells["method"] == name, "pair"]) for name in names}
-    most = max(map(len, have.values()), default=0)
-    whole = [name for name in names if 2 * len(have[name]) >= most]
+    largest = max(map(len, have.values()), default=0)
+    whole = [name for name in names if 2 * len(have[name]) >= largest]
     shared = set.intersection(*(have[name] for name in whole)) if whole else set()
-    metrics = [m for m in METRICS.values() if cells[m.name].notna().any()]
-    headings = [Heading("method", True, "ascending")]
-    headings += [
-        Heading(f"{m.name} ({m.unit})", first="descending" if m.higher_is_better else "ascending") for m in metrics
-    ]
-    headings += [
-        Heading(title, first="ascending")
-        for title in (
-            "hours in all",
-            "step (ms)",
-            "peak memory (MiB)",
-            "student parameters",
-            "extra parameters",
-            "pairs",
-        )
+    metrics = [m for m in results.metrics.values() if cells[m.name].notna().any()]
+    costs = ("hours in all", "step (ms)", "peak memory (MiB)", "student parameters", "extra parameters", "pairs")
+    headings = [
+        Heading("method", True, "ascending"),
+        *(Heading(m.with_unit(m.name), first="descending" if m.higher_is_better else "ascending") for m in metrics),
+        *(Heading(title, first="ascending") for title in costs),
     ]
     rows = []
     for name in names:
@@ -174,11 +166,11 @@ def metrics_table(results: Results, links: Links, id: str) -> PageTable:
         row = [Item(links.titles[name], href, aside=results.method_info[name]["family"])]
         means = used.groupby("pair")[[m.name for m in metrics]].mean().mean()
         row += [_number(float(means[m.name]), f"{{:.{m.decimals + 1}f}}", href) for m in metrics]
-        row.append(_number(_column(own, "train_seconds").sum(min_count=1) / 3600, "{:.3g}", href))
-        row.append(_number(_column(used, "step_seconds").median() * 1e3, "{:.2f}", href))
-        row.append(_number(_column(own, "peak_memory_bytes").max() / 2**20, "{:,.0f}", href))
+        row.append(_number(hours(own), "{:.3g}", href))
+        row.append(_number(used["step_seconds"].median() * 1e3, "{:.2f}", href))
+        row.append(_number(own["peak_memory_bytes"].max() / 2**20, "{:,.0f}", href))
         for column in ("student_parameters", "extra_parameters"):
-            median = _column(used, column).median()
+            median = used[column].median()
             row.append(Item(count_text(float(median)), href, float(median) if np.isfinite(median) else ""))
         row.append(Item(str(used["pair"].nunique()), href, float(used["pair"].nunique())))
         rows.append(tuple(row))
@@ -187,10 +179,6 @@ def metrics_table(results: Results, links: Links, id: str) -> PageTable:
         intro="Means over seeds, then over the pairs that all methods have (a method with fewer than half of them: over its "
         "own; see the last column). Last epoch. Hours are of all its cells; a cohort trains several cells at a time.",
     )  # fmt: skip
-
-
-def _column(cells: pd.DataFrame, name: str) -> pd.Series:
-    return pd.to_numeric(cells[name]) if name in cells else pd.Series(np.nan, index=cells.index)
 
 
 def _number(value: float, form: str, href: str) -> Item:
@@ -274,7 +262,7 @@ def failures_table(cells: pd.DataFrame, numbers: Sequence[int]) -> PageTable | N
                 ),
                 Item(str(len(group)), filtered(method=str(method), state=str(state)), float(len(group))),
                 Item(str(reason) or "no reason was recorded", classes="long"),
-                Item(listed(pairs, 6), classes="long"),
+                Item(join_names(pairs, 6), classes="long"),
             )
         )
     headings = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kdbench.reporting.caption import coverage_text, listed
+from kdbench.errors import counted
+from kdbench.reporting.caption import coverage_text, join_names
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import ALPHA, Leaderboard, Standing
 from kdbench.reporting.paired import seeds_note
@@ -35,24 +36,24 @@ def _dataset(results: Results) -> str:
 
 def _leader(board: Leaderboard, ranked: list[Standing]) -> str:
     first = ranked[0]
-    pairs = f"{board.pairs} pair{'s' if board.pairs != 1 else ''}"
+    pairs = counted(board.pairs, "pair")
     if first.method == board.reference:
         second = next((s for s in ranked if s.method != board.reference), None)
-        next_one = (
-            f" The next is {second.display}, {signed_text(second.gain, board.decimals)} {_unit(board)} from it."
-            if second
-            else ""
-        )
+        next_one = f" The next is {second.display}, {_gain(board, second)} from it." if second else ""
         return f"No method has a higher mean than {first.display} over {pairs}.{next_one}"
     tied = [s.display for s in ranked if s.rank == 1]
-    who = f"{listed(tied)} have" if len(tied) > 1 else f"{first.display} has"
+    who = f"{join_names(tied)} have" if len(tied) > 1 else f"{first.display} has"
     interval = ""
     if np.isfinite(first.low):
         low, high = signed_text(first.low, board.decimals), signed_text(first.high, board.decimals)
         interval = f" (95 % interval over pairs: {low} to {high})"
     rec = " It is our reconstruction of the published method." if first.reconstruction and len(tied) == 1 else ""
-    gain = signed_text(first.gain, board.decimals)
-    return f"{who} the highest mean gain over {board.reference_display}: {gain} {_unit(board)} over {pairs}{interval}.{rec}"
+    gain = _gain(board, first)
+    return f"{who} the highest mean gain over {board.reference_display}: {gain} over {pairs}{interval}.{rec}"
+
+
+def _gain(board: Leaderboard, standing: Standing) -> str:
+    return f"{signed_text(standing.gain, board.decimals)} {board.metric.difference_unit}".strip()
 
 
 def _significant(board: Leaderboard) -> str:
@@ -61,14 +62,14 @@ def _significant(board: Leaderboard) -> str:
         return ""
     if not any(s.attainable for s in tested):
         return (
-            f"With {board.pairs} pair{'s' if board.pairs != 1 else ''} no difference from {board.reference_display} can "
+            f"With {counted(board.pairs, 'pair')} no difference from {board.reference_display} can "
             "become significant, whatever its size: take the order as a description of these pairs, not as a finding."
         )
     sure = [s for s in tested if s.attainable and s.p_holm is not None and s.p_holm <= ALPHA]
     better, worse = [s.display for s in sure if s.gain > 0], [s.display for s in sure if s.gain < 0]
     if not sure:
         return f"No method differs significantly from {board.reference_display} (Wilcoxon's test, Holm's correction)."
-    parts = [f"better: {listed(better)}"] * bool(better) + [f"worse: {listed(worse)}"] * bool(worse)
+    parts = [f"better: {join_names(better)}"] * bool(better) + [f"worse: {join_names(worse)}"] * bool(worse)
     return (
         f"Significantly different from {board.reference_display} (Wilcoxon's test over pairs, Holm's correction): "
         f"{'; '.join(parts)}."
@@ -87,7 +88,7 @@ def _harmed(board: Leaderboard) -> str:
             else ""
         )
     told = [f"{s.display} ({s.harmed[0]} of {s.harmed[1]})" for s in harmful if s.harmed]
-    return f"Worse than training from scratch on some pairs: {listed(told, 5)}."
+    return f"Worse than training from scratch on some pairs: {join_names(told, 5)}."
 
 
 def _cost(board: Leaderboard) -> str:
@@ -102,10 +103,5 @@ def _cost(board: Leaderboard) -> str:
 
 
 def _seeds(results: Results) -> str:
-    most = int(results.scores["n"].max())
-    note = seeds_note(most)
+    note = seeds_note(int(results.scores["n"].max()))
     return f"{note} Intervals in the leaderboard are over pairs." if note else ""
-
-
-def _unit(board: Leaderboard) -> str:
-    return "points" if board.unit == "%" else board.unit

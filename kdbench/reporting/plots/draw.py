@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.reporting.caption import build_caption, listed, nothing_text
+from kdbench.errors import KdbenchError, UnknownNameError, counted
+from kdbench.reporting.caption import build_caption, join_names, nothing_text
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, scatter, stored, teacher
@@ -128,7 +128,7 @@ def _heat_map(results: Results, board: Leaderboard, root: Path | str, width: flo
     if len(results.methods) < 2:
         raise _NothingToDrawError("Only one method has results.")
     caption = (
-        f"Gain over {board.reference_display} by pair and method ({_points(board)}), means over seeds. Shades are "
+        f"Gain over {board.reference_display} by pair and method ({board.metric.difference_unit}), means over seeds. Shades are "
         "limited where nine tenths of the figures lie; the numbers are not. A triangle marks a pair that is harmed: "
         "worse than training from scratch. –: no result; n/a: cannot run; †: failed."
     )
@@ -139,7 +139,7 @@ def _gains(results: Results, board: Leaderboard, root: Path | str, width: float)
     bar = " Bar: 95 % t interval of the mean over pairs." if any(s.low == s.low for s in board.standings) else ""
     over = f"gain over {board.reference_display}" if board.reference else "value"
     caption = (
-        f"Mean {over} of each method over {board.pairs} pair{'s' if board.pairs != 1 else ''}.{bar} Tick: one pair "
+        f"Mean {over} of each method over {counted(board.pairs, 'pair')}.{bar} Tick: one pair "
         "(arrow: how many lie beyond the axis). Shape: family of the method; white: reconstruction."
     )
     return matrix.gains_plot(board, width), caption
@@ -170,7 +170,7 @@ def _teacher(results: Results, board: Leaderboard, root: Path | str, width: floa
     if not points:
         raise _NothingToDrawError("No method has pairs of which both the teacher's accuracy and a gain are known.")
     base = results.method_info[teacher.base_of(board)]["display"]
-    shown = listed(results.method_info[name]["title"] for name in points)
+    shown = join_names(results.method_info[name]["title"] for name in points)
     caption = (
         f"Gain over {base} against the teacher's own accuracy on the same images, one marker per pair, means over seeds. "
         f"Shape: family of the student; filling: of the teacher. Shown: {shown}. ρ: Spearman's rank correlation over pairs, "
@@ -197,7 +197,7 @@ def _curves(results: Results, board: Leaderboard, root: Path | str, width: float
     if not curves:
         raise _NothingToDrawError("No cell has a history of this metric.")
     band = any(curve.seeds > 1 for found in curves.values() for curve in found.values())
-    shown = listed(dict.fromkeys(results.method_info[name]["title"] for found in curves.values() for name in found))
+    shown = join_names(dict.fromkeys(results.method_info[name]["title"] for found in curves.values() for name in found))
     caption = (
         f"{results.metric.title} on the {results.identity()['split']} split by epoch"
         + (", mean over seeds; band: lowest to highest seed. " if band else ", one seed: there is no band. ")
@@ -222,11 +222,7 @@ def _calibration(results: Results, board: Leaderboard, root: Path | str, width: 
 
 
 def _unnamed(count: int) -> str:
-    return f" {count} points without room for their name are not named." if count else ""
-
-
-def _points(board: Leaderboard) -> str:
-    return "points" if board.unit == "%" else board.unit
+    return f" {count} points are not named: there is no room for their names." if count else ""
 
 
 #: Name of the file: (title, what draws it).

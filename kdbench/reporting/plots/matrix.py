@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdbench.errors import counted
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.picture import draw_rows
-from kdbench.reporting.plots.style import new_figure, shortened
+from kdbench.reporting.plots.style import new_figure, shorten
 from kdbench.reporting.ranks import ALPHA, RankDiagram
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
         for pair, row in zip(pairs, gains.to_numpy(), strict=True)
     ]
     values, marks, told = gains.to_numpy(), harmed.to_numpy(bool), np.array(texts, dtype=object)
-    rows = [shortened(str(results.pair_info[pair]["title"]), 30) for pair in pairs]
-    columns = [shortened(str(results.method_info[name]["title"])) for name in names]
+    rows = [shorten(str(results.pair_info[pair]["title"]), 30) for pair in pairs]
+    columns = [shorten(str(results.method_info[name]["title"])) for name in names]
     room = width - 0.9
     if room / len(columns) < _NUMBER_WIDTH and len(rows) < len(columns):
         values, marks, told, rows, columns = values.T, marks.T, told.T, columns, rows
@@ -67,7 +68,7 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
         values, ax=axes, cmap=shades, vmin=-reach, vmax=reach, annot=told, fmt="", xticklabels=columns,
         yticklabels=rows, linewidths=0.4, linecolor="white",
         annot_kws={"size": 5.5 if cell_width < 0.33 else 6.0},
-        cbar_kws={"label": f"gain over {board.reference_display} ({_unit(board)})", "location": "top",
+        cbar_kws={"label": board.metric.with_unit(f"gain over {board.reference_display}", difference=True), "location": "top",
                   "aspect": 40, "shrink": 0.6, "pad": 0.015, "extend": "both"},
     )  # fmt: skip
     for text in axes.texts:  # seaborn turns to white too early for small print
@@ -97,11 +98,11 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
 
 def gains_plot(board: Leaderboard, width: float) -> Figure:
     """Each method's mean gain, its interval and the pairs behind it: the leaderboard's picture at a column's width."""
-    standings = [s for s in board.standings if np.isfinite(s.gain if board.reference else s.mean)]
+    standings = [s for s in board.standings if np.isfinite(board.score(s))]
     figure = new_figure(width, 0.155 * len(standings) + 0.75)
     axes = figure.add_subplot()
     draw_rows(axes, board, standings, scale=0.72, legend=False)
-    axes.set_yticks(range(len(standings)), [shortened(s.display, 26) for s in standings])
+    axes.set_yticks(range(len(standings)), [shorten(s.display, 26) for s in standings])
     return figure
 
 
@@ -115,7 +116,7 @@ def rank_plot(diagram: RankDiagram, width: float) -> Figure:
     height = 0.45 + bars + step * half + 0.12
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    side = min(0.36, (0.06 * max(map(len, map(shortened, diagram.titles))) + 0.55) / width)
+    side = min(0.36, (0.06 * max(map(len, map(shorten, diagram.titles))) + 0.55) / width)
     axes = figure.add_axes((side, 0.0, 1 - 2 * side, 1.0))
     low, high = 1.0, float(max(k, 2))
     axes.set(xlim=(low, high), ylim=(0, height))
@@ -137,7 +138,7 @@ def rank_plot(diagram: RankDiagram, width: float) -> Figure:
         y = line - 0.12 - bars - step * (row + 0.3)
         edge = low - 0.03 * (high - low) if left else high + 0.03 * (high - low)
         axes.plot([rank, rank, edge], [line, y, y], "-", color="0.35", linewidth=0.6, clip_on=False)
-        label = f"{shortened(title)}  {rank:.2f}" if left else f"{rank:.2f}  {shortened(title)}"
+        label = f"{shorten(title)}  {rank:.2f}" if left else f"{rank:.2f}  {shorten(title)}"
         axes.text(
             edge, y, f"{label} " if left else f" {label}", ha="right" if left else "left", va="center", fontsize=6.5
         )
@@ -145,7 +146,7 @@ def rank_plot(diagram: RankDiagram, width: float) -> Figure:
 
 
 def rank_caption(diagram: RankDiagram) -> str:
-    pairs = f"{diagram.pairs} pair{'s' if diagram.pairs != 1 else ''}"
+    pairs = counted(diagram.pairs, "pair")
     text = f"Average rank over {pairs}, 1 is best. "
     if not diagram.attainable:
         return text + (
@@ -175,7 +176,3 @@ def _gain_text(results: Results, pair: str, name: str, gain: float) -> str:
         return text[1:] if float(text.replace("−", "-")) == 0 else text
     score: dict[str, Any] = results.score_info.get((pair, name), {})
     return {"failed": "†", "skipped": "n/a"}.get(score.get("state", ""), "–")
-
-
-def _unit(board: Leaderboard) -> str:
-    return "points" if board.unit == "%" else board.unit

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, counted
 from kdbench.reporting.leaderboard import Leaderboard, Standing
+from kdbench.reporting.plots.style import BASE_STYLE, FORMATS, MARKERS, figure_bytes, shorten, write_file
+from kdbench.reporting.text.leaderboard import p_text, signed_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
-MARKERS = {"logits": "o", "hint": "s", "relation": "^", "hybrid": "D", "baseline": "X"}
+_STYLE: Any = {**BASE_STYLE, "font.size": 9.0, "axes.linewidth": 0.8}
 _WIDTH = 9.5  # inches
 _AXES_RIGHT = 0.61  # of the width; right of it stand the figures
 _PAIR_GREY = "0.55"
@@ -31,44 +32,31 @@ def draw_leaderboard(leaderboard: Leaderboard, path: Path | str) -> Path:
 
     Args:
         leaderboard: from ``build_leaderboard``.
-        path: ends with ``.png``, ``.svg`` or ``.pdf``; the folder is made.
+        path: ends with one of ``FORMATS``; the folder is made.
 
     Returns:
         The path.
 
     Raises:
-        KdbenchError: for another ending.
+        KdbenchError: for another ending, or if it cannot be written.
     """
-    target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise KdbenchError(f"picture {target}: expected a name that ends with {', '.join(SUFFIXES)}")
     import matplotlib
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(target.suffix.lower())
+    target = Path(path)
+    format = target.suffix[1:].lower()
+    if format not in FORMATS:
+        raise KdbenchError(f"picture {target}: expected a name that ends with .{', .'.join(FORMATS)}")
     with matplotlib.rc_context(_STYLE):
         figure = _figure(leaderboard)
-        figure.savefig(target, dpi=180, facecolor="white", metadata=metadata)
+    write_file(target, figure_bytes(figure, format, style=_STYLE, dpi=180))
     return target
-
-
-#: Any: the keys are a literal type of matplotlib.
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.linewidth": 0.8,
-    "svg.hashsalt": "kdbench",
-    "svg.fonttype": "none",
-    # Names of methods and nets may hold dollar signs, which are no mathematics.
-    "text.parse_math": False,
-}
 
 
 def _figure(board: Leaderboard) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    standings = [s for s in board.standings if np.isfinite(_center(board, s))]
+    standings = [s for s in board.standings if np.isfinite(board.score(s))]
     if board.message or not standings:
         figure = Figure(figsize=(_WIDTH, 1.2))
         FigureCanvasAgg(figure)
@@ -121,7 +109,7 @@ def draw_rows(
             ends = np.clip([standing.low, standing.high], low, high)
             axes.plot(ends, [y, y], "-", color="black", linewidth=1.6 * scale, zorder=3, solid_capstyle="butt")
         axes.plot(
-            np.clip(_center(board, standing), low, high), y, MARKERS.get(standing.family, "P"), color="black",
+            np.clip(board.score(standing), low, high), y, MARKERS.get(standing.family, "P"), color="black",
             markerfacecolor="white" if standing.reconstruction else "black", markersize=6.5 * scale,
             markeredgewidth=1.3 * scale,
             zorder=4, clip_on=False,
@@ -156,8 +144,6 @@ def _draw_columns(axes: Axes, board: Leaderboard, standings: Sequence[Standing])
 
 
 def _figures(board: Leaderboard, standing: Standing) -> tuple[str, str, str, str, str]:
-    from kdbench.reporting.text.leaderboard import p_text, signed_text
-
     decimals = board.decimals
     if board.reference:
         center = signed_text(standing.gain, decimals)
@@ -196,13 +182,9 @@ def _draw_legend(axes: Axes, standings: Sequence[Standing]) -> None:
     )  # fmt: skip
 
 
-def _center(board: Leaderboard, standing: Standing) -> float:
-    return standing.gain if board.reference else standing.mean
-
-
 def _limits(board: Leaderboard, standings: Sequence[Standing]) -> tuple[float, float]:
     """Limits of the axis: what nearly all pairs need. A method that collapsed must not squeeze the others to a line."""
-    centers = [_center(board, s) for s in standings]
+    centers = [board.score(s) for s in standings]
     values = np.array([*centers, *(gain for s in standings for _, gain in s.gains)])
     ends = np.array([*values, *(x for s in standings for x in (s.low, s.high) if np.isfinite(x))])
     first, third = np.percentile(values, [25, 75])
@@ -215,27 +197,25 @@ def _limits(board: Leaderboard, standings: Sequence[Standing]) -> tuple[float, f
 
 
 def _label(standing: Standing) -> str:
-    name = standing.display if len(standing.display) <= 30 else f"{standing.display[:29]}…"
+    name = shorten(standing.display, 30)
     return name if standing.rank is None else f"{standing.rank}.  {name}"
 
 
 def _axis_title(board: Leaderboard) -> str:
-    unit = "points" if board.unit == "%" and board.reference else board.unit
-    metric = board.metric_title[0].lower() + board.metric_title[1:]
+    metric = board.metric.title[0].lower() + board.metric.title[1:]
     if not board.reference:
-        return f"mean {metric} ({unit})"
-    return f"gain in {metric} ({unit}; right is better)"
+        return board.metric.with_unit(f"mean {metric}")
+    unit = "; ".join(part for part in (board.metric.difference_unit, "right is better") if part)
+    return f"gain in {metric} ({unit})"
 
 
 def _title(board: Leaderboard) -> str:
-    over = f"gain over {board.reference_display}" if board.reference else f"mean {board.metric_title.lower()}"
+    over = f"gain over {board.reference_display}" if board.reference else f"mean {board.metric.title.lower()}"
     return f"{board.dataset}, protocol {board.protocol}: {over}"
 
 
 def _caption(board: Leaderboard, standings: Sequence[Standing]) -> list[str]:
-    seeds = f"{len(board.seeds)} seed{'s' if len(board.seeds) != 1 else ''}"
-    pairs = f"{board.pairs} pair{'s' if board.pairs != 1 else ''}"
-    parts = [f"{pairs}, {seeds}. {board.caption}"]
+    parts = [f"{counted(board.pairs, 'pair')}, {counted(len(board.seeds), 'seed')}. {board.caption}"]
     if board.reference:
         bar = "Bar: 95 % t interval of the mean over pairs. " if any(np.isfinite(s.low) for s in standings) else ""
         parts.append(

@@ -10,7 +10,16 @@ import pandas as pd
 
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard, Standing
-from kdbench.reporting.plots.style import COLORS, draw_point, family_handles, new_figure, place_labels, shortened, tidy
+from kdbench.reporting.plots.style import (
+    COLORS,
+    draw_point,
+    family_handles,
+    legend_above,
+    name_points,
+    new_figure,
+    shorten,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,15 +43,15 @@ def cost_points(board: Leaderboard) -> list[Standing]:
     return [
         s
         for s in board.standings
-        if np.isfinite(s.step_ratio) and np.isfinite(s.gain if board.reference else s.mean) and s.pairs == board.pairs
+        if np.isfinite(s.step_ratio) and np.isfinite(board.score(s)) and s.pairs == board.pairs
     ]
 
 
 def cost_plot(board: Leaderboard, width: float) -> tuple[Figure, int]:
-    """Mean gain against step time relative to scratch. Returns the figure and how many names found no place."""
+    """Mean gain against step time relative to scratch. Returns the figure and how many points are not named."""
     standings = cost_points(board)
     costs = [s.step_ratio for s in standings]
-    gains = [s.gain if board.reference else s.mean for s in standings]
+    gains = [board.score(s) for s in standings]
     figure = new_figure(width, 2.5 if width < 5 else 3.4)
     axes = figure.add_subplot()
     tidy(axes)
@@ -68,8 +77,8 @@ def cost_plot(board: Leaderboard, width: float) -> tuple[Figure, int]:
     beyond = [i for i, gain in enumerate(gains) if not low <= gain <= high]
     order = list(dict.fromkeys([*beyond, *front, *(int(i) for i in np.argsort(gains)[::-1])]))
     points = [(costs[i], float(np.clip(gains[i], low, high))) for i in order]
-    names = [_beyond(shortened(standings[i].display), gains[i], low, high) for i in order]
-    return figure, place_labels(axes, points, names, most=_most_names(width))
+    names = [_beyond(shorten(standings[i].display), gains[i], low, high) for i in order]
+    return figure, name_points(axes, points, names, _names_at(width))
 
 
 def agreement_points(results: Results, board: Leaderboard) -> pd.DataFrame:
@@ -118,7 +127,7 @@ def agreement_plot(results: Results, board: Leaderboard, width: float) -> tuple[
     ]
     for (x, y), name in zip(shown, means.index, strict=True):
         draw_point(axes, x, y, _family(by_name[str(name)]), by_name[str(name)].reconstruction)
-    over = f" minus {shortened(board.reference_display, 12)}'s" if board.reference else ""
+    over = f" minus {shorten(board.reference_display, 12)}'s" if board.reference else ""
     unit = "points" if board.reference else "%"
     axes.set_xlabel(f"agreement with the teacher{over} ({unit})")
     axes.set_ylabel(_gain_label(board))
@@ -126,25 +135,21 @@ def agreement_plot(results: Results, board: Leaderboard, width: float) -> tuple[
     axes.set_ylim(y_low - 0.08 * (y_high - y_low), y_high + 0.08 * (y_high - y_low))
     _legend(axes, [by_name[str(name)] for name in means.index])
     names = [
-        _beyond(shortened(by_name[str(name)].display), y, y_low, y_high)
+        _beyond(shorten(by_name[str(name)].display), y, y_low, y_high)
         for name, y in zip(means.index, means["value"], strict=True)
     ]
-    return figure, place_labels(axes, shown, names, most=_most_names(width))
+    return figure, name_points(axes, shown, names, _names_at(width))
 
 
-def _most_names(width: float) -> int:
+def _names_at(width: float) -> int:
     return 14 if width < 5 else 40
 
 
 def _legend(axes: Axes, standings: Sequence[Standing]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
-    families = [_family(s) for s in standings]
-    handles = family_handles(families, any(s.reconstruction for s in standings))
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles) if figure.get_figwidth() > 5 else 3, frameon=False,
-        handletextpad=0.1, columnspacing=0.9, borderaxespad=0.2,
-    )  # fmt: skip
+    handles = family_handles([_family(s) for s in standings], any(s.reconstruction for s in standings))
+    legend_above(figure, handles, len(handles) if figure.get_figwidth() > 5 else 3)
 
 
 def _family(standing: Standing) -> str:
@@ -168,7 +173,6 @@ def _beyond(name: str, value: float, low: float, high: float) -> str:
 
 
 def _gain_label(board: Leaderboard) -> str:
-    metric = board.metric_title[0].lower() + board.metric_title[1:]
     if not board.reference:
-        return f"mean {metric} ({board.unit})"
-    return f"gain over {shortened(board.reference_display, 12)} ({'points' if board.unit == '%' else board.unit})"
+        return board.metric.with_unit(f"mean {board.metric.title[0].lower()}{board.metric.title[1:]}")
+    return board.metric.with_unit(f"gain over {shorten(board.reference_display, 12)}", difference=True)

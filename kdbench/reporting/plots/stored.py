@@ -11,8 +11,9 @@ import numpy as np
 
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
-from kdbench.reporting.plots.style import CURVES, new_figure, shortened, tidy
-from kdbench.store.reading import cell_folder, read_history, read_predictions
+from kdbench.reporting.plots.style import CURVES, legend_above, new_figure, panels_of, shorten
+from kdbench.store.layout import folder_at
+from kdbench.store.reading import read_history, read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,29 +47,29 @@ class Reliability:
     images: int
 
 
-def shown_methods(board: Leaderboard, most: int = MOST_CURVES) -> list[str]:
+def shown_methods(board: Leaderboard, limit: int = MOST_CURVES) -> list[str]:
     """Scratch and the reference, then the best ranked."""
     names = [s.method for s in board.standings]
     first = [name for name in ("scratch", board.reference) if name in names]
     ranked = [s.method for s in board.standings if s.rank is not None and s.method not in first]
     others = [name for name in names if name not in first and name not in ranked]
-    return list(dict.fromkeys([*first, *ranked, *others]))[:most]
+    return list(dict.fromkeys([*first, *ranked, *others]))[:limit]
 
 
 def learning_curves(
-    results: Results, board: Leaderboard, root: Path | str, most_pairs: int = MOST_PANELS
+    results: Results, board: Leaderboard, root: Path | str, limit: int = MOST_PANELS
 ) -> dict[str, dict[str, Curve]]:
     """Curves by pair and method, for pairs in the order of the table that have any."""
     done = results.cells[results.cells["state"] == "done"]
     curves: dict[str, dict[str, Curve]] = {}
     for pair in results.pair_info:
-        if len(curves) == most_pairs:
+        if len(curves) == limit:
             break
         of_pair = done[done["pair"] == pair]
         found = {}
         for method in shown_methods(board):
             paths = of_pair.loc[of_pair["method"] == method, "path"]
-            curve = _curve([read_history(cell_folder(root, path)) for path in paths], results.metric.name)
+            curve = _curve([read_history(folder_at(root, path)) for path in paths], results.metric.name)
             if curve is not None:
                 found[method] = curve
         if found:
@@ -81,33 +82,26 @@ def curves_plot(results: Results, curves: dict[str, dict[str, Curve]], width: fl
     from matplotlib.ticker import MaxNLocator
 
     columns = min(3 if width > 5 else 2, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = new_figure(width, 1.55 * rows + 0.5)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=False)
+    figure = new_figure(width, 1.55 * -(-len(curves) // columns) + 0.5)
+    title = results.metric.with_unit(results.metric.title)
+    panels = panels_of(figure, len(curves), columns, "epoch", title)
     methods = list(dict.fromkeys(name for found in curves.values() for name in found))
     styles = dict(zip(methods, CURVES, strict=False))
-    for axes, (pair, found) in zip(panels.flat, curves.items(), strict=False):
-        tidy(axes)
+    for axes, (pair, found) in zip(panels, curves.items(), strict=True):
         for name, curve in found.items():
             color, dashes = styles[name]
             axes.plot(curve.epochs, curve.mean, color=color, linestyle=dashes, label=results.method_info[name]["title"])
             if curve.seeds > 1:
                 axes.fill_between(curve.epochs, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
-        axes.set_title(shortened(str(results.pair_info[pair]["title"]), 32), pad=3)
+        axes.set_title(shorten(str(results.pair_info[pair]["title"]), 32), pad=3)
         axes.set_ylim(*_curve_limits(found))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    for axes in panels.flat[len(curves) :]:
-        axes.axis("off")
-    figure.supxlabel("epoch", fontsize=7)
-    figure.supylabel(f"{results.metric.title} ({results.metric.unit})", fontsize=7)
     by_label = {
-        label: handle
-        for axes in panels.flat[: len(curves)]
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        list(by_label.values()), [shortened(label) for label in by_label], loc="outside upper center",
-        ncols=6 if width > 5 else 3, frameon=False, handlelength=3.0, columnspacing=1.2, borderaxespad=0.2,
+    legend_above(
+        figure, list(by_label.values()), 6 if width > 5 else 3, labels=[shorten(label) for label in by_label],
+        handlelength=3.0, columnspacing=1.2, handletextpad=0.8,
     )  # fmt: skip
     return figure
 
@@ -131,14 +125,14 @@ def reliability(probability: np.ndarray, correct: np.ndarray, bins: int = BINS) 
 
 
 def calibrations(
-    results: Results, board: Leaderboard, root: Path | str, most: int = MOST_CURVES
+    results: Results, board: Leaderboard, root: Path | str, limit: int = MOST_CURVES
 ) -> dict[str, Reliability]:
     """Reliability of the shown methods, each over the same cells: pairs and seeds that all of them have.
 
     At most ``MOST_FILES`` files are read.
     """
     done = results.cells[results.cells["state"] == "done"]
-    names = [name for name in shown_methods(board, most) if (done["method"] == name).any()]
+    names = [name for name in shown_methods(board, limit) if (done["method"] == name).any()]
     paths = {
         name: {(r.pair, r.seed): r.path for r in done[done["method"] == name].itertuples()} for name in names
     }  # fmt: skip
@@ -146,7 +140,7 @@ def calibrations(
     shared = shared[: MOST_FILES // max(len(names), 1)]
     found = {}
     for name in names:
-        read = [read_predictions(cell_folder(root, str(paths[name][key]))) for key in shared]
+        read = [read_predictions(folder_at(root, str(paths[name][key]))) for key in shared]
         kept = [predictions for predictions in read if predictions is not None]
         if kept and len(kept) == len(shared):
             found[name] = reliability(
@@ -160,20 +154,15 @@ def calibration_plot(results: Results, found: dict[str, Reliability], width: flo
     columns = min(len(found), 6 if width > 5 else 3)
     rows = -(-len(found) // columns)
     figure = new_figure(width, (width / columns) * rows + 0.3 * rows + 0.1)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axes, (name, one) in zip(panels.flat, found.items(), strict=False):
-        tidy(axes)
+    panels = panels_of(figure, len(found), columns, "probability of the predicted class", "share right", share=True)
+    for axes, (name, one) in zip(panels, found.items(), strict=True):
         axes.bar(one.confidence, one.share, width=0.8 / BINS, color="0.8", zorder=1, linewidth=0)
         axes.plot([0, 1], [0, 1], "-", color="0.45", linewidth=0.6, zorder=2)
         axes.plot(one.confidence, one.accuracy, "-", color=CURVES[1][0], linewidth=1.0, zorder=3)
         axes.scatter(one.confidence, one.accuracy, s=2 + 26 * one.share, color=CURVES[1][0], zorder=4, linewidth=0)
-        axes.set_title(f"{shortened(str(results.method_info[name]['title']), 16)}\nECE {one.error:.1f} %", pad=3)
+        axes.set_title(f"{shorten(str(results.method_info[name]['title']), 16)}\nECE {one.error:.1f} %", pad=3)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.set_xticklabels(["0", ".5", "1"])
-    for axes in panels.flat[len(found) :]:
-        axes.axis("off")
-    figure.supxlabel("probability of the predicted class", fontsize=7)
-    figure.supylabel("share right", fontsize=7)
     return figure
 
 

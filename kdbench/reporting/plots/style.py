@@ -6,15 +6,13 @@ Colour is never the only sign: families differ in marker, curves in dash, the he
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdbench.errors import KdbenchError
-from kdbench.reporting.plots.picture import MARKERS, SUFFIXES
+from kdbench.errors import KdbenchError, UnknownNameError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,10 +20,11 @@ if TYPE_CHECKING:
 
 #: Inches: one column of a two-column paper, and both.
 WIDTHS = {"column": 3.3, "full": 7.0}
-FORMATS = tuple(suffix[1:] for suffix in SUFFIXES)
+FORMATS = ("png", "svg", "pdf")
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness, darkened where needed on white.
 COLORS = {"logits": "#0072B2", "hint": "#D55E00", "relation": "#007A5A", "hybrid": "#A3457A", "baseline": "#333333"}
+MARKERS = {"logits": "o", "hint": "s", "relation": "^", "hybrid": "D", "baseline": "X"}
 CURVES: tuple[tuple[str, Any], ...] = (
     ("#333333", (0, (1, 1.2))),
     ("#0072B2", "-"),
@@ -36,8 +35,14 @@ CURVES: tuple[tuple[str, Any], ...] = (
 )
 
 #: Any: the keys are a literal type of matplotlib.
-STYLE: Any = {
+BASE_STYLE: Any = {
     "font.family": "DejaVu Sans",
+    "svg.hashsalt": "kdbench",
+    # Names of methods and nets may hold dollar signs, which are no mathematics.
+    "text.parse_math": False,
+}
+STYLE: Any = {
+    **BASE_STYLE,
     "font.size": 7.0,
     "axes.titlesize": 7.0,
     "axes.labelsize": 7.0,
@@ -51,10 +56,7 @@ STYLE: Any = {
     "ytick.major.size": 2.5,
     "lines.linewidth": 1.2,
     "hatch.linewidth": 0.5,
-    "svg.hashsalt": "kdbench",
     "pdf.fonttype": 42,
-    # Names of methods and nets may hold dollar signs, which are no mathematics.
-    "text.parse_math": False,
 }
 
 
@@ -69,23 +71,25 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def figure_bytes(figure: Figure, format: str, text_as_paths: bool = False) -> bytes:
-    """The figure as ``png``, ``svg`` or ``pdf``; the same figure gives the same bytes.
+def figure_bytes(figure: Figure, format: str, text_as_paths: bool = False, style: Any = STYLE, dpi: int = 300) -> bytes:
+    """The figure as one of ``FORMATS``; the same figure gives the same bytes.
 
     Args:
         text_as_paths: for SVG: draw letters as shapes, so that it looks the same without the font.
+        style: that it was drawn in.
+        dpi: of PNG.
 
     Raises:
-        KdbenchError: for another format.
+        UnknownNameError: for another format.
     """
     import matplotlib
 
     if format not in FORMATS:
-        raise KdbenchError(f"format {format!r} of plots: expected {', '.join(FORMATS)}")
+        raise UnknownNameError("format", format, FORMATS, "plots")
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(format)
     buffer = io.BytesIO()
-    with matplotlib.rc_context({**STYLE, "svg.fonttype": "path" if text_as_paths else "none"}):
-        figure.savefig(buffer, format=format, dpi=300, facecolor="white", metadata=metadata)
+    with matplotlib.rc_context({**style, "svg.fonttype": "path" if text_as_paths else "none"}):
+        figure.savefig(buffer, format=format, dpi=dpi, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
 
@@ -110,8 +114,27 @@ def tidy(axes: Axes, grid: str = "both") -> None:
     axes.set_axisbelow(True)
 
 
-def shortened(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def shorten(name: str, width: int = 22) -> str:
+    return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def panels_of(figure: Figure, count: int, columns: int, xlabel: str, ylabel: str, share: bool = False) -> list[Axes]:
+    """``count`` tidy panels in rows of ``columns``; the two labels stand once, beside all of them."""
+    rows = -(-count // columns)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).flatten().tolist()
+    for axes in panels[:count]:
+        tidy(axes)
+    for axes in panels[count:]:
+        axes.axis("off")
+    figure.supxlabel(xlabel, fontsize=7)
+    figure.supylabel(ylabel, fontsize=7)
+    return list(panels[:count])
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], columns: int, **more: Any) -> None:
+    """A legend over the whole figure."""
+    spacing = {"handletextpad": 0.1, "columnspacing": 0.9, "borderaxespad": 0.2}
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, **{**spacing, **more})
 
 
 def draw_point(axes: Axes, x: float, y: float, family: str, hollow: bool, size: float = 5.0, **more: Any) -> None:
@@ -124,79 +147,47 @@ def draw_point(axes: Axes, x: float, y: float, family: str, hollow: bool, size: 
 
 
 def family_handles(families: Sequence[str], hollow: bool) -> list[Any]:
-    """Legend entries for the families that occur."""
+    """Legend entries for the families that occur, and for reconstructions where some are ``hollow``."""
     from matplotlib.lines import Line2D
 
-    def handle(family: str, face: str, label: str) -> Any:
-        color = COLORS.get(family, "#555555")
-        marker = MARKERS.get(family, "P")
-        return Line2D(
-            [],
-            [],
-            color=color,
-            marker=marker,
-            markerfacecolor=face or color,
-            linestyle="none",
-            markersize=4.5,
-            label=label,
-        )
-
-    known = [*MARKERS, *sorted(set(families) - set(MARKERS))]
-    handles = [handle(f, "", f or "other") for f in known if f in families]
-    return [*handles, handle("hybrid", "white", "reconstruction")] if hollow else handles
+    known = [f for f in [*MARKERS, *sorted(set(families) - set(MARKERS))] if f in families]
+    entries = [(family, COLORS.get(family, "#555555"), family or "other") for family in known]
+    entries += [("hybrid", "white", "reconstruction")] if hollow else []
+    return [
+        Line2D([], [], color=COLORS.get(family, "#555555"), marker=MARKERS.get(family, "P"), markerfacecolor=face,
+               linestyle="none", markersize=4.5, label=label)
+        for family, face, label in entries
+    ]  # fmt: skip
 
 
-def place_labels(
-    axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], size: float = 6.0, most: int = 40
-) -> int:
-    """Write names beside points where they cover neither a point nor another name; the first names have first choice.
+def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], limit: int = 40) -> int:
+    """Write names beside points, so that they cover neither points nor each other where there is room.
 
     Args:
         points, names: of one length, the most important first.
-        size: of the type, in points.
-        most: of more than so many, the rest is not named.
+        limit: of more than so many, the rest is not named.
 
     Returns:
-        How many found no place and are not written.
+        How many are not named.
     """
+    from adjustText import adjust_text
     from matplotlib.patheffects import withStroke
 
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.canvas.draw()  # so that positions on the page are known
     figure.set_layout_engine("none")  # a label must not move what it was placed beside
-    per_point = figure.dpi / 72
-    dots = axes.transData.transform(np.asarray(points, float).reshape(-1, 2))
-    frame = axes.get_window_extent()
-    taken = [(x - 3 * per_point, y - 3 * per_point, x + 3 * per_point, y + 3 * per_point) for x, y in dots]
-    left_out = max(0, len(names) - most)
     halo = [withStroke(linewidth=1.6, foreground="white")]  # lines may pass behind a name
-    for (x, y), (dot_x, dot_y), name in list(zip(points, dots, names, strict=True))[:most]:
-        text = axes.annotate(
-            name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=size, va="center", ha="left", zorder=6,
-            path_effects=halo,
-        )  # fmt: skip
-        extent = text.get_window_extent()
-        width, height = extent.width, extent.height * 0.8
-        for radius, angle in itertools.product((6, 11, 18, 27), (0, 180, 45, -45, 135, -135, 90, -90)):
-            direction = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
-            anchor = np.array([dot_x, dot_y]) + direction * radius * per_point
-            left = anchor[0] - (width if direction[0] < -0.1 else 0 if direction[0] > 0.1 else width / 2)
-            box = (left, anchor[1] - height / 2, left + width, anchor[1] + height / 2)
-            inside = box[0] >= frame.x0 and box[2] <= frame.x1 and box[1] >= frame.y0 and box[3] <= frame.y1
-            if inside and not any(_overlap(box, other) for other in taken):
-                text.set_position(((left - dot_x) / per_point, (anchor[1] - dot_y) / per_point))
-                if radius > 6:
-                    near = (np.clip(dot_x, box[0], box[2]), np.clip(dot_y, box[1], box[3]))
-                    ends = axes.transData.inverted().transform([(dot_x, dot_y), near])
-                    axes.plot(ends[:, 0], ends[:, 1], "-", color="0.6", linewidth=0.4, zorder=2)
-                taken.append(box)
-                break
-        else:
-            text.remove()
-            left_out += 1
-    return left_out
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    texts = [
+        axes.text(x, y, name, fontsize=6.0, ha="center", va="center", zorder=6, path_effects=halo)
+        for (x, y), name in list(zip(points, names, strict=True))[:limit]
+    ]
+    # Dots are taken for points without extent: corners of each stand for it.
+    corners = np.array([(i, j) for i in (-3, 0, 3) for j in (-3, 0, 3)]) * figure.dpi / 72
+    dots = (axes.transData.transform(points)[:, None] + corners).reshape(-1, 2)
+    x, y = axes.transData.inverted().transform(dots).T
+    adjust_text(
+        texts, x, y, ax=axes, expand=(1.05, 1.3), force_static=(0.3, 0.5), iter_lim=1000,
+        arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.4, "zorder": 2},
+    )  # fmt: skip
+    return len(names) - len(texts)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdbench.reporting.frame import NET_FAMILIES, NET_FAMILY_TITLES, Results
+from kdbench.errors import counted
+from kdbench.plugins.metrics import METRICS, Metric
+from kdbench.reporting.frame import TEACHER_COLUMNS, Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.stored import shown_methods
-from kdbench.reporting.plots.style import new_figure, shortened, tidy
-from kdbench.reporting.statistics import ranks_in_rows
+from kdbench.reporting.plots.style import legend_above, new_figure, panels_of, shorten
+from kdbench.reporting.statistics import RESOLUTION
+from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +49,7 @@ def teacher_points(results: Results, board: Leaderboard) -> dict[str, TeacherPoi
     if not base:
         return {}
     means = results.means()
-    column = "teacher_value" if results.metric.teacher_column else "teacher_top1"
-    teacher = _teacher(results, column)
+    teacher = results.cells.groupby("pair")[TEACHER_COLUMNS[_teacher_metric(results).name]].mean()
     found: dict[str, TeacherPoints] = {}
     for name in shown_methods(board, MOST_PANELS + 2):
         if name == base or len(found) == MOST_PANELS:
@@ -61,23 +63,24 @@ def teacher_points(results: Results, board: Leaderboard) -> dict[str, TeacherPoi
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation, ties with mean ranks; NaN with fewer than three values or no variation."""
-    if x.size < 3:
-        return float("nan")
-    ranks = [ranks_in_rows(values[None], higher_is_better=False)[0] for values in (x, y)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Spearman's rank correlation; NaN with fewer than three values or where one of the two never changes."""
+    from scipy.stats import spearmanr
+
+    x, y = (np.round(values / RESOLUTION) for values in (x, y))
+    return float(spearmanr(x, y).statistic) if x.size > 2 and np.ptp(x) and np.ptp(y) else float("nan")
 
 
 def teacher_plot(results: Results, board: Leaderboard, points: dict[str, TeacherPoints], width: float) -> Figure:
     """Panels with common axes. Legible without colour: shapes and grey fillings."""
     columns = min(3 if width > 5 else 2, len(points))
-    rows = -(-len(points) // columns)
-    figure = new_figure(width, 1.65 * rows + 0.75)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axes, (name, found) in zip(panels.flat, points.items(), strict=False):
-        tidy(axes)
+    figure = new_figure(width, 1.65 * -(-len(points) // columns) + 0.75)
+    over = shorten(str(results.method_info[base_of(board)]["display"]), 14)
+    metric = _teacher_metric(results)
+    panels = panels_of(
+        figure, len(points), columns, metric.with_unit(f"teacher's {metric.title.lower()}"),
+        board.metric.with_unit(f"gain over {over}", difference=True), share=True,
+    )  # fmt: skip
+    for axes, (name, found) in zip(panels, points.items(), strict=True):
         axes.axhline(0, color="black", linewidth=0.6, zorder=1)
         for pair, x, y in zip(found.pairs, found.teacher, found.gain, strict=True):
             row = results.pair_info[pair]
@@ -87,30 +90,17 @@ def teacher_plot(results: Results, board: Leaderboard, points: dict[str, Teacher
                 linestyle="none", clip_on=False,
             )  # fmt: skip
         told = f"\nρ = {found.correlation:+.2f}".replace("-", "−") if np.isfinite(found.correlation) else ""
-        pairs = f"{len(found.pairs)} pair{'s' if len(found.pairs) != 1 else ''}"
-        title = shortened(str(results.method_info[name]["title"]), 18)
+        pairs = counted(len(found.pairs), "pair")
+        title = shorten(str(results.method_info[name]["title"]), 18)
         axes.set_title(f"{title}{told}{', ' if told else chr(10)}{pairs}", pad=3)
         axes.margins(0.1)
-    for axes in panels.flat[len(points) :]:
-        axes.axis("off")
-    unit = "points" if board.unit == "%" else board.unit
-    over = shortened(str(results.method_info[base_of(board)]["display"]), 14)
-    kind = results.metric.title.lower() if results.metric.teacher_column else "top-1 accuracy"
-    figure.supxlabel(f"teacher's {kind} (%)", fontsize=7)
-    figure.supylabel(f"gain over {over} ({unit})", fontsize=7)
-    handles = _handles(results, points)
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=6 if width > 5 else 3, frameon=False, handletextpad=0.1,
-        columnspacing=0.9, borderaxespad=0.2,
-    )  # fmt: skip
+    legend_above(figure, _handles(results, points), 6 if width > 5 else 3)
     return figure
 
 
-def _teacher(results: Results, column: str) -> dict[str, float]:
-    if column == "teacher_value":
-        return {pair: float(row["teacher_value"]) for pair, row in results.pair_info.items()}
-    means = results.cells.groupby("pair")["teacher_top1"].mean()
-    return {pair: float(means[pair]) for pair in results.pair_info}
+def _teacher_metric(results: Results) -> Metric:
+    """What is shown of the teacher: the same metric, or top-1 where its own is not known."""
+    return results.metric if results.metric.name in TEACHER_COLUMNS else METRICS["top1"]
 
 
 def _handles(results: Results, points: dict[str, TeacherPoints]) -> list[Any]:
@@ -124,6 +114,6 @@ def _handles(results: Results, points: dict[str, TeacherPoints]) -> list[Any]:
 
     students, teachers = ({row[f"{who}_family"] for row in shown} for who in ("student", "teacher"))
     return [
-        *(handle(STUDENT_MARKERS[f], "0.85", f"{NET_FAMILY_TITLES[f]} student") for f in NET_FAMILIES if f in students),
-        *(handle("P", TEACHER_FILLS[f], f"{NET_FAMILY_TITLES[f]} teacher") for f in NET_FAMILIES if f in teachers),
+        *(handle(STUDENT_MARKERS[f], "0.85", f"{title} student") for f, title in NET_FAMILIES.items() if f in students),
+        *(handle("P", TEACHER_FILLS[f], f"{title} teacher") for f, title in NET_FAMILIES.items() if f in teachers),
     ]

@@ -78,7 +78,7 @@ def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> Rich
         table.add_column(Text(leaderboard.message))
         return table
     where = f"{leaderboard.suite}, protocol {leaderboard.protocol}, {leaderboard.dataset}"
-    table.title = Text(f"{where}: {leaderboard.metric}, {leaderboard.select} epoch")
+    table.title = Text(f"{where}: {leaderboard.metric.name}, {leaderboard.select} epoch")
     table.caption = Text("\n".join([leaderboard.caption, *leaderboard.notes]))
     narrow = width is not None and width < FULL_WIDTH
     columns = [column for column in _columns(leaderboard) if column.essential or not narrow]
@@ -135,7 +135,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
     else:
         columns.append(
             _Column(
-                f"mean {board.metric}",
+                f"mean {board.metric.name}",
                 lambda s: "" if math.isnan(s.mean) else f"{s.mean:.{decimals}f}",
                 key=lambda s: s.mean,
             )

@@ -1,0 +1,127 @@
+"""Every net of some suites in both memory formats, side by side: a training step and a forward pass without gradients.
+
+    python -m benchmarks.memory_format [--suites NAME ...] [--device cuda] [--to FILE]
+
+A ratio below 1 says that channels-last is faster. A student should be judged by its step, a teacher by its forward pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+import kdbench.engine.process  # noqa: F401 - first, so that its message comes before a traceback
+from benchmarks.common import machine, parser
+from benchmarks.sides import Finding, Timing, add_arguments, finish, measure, ratio
+from kdbench.engine.process import keep_freed_memory
+from kdbench.engine.teacher import freeze
+from kdbench.nets.tapped import TappedNet
+from kdbench.suite.suite import Suite, load_suite, split_pair
+
+SUITES = ("digits", "cifar100-32", "imagenet-mini")
+FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous", "channels_last")
+#: On a CPU a batch has at most so many pixels, at least 4 images.
+MOST_PIXELS = 128 * 64 * 64
+#: How often the work is done for one measurement.
+TIMES = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=9)
+    add_arguments(arguing)
+    arguing.add_argument("--suites", nargs="+", default=SUITES, metavar="NAME")
+    options = arguing.parse_args(arguments)
+    device = torch.device(options.device)
+    clock = options.clock or ("wall" if device.type == "cuda" else "core")
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    head = machine(device)
+    findings: list[Finding] = []
+    timings: dict[str, Timing] = {}
+    batches: dict[str, int] = {}
+    for suite in map(load_suite, options.suites):
+        for name, teaches in _roles(suite).items():
+            size = 2 if options.quick else _batch_size(suite, name, device)
+            batches[f"{suite.name} {name}"] = size
+            title = f"{suite.name}, {name}, {'forward pass' if teaches else 'training step'}"
+            works = {
+                memory_format: (forward if teaches else training_step)(_net(suite, name, memory_format, device), size)
+                for memory_format in FORMATS
+            }
+            found = measure(works, 1 if options.quick else options.repeats, device)
+            timings |= {f"{title}, {memory_format}": timing for memory_format, timing in found.items()}
+            fraction = ratio(found["channels_last"].on(clock), found["contiguous"].on(clock))
+            findings.append(Finding(f"{title}: channels_last / contiguous", fraction))
+        if options.quick:
+            break
+    return finish(
+        "memory_format", findings, timings, head, options, clock, batch_sizes=batches, threads=options.threads
+    )
+
+
+def training_step(net: TappedNet, size: int) -> Callable[[], object]:
+    """Forward pass, cross-entropy, backward pass and a step of SGD, ``TIMES`` times."""
+    net.train()
+    images, labels = _batch(net, size)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+
+    def steps() -> None:
+        for _ in range(TIMES):
+            optimizer.zero_grad()
+            F.cross_entropy(net(images).logits, labels).backward()
+            optimizer.step()
+
+    return steps
+
+
+def forward(net: TappedNet, size: int) -> Callable[[], object]:
+    """What a teacher does for a batch, ``TIMES`` times."""
+    freeze(net)
+    images, _ = _batch(net, size)
+
+    @torch.no_grad()
+    def passes() -> None:
+        for _ in range(TIMES):
+            net(images)
+
+    return passes
+
+
+def _batch(net: TappedNet, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    device = net.mean.device
+    return torch.rand(size, 3, *net.input_size, device=device), torch.arange(size, device=device) % 10
+
+
+def _roles(suite: Suite) -> dict[str, bool]:
+    """Whether each net of the pairs teaches; one that also learns is judged as a student."""
+    pairs = [split_pair(pair) for pair in suite.pairs]
+    students = {student for _, student in pairs}
+    return {name: name not in students for pair in pairs for name in pair}
+
+
+def _batch_size(suite: Suite, name: str, device: torch.device) -> int:
+    """That of the recipe under the default protocol."""
+    protocol, net = suite.under(suite.default_protocol), suite.net(name)
+    assert net.family is not None
+    size = min(protocol.recipes[suite.recipe_name(name, net.family)].batch_size, 256)
+    if device.type == "cuda":
+        return size
+    height, width = TappedNet(net, 10).input_size
+    return min(size, max(4, MOST_PIXELS // (height * width)))
+
+
+def _net(
+    suite: Suite, name: str, memory_format: Literal["contiguous", "channels_last"], device: torch.device
+) -> TappedNet:
+    torch.manual_seed(0)
+    spec = suite.net(name).model_copy(update={"memory_format": memory_format})
+    return TappedNet(spec, suite.dataset.width, name).to(device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
