@@ -75,7 +75,7 @@ def estimate(
     Args:
         cohorts: what is left to train.
         store: tells which teachers are ready.
-        states: of the plan's cells; those that are done tell what their likes take.
+        states: of the plan's cells; those that are done tell what similar ones take.
         workers: number of jobs at a time.
         probe: time a few steps of what is not known.
         progress: called with a line before each probe.

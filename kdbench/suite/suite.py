@@ -1,4 +1,4 @@
-"""Suites: ``pairs/*.yaml`` as typed, self-checking objects. Works without torch."""
+"""Suite files: one data set, its pairs, recipes and protocols; and a protocol resolved."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ class SuiteError(KdbenchError):
 
 
 class Protocol(Strict):
-    """How much of a suite is run. ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers, ``recipes``
-    those of single recipes, by name, whoever is trained with them. ``set`` gives hyper-parameters of methods and goes before
-    the suite's.
+    """How much of a suite is run.
 
-    The images of a class can be limited: what students train on (instead of the suite's own limit), what teachers train on, and
-    what both are measured on.
+    ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers; ``recipes`` change single recipes, by name,
+    of both. ``set`` gives hyper-parameters of methods and goes before the suite's. Images per class can be limited for the training of students (in place of the suite's own limit) and of teachers, and
+    for the evaluation of both.
     """
 
     description: str
