@@ -42,10 +42,14 @@ class PKT(Method):
 
     On the pooled embeddings, of any two widths: no projector. The mean is over B^2 entries, not over the B rows, hence
     the large weight. The batch is that of all processes.
+
+    Trap: the term falls with the batch, nearly as 1 / B: the weight 30000 belongs to the batch of 64 that it was tuned
+    at (RepDistiller). Suites with larger batches multiply it by B / 64, which is ours.
     """
 
     display, family, fidelity = "PKT", "relation", "reference"
     needs = frozenset({"logits", "embedding"})
+    follows_batch = frozenset({"pkt"})
 
     def __init__(
         self,

@@ -38,10 +38,14 @@ class SP(Method):
 
     On the last map before the pooling, class tokens left out; any two shapes, no projector. The batch is that of all
     processes, so that their number changes nothing; the usual code takes the batch of each process.
+
+    Trap: the term falls with the batch, nearly as 1 / B: the weight 3000 belongs to the batch of 64 that it was tuned
+    at (RepDistiller). Suites with larger batches multiply it by B / 64, which is ours.
     """
 
     display, family, fidelity = "SP", "relation", "reference"
     needs = frozenset({"logits", "stages"})
+    follows_batch = frozenset({"sp"})
 
     def __init__(
         self,

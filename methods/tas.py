@@ -74,14 +74,14 @@ class TAS(Method):
     OFA(p_i, p_j) on pooled features f and class distributions p; j learns from i.
 
     From summaries of the paper, its code unread. Known: the fusion, the three distances, InfoNCE with a learned
-    temperature, OFA's loss, average-pooled features, here the mean of the last stage over its positions, class tokens
-    left out. Our choices: each goes through a Linear to ``dim`` and L2 normalisation, as widths differ; InfoNCE is
-    symmetric; one temperature per distance, kept in (0.01, 1) by a sigmoid on the log scale, where a clamp would
-    have no gradient at its bounds; the fusion net's features and logits are constants where the student learns from
-    them (otherwise it would be pulled down to the student); the teacher's modules are frozen but pass gradients on;
-    the supervised term has weight 1 and is the student's alone; the Swin block has windows of at most 7 and 32
-    channels per head, after a norm; for a net with class tokens, L2G learns the ones that enter stage 4. OFA's
-    exponent is 1, as in OFA-KD on CIFAR-100.
+    temperature, OFA's loss, average-pooled features (here the mean of stage 4 over its positions, class tokens left
+    out). Our choices: each feature goes through a Linear to ``dim`` and L2 normalisation, as widths differ; InfoNCE is
+    symmetric; one temperature per distance, kept in (0.01, 1) by a sigmoid on the log scale, where a clamp would have
+    no gradient at its bounds; the fusion net's features and logits are constants where the student learns from them
+    (otherwise it would be pulled down to the student); the teacher's modules are frozen but pass gradients on; the
+    supervised term has weight 1 and is the student's alone; the Swin block has windows of at most 7 and 32 channels per
+    head, after a norm; for a net with class tokens, L2G learns the ones that enter stage 4. OFA's exponent is 1, as in
+    OFA-KD on CIFAR-100.
 
     Traps: D(t, f) also trains the student's shared stages, which is meant; without it training collapses in the paper's
     ablation. The student's own stages are run a second time only where it comes last, then stage 4 of a net that is no

@@ -291,6 +291,21 @@ UNSOUND = {
         },
         "hooks",
     ),
+    "batch size: a sum over the batch": (
+        "batch size",
+        {"FORWARD": "terms['hint'] = hint * len(batch.labels)"},
+        "name the term in follows_batch",
+    ),
+    "batch size: a declaration that does not hold": (
+        "batch size",
+        {"CLASS": "follows_batch = {'hint'}"},
+        "take it out of follows_batch",
+    ),
+    "batch size: a term that is none": (
+        "batch size",
+        {"CLASS": "follows_batch = {'hin'}"},
+        "names 'hin', the terms are",
+    ),
     "ranges: a temperature of 0": (
         "ranges",
         {
@@ -352,6 +367,10 @@ def test_there_is_an_unsound_method_for_every_check() -> None:
 
 
 SOUND = {
+    "a sum over the batch that is declared": {
+        "CLASS": "follows_batch = {'hint'}",
+        "FORWARD": "terms['hint'] = hint * len(batch.labels)",
+    },
     "a ramp over many epochs": {
         "SETTING": "warmup_epochs: int = 0",
         "INIT": "self.w = warmup_epochs",
