@@ -112,16 +112,14 @@ def check_cost(
     guessed = sum(job.seconds * (GUESS_MARGIN if job.source == "guessed" else 2.0) for job in cost.jobs)
     if guessed < min(limits) * 3600:
         return
-    if machine.is_here:  # elsewhere, steps timed here tell nothing
+    if machine.is_here:  # steps timed here do not apply elsewhere
         cost = _estimate(plan, cohorts, store, states, machine, probe=True)
     check_hours(cost, request.max_hours)
     if request.yes or cost.compute_seconds <= ask_above * 3600:
         return
     answer = console.confirm(f"The plan is estimated to take {_hours(cost)}. Start?")
     if answer is None:
-        raise KdbenchError(
-            f"the plan is estimated to take {_hours(cost)}; to run it all the same: {command_given()} --yes"
-        )
+        raise KdbenchError(f"the plan is estimated to take {_hours(cost)}; to run it anyway: {command_given()} --yes")
     if not answer:
         raise KdbenchError("nothing was started")
 
@@ -159,7 +157,7 @@ def print_plan(
         lines += ["\ncells", *(f"  {cell.key}  {states[cell.folder].state}  {cell.folder}" for cell in plan.cells)]
     lines += _reasons("skipped", plan.skipped) + _reasons("cannot be imported", plan.broken)
     if cost is None:
-        retry = f"; {counts['failed']} failed, which run --retry-failed tries again" if counts["failed"] else ""
+        retry = f"; {counts['failed']} failed, which run --retry-failed trains again" if counts["failed"] else ""
         lines.append(f"\nnothing is left to train{retry}")
     else:
         lines.append(

@@ -22,8 +22,8 @@ class DatasetSpec(Strict):
     Attributes:
         name: of the data set (``kdbench list datasets``).
         images_per_class: of students; teachers train on the whole training split.
-        presets: the methods' presets for this data, where they are not those of the data set's own name (CIFAR-100 is
-            published at 224 px and at 32 px, with other hyper-parameters).
+        presets: where methods' presets are looked up first, before the data set's own name (CIFAR-100 is published at 224 px
+            and at 32 px, with other hyper-parameters).
         image_size: side (px) of the images that batches hold; None leaves the data set's own. Nets with another input size
             resize them.
         mean, std: of the data: what random erasing draws its noise from.
