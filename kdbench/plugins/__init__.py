@@ -1,5 +1,6 @@
-"""Methods and metrics by name, those of plugins too.
+"""Methods, metrics and hooks by name, those of plugins too.
 
-In reading order: ``registry`` (methods, found by reading their source), ``hyperparameters`` (as a method declares them), ``metrics``
-(what is measured), ``template`` (the text of a new method), ``methodtable`` (the page docs/methods.md).
+In reading order: ``registry`` (methods, and the files that are searched for them), ``source`` (what a file declares, read without
+importing it), ``metrics`` (what is measured), ``hooks`` (called while a cell is trained), ``template`` (the text of a new method),
+``methodtable`` (the page docs/methods.md).
 """

@@ -14,7 +14,7 @@ from kdbench.cli import parser
 from kdbench.conformance import CHECKS, Failure, Skip, check_method, examine
 from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, sample, teacher_hashes
 from kdbench.conformance.settings import _others
-from kdbench.plugins.hyperparameters import Hyperparameter
+from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.registry import METHODS, catalog
 
 BUILT_IN = catalog()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
-from kdbench.plugins.hyperparameters import Hyperparameter, Range
+from kdbench.hyperparameters import Hyperparameter, Range
 from kdbench.plugins.registry import (
     _ATTRIBUTES,
     METHODS,
