@@ -23,7 +23,6 @@ from kdbench.engine.checkpoint import Position
 from kdbench.engine.compiled import Forward
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.meters import NonFiniteLossError
-from kdbench.engine.saver import Saver
 from kdbench.engine.shared import Shared
 from kdbench.engine.teachercache import TeacherCache
 from kdbench.errors import KdbenchError
@@ -200,21 +199,20 @@ class CohortLoop(BaseLoop):
     """The training of a cohort, from its position on.
 
     Args:
-        runner: mmengine's.
+        runner: mmengine's, with a ``saver``.
         dataloader: the pipeline (mmengine's name for it).
         max_epochs: number of epochs in all.
         val_interval: epochs from one evaluation to the next; the last epoch is always evaluated.
-        saver: writes checkpoints.
     """
 
     val_begin = 1
 
-    def __init__(self, runner: Runner, dataloader: Pipeline, max_epochs: int, val_interval: int, saver: Saver) -> None:
+    def __init__(self, runner: Runner, dataloader: Pipeline, max_epochs: int, val_interval: int) -> None:
         super().__init__(runner, dataloader)
         self.max_epochs = max_epochs
         self.max_iters = max_epochs * len(dataloader)
         self.val_interval = val_interval
-        self.saver = saver
+        self.saver = runner.saver
 
     @property
     def epoch(self) -> int:

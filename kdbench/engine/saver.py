@@ -64,7 +64,7 @@ class Saver:
         Raises:
             StopRequested: if it was asked for.
         """
-        cohort: Any = runner.model
+        cohort = runner.model
         step = cohort.position.step
         stop = self._report(cohort)
         # The epoch's last step is followed by its evaluation first.
@@ -74,7 +74,7 @@ class Saver:
 
     def after_epoch(self, runner: Runner) -> None:
         """The same after an epoch and its evaluation."""
-        cohort: Any = runner.model
+        cohort = runner.model
         self._count_time(cohort)
         stop = self._report(cohort)
         if cohort.position.epoch < self.epochs:
@@ -104,7 +104,7 @@ class Saver:
 
     def _save(self, runner: Runner) -> None:
         started = time.monotonic()
-        cohort: Any = runner.model
+        cohort = runner.model
         position = cohort.position
         written: list[CellTrainer] = []
         try:

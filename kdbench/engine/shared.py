@@ -1,4 +1,4 @@
-"""What the cells of a cohort share in a step: the batch, inputs of nets, the teacher's outputs."""
+"""What the cells of a cohort share in a step: inputs of students, outputs of the teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdbench.nets.tapped import TappedNet
 
 
 class Shared:
-    """Shared tensors with their versions, so that a change in place is seen."""
+    """What the cells of a cohort share in one step, with a memory of its versions so that a change in place is seen."""
 
     def __init__(
         self,
