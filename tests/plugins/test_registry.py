@@ -14,7 +14,6 @@ import pytest
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
 from kdbench.hyperparameters import Hyperparameter, Range
 from kdbench.plugins.registry import (
-    _ATTRIBUTES,
     METHODS,
     MethodEntry,
     PluginError,
@@ -22,6 +21,7 @@ from kdbench.plugins.registry import (
     read_source,
     register_method,
 )
+from kdbench.plugins.source import _ATTRIBUTES
 from tests.conftest import PLUGIN
 
 BUILTIN = sorted(catalog())
