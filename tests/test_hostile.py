@@ -23,10 +23,10 @@ from kdbench.errors import KdbenchError
 from kdbench.reporting.published import COLUMNS, load_published
 from kdbench.store.claims import read_holder
 from kdbench.store.folders import CellFolder, DamagedFileError, load_results, read_json, write_bytes, write_json
+from kdbench.store.layout import CLAIM_FILE
 from kdbench.store.reading import read_history, read_mapping, read_predictions
 from kdbench.suite.suite import Suite, load_suite
-
-from .conftest import tiny
+from tests.conftest import tiny
 
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True

@@ -148,8 +148,8 @@ def test_wrong_request_is_told_in_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("--set kd.temperature=0", "method kd: temperature = 0.0: must be above 0"),
-        ("--set kd.temperature=nan", "method kd: temperature = nan: must be above 0"),
+        ("--set kd.temperature=0", "kd.temperature = 0: must be above 0"),
+        ("--set kd.temperature=nan", "kd.temperature = nan: must be above 0"),
         ("--device cudaa", "--device cudaa: "),
     ],
 )
