@@ -35,11 +35,14 @@ from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.store.claims import Claims
-from kdbench.store.folders import Store, load_results, read_json, write_bytes
+from kdbench.store.files import read_json, write_bytes
+from kdbench.store.folders import Store
+from kdbench.store.result import CellResult, read_record
+from kdbench.store.rows import load_results
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said
+from tests.records import cell_result
 from tests.store.test_claims import elsewhere
-from tests.store.test_folders import result
 
 Kdbench = Callable[..., Said]
 #: Seconds after which a test that hangs is given up; no machine is that slow.
@@ -314,7 +317,7 @@ def test_job_that_keeps_dying_is_started_again_a_few_times_and_then_failed(
     assert launcher.submitted.count(name) == MAX_CRASHES + 1
     assert sum(event["event"] == "restarted" for event in events) == MAX_CRASHES
     assert {reason for _, reason in summary.failed} == {dies["error"]}
-    assert store.cell(made.cells[0]).failure()["kind"] == "crash"
+    assert store.cell(made.cells[0]).failure().kind == "crash"
 
 
 def test_anything_that_ends_the_run_cancels_the_workers(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -338,7 +341,7 @@ def test_cells_that_another_run_has_are_waited_for_and_not_trained_again(
         ticks[0] += 1
         if ticks[0] == 5:
             shown.append(store.cell(kd).state())
-            store.cell(kd).finish(result(kd))
+            store.cell(kd).finish(cell_result(kd))
             other.close()
 
     class Trains(Scripted):
@@ -347,7 +350,7 @@ def test_cells_that_another_run_has_are_waited_for_and_not_trained_again(
             given.append(job.members)
             for cell in made.cells:
                 if cell.folder in job.members:
-                    store.cell(cell).finish(result(cell))
+                    store.cell(cell).finish(cell_result(cell))
 
     given: list[tuple[str, ...]] = []
     summary, events = executed(made, store, Trains({}), tick=tick, recheck=0.0)
@@ -551,7 +554,7 @@ def test_status_is_watched_until_nothing_is_left(
     suite, runs = copied
     made = make_plan(load_suite(str(suite)), Request(str(suite), out=str(runs)), catalog())
     folder = Store(runs).cell(made.cells[0])
-    content = read_json(folder.result)
+    content = read_record(folder.result, CellResult)
     folder.result.unlink()
     watch_status(made, Store(runs), 5.0, sleep=lambda seconds: folder.finish(content))
     assert capsys.readouterr().out.count("suite tiny") == 2
