@@ -132,7 +132,7 @@ def _first(fits: Tensor, *values: Tensor) -> tuple[Tensor, list[Tensor]]:
 def strong_augment(
     images: Tensor, generator: torch.Generator, rows: Tensor | None = None, whole: int | None = None
 ) -> Tensor:
-    """A strong view on the device: random affine map, contrast, brightness and one erased square per image, all drawn per image.
+    """A strong view: a random affine map, contrast, brightness and one erased square per image.
 
     Args:
         images: (B, 3, H, W) in [0, 1].

@@ -12,13 +12,9 @@ from kdbench.suite.recipe import Recipe
 
 
 class Mixer:
-    """Mixes batches as a recipe says; a pure function of (seed, epoch, step).
+    """Mixes batches as a recipe says; a pure function of (seed, epoch, step). Label smoothing is inside the soft labels.
 
     Args:
-        recipe: augmentation, label smoothing (inside the soft labels) and batch size.
-        num_classes: number of classes C.
-        seed: of the pipeline.
-        device: where batches lie.
         rows: positions of the global batch that this process has (see ``check_rows``), or None for all.
     """
 

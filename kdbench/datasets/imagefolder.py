@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdbench.data.images import Dataset
-from kdbench.datasets.folders import entries, list_class_folders, refuse_missing, what_lies
+from kdbench.datasets.folders import contents, entries, list_class_folders, refuse_missing
 from kdbench.datasets.imagenet.layouts import below
 from kdbench.datasets.parts import Part, file_set, held_out_positions
 from kdbench.errors import KdbenchError, UnknownNameError, counted
@@ -30,11 +30,11 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
     """List the images of a folder of classes.
 
     Args:
-        folder: where data sets lie; ``spec.folder`` is below it.
-        spec: what the suite says; its number of classes must be that of the folders.
+        folder: the data folder; ``spec.folder`` is below it.
+        spec: the suite's; its number of classes must be that of the folders.
 
     Raises:
-        KdbenchError: in one line, if something is not as expected.
+        KdbenchError: if the folders are not as expected.
     """
     spec = _named(spec)
     parts, names = _read(folder, spec)
@@ -58,20 +58,9 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
 
 
 def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> tuple[str, ...]:
-    """List the images without keeping them.
-
-    Returns:
-        What is worth knowing of the files, a line each.
-
-    Raises:
-        KdbenchError: as ``load``.
-    """
+    """List the images without keeping them; notes on the files, a line each. Raises as ``load``."""
     parts, _ = _read(folder, _named(spec))
     return tuple(f"{TITLE}: {note}" for part in parts.values() for note in part.notes)
-
-
-def download(folder: Path | None, progress: object = None) -> None:
-    """There is nothing to fetch; whether the folders are there, ``check`` says."""
 
 
 def _held_out_of(count: int) -> int:
@@ -88,7 +77,7 @@ def _named(spec: DatasetSpec | None) -> DatasetSpec:
 
 
 def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[str, ...]]:
-    """The parts that are there by the names of their folders, and what each label means."""
+    """The parts by split, and the class name of each label."""
     if data is None:
         raise KdbenchError(
             f"{TITLE} lie in files: --data DIR or $KDBENCH_DATA (not set) names the folder that holds {spec.folder}/"
@@ -102,7 +91,7 @@ def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[
     splits = {"train": "train", "test": "test", "val": "val" if "val" in there.folders else "validation"}
     found = {split: root / name for split, name in splits.items() if name in there.folders}
     if "train" not in found or len(found) < 2:
-        raise KdbenchError(f"{TITLE}: {root} {what_lies(there)}; expected {EXPECTED}")
+        raise KdbenchError(f"{TITLE}: {root} {contents(there)}; expected {EXPECTED}")
     present = {split: entries(path, TITLE).folders for split, path in found.items()}
     labels, names = _labels(found["train"], present["train"], spec)
     for split, path in found.items():
@@ -115,7 +104,7 @@ def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[
 
 
 def _labels(train: Path, present: tuple[str, ...], spec: DatasetSpec) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The label of each class that is used, and the name of each label."""
+    """The label of each chosen class, and the name of each label."""
     if not present:
         raise KdbenchError(f"{TITLE}: {train} holds no folders; expected {EXPECTED}")
     listed = spec.class_list
@@ -132,6 +121,3 @@ def _labels(train: Path, present: tuple[str, ...], spec: DatasetSpec) -> tuple[d
             f"first {names[0]}, last {names[-1]}"
         )
     return {name: names.index(name) for name in wanted}, tuple(names)
-
-
-__all__ = ["EXPECTED", "check", "download", "load"]

@@ -1,4 +1,4 @@
-"""One split as it was found on disk, in an order that no layout decides; who of it is held out for validation."""
+"""One split of a data set on disk, in an order that does not depend on the layout; the images held out for validation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Part:
     Attributes:
         source: the images.
         labels: (N,) int64, the class of each.
-        stems: of each; see ``stem``.
-        notes: what is worth knowing of the files, a line each.
+        stems: see ``stem``.
+        notes: on the files, a line each.
     """
 
     source: ImageSource
@@ -39,16 +39,12 @@ class Part:
 
 
 def file_set(part: Part, undecodable: float) -> FileSet:
-    """The images of a part, in its order.
-
-    Args:
-        undecodable: share of them that may fail to decode.
-    """
+    """The images of a part, of which a share ``undecodable`` may fail to decode."""
     return FileSet(part.source, torch.arange(len(part)), torch.from_numpy(part.labels), undecodable)
 
 
 def stem(name: str) -> str:
-    """What an image is called in every layout: its name without folders, extension and an appended class."""
+    """The name of an image in every layout: without folders, extension and an appended class."""
     return _APPENDED_WNID.sub("", os.path.splitext(os.path.basename(name))[0])
 
 
@@ -61,12 +57,12 @@ def sorted_order(labels: Sequence[int], names: Sequence[str]) -> list[int]:
 def held_out_positions(part: Part, salt: str, count: Callable[[int], int]) -> np.ndarray:
     """Positions of the images that are held out for validation, in order.
 
-    An image's rank in its class is the SHA-256 of its stem, so that neither the layout, nor the choice of classes, nor a
-    missing file, nor a library's random numbers decide who is in which split.
+    An image's rank in its class is the SHA-256 of its stem: layout, choice of classes, missing files and random numbers of
+    libraries do not change the split.
 
     Args:
         salt: the fixed seed.
-        count: how many of a class of so many images.
+        count: size of a class -> images held out.
 
     Returns:
         (M,) int64.
