@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kdbench.conformance.bench import CLASSES, PAIRS, SAMPLES, Pair, Trial, net_info
-from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.conformance.findings import Wrong, one_line
 from kdbench.errors import UnsupportedPairError
 from kdbench.method import NEEDS, Method, Task
 from kdbench.plugins.registry import MethodEntry
@@ -70,7 +70,7 @@ def reason_against(cls: type[Method], pair: Pair) -> str | None:
         reason: Any = cls.supports(net_info(pair.student, False), net_info(pair.teacher, True))
     except Exception as error:
         raise Wrong(
-            "build", f"supports() raised {one_line(error)}; return a reason, or None when the pair runs", trace(error)
+            "build", f"supports() raised {one_line(error)}; return a reason, or None when the pair runs", error
         ) from error
     if reason is not None and not (isinstance(reason, str) and reason.strip()):
         raise Wrong(
@@ -97,13 +97,13 @@ def built(cls: type[Method], pair: Pair) -> Trial:
             "build",
             f"__init__ raised {one_line(error)} where a plan is checked (device meta); size modules from NetInfo and "
             "StageInfo, and read no value of a tensor there",
-            trace(error),
+            error,
         ) from error
     try:
         trial = Trial(cls, pair)
     except Exception as error:
         raise Wrong(
-            "build", f"__init__ raised {one_line(error)}; build it from NetInfo, StageInfo and Task alone", trace(error)
+            "build", f"__init__ raised {one_line(error)}; build it from NetInfo, StageInfo and Task alone", error
         ) from error
     if not isinstance(getattr(trial.method, "task", None), Task):
         raise Wrong("build", "the method has no task; begin __init__ with super().__init__(student, teacher, task)")

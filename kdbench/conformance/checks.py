@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from kdbench.conformance.bench import BATCH, CLASSES, Pair, Trial, sample, with_logits
 from kdbench.conformance.building import built, shapes_of
-from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.conformance.findings import Wrong, one_line
 from kdbench.conformance.watch import Given, Reads, marks
 from kdbench.method import Method, Outputs
 from kdbench.nets.tapped import state_hash
@@ -71,12 +72,10 @@ def _after_backward(trial: Trial, teacher_hash: str) -> Iterator[Wrong]:
             "student",
             "no gradient reaches the student's backbone; compute a term from the student's outputs without detach()",
         )
+    guard = "guard roots, logarithms and divisions at 0"
     for name, parameter in trial.student.net.named_parameters():
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            yield Wrong(
-                "student",
-                f"the gradient of the student's {name} is not finite; guard roots, logarithms and divisions at 0",
-            )
+            yield Wrong("student", f"the gradient of the student's {name} is not finite; {guard}")
             break
     if any(parameter.grad is not None for parameter in trial.teacher.parameters()):
         yield Wrong("teacher", "the teacher received a gradient; do not unfreeze its parameters")
@@ -96,19 +95,16 @@ def _after_backward(trial: Trial, teacher_hash: str) -> Iterator[Wrong]:
                 f"parameter {name} gets no gradient; use it in a loss term, or make it a buffer or requires_grad=False",
             )
         elif not bool(parameter.grad.isfinite().all()):
-            yield Wrong(
-                "parameters",
-                f"the gradient of parameter {name} is not finite; guard roots, logarithms and divisions at 0",
-            )
+            yield Wrong("parameters", f"the gradient of parameter {name} is not finite; {guard}")
 
 
 def batch_of_one(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     trial = Trial(cls, pair)
     advice = "relations need a second sample and batch statistics more than one value: give them a value for one"
-    with trial.stream.active(), _as("batch of one", advice):
+    with _finite(trial, "batch of one", "on a single image", advice):
         terms = trial.terms(sample(1))
         trial.backward(terms)
-        _need_finite(trial, "batch of one", "the gradient of {} is not finite on a single image; " + advice)
+    with trial.stream.active():
         usual = trial.terms(sample())
     if list(usual) != list(terms):
         yield Wrong(
@@ -149,11 +145,8 @@ def extreme_logits(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
                 push = sure[name] if name in who else 0
                 changed[name] = outputs and with_logits(outputs, push, dtype)
             kind = str(dtype).removeprefix("torch.")
-            with trial.stream.active(), _as("logits", f"with {kind} logits {GAP:g} apart; {advice}"):
+            with _finite(trial, "logits", f"with {kind} logits {GAP:g} apart", advice):
                 trial.backward(trial.terms(data, changed["student"], changed["teacher"]))
-                _need_finite(
-                    trial, "logits", f"the gradient of {{}} is not finite with {kind} logits {GAP:g} apart; {advice}"
-                )
     yield from ()
 
 
@@ -162,28 +155,21 @@ def sure_student(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     trial = Trial(cls, pair)
     data = sample()
     classifier: Any = trial.student.classifier
-    with (
-        torch.no_grad()
-    ):  # in the bias, so that class maps are as sure as the logits; right for some images, wrong for others
+    # In the bias, so that class maps are as sure as the logits; right for some images, wrong for others.
+    with torch.no_grad():
         classifier.bias[data.batch.labels[0]] += SURE
-    with trial.stream.active(), _as("sure student", f"with a student logit {SURE:g} above the rest; {advice}"):
+    with _finite(trial, "sure student", f"with a student logit {SURE:g} above the rest", advice):
         trial.backward(trial.terms(data))
-        _need_finite(
-            trial,
-            "sure student",
-            f"the gradient of {{}} is not finite with a student logit {SURE:g} above the rest; {advice}",
-        )
     yield from ()
 
 
 def precision(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     advice = "bring tensors to one dtype before they meet, and take what needs precision in float32"
     trial = Trial(cls, pair)
-    with trial.stream.active(), _as("precision", f"under autocast to bfloat16; {advice}"):
+    with _finite(trial, "precision", "under autocast to bfloat16", advice):
         with torch.autocast("cpu", torch.bfloat16):
             terms = trial.terms(sample())
         trial.backward(terms)
-        _need_finite(trial, "precision", f"the gradient of {{}} is not finite under autocast to bfloat16; {advice}")
     yield from ()
 
 
@@ -199,7 +185,7 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         raise Wrong(
             "state",
             f"its state_dict cannot be saved and loaded ({one_line(error)}); keep only tensors in it",
-            trace(error),
+            error,
         ) from error
     other = Trial(cls, pair, seed=1)
     other.student.load_state_dict(trial.student.state_dict())
@@ -210,7 +196,7 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         raise Wrong(
             "state",
             f"a fresh instance cannot load its state_dict ({one_line(error)}); give every buffer its shape in __init__",
-            trace(error),
+            error,
         ) from error
     for data in (sample(start=2 * BATCH), sample(start=3 * BATCH)):
         pair_of_terms = []
@@ -263,7 +249,7 @@ def prediction(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             raise Wrong(
                 "prediction",
                 f"predict raised {one_line(error)}; use only what predict_needs names, and no teacher",
-                trace(error),
+                error,
             ) from error
         if not isinstance(logits, Tensor) or logits.shape != (size, CLASSES):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -304,25 +290,19 @@ def _prediction(trial: Trial, data: Any) -> Tensor:
         trial.method.train()
 
 
-class _as:
-    """Report what goes wrong inside under another check, with a hint."""
-
-    def __init__(self, check: str, hint: str) -> None:
-        self.check, self.hint = check, hint
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, tb: Any) -> None:
-        if isinstance(error, Wrong) and error.check != self.check:
-            seen = error.advice.split("; ")[0]
-            raise Wrong(self.check, f"{seen}: {self.hint}", error.details) from error
-
-
-def _need_finite(trial: Trial, check: str, sentence: str) -> None:
+@contextlib.contextmanager
+def _finite(trial: Trial, check: str, situation: str, advice: str) -> Iterator[None]:
+    """Report wrong terms and gradients that are not finite after the block under ``check``."""
+    try:
+        with trial.stream.active():
+            yield
+    except Wrong as error:
+        seen = error.advice.split("; ")[0]
+        raise Wrong(check, f"{seen}: {situation}; {advice}", error.__cause__) from error
     named = (*trial.student.net.named_parameters(prefix="student"), *trial.method.named_parameters(prefix="method"))
     for name, parameter in named:
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            raise Wrong(check, sentence.format(name))
+            raise Wrong(check, f"the gradient of {name} is not finite {situation}; {advice}")
 
 
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:

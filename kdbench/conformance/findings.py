@@ -78,13 +78,13 @@ class Examination:
 
 
 class Wrong(Exception):
-    """Raised inside a check: the sentence for the author."""
+    """Raised or yielded by a check: the sentence for the author; ``cause`` is the exception behind it."""
 
-    def __init__(self, check: str, advice: str, details: str = "") -> None:
+    def __init__(self, check: str, advice: str, cause: BaseException | None = None) -> None:
         super().__init__(advice)
         self.check = check
         self.advice = advice
-        self.details = details
+        self.details = trace(cause) if cause else ""
 
 
 def one_line(error: BaseException) -> str:

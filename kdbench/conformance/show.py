@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from tabulate import tabulate
@@ -22,7 +23,7 @@ def run_checks(entries: Sequence[MethodEntry]) -> int:
     width = max(len(entry.name) for entry in entries)
     found = []
     for entry in entries:
-        examination = examine(entry, progress=_Progress(entry.name, width))
+        examination = examine(entry, partial(_progress, f"{entry.name:<{width}}"))
         found.append(examination)
         _print(examination, width)
     failed = sum(bool(examination.failures) for examination in found)
@@ -34,16 +35,10 @@ def run_checks(entries: Sequence[MethodEntry]) -> int:
     return failed
 
 
-class _Progress:
-    """Shows the check that runs, on a terminal only."""
-
-    def __init__(self, method: str, width: int) -> None:
-        self.prefix = f"{method:<{width}}"
-        self.live = sys.stdout.isatty()
-
-    def __call__(self, check: str) -> None:
-        if self.live:
-            print(f"\r\x1b[K{self.prefix}  {check} ...", end="", flush=True)
+def _progress(prefix: str, check: str) -> None:
+    """Show the check that runs, on a terminal only."""
+    if sys.stdout.isatty():
+        print(f"\r\x1b[K{prefix}  {check} ...", end="", flush=True)
 
 
 def _print(examination: Examination, width: int) -> None:

@@ -1,4 +1,4 @@
-"""What a method must leave alone: the process's global state, the nets, and what it was given."""
+"""What a method must not change: the process's global state, the nets, and its inputs."""
 
 from __future__ import annotations
 
@@ -11,27 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.overrides import TorchFunctionMode
 
 from kdbench.conformance.bench import Sample
 from kdbench.method import Outputs
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_READS = frozenset(
-    {
-        "item",
-        "tolist",
-        "numpy",
-        "cpu",
-        "__bool__",
-        "__float__",
-        "__int__",
-        "__index__",
-        "__array__",
-        "nonzero",
-        "masked_select",
-    }
-)
+_READS = frozenset({
+    "item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__", "nonzero", "masked_select",
+})  # fmt: skip
 
 
 def global_state() -> dict[str, Any]:
@@ -45,11 +34,7 @@ def global_state() -> dict[str, Any]:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
         ),
-        "cuDNN's flags": (
-            torch.backends.cudnn.enabled,
-            torch.backends.cudnn.benchmark,
-            torch.backends.cudnn.deterministic,
-        ),
+        "cuDNN's flags": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
         "precision of matrix products": torch.get_float32_matmul_precision(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "anomaly detection": torch.is_anomaly_enabled(),
@@ -64,13 +49,13 @@ def global_state() -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any]) -> list[str]:
-    """Names of what differs from ``before``."""
+    """Names of the differences from ``before``."""
     now = global_state()
     return [name for name, value in before.items() if now[name] != value]
 
 
 def restore(before: dict[str, Any]) -> None:
-    """Put back what a method has changed, so that others are not judged for it."""
+    """Undo a method's changes, so that they do not count against the next one."""
     torch.set_grad_enabled(before["grad mode (torch.set_grad_enabled)"])
     torch.set_default_dtype(before["default dtype (torch.set_default_dtype)"])
     device = before["default device (torch.set_default_device)"]
@@ -79,7 +64,6 @@ def restore(before: dict[str, Any]) -> None:
     torch.set_num_threads(before["number of threads (torch.set_num_threads)"])
     enabled, warn_only = before["deterministic algorithms"]
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-    cudnn = torch.backends.cudnn
     cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before["cuDNN's flags"]
     torch.set_float32_matmul_precision(before["precision of matrix products"])
     torch.set_autocast_enabled("cpu", before["autocast"])
@@ -97,7 +81,7 @@ def _numpy_state() -> tuple[Any, ...]:
 
 
 def marks(net: nn.Module) -> dict[str, Any]:
-    """What a method must not change about a net beside its values: name for the author -> value."""
+    """Properties of a net that a method must not change, besides its values: name for the author -> value."""
     modules = list(net.modules())
     return {
         "hooks": sum(len(getattr(module, name)) for module in modules for name in _HOOKS),
@@ -108,7 +92,7 @@ def marks(net: nn.Module) -> dict[str, Any]:
 
 
 class Given:
-    """A memory of what a method is given, by version and by value."""
+    """The inputs of a method, remembered by version and by value."""
 
     def __init__(self, data: Sample, student: Outputs, teacher: Outputs | None) -> None:
         self.tensors = dict(_tensors(data, student, teacher))
@@ -116,7 +100,7 @@ class Given:
         self._values = {name: value.detach().clone() for name, value in self.tensors.items()}
 
     def written(self) -> list[str]:
-        """Names of what was written to."""
+        """Names of the tensors that were written to."""
         return [
             name
             for name, value in self.tensors.items()
