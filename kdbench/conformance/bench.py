@@ -93,12 +93,9 @@ def teacher_hashes() -> dict[str, str]:
 
 def teachers_are_frozen() -> bool:
     """Whether no teacher was unfrozen, got a gradient, or left eval mode."""
-    nets = [_net(family, True)[0] for family in FAMILIES]
-    return all(
-        not any(module.training for module in net.modules())
-        and all(parameter.grad is None and not parameter.requires_grad for parameter in net.parameters())
-        for net in nets
-    )
+    nets = torch.nn.ModuleList(_net(family, True)[0] for family in FAMILIES)
+    frozen = all(parameter.grad is None and not parameter.requires_grad for parameter in nets.parameters())
+    return frozen and not any(module.training for net in nets for module in net.modules())
 
 
 def renew_nets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,7 @@ _PRESETS = tuple(dict.fromkeys(("cifar100", "cifar100-32", "imagenet1k", *DATASE
 
 def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
     """What the file declares, against what the class has."""
-
-    def wrong(advice: str) -> Wrong:
-        return Wrong("declaration", advice)
-
+    wrong = partial(Wrong, "declaration")
     if not issubclass(cls, Method):
         yield wrong(f"{cls.__name__} is no subclass of Method; write class {cls.__name__}(Method)")
         return

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,6 +175,7 @@ def precision(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
 
 
 def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    wrong = partial(Wrong, "state")
     trial = Trial(cls, pair)
     for number in range(2):
         trial.step(sample(start=number * BATCH))
@@ -182,10 +184,8 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         torch.save(trial.method.state_dict(), buffer)
         saved = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     except Exception as error:
-        raise Wrong(
-            "state",
-            f"its state_dict cannot be saved and loaded ({one_line(error)}); keep only tensors in it",
-            error,
+        raise wrong(
+            f"its state_dict cannot be saved and loaded ({one_line(error)}); keep only tensors in it", error
         ) from error
     other = Trial(cls, pair, seed=1)
     other.student.load_state_dict(trial.student.state_dict())
@@ -193,8 +193,7 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     try:
         other.method.load_state_dict(saved)
     except Exception as error:
-        raise Wrong(
-            "state",
+        raise wrong(
             f"a fresh instance cannot load its state_dict ({one_line(error)}); give every buffer its shape in __init__",
             error,
         ) from error
@@ -204,59 +203,54 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             with instance.stream.active():
                 pair_of_terms.append(instance.terms(data))
         if not _equal(*pair_of_terms):
-            yield Wrong(
-                "state",
-                "after loading its state_dict the loss differs; keep all that it depends on in parameters and buffers",
+            yield wrong(
+                "after loading its state_dict the loss differs; keep all that it depends on in parameters and buffers"
             )
             return
     if not torch.equal(_prediction(trial, sample()), _prediction(other, sample())):
-        yield Wrong(
-            "state",
-            "after loading its state_dict the prediction differs; keep all that predict uses in parameters and buffers",
+        yield wrong(
+            "after loading its state_dict the prediction differs; keep all that predict uses in parameters and buffers"
         )
 
 
 def seeds(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    wrong = partial(Wrong, "seed")
     first, second = Trial(cls, pair), Trial(cls, pair)
     if not _equal(first.method.state_dict(), second.method.state_dict()):
-        yield Wrong(
-            "seed", "two instances from one seed differ; draw initial values from torch's default generator only"
-        )
+        yield wrong("two instances from one seed differ; draw initial values from torch's default generator only")
         return
     for number in range(2):
         data = sample(start=number * BATCH)
         if not _equal(first.step(data), second.step(data)):
-            yield Wrong(
-                "seed",
+            yield wrong(
                 "the same seed gives another loss; draw from the default generators, and let nothing depend on time, "
-                "id() or the order of sets",
+                "id() or the order of sets"
             )
             return
     other = Trial(cls, pair, seed=1)
     for trial in (first, other):
         trial.step(sample())
     if torch.equal(first.stream.state_dict()["torch"], other.stream.state_dict()["torch"]):
-        yield Wrong("seed", "forward seeds torch's generator; never call manual_seed, each cell has its own stream")
+        yield wrong("forward seeds torch's generator; never call manual_seed, each cell has its own stream")
 
 
 def prediction(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    wrong = partial(Wrong, "prediction")
     trial = Trial(cls, pair)
     trial.step(sample())
     for size in (BATCH, 1):
         try:
             logits = _prediction(trial, sample(size))
         except Exception as error:
-            raise Wrong(
-                "prediction",
-                f"predict raised {one_line(error)}; use only what predict_needs names, and no teacher",
-                error,
+            raise wrong(
+                f"predict raised {one_line(error)}; use only what predict_needs names, and no teacher", error
             ) from error
         if not isinstance(logits, Tensor) or logits.shape != (size, CLASSES):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            yield Wrong("prediction", f"predict returned {shape} for {size} images; return logits of shape (B, C)")
+            yield wrong(f"predict returned {shape} for {size} images; return logits of shape (B, C)")
             return
         if not bool(logits.isfinite().all()):
-            yield Wrong("prediction", "predict returned values that are not finite; check the buffers that it uses")
+            yield wrong("predict returned values that are not finite; check the buffers that it uses")
             return
 
 

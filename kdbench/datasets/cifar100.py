@@ -63,15 +63,7 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
     coarse = _superclasses(labels, np.concatenate([train_coarse, test_coarse]), files["train"])
     held_out = held_out_positions(train.labels.numpy(), VALIDATION_PER_CLASS)
     return Dataset(
-        name="cifar100",
-        num_classes=NUM_CLASSES,
-        train=train,
-        validation=train.take(held_out),
-        test=test,
-        held_out=held_out,
-        class_names=fine_names,
-        coarse=coarse,
-        coarse_names=coarse_names,
+        "cifar100", NUM_CLASSES, train, train.take(held_out), test, held_out, fine_names, coarse, coarse_names
     )
 
 

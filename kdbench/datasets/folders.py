@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdbench.datasets.parts import Part, sorted_order, stem
+from kdbench.datasets.parts import Part, note_on_bad, sorted_order, stem
 from kdbench.datasets.sources import FolderSource, PackedNames, is_image_name
 from kdbench.errors import KdbenchError, counted
 
@@ -120,7 +120,9 @@ def _part(
         notes.append(
             f"{root}: {counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} no image left out, such as {others[0]}"
         )
-    notes += _check_sizes(root, names, title, undecodable)
+    count = min(len(names), SIZES_LOOKED_AT)
+    bad = list(filter(None, (_defect(os.path.join(root, names[step * len(names) // count])) for step in range(count))))
+    notes += note_on_bad(bad, count, undecodable, title)
     return Part(
         FolderSource(str(root.absolute()), PackedNames.pack(names)),
         np.array(labels, dtype=np.int64),
@@ -129,30 +131,12 @@ def _part(
     )
 
 
-def _check_sizes(root: Path, names: Sequence[str], title: str, undecodable: float) -> list[str]:
-    """Notes on files that are empty or links to nothing, among some of ``names``.
-
-    Raises:
-        KdbenchError: if their share is larger than ``undecodable``.
-    """
-    count = min(len(names), SIZES_LOOKED_AT)
-    bad: list[str] = []
-    for step in range(count):
-        name = names[step * len(names) // count]
-        try:
-            why = "" if os.stat(os.path.join(root, name)).st_size else "is empty"
-        except OSError as error:
-            why = f"cannot be read ({error.strerror})"
-        if why:
-            bad.append(f"{os.path.join(root, name)} {why}")
-    if not bad:
-        return []
-    more = f", and {len(bad) - 1:,} more of the {count:,} looked at" if len(bad) > 1 else ""
-    if len(bad) > undecodable * count:
-        raise KdbenchError(
-            f"{title}: {bad[0]}{more}: copy again, remove them, or let the suite say which share may fail (undecodable)"
-        )
-    return [f"{bad[0]}{more}; another image takes the place"]
+def _defect(path: str) -> str:
+    """``PATH is empty``, or a link to nothing: from a copy that was cut off; else nothing."""
+    try:
+        return "" if os.stat(path).st_size else f"{path} is empty"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
 
 
 def refuse_missing(root: Path, present: Iterable[str], wanted: Sequence[str], title: str, hint: str = "") -> None:

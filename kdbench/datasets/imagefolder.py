@@ -46,15 +46,7 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
     else:
         held_out = torch.from_numpy(held_out_positions(parts["train"], "kdbench imagefolder", _held_out_of))
         validation = train.take(held_out)
-    return Dataset(
-        name="imagefolder",
-        num_classes=len(names),
-        train=train,
-        validation=validation,
-        test=test,
-        held_out=held_out,
-        class_names=names,
-    )
+    return Dataset("imagefolder", len(names), train, validation, test, held_out, names)
 
 
 def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> tuple[str, ...]:

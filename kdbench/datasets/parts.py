@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kdbench.data.images import FileSet, ImageSource
+from kdbench.errors import KdbenchError
 
 #: Copies from Hugging Face's hub append the class to the official name: n01440764_10026_n01440764.JPEG.
 _APPENDED_WNID = re.compile(r"(?<=\d)_n\d{8}$")
@@ -41,6 +42,22 @@ class Part:
 def file_set(part: Part, undecodable: float) -> FileSet:
     """The images of a part, of which a share ``undecodable`` may fail to decode."""
     return FileSet(part.source, torch.arange(len(part)), torch.from_numpy(part.labels), undecodable)
+
+
+def note_on_bad(bad: Sequence[str], count: int, undecodable: float, title: str) -> list[str]:
+    """A note on the ``bad`` ones (with the reason) of ``count`` files.
+
+    Raises:
+        KdbenchError: if their share is larger than ``undecodable``.
+    """
+    if not bad:
+        return []
+    more = f", and {len(bad) - 1:,} more of the {count:,} looked at" if len(bad) > 1 else ""
+    if len(bad) > undecodable * count:
+        raise KdbenchError(
+            f"{title}: {bad[0]}{more}: copy again, remove them, or let the suite say which share may fail (undecodable)"
+        )
+    return [f"{bad[0]}{more}; another image takes the place"]
 
 
 def stem(name: str) -> str:

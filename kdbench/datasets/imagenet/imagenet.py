@@ -59,15 +59,8 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
         held_out_positions(train, "kdbench imagenet1k", lambda count: min(VALIDATION_PER_CLASS, count // 2))
     )
     images = file_set(train, undecodable)
-    return Dataset(
-        name="imagenet1k",
-        num_classes=len(chosen.names),
-        train=images,
-        validation=images.take(held_out),
-        test=file_set(test, undecodable),
-        held_out=held_out,
-        class_names=chosen.names,
-    )
+    validation, test_images = images.take(held_out), file_set(test, undecodable)
+    return Dataset("imagenet1k", len(chosen.names), images, validation, test_images, held_out, chosen.names)
 
 
 def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> tuple[str, ...]:

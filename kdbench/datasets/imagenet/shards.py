@@ -12,7 +12,7 @@ import numpy as np
 
 from kdbench.datasets.imagenet.tarindex import Member, members
 from kdbench.datasets.imagenet.wnids import TITLE, WNID, numbers, refuse_other_class, refuse_unknown, wnids
-from kdbench.datasets.parts import Part, sorted_order, stem
+from kdbench.datasets.parts import Part, note_on_bad, sorted_order, stem
 from kdbench.datasets.sources import PackedNames, TarSource, is_image_name
 from kdbench.errors import KdbenchError, counted
 
@@ -92,7 +92,7 @@ def read_shards(
             if wnid not in labels:
                 continue
             if member.size == 0:
-                empty.append(f"{root / name}: {member.name}")
+                empty.append(f"{root / name}: {member.name} is empty")
             names.append(member.name)
             chosen.append(labels[wnid])
             archive.append(number)
@@ -102,13 +102,7 @@ def read_shards(
     if others:
         left_out = f"{counted(others, 'member')} of archives left out that {'is' if others == 1 else 'are'} no image"
         notes.append(f"{root}: {left_out}")
-    if empty:
-        more = f", and {len(empty) - 1:,} more of {len(names):,}" if len(empty) > 1 else ""
-        if len(empty) > undecodable * len(names):
-            raise KdbenchError(
-                f"{TITLE}: {empty[0]} is empty{more}: copy again, or let the suite say which share may fail (undecodable)"
-            )
-        notes.append(f"{empty[0]} is empty{more}; another image takes the place")
+    notes += note_on_bad(empty, len(names), undecodable, TITLE)
     order = np.array(sorted_order(chosen, names), dtype=np.int64)
     names = [names[position] for position in order]
     source = TarSource(
