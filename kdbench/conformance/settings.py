@@ -58,7 +58,7 @@ def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> It
     usual: dict[Pair, tuple[str, str]] = {}
     for name, parameter in entry.hyperparameters.items():
         tried: list[Any] = []
-        if any(_makes_a_difference(cls, pair, name, parameter, usual, tried) for pair in pairs):
+        if any(_makes_a_difference(cls, pair, parameter, usual, tried) for pair in pairs):
             continue
         shown = ", ".join(map(repr, dict.fromkeys(tried)))
         if tried:
@@ -72,19 +72,14 @@ def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> It
 
 
 def _makes_a_difference(
-    cls: type[Method],
-    pair: Pair,
-    name: str,
-    parameter: Hyperparameter,
-    usual: dict[Pair, tuple[str, str]],
-    tried: list[Any],
+    cls: type[Method], pair: Pair, parameter: Hyperparameter, usual: dict[Pair, tuple[str, str]], tried: list[Any]
 ) -> bool:
     if pair not in usual:
         trial = Trial(cls, pair)
         usual[pair] = _digest(trial.method.state_dict()), _course(trial)
-    for value in _others(cls, pair, name, parameter):
+    for value in _others(cls, pair, parameter):
         try:
-            trial = Trial(cls, pair, {name: value})
+            trial = Trial(cls, pair, {parameter.name: value})
             tried.append(value)
             if _digest(trial.method.state_dict()) != usual[pair][0] or _course(trial) != usual[pair][1]:
                 return True
@@ -122,7 +117,7 @@ def _digest(values: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _others(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter) -> Iterator[Any]:
+def _others(cls: type[Method], pair: Pair, parameter: Hyperparameter) -> Iterator[Any]:
     """Values to try in place of the default, the likeliest to matter first; some will be refused."""
     d: Any = parameter.default
     if isinstance(d, bool):
@@ -132,7 +127,7 @@ def _others(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter)
     elif isinstance(d, float):
         values = (2 * d, d / 2, d + 1.0, 0.5, 10 * d, 1e3 * d, d / 100, 0.0, 1.0)
     elif isinstance(d, str):
-        values = _choices(cls, pair, name, parameter)
+        values = _choices(cls, pair, parameter)
     elif isinstance(d, tuple):
         scaled = tuple(2 * item if _is_number(item) else item for item in d)
         raised = tuple(item + 1 if _is_number(item) else item for item in d)
@@ -148,12 +143,12 @@ def _others(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter)
         yield None
 
 
-def _choices(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter) -> Iterator[str]:
+def _choices(cls: type[Method], pair: Pair, parameter: Hyperparameter) -> Iterator[str]:
     """The strings that may be chosen: from a Literal annotation, or from the refusal of a senseless one."""
     text = parameter.annotation
     if "Literal" not in text:
         try:
-            Trial(cls, pair, {name: "no such choice"})
+            Trial(cls, pair, {parameter.name: "no such choice"})
             text = ""
         except Exception as error:
             text = str(error).partition("must be")[2]

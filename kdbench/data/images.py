@@ -120,6 +120,7 @@ class Dataset:
     """A data set; ``test`` is for the reported figures.
 
     Attributes:
+        limit: most images of a split that are used, evenly spread over it.
         held_out: positions in ``train`` of the ``validation`` images, until ``for_split`` takes them out; None for a data set
             that has validation images of its own.
         coarse: the superclass of each class, and ``coarse_names`` theirs.
@@ -161,10 +162,6 @@ class Dataset:
     def measured(self, name: str, per_class: int | None = None) -> Images:
         """The images of a split on which a net is measured; see ``training``."""
         return self._within(self.split(name), per_class)
-
-    def limited(self, count: int) -> Dataset:
-        """The data set of which at most ``count`` images of each split are used, evenly spread over it."""
-        return replace(self, limit=count)
 
     def _within(self, images: Images, per_class: int | None) -> Images:
         if per_class is not None:

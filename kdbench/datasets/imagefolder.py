@@ -26,7 +26,7 @@ EXPECTED = "train/CLASS/FILE and val/CLASS/FILE or test/CLASS/FILE"
 HELD_OUT_ONE_OF = 10
 
 
-def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset:
+def load(folder: Path | None, spec: DatasetSpec) -> Dataset:
     """List the images of a folder of classes.
 
     Args:
@@ -36,7 +36,6 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
     Raises:
         KdbenchError: if the folders are not as expected.
     """
-    spec = _named(spec)
     parts, names = _read(folder, spec)
     train = file_set(parts["train"], spec.undecodable)
     test = file_set(parts.get("test", parts.get("val", parts["train"])), spec.undecodable)
@@ -49,23 +48,15 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
     return Dataset("imagefolder", len(names), train, validation, test, held_out, names)
 
 
-def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> tuple[str, ...]:
+def check(folder: Path | None, spec: DatasetSpec) -> tuple[str, ...]:
     """List the images without keeping them; notes on the files, a line each. Raises as ``load``."""
-    parts, _ = _read(folder, _named(spec))
+    parts, _ = _read(folder, spec)
     return tuple(f"{TITLE}: {note}" for part in parts.values() for note in part.notes)
 
 
 def _held_out_of(count: int) -> int:
     """A tenth, at least one, but never the only image of a class."""
     return max(1, count // HELD_OUT_ONE_OF) if count > 1 else 0
-
-
-def _named(spec: DatasetSpec | None) -> DatasetSpec:
-    if spec is None or spec.folder is None:
-        raise KdbenchError(
-            f"{TITLE}: the suite's dataset has no folder; expected one below --data that holds {EXPECTED}"
-        )
-    return spec
 
 
 def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[str, ...]]:

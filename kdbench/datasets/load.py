@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,7 @@ def load_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> Datas
 
 def open_dataset(wanted: DatasetSpec | str, folder: Path | None, split: str, limit: int | None = None) -> Dataset:
     """Load a data set to train on when ``split`` is measured, at most ``limit`` images of each of its splits."""
-    dataset = load_dataset(wanted, folder).for_split(split)
-    return dataset if limit is None else dataset.limited(limit)
+    return replace(load_dataset(wanted, folder).for_split(split), limit=limit)
 
 
 def check_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> tuple[str, ...]:

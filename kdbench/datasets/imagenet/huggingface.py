@@ -137,9 +137,7 @@ class TableSource:
         return os.path.join(self.root, self.files[int(self.file[position])])
 
 
-def read_tables(
-    root: Path, files: Sequence[str], labels: Mapping[str, int], undecodable: float = 0.0
-) -> tuple[Part, set[str]]:
+def read_tables(root: Path, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Part, set[str]]:
     """The images of a split in Parquet or Arrow files of ``root``, whose labels number the sorted WNIDs from 0.
 
     Args:
@@ -155,9 +153,7 @@ def read_tables(
     try:
         import pyarrow
     except ImportError:
-        raise KdbenchError(
-            f"{TITLE}: {root / files[0]} needs pyarrow to be read: pip install 'kdbench[huggingface]'"
-        ) from None
+        raise KdbenchError(f"{TITLE}: {root / files[0]} needs pyarrow: pip install 'kdbench[huggingface]'") from None
     refuse_gaps(root, files)
     official = wnids()
     renumbered = np.array([labels.get(wnid, -1) for wnid in official], dtype=np.int64)
@@ -193,7 +189,7 @@ def read_tables(
         file_of.append(np.full(len(kept), number, dtype=np.int32))
         rows_of.append(kept)
         names += [told[at] or "" for at in kept]
-        group = max(group, int(np.diff(rows.groups).max(initial=0)) if rows.file else 0)
+        group = max(group, int(np.diff(rows.groups).max(initial=0)) if rows.file is not None else 0)
     chosen = np.concatenate(classes)
     file, row = np.concatenate(file_of), np.concatenate(rows_of)
     # Where images have no names, their place is one.

@@ -65,11 +65,7 @@ def roots(data: Path, folder: str | None) -> list[Path]:
 
 
 def _snapshot(folder: Path) -> Path:
-    """In the cache of Hugging Face's hub the snapshot that ``refs/main`` names, or the only one; else the folder itself.
-
-    Raises:
-        KdbenchError: if it is not there, or there are several and none is named.
-    """
+    """In the cache of Hugging Face's hub the snapshot that ``refs/main`` names, or the only one; else the folder itself."""
     if not (folder / "snapshots").is_dir():
         return folder
     there = entries(folder / "snapshots", TITLE).folders
@@ -178,17 +174,13 @@ def _archives(root: Path, names: Sequence[str], wanted: Wanted, data: Path) -> P
 
 def _tables(root: Path, names: Sequence[str], wanted: Wanted, data: Path) -> Part:
     """Parquet or Arrow files."""
-    part, seen = read_tables(root, names, wanted.labels, wanted.undecodable)
+    part, seen = read_tables(root, names, wanted.labels)
     _refuse_missing(root, seen, wanted)
     return part
 
 
 def _files(folder: Path, names: Sequence[str]) -> list[Reader]:
-    """The reader of the tables or archives among the files of a split.
-
-    Raises:
-        KdbenchError: if there are only compressed archives.
-    """
+    """The reader of the tables or archives among the files of a split."""
     tables = [name for name in names if name.endswith(EXTENSIONS)]
     if tables:
         return [partial(_tables, folder, tables)]
