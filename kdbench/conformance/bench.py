@@ -87,7 +87,7 @@ def _net(family: str, teacher: bool, /) -> tuple[TappedNet, NetInfo]:
 
 
 def teacher_hashes() -> dict[str, str]:
-    """Checksums of the teachers, which all trials share."""
+    """Checksums of the teachers, shared by all trials."""
     return {family: state_hash(_net(family, True)[0]) for family in FAMILIES}
 
 

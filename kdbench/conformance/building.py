@@ -62,7 +62,7 @@ def reason_against(cls: type[Method], pair: Pair) -> str | None:
     """What ``supports`` says against a pair.
 
     Raises:
-        Wrong: if it raises or says something that is no sentence.
+        Wrong: if it raises or returns something else than a sentence.
     """
     try:
         reason: Any = cls.supports(net_info(pair.student, False), net_info(pair.teacher, True))

@@ -24,7 +24,7 @@ from kdbench.nets.tapped import state_hash
 STEPS, FALL = 40, 0.01
 #: Difference of logits at which everything must stay finite.
 GAP = 1000.0
-#: By how much a sure student's logit lies above the rest: in single precision 1 - p rounds to 0, up to a temperature of 7.
+#: Margin of a sure student's logit above the rest: in single precision 1 - p rounds to 0, up to a temperature of 7.
 SURE = 120.0
 
 

@@ -1,4 +1,4 @@
-"""What the checks are called, and what they report."""
+"""The names of the checks, and their findings."""
 
 from __future__ import annotations
 

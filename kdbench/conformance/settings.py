@@ -61,14 +61,10 @@ def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> It
         if any(_makes_a_difference(cls, pair, parameter, usual, tried) for pair in pairs):
             continue
         shown = ", ".join(map(repr, dict.fromkeys(tried)))
+        advice = f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it"
         if tried:
-            yield Wrong(
-                "settings", f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it"
-            )
-        else:
-            yield Wrong(
-                "settings", f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it"
-            )
+            advice = f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it"
+        yield Wrong("settings", advice)
 
 
 def _makes_a_difference(

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdbench.data.resample import crop_and_resize, resize_and_centre
 from kdbench.suite.recipe import Augment, ResizedCrop
 
-#: How often a box is drawn before the fallback, in torchvision's RandomResizedCrop and timm's RandomErasing.
+#: Boxes drawn before the fallback, in torchvision's RandomResizedCrop and timm's RandomErasing.
 ATTEMPTS = 10
 
 

@@ -1,4 +1,4 @@
-"""Training batches made on the device: the whole data set lies there, and a whole batch is augmented at once."""
+"""Training batches made on the device: it holds the whole data set, and a whole batch is augmented at once."""
 
 from __future__ import annotations
 

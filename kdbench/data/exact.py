@@ -32,7 +32,7 @@ class ExactPipeline(Pipeline):
         rows: positions in the global batch that this process gets (see ``check_rows``); no others are decoded.
         workers: number of loader processes; 0 works in this one, None chooses by the number of cores.
         timeout: seconds after which a loader process that does not answer counts as hung.
-        say: is told of images that do not decode; they go to the log otherwise.
+        say: gets a sentence for each image that does not decode; None logs it.
 
     Raises:
         KdbenchError: as ``Pipeline``. While batches are made: if a loader process dies or hangs, or more images do not

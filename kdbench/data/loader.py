@@ -31,6 +31,7 @@ MOST_WORKERS = 8
 _GRACE = 2.0
 #: Seconds that a loader process stays after SIGTERM, in which its parent saves its work.
 _GRACE_AFTER_SIGTERM = 10.0
+_HINTS = {"SIGBUS": ": too little shared memory, see df /dev/shm", "SIGKILL": ": killed, perhaps for want of memory"}
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -158,8 +159,12 @@ class Loader(Generic[Job, Answer]):
     def _died(self, worker: _Worker) -> KdbenchError:
         doing = f"; it was at {self.work.describe(worker.pending[0].job)}" if worker.pending else ""
         worker.process.join(_GRACE)
-        how = _exit_in_words(worker.process.exitcode)
+        code = worker.process.exitcode
         self.close()
+        how = f"ended with exit code {code}"
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            how = f"died of {name}{_HINTS.get(name, '')}"
         return KdbenchError(f"{worker} {how}{doing}")
 
 
@@ -226,11 +231,3 @@ def _end(workers: Sequence[_Worker]) -> None:
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join(_GRACE)
-
-
-def _exit_in_words(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"ended with exit code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    hints = {"SIGBUS": ": too little shared memory, see df /dev/shm", "SIGKILL": ": killed, perhaps for want of memory"}
-    return f"died of {name}{hints.get(name, '')}"

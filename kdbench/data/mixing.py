@@ -7,6 +7,7 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from kdbench.data.transforms import untouched_randomness
 from kdbench.seeding import seed_for
 from kdbench.suite.recipe import Recipe
 
@@ -44,12 +45,9 @@ class Mixer:
         seed = seed_for(self.seed, "mixup", epoch, step)
         if augment.mix_mode == "image":
             return self._mix_each(images, labels, torch.Generator(self.device).manual_seed(seed))
-        outside = np.random.get_state()  # noqa: NPY002 - timm draws from NumPy's global generator
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
+        with untouched_randomness():
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from NumPy's global generator
             mixed: tuple[Tensor, Tensor] = self._timm(images, labels)
-        finally:
-            np.random.set_state(outside)  # noqa: NPY002
         return mixed
 
     def _mix_each(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Training batches: made on the device from data that lies there, or exactly as timm makes them, in loader processes.
+"""Training batches: made on the device from data in its memory, or exactly as in timm, in loader processes.
 
 Read ``batches.py`` (what a batch is), then ``device.py`` and ``exact.py`` (the two pipelines).
 """

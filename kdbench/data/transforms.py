@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is wanted of an epoch: (place in its order, position in the data set) of each image."""
+    """Images of an epoch: (place in its order, position in the data set) of each."""
 
     epoch: int
     images: Sequence[tuple[int, int]]
@@ -119,7 +120,8 @@ class TrainingWork:
         labels = self.data.labels.cpu()
         after = (torch.arange(1, len(labels)) + position) % len(labels)
         same = labels[after] == labels[position]
-        for other in (*after[same].tolist(), *after[~same].tolist()):  # the next images, those of the class first
+        # The next images, those of the class first.
+        for other in itertools.chain.from_iterable(after[mask].tolist() for mask in (same, ~same)):
             try:
                 image = self.data.image(other)
             except UNDECODABLE:
@@ -153,7 +155,7 @@ class EvaluationView:
     """Resize the shorter side to ``int(size / crop)`` px, then cut ``size`` px from the centre (timm's evaluation transform).
 
     ``size`` None leaves images as they are. ``exact`` decodes and resizes with Pillow in loader processes, else images that
-    lie in memory are resized on the device.
+    are in memory are resized on the device.
     """
 
     size: int | None = None
@@ -244,7 +246,7 @@ def _padded_crop(padding: int, image: Image) -> Any:
 
 
 class FailureCount:
-    """Counts the images of ``data`` that do not decode; ``say`` is told of each once. Its share ``undecodable`` may fail."""
+    """Counts the images of ``data`` that do not decode; ``say`` gets a sentence for each. A share ``undecodable`` may fail."""
 
     def __init__(self, data: Images, say: Say) -> None:
         self.data = data

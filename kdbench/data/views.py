@@ -35,10 +35,9 @@ def evaluation_batches(
 
     Args:
         positions: only these, of a split that several processes evaluate together.
-        workers: loader processes for files and exact views; 0 decodes in this process; None by the number of cores, and none
-            for what fits into one batch.
+        workers: loader processes for files and exact views; None by the number of cores, but 0 (in this process) for one batch.
         timeout: seconds after which a loader process that does not answer counts as hung.
-        say: is told of images that do not decode; they are shown black. They go to the log otherwise.
+        say: gets a sentence for each image that does not decode, which is black; None logs it.
 
     Raises:
         KdbenchError: for files without a size; if a loader process dies or hangs, or more images do not decode than the data

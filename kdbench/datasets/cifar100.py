@@ -144,7 +144,7 @@ def download(folder: Path | None, progress: Callable[[int, int], None] | None = 
 def held_out_positions(labels: np.ndarray, per_class: int) -> torch.Tensor:
     """Positions in the training set that are validation images, in order: ``per_class`` of every class.
 
-    A position's rank is its SHA-256, so that no library's random numbers decide who is in which split.
+    A position's rank is its SHA-256, so that the split does not depend on a library's random numbers.
 
     Args:
         labels: (N,) classes of the training images.

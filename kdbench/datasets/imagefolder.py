@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TITLE = "Image folders"
 EXPECTED = "train/CLASS/FILE and val/CLASS/FILE or test/CLASS/FILE"
-#: One of so many images of each class is held out for validation where there is no ``val`` beside ``test``.
+#: One of so many images of each class is held out for validation, unless there are both ``val`` and ``test``.
 HELD_OUT_ONE_OF = 10
 
 

@@ -25,7 +25,7 @@ from kdbench.errors import KdbenchError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: What the columns are called in the copies that are around.
+#: Names of the columns in common copies.
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "jpg"), ("label", "labels", "cls")
 EXTENSIONS = (".parquet", ".arrow")
 #: Files that a process keeps open: below the usual limit of 1,024, above the 294 of the hub's copy.
