@@ -12,7 +12,7 @@ from torch import Tensor
 from kdbench.data.images import Images
 from kdbench.data.order import epoch_order
 from kdbench.errors import KdbenchError
-from kdbench.method import Batch
+from kdbench.method import Batch, binary_cross_entropy
 from kdbench.seeding import seed_for
 from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD
 from kdbench.suite.recipe import Recipe
@@ -41,7 +41,7 @@ class Frame:
 
 
 class Pipeline(ABC):
-    """An iterable over the training batches of one epoch; the last, incomplete batch is dropped.
+    """Training batches; the last, incomplete batch of an epoch is dropped.
 
     A batch is a pure function of (seed, epoch, step): it can be made again, and training can go on from any step.
 
@@ -52,10 +52,6 @@ class Pipeline(ABC):
         device: where batches go.
         strong_view: also make the second, strongly augmented view.
         frame: size of the images, and the mean and std of the noise that erasing draws.
-
-    Attributes:
-        epoch: the epoch that iteration gives, from 0.
-        first_step: the step at which the next iteration begins; back to 0 once it has begun.
 
     Raises:
         KdbenchError: if the batch is larger than the data set, or cannot be mixed or shared out.
@@ -82,17 +78,15 @@ class Pipeline(ABC):
         self.device = torch.device(device)
         self.strong_view = strong_view
         self.frame = frame or Frame()
-        self.epoch = self.first_step = 0
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         """Steps of an epoch."""
         return len(self.dataset) // self.recipe.batch_size
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
-        """The batches of ``epoch``, from ``first_step``."""
-        first, self.first_step = self.first_step, 0
-        return self.steps(self.epoch, range(first, len(self)))
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """The batches of ``epoch`` (from 0), from ``first_step`` on."""
+        return self.steps(epoch, range(first_step, len(self)))
 
     @abstractmethod
     def steps(self, epoch: int, steps: range) -> Iterator[TrainingBatch]:
@@ -124,6 +118,7 @@ class Pipeline(ABC):
             progress=(epoch * len(self) + step) / max(1, self.recipe.epochs * len(self)),
             epoch=epoch,
             label_smoothing=self.recipe.label_smoothing,
+            supervised=binary_cross_entropy if self.recipe.loss == "bce" else None,
         )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, make_plan
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.store.claims import ClaimLostError, Claims
 from kdbench.store.folders import (
@@ -36,7 +36,7 @@ from tests.conftest import tiny_suite
 
 def cells() -> tuple[Cell, ...]:
     """Twelve cells: three pairs, two methods, two seeds."""
-    return make_plan(tiny_suite(), Choice(protocol="seeds"), catalog()).cells
+    return make_plan(tiny_suite(), Request(protocol="seeds"), catalog()).cells
 
 
 def result(cell: Cell, top1: float = 90.0) -> dict[str, Any]:
