@@ -54,7 +54,7 @@ _STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "warning filters": (
         lambda: tuple(warnings.filters),
-        lambda before: operator.setitem(warnings.filters, slice(None), before),  # type: ignore[arg-type]
+        lambda before: operator.setitem(warnings.filters, slice(None), before),  # type: ignore[call-overload]
     ),
     "NumPy's error handling": (lambda: tuple(np.geterr().items()), lambda before: np.seterr(**dict(before))),
     "working folder": (os.getcwd, os.chdir),

@@ -38,7 +38,7 @@ class DevicePipeline(Pipeline):
     ) -> None:
         super().__init__(data, recipe, seed, device, strong_view, frame)
         self.dataset = data.to(device)
-        self._noise = [torch.tensor(values, device=device) for values in (self.frame.mean, self.frame.std)]
+        self._mean, self._std = (torch.tensor(values, device=device) for values in (self.frame.mean, self.frame.std))
         self._rows = None if rows is None else check_rows(rows, recipe).to(device)
         self._mixer = Mixer(recipe, num_classes, seed, self.device)
 
@@ -52,7 +52,7 @@ class DevicePipeline(Pipeline):
         images = augment(pixels, self.recipe.augment, self.frame.size, self._generator("view", epoch, step))
         if self.recipe.augment.erasing:
             generator = self._generator("erasing", epoch, step)
-            images = random_erasing(images, self.recipe.augment.erasing, *self._noise, generator)
+            images = random_erasing(images, self.recipe.augment.erasing, self._mean, self._std, generator)
         images, targets = self._mixer(images, labels, epoch, step)
         strong = None
         if self.strong_view:  # of the mixed images, so that the soft labels are those of both views
