@@ -466,7 +466,7 @@ def test_trials_start_from_the_same_student_whatever_was_trained_before() -> Non
     ],
 )
 def test_other_values_differ_from_the_default_and_from_each_other(default, annotation) -> None:
-    values = list(_others(BUILT_IN["kd"].load(), THREE[0], "x", Hyperparameter("x", default, annotation)))
+    values = list(_others(BUILT_IN["kd"].load(), THREE[0], Hyperparameter("x", default, annotation)))
     assert values
     assert default not in [value for value in values if type(value) is type(default)]
 

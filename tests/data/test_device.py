@@ -9,8 +9,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from kdbench.data.augment import random_shift, strong_augment
 from kdbench.data.images import Dataset, ImageSet
-from kdbench.data.pipeline import DevicePipeline, TrainingBatch, random_shift, strong_augment
+from kdbench.data.pipeline import DevicePipeline, TrainingBatch
 from kdbench.datasets.load import load_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.suite.datasets import DATASETS, find_dataset
