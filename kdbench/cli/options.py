@@ -93,6 +93,7 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_CELLS, "--set", multiple=True, metavar="METHOD.NAME=VALUE", help="A hyper-parameter; may be repeated.",
            callback=lambda context, parameter, given: values.parse_set(given)),
     Option(_PLUGINS, "--plugin", "plugins", multiple=True, metavar="FILE", help="A method of your own; may be repeated."),
+    Option(_PLUGINS, "--hook", "hooks", multiple=True, metavar="FILE", help="mmengine hooks; may be repeated."),
     Option(_TEACHERS, "--train-teachers", type=values.NAMES, metavar="NAME,...",
            help="Train them here from scratch, whatever weights the suite has."),
     Option(_TEACHERS, "--fine-tune-teachers", type=values.NAMES, metavar="NAME,...",
@@ -120,7 +121,6 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
            help="Keep outputs of teachers below --out, for cells trained later."),
     Option(_TRAINING, "--no-graphs", "graphs", is_flag=True, flag_value=False,
            help="Launch every kernel of a step instead of CUDA graphs (same numbers, more time)."),
-    Option(_PLUGINS, "--hook", "hooks", multiple=True, metavar="FILE", help="mmengine hooks; may be repeated."),
     Option(_TRAINING, "--log", type=values.NAMES, metavar="NAME,...", help="Some of tensorboard, wandb, mlflow."),
     Option(_TRAINING, "--stall", type=values.MINUTES, metavar="MINUTES",
            help="Restart a worker that makes no step for so long (default: 30; 0: never)."),
@@ -130,7 +130,7 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_REST, "--yes", is_flag=True, help="Do not ask before more than a day of computing."),
 )}  # fmt: skip
 
-CELLS = ("suite", "protocol", "methods", "pairs", "seeds", "split", "limit", "set", "plugins")
+CELLS = ("suite", "protocol", "methods", "pairs", "seeds", "split", "limit", "set", "plugins", "hooks")
 TEACHERS = ("train_teachers", "fine_tune_teachers")
 FILES = ("out", "data", "weights", "download")
 MACHINE = ("on", "slurm", "workers", "device", "memory", "solo")

@@ -15,7 +15,6 @@ from kdbench.data.views import evaluation_batches
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
-from kdbench.engine.saver import Emit
 from kdbench.plugins.metrics import measure, top1
 
 
@@ -43,13 +42,12 @@ class EvaluationLoop(BaseLoop):
     Args:
         runner: mmengine's.
         dataloader: the split (mmengine's name for it).
-        evaluator: receives events.
+        evaluator: not used.
     """
 
-    def __init__(self, runner: Runner, dataloader: Evaluated, evaluator: Emit) -> None:
+    def __init__(self, runner: Runner, dataloader: Evaluated, evaluator: Any) -> None:
         super().__init__(runner, dataloader)
         self.split = dataloader
-        self.emit = evaluator
 
     def run(self) -> dict[str, dict[str, float]]:
         cohort: CohortModel = self.runner.model
@@ -110,4 +108,4 @@ class EvaluationLoop(BaseLoop):
             f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  top-1 {row['top1']:.2f}  lr {row['lr']:.3g}"
         )
         event: dict[str, Any] = {"event": "epoch", "cell": cell.key, "epochs": epochs}
-        self.emit({**event, "epoch": row["epoch"], "top1": row["top1"]})
+        self.runner.emit({**event, "epoch": row["epoch"], "top1": row["top1"]})

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,11 +30,9 @@ from kdbench.data.batches import TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.optim import QuietOptimWrapper
+from kdbench.engine.shared import Shared
 from kdbench.method import Batch
 from kdbench.seeding import RandomStream
-
-if TYPE_CHECKING:
-    from kdbench.engine.cohort import Shared
 
 #: Steps that run as they are first: libraries set themselves up, optimisers and methods make their state. PyTorch's number.
 WARM_STEPS = 3

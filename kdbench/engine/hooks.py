@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -17,9 +17,6 @@ from kdbench.engine.optim import QuietOptimWrapper
 from kdbench.errors import KdbenchError
 from kdbench.plugins.hooks import HookEntry
 from kdbench.store.log import logger_of
-
-if TYPE_CHECKING:
-    from kdbench.engine.cohort import CohortModel
 
 
 class CellRunner:
@@ -97,7 +94,7 @@ class CellHooks(Hook):
         self._of: dict[str, tuple[CellRunner, list[tuple[HookEntry, Hook]]]] = {}
 
     def before_run(self, runner: Runner) -> None:
-        cohort: CohortModel = runner.model
+        cohort = runner.model
         for cell in cohort.alive:
             with cohort.failing(cell):
                 hooks = [(entry, HOOKS.build({"type": entry.load()})) for entry in self.entries]
@@ -122,7 +119,7 @@ class CellHooks(Hook):
     def _call(
         self, point: str, runner: Runner, details: Callable[[CellTrainer], dict[str, Any]], only: Any = None
     ) -> None:
-        cohort: CohortModel = runner.model
+        cohort = runner.model
         for cell in cohort.alive:
             if only is not None and cell.key not in only:
                 continue

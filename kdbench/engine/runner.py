@@ -57,6 +57,7 @@ class CohortRunner(Runner):
     ) -> None:
         self.emit = emit
         self.states = dict(states or {})
+        self.saver = Saver(emit, model.cells[0].spec.recipe.epochs)
         tracked = bool(trackers) and parallel.is_first()
         self.visualizers = {
             cell.key: visualizer_of(trackers, cell.spec.folder, root) if tracked else ScalarVisualizer(cell.key)
@@ -71,11 +72,10 @@ class CohortRunner(Runner):
                 "type": CohortLoop,
                 "max_epochs": recipe.epochs,
                 "val_interval": recipe.evaluate_every,
-                "saver": Saver(emit, recipe.epochs),
             },
             val_dataloader=split,
             val_cfg={"type": EvaluationLoop},
-            val_evaluator=emit,
+            val_evaluator=[],
             optim_wrapper=OptimWrapperDict(**{cell.key: cell.optim_wrapper for cell in model.cells}),
             default_hooks=dict.fromkeys(
                 ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")

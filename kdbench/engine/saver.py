@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmengine.runner import Runner
 
 from kdbench.engine import parallel
+from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import checkpoint_path
 from kdbench.errors import StopRequested
 from kdbench.store.claims import ClaimLostError
-
-if TYPE_CHECKING:
-    from kdbench.engine.cell import CellTrainer
-    from kdbench.engine.cohort import CohortModel
 
 #: Seconds between checkpoints, and within an epoch, where epochs are longer.
 CHECKPOINT_SECONDS, LONG_EPOCH_SECONDS = 5.0, 300.0
@@ -67,7 +64,7 @@ class Saver:
         Raises:
             StopRequested: if it was asked for.
         """
-        cohort: CohortModel = runner.model
+        cohort = runner.model
         step = cohort.position.step
         stop = self._report(cohort)
         # The epoch's last step is followed by its evaluation first.
@@ -77,14 +74,14 @@ class Saver:
 
     def after_epoch(self, runner: Runner) -> None:
         """The same after an epoch and its evaluation."""
-        cohort: CohortModel = runner.model
+        cohort = runner.model
         self._count_time(cohort)
         stop = self._report(cohort)
         if cohort.position.epoch < self.epochs:
             long_ago = self._saved_at is None or time.monotonic() - self._saved_at >= max(self.seconds, 20 * self._cost)
             self._save_if(runner, stop, long_ago)
 
-    def _report(self, cohort: CohortModel) -> bool:
+    def _report(self, cohort: Any) -> bool:
         epoch, step = cohort.position
         steps = len(cohort.pipeline)
         return bool(self.emit({"event": "step", "epoch": epoch, "epochs": self.epochs, "step": step, "steps": steps}))
@@ -97,7 +94,7 @@ class Saver:
         if stop:
             raise StopRequested
 
-    def _count_time(self, cohort: CohortModel) -> None:
+    def _count_time(self, cohort: Any) -> None:
         """Share the time since the last count among the cells."""
         now = time.perf_counter()
         for cell in cohort.alive:
@@ -107,7 +104,7 @@ class Saver:
 
     def _save(self, runner: Runner) -> None:
         started = time.monotonic()
-        cohort: CohortModel = runner.model
+        cohort = runner.model
         position = cohort.position
         written: list[CellTrainer] = []
         try:

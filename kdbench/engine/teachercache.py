@@ -31,7 +31,7 @@ CACHEABLE = frozenset({*KEPT, "classifier", "index"})
 #: An epoch is held in memory while it is made and read, so it must not be larger.
 MOST_PER_EPOCH = 2**30
 #: Parts of the package whose code decides what a batch and a net are.
-_CODE = ("data", "datasets", "nets", "suite/net.py", "seeding.py", "suite/recipe.py", "engine/cohort.py")
+_CODE = ("data", "datasets", "nets", "suite/net.py", "seeding.py", "suite/recipe.py", "engine/shared.py")
 
 
 @functools.lru_cache(maxsize=1)
