@@ -493,14 +493,14 @@ def test_plan_that_costs_more_than_it_may_is_refused_with_its_estimate(
     assert re.search(r"estimated to take 0\.0 hours of computing .*, more than --max-hours 0\.0001", said.err)
     made, store = planned(trained, tmp_path, max_hours=0.0, yes=True)
     with pytest.raises(KdbenchError, match=r"estimated to take .*, more than --max-hours 0"):
-        plan_verb.check_cost(made, made.cohorts(), store, Machine("slurm", 1))
+        plan_verb.check_cost(made, made.cohorts(), store, store.scan(made.cells), Machine("slurm", 1))
 
 
 def test_a_long_run_is_asked_for_and_refused_where_nobody_can_be_asked(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, store = planned(trained, tmp_path)
-    cost = (made, made.cohorts(), store, Machine("slurm", 1))
+    cost = (made, made.cohorts(), store, store.scan(made.cells), Machine("slurm", 1))
     with pytest.raises(KdbenchError, match=r"hours of computing .*; to run it anyway: kdbench .*--yes$"):
         plan_verb.check_cost(*cost, ask_above=0.0)
     monkeypatch.setattr("kdbench.cli.console.confirm", lambda question: False)
@@ -517,7 +517,8 @@ def test_short_plan_is_not_timed_before_it_begins(trained: tuple[Path, Path], mo
     monkeypatch.setattr("kdbench.forecast.probe.probe_cohort", refuse)
     monkeypatch.setattr("kdbench.forecast.probe.probe_teacher", refuse)
     made = make_plan(load_suite("digits"), Request(device="cpu"), catalog())
-    plan_verb.check_cost(made, made.cohorts(), Store("nowhere"), Machine("local", 2))
+    store = Store("nowhere")
+    plan_verb.check_cost(made, made.cohorts(), store, store.scan(made.cells), Machine("local", 2))
 
 
 # State, seen from elsewhere
