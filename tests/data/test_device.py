@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -295,9 +296,9 @@ def test_strong_view_leaks_nothing_between_images() -> None:
 
 
 def test_a_limit_keeps_images_that_are_spread_over_what_was_chosen(digits) -> None:
-    few = digits.limited(20)
+    few = replace(digits, limit=20)
     assert set(few.training(5).labels.tolist()) == set(range(10))
     assert len(few.training()) == len(few.measured("test")) == 20
     assert len(few.training(1)) == 10  # fewer than the limit
     assert set(few.measured("test").labels.tolist()) == set(range(10))
-    assert digits.limited(10_000).training().labels.equal(digits.train.labels)
+    assert replace(digits, limit=10_000).training().labels.equal(digits.train.labels)
