@@ -19,7 +19,9 @@ from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Choice
 from kdbench.plugins.registry import METHODS, catalog
-from kdbench.store.folders import FORMAT, Store, write_bytes, write_json
+from kdbench.store.files import write_bytes, write_json
+from kdbench.store.folders import Store
+from kdbench.store.layout import FORMAT
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said, tiny
 from tests.store.test_folders import result

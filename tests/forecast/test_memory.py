@@ -22,9 +22,12 @@ from kdbench.forecast.memory import (
     saved_storages,
 )
 from kdbench.matrix.cells import Cohort
-from kdbench.store.folders import Store, write_json
+from kdbench.store.files import write_bytes
+from kdbench.store.folders import CellFolder, Store
+from kdbench.store.result import write_record
 from tests.engine.conftest import Lab, cohort_of
 from tests.engine.test_no_waiting import cohort_model, take_steps
+from tests.records import cell_result
 
 METHODS = ("scratch", "kd", "fitnet", "crd", "ofa", "lfcc", "rkd", "mlld")
 
@@ -112,13 +115,15 @@ def test_a_larger_cohort_needs_more_by_what_its_cells_hold(lab: Lab) -> None:
 
 
 def test_measured_peaks_refine_estimates_of_the_same_kind_of_device(lab: Lab) -> None:
-    store = Store(lab.root / "runs")
+    store, cell = Store(lab.root / "runs"), lab.plan(["kd"]).cells[0]
     assert measured_scale(store, on_gpu=False) == 1.0
     for number, (device, peak) in enumerate([("cpu", 120), ("cpu", 140), ("cpu", 160), ("cuda", 1000)]):
-        path = store.root / "s" / "p" / "a--b" / "kd" / f"seed{number}-x" / "result.json"
+        folder = CellFolder(store.root / "s" / "p" / "a--b" / "kd" / f"seed{number}-x")
+        write_bytes(folder.config, b"")
         cost = {"peak_memory_bytes": peak, "estimated_memory_bytes": 100}
-        path.parent.mkdir(parents=True)
-        write_json(path, {"cost": cost, "provenance": {"device_type": device}})
+        result = cell_result(cell, cost=cost)
+        provenance = result.provenance.model_copy(update={"device_type": device})
+        write_record(folder.result, result.model_copy(update={"provenance": provenance}))
     assert measured_scale(store, on_gpu=False) == 1.4
     assert measured_scale(store, on_gpu=True) == 3.0  # at most
 

@@ -33,7 +33,10 @@ from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Choice
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.store.claims import Claims
-from kdbench.store.folders import Store, load_results, read_json, write_bytes
+from kdbench.store.files import read_json, write_bytes
+from kdbench.store.folders import Store
+from kdbench.store.result import CellResult, read_record
+from kdbench.store.rows import load_results
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said
 from tests.store.test_claims import elsewhere
@@ -285,7 +288,7 @@ def test_job_that_keeps_dying_is_started_again_a_few_times_and_then_failed(
     assert launcher.submitted.count(name) == MAX_CRASHES + 1
     assert sum(event["event"] == "restarted" for event in events) == MAX_CRASHES
     assert {reason for _, reason in summary.failed} == {dies["error"]}
-    assert store.cell(made.cells[0]).failure()["kind"] == "crash"
+    assert store.cell(made.cells[0]).failure().kind == "crash"
 
 
 def test_anything_that_ends_the_run_cancels_the_workers(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -528,7 +531,7 @@ def test_status_tells_where_a_cell_is_trained_and_how_far_it_is(
 def test_status_is_watched_until_nothing_is_left(copied: tuple[Path, Path], kdbench: Kdbench) -> None:
     suite, runs = copied
     made = make_plan(load_suite(str(suite)), Choice(), catalog())
-    content = read_json(Store(runs).cell(made.cells[0]).result)
+    content = read_record(Store(runs).cell(made.cells[0]).result, CellResult)
     Store(runs).cell(made.cells[0]).result.unlink()
     timer = threading.Timer(0.5, lambda: Store(runs).cell(made.cells[0]).finish(content))
     timer.start()
