@@ -25,7 +25,7 @@ class BareStudent:
         self.method: Method = cell.method
         self.optimizer: torch.optim.Optimizer = cell.optim_wrapper.optimizer
         self.needs = frozenset(cell.method.needs)
-        self.clip = cell.trainee.recipe.clip_norm
+        self.clip = cell.spec.recipe.clip_norm
         self.precision = cell.precision
         self.parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
 

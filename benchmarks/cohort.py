@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone = [Stepper(make_cohort(setting, [method], pipeline, teacher)) for method in methods]
     spare = make_cohort(setting, methods, pipeline, teacher)
     spare.train()
-    bare = {cell.trainee.key: BareStudent(cell) for cell in spare.alive}
+    bare = {cell.key: BareStudent(cell) for cell in spare.alive}
     needs = frozenset[str]().union(*(cell.needs for cell in spare.alive))
     data = pipeline.make(0, 0)
     outputs = teacher_forward(teacher, data, needs, spare.alive[0])

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline.strong_view = any("strong" in catalog()[name].needs for name in methods)
     model = make_cohort(setting, methods, pipeline, teacher)
     model.train()
-    cells = {cell.trainee.key: cell for cell in model.alive}
+    cells = {cell.key: cell for cell in model.alive}
     students = {name: BareStudent(cell) for name, cell in cells.items()}
     data = pipeline.make(0, 0)
     needs = frozenset[str]().union(*(cell.needs for cell in cells.values()))

@@ -18,7 +18,8 @@ from benchmarks.bare import BareStudent, teacher_forward
 from benchmarks.common import machine, parser
 from benchmarks.setting import make_cohort, make_images, make_pipeline, make_setting, make_teacher
 from benchmarks.sides import Finding, add_arguments, finish, measure, ratio
-from kdbench.engine.runner import CohortRunner, Evaluated
+from kdbench.engine.evaluation import Evaluated
+from kdbench.engine.runner import CohortRunner
 from kdbench.nets.tapped import state_hash
 
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def runner() -> None:
         model = models.pop()
         with tempfile.TemporaryDirectory() as folder:
-            CohortRunner(model, split, 1, Path(folder), lambda event: None).train()
+            CohortRunner(model, split, Path(folder), lambda event: None).train()
         ended["runner"].append(state_hash(model.alive[0].student.net))
 
     def bare() -> None:
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             student.step(made.batch, student.student.preprocess(made.images), outputs)
         student.student.eval()
         with torch.no_grad():
-            logits = student.student(split.data.images.to(device).float() / 255).logits
+            logits = student.student(split.dataset.images.to(device).float() / 255).logits
         (logits.argmax(dim=1) == split.labels).float().mean().item()
         ended["bare loop"].append(state_hash(student.student.net))
 

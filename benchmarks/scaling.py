@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name.startswith("students"):
             stepper(1)  # gradients are given back after a step, optimiser states stay
             states[name] = sum(_state(cell) for cell in stepper.model.alive)
-            known = chain(stepper.model.parameters(), stepper.model.buffers(), stepper.model._teacher[0].parameters())
+            model = stepper.model
+            known = chain(model.parameters(), model.buffers(), model.teacher.net.parameters())
             kept[name] = max(
                 peak_of(lambda cell=cell: _one(stepper, cell), known, device) for cell in stepper.model.alive
             )
@@ -81,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _state(cell: CellTrainer) -> int:
     """Bytes of weights, buffers, gradients and optimiser states."""
-    values = [*cell.parameters(), *cell.buffers()]
-    values += [p for p in cell.parameters() if p.requires_grad]  # as large as their gradients
+    values = [*cell.distiller.parameters(), *cell.distiller.buffers()]
+    values += [p for p in cell.distiller.parameters() if p.requires_grad]  # as large as their gradients
     for state in cell.optim_wrapper.optimizer.state.values():
         values += [value for value in state.values() if isinstance(value, torch.Tensor)]
     return sum(value.numel() * value.element_size() for value in values)
@@ -91,7 +92,7 @@ def _state(cell: CellTrainer) -> int:
 def _one(stepper: Stepper, cell: CellTrainer) -> None:
     """A cohort's step of which only one cell's part counts: the others' graphs are gone when it begins."""
     data = stepper.model.pipeline.make(0, 0)
-    shared = stepper.model._share(data)
+    shared = stepper.model.share(data)
     images = shared.input_for(cell.student, data.images)
     cell.step(data.batch, images, None, shared.teacher, cell.optim_wrapper)
 

@@ -13,8 +13,9 @@ import torch
 import kdbench.engine.process  # noqa: F401 - first, so that its message comes before a traceback
 from kdbench.data.device import DevicePipeline
 from kdbench.data.images import ImageSet
-from kdbench.engine.cell import CellTrainer, Trainee
-from kdbench.engine.cohort import CohortModel
+from kdbench.engine.cell import CellTrainer, TrainingSpec
+from kdbench.engine.checkpoint import Position
+from kdbench.engine.cohort import CohortModel, Failure, FrozenTeacher
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.teacher import freeze
 from kdbench.method import Task
@@ -114,7 +115,7 @@ def make_cohort(
     cells = []
     for name in methods:
         entry = known[name]
-        trainee = Trainee(
+        spec = TrainingSpec(
             key=name,
             name="student",
             net=setting.student,
@@ -125,12 +126,12 @@ def make_cohort(
             method_seed=seed_for("method", name),
             folder=CellFolder((folder or Path(tempfile.gettempdir(), "kdbench-benchmarks")) / name),
         )
-        cells.append(CellTrainer(trainee, task, info, len(pipeline), setting.device))
+        cells.append(CellTrainer(spec, task, info, len(pipeline), setting.device))
 
-    def fail(cell: CellTrainer, kind: str, sentence: str, details: str) -> None:
-        raise RuntimeError(f"{cell.trainee.key}: {sentence}\n{details}")
+    def fail(cell: CellTrainer, failure: Failure) -> None:
+        raise RuntimeError(f"{cell.key}: {failure.reason}\n{failure.details}")
 
-    return CohortModel(cells, teacher, pipeline, setting.device, fail)
+    return CohortModel(cells, FrozenTeacher(teacher), pipeline, setting.device, fail)
 
 
 class Stepper:
@@ -138,7 +139,7 @@ class Stepper:
 
     def __init__(self, model: CohortModel) -> None:
         self.model = model
-        self.wrappers: Any = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
+        self.wrappers: Any = {cell.key: cell.optim_wrapper for cell in model.alive}
         self.taken = 0
         model.train()
 
@@ -148,6 +149,7 @@ class Stepper:
             epoch, step = divmod(self.taken, length)
             for cell in self.model.alive:
                 cell.schedule.set(epoch, step)
+            self.model.position = Position(epoch, step)
             self.model.train_step(self.model.pipeline.make(epoch, step), self.wrappers)
             self.taken += 1
 

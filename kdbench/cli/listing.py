@@ -6,10 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import click
 from tabulate import tabulate
 
+from kdbench.cli import console
+from kdbench.cli.options import verb
+from kdbench.cli.values import OneOf
+from kdbench.matrix.request import Request
 from kdbench.plugins.methodtable import extra_parameters, short_count
-from kdbench.plugins.registry import MethodCatalog
+from kdbench.plugins.registry import FAMILIES, MethodCatalog, catalog
 from kdbench.suite.datasets import DATASETS
 from kdbench.suite.suite import Suite, load_suite, suite_files
 from kdbench.suite.zoo import ZOO
@@ -21,28 +26,33 @@ PROSE = 52
 WIDTH, TAPS = 120, 10
 
 
-def print_listing(what: str | None, methods: MethodCatalog, suite: str | None, as_json: bool) -> None:
-    """Print one kind, or the names of all."""
-    kinds = [what] if what else list(KINDS)
-    content = {kind: _rows(kind, methods, suite) for kind in kinds}
+@verb("list", "plugins")
+@click.argument("what", required=False, type=OneOf(KINDS))
+@click.option("--suite", metavar="SUITE", help="Whose pairs to list (default: of all suites).")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_all(request: Request, what: str | None, suite: str | None, as_json: bool) -> int:
+    """List methods, pairs, suites, nets or data sets."""
+    methods = catalog(request.plugins)
+    content = {kind: _rows(kind, methods, suite) for kind in ([what] if what else KINDS)}
     if as_json:
-        print(json.dumps(content[what] if what else content, indent=1))
-        return
-    if what is None:
+        console.say(json.dumps(content[what] if what else content, indent=1))
+    elif what is None:
         for kind, rows in content.items():
-            print(f"{kind}: {', '.join(_first(row) for row in rows)}")
-        print("\nkdbench list methods (or pairs, suites, nets, datasets) tells more about each.")
-        return
-    rows = content[what]
+            console.say(f"{kind}: {', '.join(row.get('name') or row['pair'] for row in rows)}")
+        console.say(f"\nkdbench list {'|'.join(KINDS)} tells more about each.")
+    else:
+        console.say(_table(what, content[what]))
+    return console.plugin_errors(methods.errors)
+
+
+def _table(what: str, rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
-        print(f"no {what}")
-        return
+        return f"no {what}"
     if what == "methods":
-        print(_methods_table(rows))
-        return
+        return _methods_table(rows)
     missing = "any" if what == "datasets" else ""
     widths = [PROSE if key in ("images", "source", "title", "protocols") else None for key in rows[0]]
-    print(tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths, missingval=missing))
+    return tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths, missingval=missing)
 
 
 def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str, Any]]:
@@ -60,13 +70,7 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
                 "hyperparameters": {name: parameter.default for name, parameter in entry.hyperparameters.items()},
                 "presets": {key: dict(value) for key, value in entry.presets.items()},
             }
-            for entry in sorted(
-                methods.values(),
-                key=lambda entry: (
-                    _FAMILY_ORDER.index(entry.family) if entry.family in _FAMILY_ORDER else 9,
-                    entry.name,
-                ),
-            )
+            for entry in sorted(methods.values(), key=lambda entry: (list(FAMILIES).index(entry.family), entry.name))
         ]
     if kind == "suites":
         return [_suite_row(load_suite(name)) for name in suite_files()]
@@ -78,9 +82,6 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
         {"name": entry.name, "classes": entry.num_classes, "images": entry.images, "source": entry.source}
         for entry in DATASETS.values()
     ]
-
-
-_FAMILY_ORDER = ("baseline", "logits", "hint", "relation", "hybrid")
 
 
 def _suite_row(suite: Suite) -> dict[str, Any]:
@@ -141,7 +142,3 @@ def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _defaults(row: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()) or "-"
-
-
-def _first(row: dict[str, Any]) -> str:
-    return str(row.get("name", row.get("pair")))

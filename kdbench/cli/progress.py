@@ -1,29 +1,37 @@
-"""What a run shows while it goes on: a live view on a terminal, a plain line every few seconds otherwise."""
+"""What a run shows while it trains: a live view on a terminal, a plain line every few seconds otherwise."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from kdbench.launch.job import Event, Job
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from kdbench.cli import console
+from kdbench.launch.job import Event, Follower, Job
 
 #: Least and most seconds between two plain lines; in between, a fortieth of the time that the run has taken.
-PLAIN_INTERVAL = 5.0
-LONGEST_PLAIN_INTERVAL = 60.0
+MIN_INTERVAL, MAX_INTERVAL = 5.0, 60.0
 #: Jobs that the live view shows.
-MOST_LINES = 20
+MAX_LINES = 20
 
 
-class Progress:
-    """Follows jobs by their events; subclasses show what it knows."""
+class Progress(Follower):
+    """Follows jobs by their events; subclasses show what it knows while its context lasts."""
 
-    def __init__(self, total_cells: int, done_cells: int = 0) -> None:
+    def __init__(self, total_cells: int, done_cells: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.total = total_cells
         self.done = done_cells
         self.failed = 0
-        self.begun = time.monotonic()
+        self.began = clock()
         self.jobs: dict[str, dict[str, Any]] = {}
         self.failures: list[str] = []
 
@@ -43,7 +51,7 @@ class Progress:
         kind = event["event"]
         if kind == "started":
             job.update(state="running", note="", seen=None)
-        elif kind == "begun":
+        elif kind == "began":
             job["note"] = ""
         elif kind == "queue":
             job["note"] = "" if event["state"] == "RUNNING" else event["state"]
@@ -85,10 +93,10 @@ class Progress:
             if now - seen[0] >= 30.0:
                 job["seen"] = (now, done)
 
-    def tick(self) -> None:
-        """Show what has changed."""
+    def __enter__(self) -> Progress:
+        return self
 
-    def stop(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the display."""
 
     def share_done(self) -> float:
@@ -100,7 +108,7 @@ class Progress:
 
     def left(self) -> str:
         """Time left, as text; empty while too little is known."""
-        share, elapsed = self.share_done(), time.monotonic() - self.begun
+        share, elapsed = self.share_done(), self.clock() - self.began
         if share < 0.03 or elapsed < 5:
             return ""
         return format_seconds(elapsed * (1 - share) / share)
@@ -113,32 +121,36 @@ class Progress:
 class PlainProgress(Progress):
     """A line every few seconds, at most."""
 
-    def __init__(self, total_cells: int, done_cells: int = 0, stream: TextIO | None = None) -> None:
-        super().__init__(total_cells, done_cells)
-        self.stream = stream or sys.stdout
-        self._last = time.monotonic()
+    def __init__(
+        self,
+        total_cells: int,
+        done_cells: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(total_cells, done_cells, clock)
+        self._last = clock()
 
     def event(self, event: Event) -> None:
         super().event(event)
         if event["event"] == "warning":
-            print(f"note: {event['job']}: {event['reason']}", file=self.stream, flush=True)
+            console.note(f"{event['job']}: {event['reason']}")
 
     def tick(self) -> None:
-        now = time.monotonic()
-        interval = min(max(PLAIN_INTERVAL, (now - self.begun) / 40), LONGEST_PLAIN_INTERVAL)
+        now = self.clock()
+        interval = min(max(MIN_INTERVAL, (now - self.began) / 40), MAX_INTERVAL)
         if now - self._last >= interval:
             self._line()
 
-    def stop(self) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.total:
             self._line()
 
     def _line(self) -> None:
-        self._last = time.monotonic()
+        self._last = self.clock()
         shown = self.running()
         running = "; ".join(f"{name} {_describe(job)}" for name, job in shown[:4])
         running += f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
-        parts = [f"[{format_seconds(time.monotonic() - self.begun)}]"]
+        parts = [f"[{format_seconds(self.clock() - self.began)}]"]
         if self.total:  # else teachers are made ready, and there are no cells yet
             parts.append(f"cells {self.done}/{self.total}")
         if self.failed:
@@ -147,32 +159,27 @@ class PlainProgress(Progress):
             parts.append(f"about {left} left")
         if running:
             parts.append(f"| {running}")
-        print("  ".join(parts), file=self.stream, flush=True)
+        console.say("  ".join(parts))
 
 
 class LiveProgress(Progress):
     """A live view of what runs, with failures at the bottom."""
 
-    def __init__(self, total_cells: int, done_cells: int, console: Any) -> None:
-        from rich.live import Live
-
+    def __init__(self, total_cells: int, done_cells: int, terminal: Console) -> None:
         super().__init__(total_cells, done_cells)
-        self.live = Live(self._view(), console=console, refresh_per_second=4, transient=True)
-        self.live.start()
+        self.live = Live(self._view(), console=terminal, refresh_per_second=4, transient=True)
 
     def tick(self) -> None:
         self.live.update(self._view())
 
-    def stop(self) -> None:
+    def __enter__(self) -> Progress:
+        self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.live.stop()
 
-    def _view(self) -> Any:
-        from rich.console import Group
-        from rich.markup import escape
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
+    def _view(self) -> Group:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True)
         grid.add_column(width=24)
@@ -184,21 +191,19 @@ class LiveProgress(Progress):
         grid.add_row(
             f"[bold]{head}[/]",
             ProgressBar(total=1.0, completed=self.share_done()),
-            f"{format_seconds(time.monotonic() - self.begun)}{f', about {left} left' if left else ''}",
+            f"{format_seconds(self.clock() - self.began)}{f', about {left} left' if left else ''}",
         )
         running = self.running()
-        for name, job in running[:MOST_LINES]:
+        for name, job in running[:MAX_LINES]:
             grid.add_row(f"  {escape(name)}", ProgressBar(total=1.0, completed=_share(job)), escape(_describe(job)))
-        if len(running) > MOST_LINES:
-            grid.add_row(f"  and {len(running) - MOST_LINES} more", "", "")
+        if len(running) > MAX_LINES:
+            grid.add_row(f"  and {len(running) - MAX_LINES} more", "", "")
         return Group(grid, *(Text(f"  {line}", style="red") for line in self.failures[-5:]))
 
 
 def make_progress(total_cells: int, done_cells: int) -> Progress:
     """The live view when standard output is a terminal, plain lines otherwise."""
     if sys.stdout.isatty():
-        from rich.console import Console
-
         return LiveProgress(total_cells, done_cells, Console())
     return PlainProgress(total_cells, done_cells)
 

@@ -1,32 +1,63 @@
-"""The state of a plan's cells as the run directory tells it, once or again and again; from any machine that sees it."""
+"""``kdbench status``: the state of every cell as the run directory shows it, from any machine that sees it."""
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 from tabulate import tabulate
 
-from kdbench.cli.planview import STATE_WORDS
+from kdbench.cli import console
+from kdbench.cli.options import CELLS, plan_of, plan_on_disk, verb
+from kdbench.cli.plan import STATE_WORDS
 from kdbench.cli.progress import format_seconds
+from kdbench.cli.values import SECONDS
 from kdbench.launch.remote import parse_event
 from kdbench.matrix.cells import Cell, Plan
+from kdbench.matrix.request import Request
 from kdbench.store.claims import Holder
 from kdbench.store.folders import Store
 from kdbench.store.result import Failure
 from kdbench.teachers.readiness import verdict_of
 
 COLUMNS = ("done", "running", "interrupted", "failed", "skipped", "planned")
-#: Of a file of events, how much of its end is read.
+#: How much of the end of a file of events is read.
 TAIL_BYTES = 65536
+
+
+@verb("status", *CELLS, "out")
+@click.option(
+    "--watch",
+    is_flag=False,
+    flag_value=5.0,
+    type=SECONDS,
+    metavar="[SECONDS]",
+    help="Show it until nothing is pending (default: every 5 seconds).",
+)
+def status(request: Request, watch: float | None) -> int:
+    """Count done, running, failed and pending cells."""
+    store = Store(request.out)
+    store.check()
+    plan, methods = plan_of(request)
+    plan = plan_on_disk(plan, store)
+    if watch is None:
+        console.say(status_text(plan, store, read_status(plan, store)))
+    else:
+        watch_status(plan, store, watch)
+    return console.plugin_errors(methods.errors)
 
 
 @dataclass
 class Status:
-    """What there is to say of a plan's cells."""
+    """The states of a plan's cells, and what is known of those that are not done."""
 
     rows: dict[str, Counter[str]] = field(default_factory=dict)
     running: list[tuple[Cell, Holder]] = field(default_factory=list)
@@ -40,7 +71,7 @@ class Status:
 
 
 def read_status(plan: Plan, store: Store) -> Status:
-    """Look at every cell of a plan."""
+    """Read the state of every cell of a plan."""
     status = Status()
     cells = (*plan.cells, *plan.skipped, *plan.broken)
     found = store.scan(cells)
@@ -63,7 +94,7 @@ def read_status(plan: Plan, store: Store) -> Status:
 
 
 def status_text(plan: Plan, store: Store, status: Status) -> str:
-    """Done, running (where, since when, how far), failed (why), to do, and results of older configurations."""
+    """Done, running (where, since when, how far), failed (why), pending, and results of older configurations."""
     lines = [f"suite {plan.suite.name}, protocol {plan.protocol}, in {store.root}"]
     columns = [state for state in COLUMNS if state != "running" or status.running]
     table = [[pair, *(count[state] or "" for state in columns)] for pair, count in status.rows.items()]
@@ -84,23 +115,21 @@ def status_text(plan: Plan, store: Store, status: Status) -> str:
     return "\n".join(lines)
 
 
-def print_status(plan: Plan, store: Store) -> None:
-    """Print ``status_text`` once."""
-    print(status_text(plan, store, read_status(plan, store)))
-
-
-def watch_status(plan: Plan, store: Store, seconds: float) -> None:
-    """Print the state again and again until every cell is done, failed or skipped."""
-    while True:
-        status = read_status(plan, store)
-        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {status_text(plan, store, status)}"
-        if sys.stdout.isatty():
-            text = f"\033[H\033[J{text}"  # from the top of an empty screen
-        print(text, flush=True)
-        counts = status.counts
-        if not counts["running"] + counts["interrupted"] + counts["planned"]:
-            return
-        time.sleep(seconds)
+def watch_status(plan: Plan, store: Store, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Show the state every few seconds until every cell is done, failed or skipped."""
+    terminal = Console()
+    with Live(console=terminal, auto_refresh=False) if terminal.is_terminal else contextlib.nullcontext() as live:
+        while True:
+            status = read_status(plan, store)
+            text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {status_text(plan, store, status)}"
+            if live is None:
+                console.say(text)
+            else:
+                live.update(Text(text), refresh=True)
+            counts = status.counts
+            if not counts["running"] + counts["interrupted"] + counts["planned"]:
+                return
+            sleep(seconds)
 
 
 def _running_lines(store: Store, running: list[tuple[Cell, Holder]]) -> list[str]:
@@ -112,21 +141,21 @@ def _running_lines(store: Store, running: list[tuple[Cell, Holder]]) -> list[str
     for (where, events), members in groups.items():
         since = min(holder.since for _, holder in members)
         beat = max(holder.heartbeat for _, holder in members)
-        far = _how_far(store, events)
+        progress = _progress_of(store, events)
         lines.append(
             f"running on {where}, for {format_seconds(max(0.0, now - since))}, last heartbeat "
-            f"{format_seconds(max(0.0, now - beat))} ago{far.get('', '')}"
+            f"{format_seconds(max(0.0, now - beat))} ago{progress.get('', '')}"
         )
-        lines += [f"  {cell.key}{far.get(cell.key, '')}" for cell, _ in members]
+        lines += [f"  {cell.key}{progress.get(cell.key, '')}" for cell, _ in members]
     return lines
 
 
-def _how_far(store: Store, events: str) -> dict[str, str]:
-    """Last words of a job: of it as a whole under ``""``, of its cells under their keys."""
+def _progress_of(store: Store, events: str) -> dict[str, str]:
+    """The last event of a job under ``""``, of each of its cells under their keys, as text."""
     path = (store.root / events).resolve()
     if not events or store.root.resolve() not in path.parents:  # what a claim names must lie in the run directory
         return {}
-    far: dict[str, str] = {}
+    found: dict[str, str] = {}
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
@@ -137,11 +166,11 @@ def _how_far(store: Store, events: str) -> dict[str, str]:
         event = parse_event(line) or {"event": ""}
         try:
             if event["event"] == "epoch":
-                far[str(event["cell"])] = f"  epoch {event['epoch']:d}/{event['epochs']:d}, top-1 {event['top1']:.1f}"
+                found[str(event["cell"])] = f"  epoch {event['epoch']:d}/{event['epochs']:d}, top-1 {event['top1']:.1f}"
             elif event["event"] == "step":
-                far[""] = (
+                found[""] = (
                     f", in epoch {event['epoch'] + 1:d}/{event['epochs']:d}, step {event['step']:d}/{event['steps']:d}"
                 )
         except (KeyError, TypeError, ValueError):
             continue
-    return far
+    return found

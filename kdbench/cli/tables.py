@@ -2,144 +2,194 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.cli.commands import again, plan_of, print_board, words
+import click
+
+from kdbench.cli import console
+from kdbench.cli.options import CELLS, plan_of, plan_on_disk, verb
+from kdbench.cli.replay import command_given
+from kdbench.cli.values import CLASSES, NAMES, PATH, OneOf
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
+from kdbench.matrix.request import Request
+from kdbench.store.folders import Store
 from kdbench.store.rows import load_results
 
+PICTURES = (".png", ".svg", ".pdf")
 
-def table(options: argparse.Namespace) -> int:
-    """``kdbench table``."""
+_select = click.option(
+    "--select",
+    type=OneOf(("last", "best")),
+    help="The last epoch's figure, or the best test epoch's, which is optimistic (default: the protocol's).",
+)
+_metric = click.option("--metric", default="top1", metavar="NAME", help="Default: top1.")
+_to = click.option("--to", type=PATH, metavar="FILE", help="Write to a file.")
+
+
+def _format(*names: str) -> Callable[[Any], Any]:
+    return click.option("--format", "form", type=OneOf(names), default="text", help="Default: text.")
+
+
+@verb("table", *CELLS, "out")
+@_format("text", "markdown", "latex", "csv", "html")
+@click.option("--layout", type=OneOf(("pairs", "methods")), default="pairs", help="What the rows are (default: pairs).")
+@_select
+@_metric
+@click.option("--against-published", is_flag=True, help="Our figures beside those of papers, with their sources.")
+@_to
+def table(
+    request: Request, form: str, layout: str, select: str | None, metric: str, against_published: bool, to: str | None
+) -> int:
+    """Tabulate pairs by methods, for a paper."""
     from kdbench.reporting.table import build_table
     from kdbench.reporting.text.render import render
 
-    texts = []
-    for frame in results(options):
-        if options.against_published:
-            from kdbench.reporting.published import published_ledger
+    frames, select = results(request, select)
+    if against_published:
+        from kdbench.reporting.published import published_ledger
 
-            built = published_ledger(frame, select=options.select, command=again())
-        else:
-            built = build_table(frame, options.layout, options.metric, options.select, command=again())
-        texts.append(render(built, options.format))
-    return write("\n\n".join(text.rstrip("\n") for text in texts), options.to)
+        tables = [published_ledger(frame, select=select, command=command_given()) for frame in frames]
+    else:
+        tables = [build_table(frame, layout, metric, select, command=command_given()) for frame in frames]
+    return _write([render(built, form) for built in tables], to)
 
 
-def leaderboard(options: argparse.Namespace) -> int:
-    """``kdbench leaderboard``."""
+@verb("leaderboard", *CELLS, "out")
+@_format("text", "markdown")
+@_select
+@_metric
+@click.option("--to", type=PATH, metavar="FILE", help="Write to a file; .png, .svg and .pdf draw a picture.")
+def leaderboard(request: Request, form: str, select: str | None, metric: str, to: str | None) -> int:
+    """Rank methods, with intervals, wins, harms and cost."""
     from kdbench.reporting.leaderboard import build_leaderboard
     from kdbench.reporting.text.leaderboard import leaderboard_markdown, leaderboard_text
 
-    boards = [
-        build_leaderboard(
-            frame, tie_band=options.tie_band, metric=options.metric, select=options.select, command=again()
-        )
-        for frame in results(options)
-    ]
-    if options.to and Path(options.to).suffix in (".png", ".svg", ".pdf"):
+    frames, select = results(request, select)
+    boards = [build_leaderboard(frame, metric=metric, select=select, command=command_given()) for frame in frames]
+    if to and Path(to).suffix in PICTURES:
         from kdbench.reporting.plots.picture import draw_leaderboard
 
         if boards[0].message:
             raise KdbenchError(boards[0].message)
-        draw_leaderboard(boards[0], Path(options.to))
+        draw_leaderboard(boards[0], Path(to))
         return 0
-    if options.format == "text" and options.to is None and sys.stdout.isatty():
+    if form == "text" and to is None:
         for board in boards:
             print_board(board)
         return 0
-    draw = leaderboard_markdown if options.format == "markdown" else leaderboard_text
-    return write("\n\n".join(draw(board).rstrip("\n") for board in boards), options.to)
+    draw = leaderboard_markdown if form == "markdown" else leaderboard_text
+    return _write([draw(board) for board in boards], to)
 
 
-def classes(options: argparse.Namespace) -> int:
-    """``kdbench classes``."""
+@verb("classes", *CELLS, "out")
+@click.option("--by", type=OneOf(("class", "superclass")), default="class", help="Default: class.")
+@click.option(
+    "--show",
+    type=OneOf(("accuracy", "gain")),
+    default="accuracy",
+    help="Accuracy in percent (default), or gain over KD in points.",
+)
+@click.option("--worst", type=CLASSES, metavar="N", help="Only the N classes that are lowest, lowest first.")
+@_format("text", "markdown", "latex", "csv", "html")
+@_to
+def classes(request: Request, by: str, show: str, worst: int | None, form: str, to: str | None) -> int:
+    """Tabulate accuracy, or gain over KD, by class."""
     from kdbench.reporting.classes import build_class_table
     from kdbench.reporting.text.render import render
 
-    texts = [
-        render(
-            build_class_table(frame, options.out, options.by, options.show, options.worst, command=again()),
-            options.format,
-        )
-        for frame in results(options)
-    ]
-    return write("\n\n".join(text.rstrip("\n") for text in texts), options.to)
+    frames, _ = results(request)
+    tables = [build_class_table(frame, request.out, by, show, worst, command=command_given()) for frame in frames]
+    return _write([render(built, form) for built in tables], to)
 
 
-def plots(options: argparse.Namespace) -> int:
-    """``kdbench plots``."""
+@verb("plots", *CELLS, "out")
+@click.option("--to", type=PATH, metavar="FOLDER", required=True, help="Where to write them.")
+@click.option("--format", "forms", type=NAMES, default="png,svg,pdf", help="Some of png, svg, pdf (default: all).")
+@_select
+@_metric
+def plots(request: Request, to: str, forms: tuple[str, ...], select: str | None, metric: str) -> int:
+    """Draw figures for a paper, with their captions."""
     from kdbench.reporting.plots.draw import write_plots
 
-    formats = words(options.format)
-    frames = results(options)
+    frames, select = results(request, select)
     for frame in frames:
-        folder = Path(options.to)
+        folder = Path(to)
         if len(frames) > 1:
             folder /= f"{frame['protocol'].iloc[0]}-{frame['split'].iloc[0]}"
-        written = write_plots(
-            frame, options.out, folder, formats, options.width, options.metric, options.select, command=again()
-        )
-        print(f"{len(written)} files in {folder}; what must stand under the plots is in {written[0]}")
+        files = write_plots(frame, request.out, folder, forms, metric=metric, select=select, command=command_given())
+        console.say(f"{len(files)} files in {folder}; what must stand under the plots is in {files[0]}")
     return 0
 
 
-def report(options: argparse.Namespace) -> int:
-    """``kdbench report``."""
+@verb("report", *CELLS, "out")
+@click.option("--to", type=PATH, default="report.html", metavar="FILE", help="Default: report.html.")
+@_select
+def report(request: Request, to: str, select: str | None) -> int:
+    """Write one HTML page with tables, plots and every cell."""
     import pandas as pd
 
     from kdbench.reporting.html.page import write_report
 
-    frame = pd.concat(results(options), ignore_index=True)
-    path = write_report(frame, options.out, options.to, command=again(), select=options.select)
-    print(f"report of {options.out} in {path}")
+    frames, select = results(request, select)
+    path = write_report(pd.concat(frames, ignore_index=True), request.out, to, command=command_given(), select=select)
+    console.say(f"report of {request.out} in {path}")
     return 0
 
 
-def results(options: argparse.Namespace) -> Sequence[Any]:
-    """Rows of the run directory that belong to the choice, as one frame for each protocol and split.
+def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str]:
+    """Rows of the run directory that belong to a request, as one frame for each protocol and split; and the figure to show.
 
-    ``--select``, where it was not given, becomes that of the protocol.
+    Args:
+        select: ``"last"`` or ``"best"``; None for the protocol's own.
 
     Raises:
-        KdbenchError: if there are none.
+        KdbenchError: if there are no results.
     """
     from kdbench.reporting.frame import split_frame
 
-    made, methods = plan_of(options)
-    if getattr(options, "select", None) is None:
-        options.select = made.suite.protocols[made.protocol].select
-    rows = load_results(options.out, made.suite.name, made.protocol)
-    rows = rows[rows["split"] == options.split]
+    plan, methods = plan_of(request)
+    rows = load_results(request.out, plan.suite.name, plan.protocol)
+    rows = rows[rows["split"] == request.split]
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
-    seeds = made.choice.seeds or tuple(int(seed) for seed in rows["seed"].unique())
-    chosen = dataclasses.replace(
-        made.choice, methods=made.choice.methods or ("*",), pairs=made.choice.pairs or ("*",), seeds=seeds[:1]
-    )
-    cells = make_plan(made.suite, chosen, methods).cells
-    current = {dataclasses.replace(cell, seed=seed).folder for cell in cells for seed in seeds}
-    foreign = ~rows["method"].isin([*methods]) if not made.choice.methods else rows["method"] != rows["method"]
-    shown = rows[rows["path"].isin(current) | foreign].reset_index(drop=True)
-    frames = split_frame(shown)
+    seeds = request.seeds or tuple(int(seed) for seed in rows["seed"].unique())
+    chosen = replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",), seeds=seeds[:1])
+    cells = plan_on_disk(make_plan(plan.suite, chosen, methods), Store(request.out)).cells
+    current = {replace(cell, seed=seed).folder for cell in cells for seed in seeds}
+    foreign = ~rows["method"].isin([*methods]) if not request.methods else rows["method"] != rows["method"]
+    frames = split_frame(rows[rows["path"].isin(current) | foreign].reset_index(drop=True))
     if not frames:
         raise KdbenchError(
-            f"no results of suite {made.suite.name}, protocol {made.protocol} in {options.out}; kdbench run {made.suite.name} makes them"
+            f"no results of suite {plan.suite.name}, protocol {plan.protocol} in {request.out}; "
+            f"kdbench run {plan.suite.name} makes them"
         )
-    return frames
+    return frames, select or plan.suite.protocols[plan.protocol].select
 
 
-def write(text: str, path: str | None) -> int:
+def print_board(board: Any) -> None:
+    """A leaderboard on standard output, in colours where that is a terminal."""
+    from kdbench.reporting.text.leaderboard import leaderboard_rich, leaderboard_text
+
+    if not sys.stdout.isatty():
+        console.say(leaderboard_text(board).rstrip("\n"))
+        return
+    from rich.console import Console
+
+    terminal = Console()
+    terminal.print(board.message if board.message else leaderboard_rich(board, terminal.width))
+
+
+def _write(texts: Sequence[str], path: str | None) -> int:
+    text = "\n\n".join(text.rstrip("\n") for text in texts)
     if path is None:
-        print(text.rstrip("\n"))
+        console.say(text)
         return 0
     try:
-        Path(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        Path(path).write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
     return 0

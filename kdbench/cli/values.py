@@ -1,88 +1,118 @@
-"""Values on the command line: read, or refused in words that say what is expected."""
+"""Values on the command line: each is parsed, or refused in one line that names what is expected."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import yaml
+
+from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.suite.types import MAX_SEED
 
 
-def gigabytes(text: str) -> float:
-    """An amount above 0."""
-    return _above_zero(text, "gigabytes")
+class Value(click.ParamType):
+    """What ``read`` makes of a text; where that raises ValueError, the text "is not" what was expected."""
+
+    name = "value"
+
+    def __init__(self, read: Callable[[str], Any], expected: str) -> None:
+        self.read, self.expected = read, expected
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):  # a default
+            return value
+        try:
+            return self.read(value)
+        except ValueError:
+            raise KdbenchError(f"{_named(param)}: {value!r} is not {self.expected}") from None
 
 
-def gibibytes(text: str) -> float:
-    """An amount above 0."""
-    return _above_zero(text, "gibibytes")
+class OneOf(click.Choice[str]):
+    """One of some names, or refused with the nearest one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices:
+            raise UnknownNameError(_named(param), value, self.choices)
+        return str(value)
 
 
-def count(text: str) -> int:
-    """A number of processes, 1 or more."""
-    return _whole(text, 10**5, "processes")
+def _named(param: click.Parameter | None) -> str:
+    return param.opts[0] if param else ""
 
 
-def images(text: str) -> int:
-    """A number of images, 1 or more."""
-    return _whole(text, 10**9, "images")
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def classes(text: str) -> int:
-    """A number of classes, 1 or more."""
-    return _whole(text, 10**5, "classes")
-
-
-def hours(text: str) -> float:
-    """0 or more."""
-    return _at_least(text, 0.0, "hours")
-
-
-def minutes(text: str) -> float:
-    """0 or more."""
-    return _at_least(text, 0.0, "minutes")
-
-
-def seconds(text: str) -> float:
-    """A tenth or more."""
-    return _at_least(text, 0.1, "seconds")
-
-
-def points(text: str) -> float:
-    """Points of accuracy, 0 to 100."""
-    value = _read(text)
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points from 0 to 100")
-    return value
-
-
-def folder(text: str) -> str:
-    """A path; neither empty nor with a null character, which no file system takes."""
-    if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no folder")
-    return text
-
-
-def _whole(text: str, below: int, what: str) -> int:
-    if not (text.isdecimal() and len(text) < 12 and 1 <= int(text) < below):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} (1 or more)")
+def _whole(text: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and low <= int(text) <= high):
+        raise ValueError(text)
     return int(text)
 
 
-def _at_least(text: str, least: float, what: str) -> float:
-    value = _read(text)
-    if not least <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} ({least:g} or more)")
+def _number(text: str, low: float, high: float = 1e9) -> float:
+    value = float(text)
+    if not low <= value <= high:  # never true of NaN
+        raise ValueError(text)
     return value
 
 
-def _above_zero(text: str, what: str) -> float:
-    value = _read(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} above 0")
+def _path(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError(text)
+    return text
+
+
+def _amount(unit: str) -> Value:
+    return Value(lambda text: _number(text, 1e-9), f"a number of {unit} above 0")
+
+
+def _at_least(low: float, unit: str) -> Value:
+    return Value(lambda text: _number(text, low), f"a number of {unit} ({low:g} or more)")
+
+
+def _count(unit: str) -> Value:
+    return Value(lambda text: _whole(text, 1, 10**9), f"a number of {unit} (1 or more)")
+
+
+NAMES = Value(_names, "a list of names")
+SEEDS = Value(
+    lambda text: tuple(dict.fromkeys(_whole(seed, 0, MAX_SEED) for seed in _names(text))),
+    f"a list of whole numbers from 0 to {MAX_SEED}",
+)
+PATH = Value(_path, "a path")
+GIBIBYTES, GIGABYTES = _amount("gibibytes"), _amount("gigabytes")
+HOURS, MINUTES, SECONDS = _at_least(0, "hours"), _at_least(0, "minutes"), _at_least(0.1, "seconds")
+POINTS = Value(lambda text: _number(text, 0, 100), "a number of points from 0 to 100")
+PROCESSES, IMAGES, CLASSES = _count("processes"), _count("images"), _count("classes")
+
+
+def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["ofa.eps=1.5"]`` to ``{"ofa": {"eps": 1.5}}``; values are YAML.
+
+    Raises:
+        KdbenchError: for another form.
+    """
+    parsed: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        target, separator, value = assignment.partition("=")
+        method, dot, name = target.strip().partition(".")
+        if not (separator and dot and method and name):
+            raise KdbenchError(f"--set {assignment!r} is not of the form METHOD.NAME=VALUE")
+        try:
+            parsed.setdefault(method, {})[name] = _number_or(yaml.safe_load(value))
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise KdbenchError(f"--set {assignment!r}: the value does not parse as YAML") from None
+    return parsed
+
+
+def _number_or(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 (no dot) as a string.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
     return value
-
-
-def _read(text: str) -> float:
-    """NaN, which no comparison holds for, where the text is no number."""
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KdbenchError
-from kdbench.method import Batch
+from kdbench.method import Batch, binary_cross_entropy
 from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.types import Colours
@@ -31,17 +31,13 @@ class TrainingBatch:
 class Pipeline(Protocol):
     """Training batches of one run, as the engine sees them."""
 
-    #: The epoch that iteration gives, from 0.
-    epoch: int
-    #: The step at which the next iteration begins; back to 0 once it has begun.
-    first_step: int
     dataset: Any
 
     def __len__(self) -> int:
         """Steps of an epoch."""
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
-        """The batches of ``epoch``, from ``first_step``."""
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """The batches of ``epoch`` (from 0), from ``first_step`` on."""
 
     def make(self, epoch: int, step: int) -> TrainingBatch:
         """The batch at ``step`` of ``epoch`` (both from 0); the same whenever it is made."""
@@ -110,4 +106,5 @@ def make_batch(
         progress=(epoch * steps + step) / max(1, recipe.epochs * steps),
         epoch=epoch,
         label_smoothing=recipe.label_smoothing,
+        supervised=binary_cross_entropy if recipe.loss == "bce" else None,
     )

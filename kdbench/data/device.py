@@ -17,7 +17,7 @@ from kdbench.suite.recipe import Recipe
 
 
 class DevicePipeline:
-    """An iterable over the training batches of one epoch. See ``Pipeline``.
+    """Training batches, made on the device. See ``Pipeline``.
 
     The last, incomplete batch of an epoch is dropped, so that every step has the recipe's batch size. A step neither waits for
     the device nor copies anything to it.
@@ -55,8 +55,6 @@ class DevicePipeline:
         self.seed = seed
         self.device = torch.device(device)
         self.strong_view = strong_view
-        self.epoch = 0
-        self.first_step = 0
         self._size = frame.size
         self._mean, self._std = torch.tensor(frame.mean, device=device), torch.tensor(frame.std, device=device)
         self._rows = None if rows is None else check_rows(rows, recipe).to(device)
@@ -66,10 +64,10 @@ class DevicePipeline:
     def __len__(self) -> int:
         return len(self.dataset) // self.recipe.batch_size
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
-        first, self.first_step = self.first_step, 0
-        for step in range(first, len(self)):
-            yield self.make(self.epoch, step)
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """The batches of ``epoch`` (from 0), from ``first_step`` on."""
+        for step in range(first_step, len(self)):
+            yield self.make(epoch, step)
 
     def make(self, epoch: int, step: int) -> TrainingBatch:
         """The batch at ``step`` of ``epoch`` (both from 0)."""

@@ -24,7 +24,7 @@ PART_SIZE = 32
 
 
 class ExactPipeline:
-    """An iterable over the training batches of one epoch. See ``Pipeline``.
+    """Training batches, exactly as timm makes them. See ``Pipeline``.
 
     The tensors are timm's own, for the same random state: crop, flip, RandAugment and colour jitter on Pillow images, then
     random erasing, image by image; then timm's Mixup on the batch. Each image has a random stream of its own, from the seed,
@@ -70,8 +70,6 @@ class ExactPipeline:
         self.seed = seed
         self.device = torch.device(device)
         self.strong_view = strong_view
-        self.epoch = 0
-        self.first_step = 0
         self._rows = torch.arange(recipe.batch_size) if rows is None else check_rows(rows, recipe)
         device_rows = None if rows is None else self._rows.to(device)
         self._device_rows = device_rows
@@ -85,15 +83,14 @@ class ExactPipeline:
     def __len__(self) -> int:
         return len(self.dataset) // self.recipe.batch_size
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
-        first, self.first_step = self.first_step, 0
-        epoch = self.epoch
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """The batches of ``epoch`` (from 0), from ``first_step`` on."""
         ahead = self._batches_ahead()
         asked: deque[tuple[int, list[Ticket[TrainingJob]]]] = deque()
-        for step in range(first, len(self) + ahead):
+        for step in range(first_step, len(self) + ahead):
             if step < len(self):
                 asked.append((step, self._ask(epoch, step)))
-            if step >= first + ahead and asked:
+            if step >= first_step + ahead and asked:
                 yield self._finish(epoch, *asked.popleft())
 
     def make(self, epoch: int, step: int) -> TrainingBatch:

@@ -1,9 +1,8 @@
-"""One cell in training: a student with its method, optimiser, schedule, random stream, meters and history."""
+"""One net in training, a cell's student or a teacher: with its method, optimiser, schedule, random stream, meters and history."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 
 from kdbench.data.transforms import EvaluationView
 from kdbench.engine import parallel
-from kdbench.engine.checkpoint import checkpoint_path, checkpoint_position, save_checkpoint
+from kdbench.engine.checkpoint import Position, checkpoint_path, checkpoint_position, save_checkpoint
 from kdbench.engine.compiled import Forward
+from kdbench.engine.meters import Meters, Stopwatch
 from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
 from kdbench.engine.precision import Precision
@@ -33,13 +33,9 @@ from kdbench.teachers.foreign import load_body
 _OPTIONAL_OUTPUTS = ("stages", "embedding", "classifier", "stagewise", "strong")
 
 
-class NonFiniteLossError(KdbenchError):
-    """A loss term that became NaN or infinite."""
-
-
 @dataclass(frozen=True)
-class Trainee:
-    """What is trained: a net by a method under a recipe, with the names that its random numbers depend on.
+class TrainingSpec:
+    """What is trained: a net by a method under a recipe, with the seeds of its random numbers and the folder it is kept in.
 
     ``net_seed`` fixes the initial weights, ``method_seed`` those of the method and everything drawn during training.
     """
@@ -54,12 +50,13 @@ class Trainee:
     method_seed: int
     folder: CellFolder
     view: EvaluationView = field(default_factory=EvaluationView)
+    config: Mapping[str, Any] = field(default_factory=dict)
     #: Weights from which a teacher is fine-tuned; its classifier is new.
     start: Path | None = None
 
 
-class Trained(nn.Module):
-    """A student and its method as one module, whose ``forward`` is a step's computation (what DDP wants to wrap)."""
+class Distiller(nn.Module):
+    """A student and its method as one module, whose ``forward`` gives the losses of a batch: what DDP wraps."""
 
     def __init__(self, student: TappedNet, method: Method, run: Forward | None = None) -> None:
         super().__init__()
@@ -80,11 +77,11 @@ class Trained(nn.Module):
         return terms
 
 
-class CellTrainer(nn.Module):
-    """A trainee in memory.
+class CellTrainer:
+    """One training in memory. No module itself: what is trained is ``distiller``.
 
     Args:
-        trainee: what to train.
+        spec: what to train.
         task: the classification task.
         teacher: of the pair; None when a teacher itself is trained.
         steps_per_epoch: length of an epoch.
@@ -94,55 +91,65 @@ class CellTrainer(nn.Module):
 
     def __init__(
         self,
-        trainee: Trainee,
+        spec: TrainingSpec,
         task: Task,
         teacher: NetInfo | None,
         steps_per_epoch: int,
         device: torch.device,
         tuning: Tuning = PLAIN,
     ) -> None:
-        super().__init__()
-        self.trainee = trainee
+        self.spec = spec
         self.task = task
         self.steps_per_epoch = steps_per_epoch
         with torch.random.fork_rng():
-            torch.manual_seed(trainee.net_seed)
-            self.student = TappedNet(trainee.net, task.num_classes, trainee.name)
-            if trainee.start is not None:
-                load_body(self.student, trainee.start)
-            self.student.to(device)
-            info = self.student.describe()
-            torch.manual_seed(seed_for(trainee.method_seed, "init"))
-            self.method = trainee.method(info, teacher or info, task, **trainee.hyperparameters).to(device)
+            torch.manual_seed(spec.net_seed)
+            student = TappedNet(spec.net, task.num_classes, spec.name)
+            if spec.start is not None:
+                load_body(student, spec.start)
+            student.to(device)
+            info = student.describe()
+            torch.manual_seed(seed_for(spec.method_seed, "init"))
+            method = spec.method(info, teacher or info, task, **spec.hyperparameters).to(device)
         if parallel.world_size() > 1:
-            parallel.join_batch_norms(self.method)
-            parallel.join_drop_paths(self.student.net)
-            if trainee.recipe.sync_bn:
-                self.student.net = parallel.sync_student(self.student.net, device)
+            parallel.join_batch_norms(method)
+            parallel.join_drop_paths(student.net)
+            if spec.recipe.sync_bn:
+                student.net = parallel.sync_student(student.net, device)
         self.tuning = tuning
-        self.forward_pass = Forward(self.student, tuning, trainee.folder.say)
-        self.precision = Precision(trainee.recipe.precision, device)
-        self.optim_wrapper: QuietOptimWrapper = build_optim_wrapper(
-            self.student.net, self.method, trainee.recipe, self.precision
-        )
-        trained = Trained(self.student, self.method, self.forward_pass)
-        # In tuples, since their parameters are registered above.
-        self._trained = (trained,)
-        self._step = (parallel.wrap(trained, device),)
-        self.average = ModelEmaV3(trained, decay=trainee.recipe.ema) if trainee.recipe.ema is not None else None
+        self.forward_pass = Forward(student, tuning, spec.folder.say)
+        self.precision = Precision(spec.recipe.precision, device)
+        self.optim_wrapper: QuietOptimWrapper = build_optim_wrapper(student.net, method, spec.recipe, self.precision)
+        self.distiller = Distiller(student, method, self.forward_pass)
+        self._wrapped = parallel.wrap(self.distiller, device)
+        self.average = ModelEmaV3(self.distiller, decay=spec.recipe.ema) if spec.recipe.ema is not None else None
         self.micro_batches = 1
         #: Whether its steps are CUDA graphs: True, the reason why not, or None where there are none.
         self.captured: bool | str | None = None
-        self.schedule = Schedule(self.optim_wrapper.optimizer, trainee.recipe, steps_per_epoch)
-        self.stream = RandomStream(seed_for(trainee.method_seed, "stream"), device, may_draw_on_host(trainee.method))
+        self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch)
+        self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device, may_draw_on_host(spec.method))
         self.meters = Meters(device)
+        self.terms: dict[str, Tensor] = {}
+        self.losses: dict[str, float] = {}
+        self.watch = Stopwatch(device)
         self.history: list[dict[str, float]] = []
         self.last_logits: Tensor | None = None
         self.last_raw_logits: Tensor | None = None
-        self.epoch = 0
         self.step_seconds = 0.0
         self.steps_timed = 0
         self.train_seconds = 0.0
+
+    @property
+    def key(self) -> str:
+        """Its name within a plan."""
+        return self.spec.key
+
+    @property
+    def student(self) -> TappedNet:
+        return self.distiller.student
+
+    @property
+    def method(self) -> Method:
+        return self.distiller.method
 
     @property
     def needs(self) -> frozenset[str]:
@@ -157,7 +164,8 @@ class CellTrainer(nn.Module):
         Raises:
             Exception: whatever the method raises.
         """
-        self.compute(batch, images, strong, teacher, wrapper)
+        with self.stream.active(), torch.enable_grad():
+            self.compute(batch, images, strong, teacher, wrapper)
         self.meters.steps += 1
 
     def compute(
@@ -168,11 +176,12 @@ class CellTrainer(nn.Module):
             terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
         else:
             with self.precision.autocast():
-                terms = self._step[0](batch, images, strong, teacher)
+                terms = self._wrapped(batch, images, strong, teacher)
             wrapper.update_params(_total(terms))
-        self.meters.add(terms)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        self.meters.add(self.terms)
         if self.average is not None:
-            self.average.update(self._trained[0])
+            self.average.update(self.distiller)
 
     def _step_in_parts(
         self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
@@ -181,7 +190,7 @@ class CellTrainer(nn.Module):
         sums: dict[str, Tensor] = {}
         parts = split_batch(batch, images, strong, teacher, self.micro_batches)
         for position, (share, *part) in enumerate(parts):
-            module: Any = self._step[0]
+            module: Any = self._wrapped
             waits = position + 1 < len(parts) and hasattr(module, "no_sync")
             with module.no_sync() if waits else contextlib.nullcontext():
                 with self.precision.autocast():
@@ -193,47 +202,41 @@ class CellTrainer(nn.Module):
         wrapper.zero_grad()
         return sums
 
-    def end_epoch(self) -> dict[str, float]:
-        """Read the meters of the epoch: mean of each term over its steps.
+    def end_epoch(self, epoch: int) -> None:
+        """Read the meters of ``epoch`` (from 0) into ``losses``: the mean of each term over its steps.
 
         Raises:
             NonFiniteLossError: naming term, epoch and step of the first value that was NaN or infinite.
         """
-        parallel.average_statistics(self)
-        means = self.meters.read(self.epoch)
-        self.epoch += 1
-        return means
+        parallel.average_statistics(self.distiller)
+        if self.average is not None:
+            parallel.average_statistics(self.average)
+        self.losses = self.meters.read(epoch)
+
+    def read_watch(self) -> None:
+        """Add what the steps took since the last reading."""
+        seconds, steps = self.watch.read()
+        self.step_seconds += seconds
+        self.steps_timed += steps
 
     @property
-    def measured(self) -> Trained:
+    def measured(self) -> Distiller:
         """What is measured and kept: the average of the weights where the recipe keeps one, else the weights."""
-        if self.average is not None:
-            averaged: Trained = self.average.module
-            return averaged
-        return self._trained[0]
+        return self.distiller if self.average is None else self.average.module
 
     @torch.no_grad()
     def predict(self, images: Tensor, raw: bool = False) -> Tensor:
         """Logits (B, C) of raw images in [0, 1], in the method's way of inference; ``raw`` without averaged weights."""
-        trained = self._trained[0] if raw else self.measured
+        chosen = self.distiller if raw else self.measured
         with self.stream.active(), self.precision.autocast():
-            logits = trained.method.predict(trained.student(images, trained.method.predict_needs))
+            logits = chosen.method.predict(chosen.student(images, chosen.method.predict_needs))
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def save(self, step: int = 0) -> None:
-        """Write a checkpoint after ``step`` steps of the current epoch; older ones are kept until ``drop_old_checkpoints``.
-
-        Raises:
-            ClaimLostError: if another process has taken the cell over.
-        """
-        meters = self.meters.state_dict()
-        if not parallel.is_first():
-            return
-        self.trainee.folder.confirm()
+    def state(self, position: Position) -> dict[str, Any]:
+        """What a checkpoint holds: tensors and plain values."""
         state = {
-            "epoch": self.epoch,
-            "step": step,
-            "meters": meters,
+            **position._asdict(),
+            "meters": self.meters.state_dict(),
             "student": self.student.net.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optim_wrapper.optimizer.state_dict(),
@@ -244,18 +247,28 @@ class CellTrainer(nn.Module):
         }
         if self.average is not None:
             state["average"] = self.average.module.state_dict()
-        save_checkpoint(checkpoint_path(self.trainee.folder, (self.epoch, step)), state)
+        return state
 
-    def drop_old_checkpoints(self, step: int = 0) -> None:
-        """Remove the checkpoints before ``step`` of the current epoch."""
+    def save(self, position: Position, state: dict[str, Any]) -> None:
+        """Write a checkpoint; older ones are kept until ``drop_old_checkpoints``.
+
+        Raises:
+            ClaimLostError: if another process has taken the cell over.
+        """
+        if parallel.is_first():
+            self.spec.folder.confirm()
+            save_checkpoint(checkpoint_path(self.spec.folder, position), state)
+
+    def drop_old_checkpoints(self, position: Position) -> None:
+        """Remove the checkpoints before a position."""
         if not parallel.is_first():
             return
-        for path in self.trainee.folder.checkpoints():
-            if checkpoint_position(path) < (self.epoch, step):
+        for path in self.spec.folder.checkpoints():
+            if checkpoint_position(path) < position:
                 path.unlink(missing_ok=True)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what ``save`` wrote."""
+        """Go on from a ``state``."""
         self.student.net.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.optim_wrapper.optimizer.load_state_dict(state["optimizer"])
@@ -264,7 +277,6 @@ class CellTrainer(nn.Module):
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
         self.history = list(state["history"])
-        self.epoch = state["epoch"]
         self.meters.load_state_dict(state.get("meters", {}))
         self.step_seconds, self.steps_timed, self.train_seconds = state["clock"]
 
@@ -284,108 +296,6 @@ def _check(terms: Any) -> None:
 
 def _total(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([term.reshape(()) for term in terms.values()]).sum()
-
-
-class Meters:
-    """Sums of loss terms on the device, read once an epoch: a step never waits for the device.
-
-    ``add`` works on the device alone, on tensors that stay the same while the terms do; who calls it counts ``steps``.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.names: tuple[str, ...] = ()
-        self.steps = 0
-        self._allot(())
-
-    def _allot(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self._sums = torch.zeros(len(names), device=self.device)
-        self._first_bad = torch.full((len(names),), -1, device=self.device)
-        self._step = torch.full((), self.steps, device=self.device)
-
-    def _clear(self) -> None:
-        self.steps = 0
-        self._sums.zero_()
-        self._first_bad.fill_(-1)
-        self._step.zero_()
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Add the terms of one step."""
-        names = tuple(terms)
-        if names != self.names:
-            if self.steps:
-                raise KdbenchError(
-                    f"loss terms changed within an epoch: {', '.join(self.names)}, then {', '.join(names)}"
-                )
-            self._allot(names)
-        values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
-        self._sums += values
-        self._first_bad.copy_(torch.where((self._first_bad < 0) & ~values.isfinite(), self._step, self._first_bad))
-        self._step += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was added since the last reading; empty when there was nothing."""
-        if not self.steps:
-            return {}
-        return {"names": list(self.names), "steps": self.steps, "sums": self._sums, "first_bad": self._first_bad}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._clear()
-        if state:
-            self.steps = state["steps"]
-            self._allot(tuple(state["names"]))
-            self._sums.copy_(state["sums"])
-            self._first_bad.copy_(state["first_bad"])
-
-    def read(self, epoch: int) -> dict[str, float]:
-        """Means since the last reading; see ``CellTrainer.end_epoch``."""
-        steps, names = self.steps, self.names
-        if not steps:
-            return {}
-        parallel.average(self._sums)
-        sums, first_bad = self._sums.tolist(), parallel.first_step(self._first_bad).tolist()
-        self._clear()
-        for name, step in sorted(zip(names, first_bad, strict=True), key=lambda item: item[1]):
-            if step >= 0:
-                raise NonFiniteLossError(f"loss term {name!r} is not finite at epoch {epoch + 1}, step {step + 1}")
-        return {name: total / steps for name, total in zip(names, sums, strict=True)}
-
-
-class Stopwatch:
-    """Seconds that a cell's step takes: the clock on a CPU, events in the stream (read once an epoch) on CUDA."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self._events: list[tuple[Any, Any]] = []
-        self._seconds = 0.0
-        self._count = 0
-
-    def __enter__(self) -> Stopwatch:
-        if self.cuda:
-            self._start = torch.cuda.Event(enable_timing=True)
-            self._start.record()
-        else:
-            self._begun = time.perf_counter()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.cuda:
-            end = torch.cuda.Event(enable_timing=True)
-            end.record()
-            self._events.append((self._start, end))
-        else:
-            self._seconds += time.perf_counter() - self._begun
-        self._count += 1
-
-    def read(self) -> tuple[float, int]:
-        """Seconds and steps since the last reading."""
-        if self._events:
-            self._events[-1][1].synchronize()
-            self._seconds = sum(start.elapsed_time(end) for start, end in self._events) / 1000
-        seconds, count = self._seconds, self._count
-        self._events, self._seconds, self._count = [], 0.0, 0
-        return seconds, count
 
 
 def _only(outputs: Outputs | None, needs: frozenset[str]) -> Any:

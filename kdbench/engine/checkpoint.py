@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -47,20 +47,22 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise DamagedFileError(f"{path} is damaged ({type(error).__name__})") from None
 
 
-#: A moment of a training: epochs that are complete, and steps of the epoch after them.
-Position = tuple[int, int]
+class Position(NamedTuple):
+    """A moment of a training: epochs that are complete, and steps of the epoch after them."""
+
+    epoch: int = 0
+    step: int = 0
 
 
 def checkpoint_path(folder: CellFolder, position: Position) -> Path:
-    """The file of the checkpoint at a position."""
-    epoch, step = position
-    return folder.checkpoint(epoch, step)
+    """The file of the checkpoint at a position; names sort as positions do."""
+    return folder.checkpoint(position.epoch, position.step)
 
 
 def checkpoint_position(path: Path) -> Position:
     """What a checkpoint file holds, by its name."""
     epoch, _, step = path.stem.partition("-")[2].partition("_")
-    return int(epoch), int(step or 0)
+    return Position(int(epoch), int(step or 0))
 
 
 def load_checkpoints(folder: CellFolder) -> dict[Position, dict[str, Any]]:
@@ -91,6 +93,6 @@ def common_start(available: dict[str, set[Position]]) -> dict[Position, list[str
     groups: dict[Position, list[str]] = {}
     common = set.intersection(*saved.values()) if saved else set()
     for name, positions in available.items():
-        start = (0, 0) if not positions else max(common) if common else max(positions)
+        start = Position() if not positions else max(common) if common else max(positions)
         groups.setdefault(start, []).append(name)
     return dict(sorted(groups.items(), reverse=True))

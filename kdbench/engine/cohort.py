@@ -1,25 +1,33 @@
-"""Students in lockstep: one batch, one teacher forward, then one step of every cell, each on its own."""
+"""Students in lockstep: one batch, one teacher forward, then one step of every cell, each on its own.
+
+The training loop is at the end: ``CohortModel.train_step`` and ``CohortLoop``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapperDict
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from kdbench.data.pipeline import Pipeline, TrainingBatch
 from kdbench.engine import parallel
-from kdbench.engine.cell import CellTrainer, NonFiniteLossError, Stopwatch
+from kdbench.engine.cell import CellTrainer
+from kdbench.engine.checkpoint import Position
 from kdbench.engine.compiled import Forward
 from kdbench.engine.graphs import CohortGraphs
+from kdbench.engine.meters import NonFiniteLossError
 from kdbench.engine.precision import Precision
+from kdbench.engine.saver import Saver
 from kdbench.engine.teachercache import TeacherCache
 from kdbench.errors import KdbenchError
-from kdbench.method import Outputs, binary_cross_entropy
+from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
 
 
@@ -102,128 +110,84 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower()
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell failed: the kind, a sentence, the number of epochs it had completed, and the traceback."""
+
+    kind: str
+    reason: str
+    epoch: int
+    details: str
+
+    @classmethod
+    def of(cls, error: Exception, epoch: int = 0) -> Failure:
+        kind = "non-finite loss" if isinstance(error, NonFiniteLossError) else "exception"
+        kind = "out of memory" if is_out_of_memory(error) else kind
+        sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
+        lines = sentence.strip().splitlines() or [kind]
+        return cls(kind, lines[0], epoch, "".join(traceback.format_exception(error)))
+
+
+@dataclass(frozen=True)
+class FrozenTeacher:
+    """A teacher's forward pass. No module: it is in no state of the cohort, and ``train()`` leaves it alone.
+
+    Attributes:
+        net: the net, frozen.
+        forward: compiled, if not the plain one.
+        cache: of what it computed for these batches before.
+    """
+
+    net: TappedNet
+    forward: Forward | None = None
+    cache: TeacherCache | None = None
+
+    def run(self, at: Position) -> Callable[[Tensor, frozenset[str]], Outputs]:
+        """The forward pass for the batch of a step."""
+        plain, cache = self.forward or self.net.run, self.cache
+        if cache is None:
+            return plain
+        return lambda inputs, needs: cache.get(*at, needs, self.net, lambda: plain(inputs, needs))
+
+
 class CohortModel(nn.Module):
-    """The model that mmengine's runner trains. The teacher is no submodule: it is in no state, and ``train()`` leaves it alone.
+    """The model that mmengine's runner trains: students and methods of all cells.
 
     Args:
         cells: the students.
-        teacher: frozen, or None.
-        on_failure: called with a cell, the kind of its failure, a sentence, and the traceback.
-        forward: the teacher's forward pass, if not the plain one.
-        cache: of what the teacher computed for these batches before.
+        teacher: None where teachers are trained.
+        pipeline: of their batches.
+        device: where they are trained.
+        on_failure: called with a cell that failed.
         graphs: what records steps as CUDA graphs, or None.
+        position: where training begins.
     """
 
     def __init__(
         self,
-        cells: list[CellTrainer],
-        teacher: TappedNet | None,
+        cells: Sequence[CellTrainer],
+        teacher: FrozenTeacher | None,
         pipeline: Pipeline,
         device: torch.device,
-        on_failure: Callable[[CellTrainer, str, str, str], None],
-        forward: Forward | None = None,
-        cache: TeacherCache | None = None,
+        on_failure: Callable[[CellTrainer, Failure], None],
         graphs: CohortGraphs | None = None,
+        position: Position = Position(),  # noqa: B008 - immutable
     ) -> None:
         super().__init__()
-        self.cells = nn.ModuleList(cells)
+        self.distillers = nn.ModuleList(cell.distiller for cell in cells)
+        self.cells = tuple(cells)
+        self.teacher = teacher
         self.pipeline = pipeline
         self.device = device
         self.on_failure = on_failure
+        self.position = position
         self.failed: set[str] = set()
-        self.watches = {cell.trainee.key: Stopwatch(device) for cell in cells}
-        self._teacher = (teacher, forward)
-        self.cache = cache
-        self._graphs = graphs
-        self._step = 0
+        self.graphs = graphs
 
     @property
     def alive(self) -> list[CellTrainer]:
         """Cells that have not failed."""
-        cells: Any = self.cells
-        return [cell for cell in cells if cell.trainee.key not in self.failed]
-
-    def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
-        """One step of every living cell. Called by the runner; returns nothing to log, since logging would wait for the device."""
-        with contextlib.nullcontext() if self._graphs is None else self._graphs.recorder.active():
-            self._train_step(data, optim_wrapper)
-        self._step += 1
-        return {}
-
-    def _train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> None:
-        try:
-            shared = self._share(data)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise TooLargeError("a forward pass of the teacher") from error
-            raise
-        alive = self.alive
-        first = self._step % max(1, len(alive))  # taking turns: the first cell of a step finds cold caches
-        for cell in alive[first:] + alive[:first]:
-            key = cell.trainee.key
-            try:
-                with self.watches[key]:
-                    if self._graphs is None:
-                        with cell.stream.active(), torch.enable_grad():
-                            cell.step(shared.data.batch, *shared.given_to(cell), optim_wrapper[key])
-                    else:
-                        self._graphs.step(cell, shared, optim_wrapper[key])
-                if shared.was_changed():
-                    raise SharedStateError(
-                        "the method changed the batch or the teacher's outputs in place; clone before writing"
-                    )
-            except Exception as error:
-                if is_out_of_memory(error) and parallel.world_size() == 1:
-                    raise TooLargeError(f"a step of {key}") from error
-                self.fail(cell, error)
-                if shared.was_changed():
-                    data = self.pipeline.make(data.batch.epoch, self._step)
-                    shared = self._share(data)
-
-    def val_step(self, data: Any) -> list[Any]:
-        """Not used: evaluation is done by ``EvaluationLoop``. mmengine wants it to be there."""
-        return []
-
-    def start_epoch(self, step: int = 0) -> None:
-        self._step = step
-
-    def _share(self, data: TrainingBatch) -> Shared:
-        needs: set[str] = {"logits"}
-        wanted = False
-        for cell in self.alive:
-            if cell.method.uses_teacher:
-                wanted = True
-                needs |= cell.needs
-        if self.alive and self.alive[0].trainee.recipe.loss == "bce":
-            data.batch.supervised = binary_cross_entropy
-
-        def make(data: TrainingBatch) -> Shared:
-            shared = self._make(data, frozenset(needs) if wanted else None)
-            for cell in self.alive:  # their inputs belong to what is shared
-                shared.given_to(cell)
-            return shared
-
-        return make(data) if self._graphs is None else self._graphs.share(data, make)
-
-    def _make(self, data: TrainingBatch, needs: frozenset[str] | None) -> Shared:
-        """What is shared on a batch; without the teacher where no cell needs it."""
-        precision = self.alive[0].precision if self.alive else None
-        teacher, forward = self._teacher
-        if teacher is None or needs is None:
-            return Shared(data, None, frozenset(), precision)
-        run = forward or teacher.run
-        if self.cache is None:
-            return Shared(data, teacher, needs, precision, run)
-        cache, net, epoch, step = self.cache, teacher, data.batch.epoch, self._step
-        return Shared(
-            data, teacher, needs, precision,
-            lambda inputs, needs: cache.get(epoch, step, needs, net, lambda: run(inputs, needs)),
-        )  # fmt: skip
-
-    def drop(self, cell: CellTrainer) -> None:
-        """Take a cell out of the cohort without a word: another process trains it."""
-        self.failed.add(cell.trainee.key)
-        cell.optim_wrapper.optimizer.zero_grad(set_to_none=True)
+        return [cell for cell in self.cells if cell.key not in self.failed]
 
     @contextlib.contextmanager
     def failing(self, cell: CellTrainer) -> Iterator[None]:
@@ -235,14 +199,130 @@ class CohortModel(nn.Module):
 
     def fail(self, cell: CellTrainer, error: Exception) -> None:
         """Take a cell out of the cohort and report why."""
-        self.failed.add(cell.trainee.key)
-        if isinstance(error, NonFiniteLossError):
-            kind = "non-finite loss"
-        elif is_out_of_memory(error):
-            kind = "out of memory"
-        else:
-            kind = "exception"
-        sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
-        details = "".join(traceback.format_exception(error))
-        self.on_failure(cell, kind, sentence.strip().splitlines()[0] if sentence.strip() else kind, details)
+        self.drop(cell)
+        self.on_failure(cell, Failure.of(error, self.position.epoch))
+
+    def drop(self, cell: CellTrainer) -> None:
+        """Take a cell out of the cohort without a word: another process trains it."""
+        self.failed.add(cell.key)
         cell.optim_wrapper.optimizer.zero_grad(set_to_none=True)
+
+    def val_step(self, data: Any) -> None:
+        """mmengine wants it to be there; ``EvaluationLoop`` evaluates."""
+
+    def share(self, data: TrainingBatch) -> Shared:
+        """The inputs of all cells, and the teacher's outputs if one of them uses it.
+
+        Raises:
+            TooLargeError: if the memory is too small for it.
+        """
+        users = [cell for cell in self.alive if cell.method.uses_teacher]
+        needs = frozenset({"logits"}).union(*(cell.needs for cell in users))
+        precision = self.alive[0].precision if self.alive else None
+
+        def make(data: TrainingBatch) -> Shared:
+            if self.teacher is None or not users:
+                shared = Shared(data, None, needs, precision)
+            else:
+                shared = Shared(data, self.teacher.net, needs, precision, self.teacher.run(self.position))
+            for cell in self.alive:  # their inputs belong to what is shared
+                shared.given_to(cell)
+            return shared
+
+        try:
+            return make(data) if self.graphs is None else self.graphs.share(data, make)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise TooLargeError("a forward pass of the teacher") from error
+            raise
+
+    def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
+        """One step of every living cell. Returns nothing to log: that would wait for the device."""
+        with contextlib.nullcontext() if self.graphs is None else self.graphs.recorder.active():
+            shared = self.share(data)
+            alive = self.alive
+            first = self.position.step % max(1, len(alive))  # taking turns: the first cell of a step finds cold caches
+            for cell in alive[first:] + alive[:first]:
+                try:
+                    with cell.watch:
+                        if self.graphs is None:
+                            cell.step(shared.data.batch, *shared.given_to(cell), optim_wrapper[cell.key])
+                        else:
+                            self.graphs.step(cell, shared, optim_wrapper[cell.key])
+                    if shared.was_changed():
+                        raise SharedStateError(
+                            "the method changed the batch or the teacher's outputs in place; clone before writing"
+                        )
+                except Exception as error:
+                    if is_out_of_memory(error) and parallel.world_size() == 1:
+                        raise TooLargeError(f"a step of {cell.key}") from error
+                    self.fail(cell, error)
+                    if shared.was_changed():
+                        shared = self.share(self.pipeline.make(*self.position))
+        return {}
+
+
+class CohortLoop(BaseLoop):
+    """The training of a cohort, from its position on.
+
+    Args:
+        runner: mmengine's.
+        dataloader: the pipeline (mmengine's name for it).
+        max_epochs: number of epochs in all.
+        val_interval: epochs from one evaluation to the next; the last epoch is always evaluated.
+        saver: writes checkpoints.
+    """
+
+    val_begin = 1
+
+    def __init__(self, runner: Runner, dataloader: Pipeline, max_epochs: int, val_interval: int, saver: Saver) -> None:
+        super().__init__(runner, dataloader)
+        self.max_epochs = max_epochs
+        self.max_iters = max_epochs * len(dataloader)
+        self.val_interval = val_interval
+        self.saver = saver
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are complete."""
+        epoch: int = self.runner.model.position.epoch
+        return epoch
+
+    @property
+    def iter(self) -> int:
+        """Steps that are complete, of all epochs."""
+        epoch, step = self.runner.model.position
+        return epoch * len(self.dataloader) + step
+
+    def run(self) -> CohortModel:
+        """Train to the last epoch, or until no cell is left."""
+        runner, cohort = self.runner, self.runner.model
+        runner.call_hook("before_train")
+        while self.epoch < self.max_epochs and cohort.alive:
+            self.run_epoch()
+        runner.call_hook("after_train")
+        return cohort
+
+    def run_epoch(self) -> None:
+        """The steps that are left of an epoch, and its evaluation."""
+        runner, cohort = self.runner, self.runner.model
+        self.saver.start_epoch()
+        cohort.train()
+        runner.call_hook("before_train_epoch")
+        for data in self.dataloader.batches(*cohort.position):
+            epoch, step = cohort.position
+            for cell in cohort.alive:
+                cell.schedule.set(epoch, step)
+            runner.call_hook("before_train_iter", batch_idx=step, data_batch=data)
+            outputs = cohort.train_step(data, runner.optim_wrapper)
+            runner.call_hook("after_train_iter", batch_idx=step, data_batch=data, outputs=outputs)
+            cohort.position = Position(epoch, step + 1)
+            self.saver.after_step(runner)
+        for cell in cohort.alive:
+            with cohort.failing(cell):
+                cell.end_epoch(self.epoch)
+        runner.call_hook("after_train_epoch")
+        cohort.position = Position(self.epoch + 1)
+        if self.epoch % self.val_interval == 0 or self.epoch == self.max_epochs:
+            runner.val_loop.run()
+        self.saver.after_epoch(runner)

@@ -209,8 +209,7 @@ class StepGraph:
             self._look(batch, before)
 
     def _run(self, batch: Batch, shared: Shared, wrapper: QuietOptimWrapper) -> None:
-        with self.cell.stream.active(), torch.enable_grad():
-            self.cell.step(batch, *shared.given_to(self.cell), wrapper)
+        self.cell.step(batch, *shared.given_to(self.cell), wrapper)
 
     def _record(self, shared: Shared, wrapper: QuietOptimWrapper) -> None:
         cell, batch, before = self.cell, watched(shared.data.batch), python_state(self.cell)
@@ -242,7 +241,7 @@ class StepGraph:
 
     def _leave(self, reason: str) -> None:
         self.cell.captured = reason
-        self.say(self.cell, f"{self.cell.trainee.key} runs without CUDA graphs: its step {reason}")
+        self.say(self.cell, f"{self.cell.key} runs without CUDA graphs: its step {reason}")
 
 
 class CohortGraphs:
@@ -260,7 +259,7 @@ class CohortGraphs:
         self.cells = cells
         self.recorder = recorder
         self.say = say
-        self._steps = {cell.trainee.key: StepGraph(cell, recorder, say) for cell in cells}
+        self._steps = {cell.key: StepGraph(cell, recorder, say) for cell in cells}
         self._warm = 0
         self._left = False
         self._batch: TrainingBatch | None = None
@@ -269,7 +268,7 @@ class CohortGraphs:
 
     def step(self, cell: CellTrainer, shared: Shared, wrapper: QuietOptimWrapper) -> None:
         """One step of a cell; see ``StepGraph.step``."""
-        self._steps[cell.trainee.key].step(shared, wrapper)
+        self._steps[cell.key].step(shared, wrapper)
 
     def share(self, data: TrainingBatch, make: Callable[[TrainingBatch], Shared]) -> Shared:
         """What the cells share in a step: ``make(data)``, as it is or replayed on the batch that stays."""
@@ -308,7 +307,7 @@ class CohortGraphs:
         self._left = True
         for cell in self.cells:
             cell.captured = f"the teacher {reason}"
-            self.say(cell, f"{cell.trainee.key} runs without CUDA graphs: its teacher's forward pass {reason}")
+            self.say(cell, f"{cell.key} runs without CUDA graphs: its teacher's forward pass {reason}")
 
 
 def why_not(cells: Sequence[CellTrainer]) -> str | None:
@@ -323,7 +322,7 @@ def why_not(cells: Sequence[CellTrainer]) -> str | None:
     if cell.micro_batches > 1:
         return "batches are trained in parts"
     if cell.optim_wrapper.rate is None:
-        return f"optimizer {cell.trainee.recipe.optimizer.name!r} has no fused kernel"
+        return f"optimizer {cell.spec.recipe.optimizer.name!r} has no fused kernel"
     return None
 
 
@@ -338,7 +337,7 @@ def graphs_of(
         return CohortGraphs(cells, Recorder(device), say)
     for cell in cells:
         cell.captured = reason
-        say(cell, f"{cell.trainee.key} runs without CUDA graphs: {reason}")
+        say(cell, f"{cell.key} runs without CUDA graphs: {reason}")
     return None
 
 

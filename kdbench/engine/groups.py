@@ -1,4 +1,4 @@
-"""Trainees on one data set, trained together: in groups that go on from the same point, and in smaller ones where memory is short."""
+"""Trainings on one data set in groups: of cells that go on from the same position, and smaller ones where memory is short."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import gc
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,22 @@ import torch
 from kdbench.data.images import Dataset, Images
 from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.engine import parallel
-from kdbench.engine.cell import CellTrainer, Trainee
+from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
-from kdbench.engine.cohort import CohortModel, TooLargeError
+from kdbench.engine.cohort import CohortModel, Failure, FrozenTeacher, TooLargeError
 from kdbench.engine.compiled import Forward
+from kdbench.engine.evaluation import Evaluated
 from kdbench.engine.graphs import graphs_of
-from kdbench.engine.runner import CohortRunner, Emit, Evaluated
+from kdbench.engine.runner import CohortRunner
+from kdbench.engine.saver import Emit
 from kdbench.engine.teachercache import TeacherCache
 from kdbench.engine.tuning import PLAIN, Tuning
-from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Plan
-from kdbench.method import NetInfo, Task
+from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
+from kdbench.plugins.hooks import HookEntry
 from kdbench.store.claims import ClaimLostError
 from kdbench.store.provenance import provenance
-from kdbench.suite.dataset import DatasetSpec
 
 
 def release(error: BaseException | None) -> None:
@@ -46,181 +48,175 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+@dataclass
 class Session:
-    """Trainees on one data set, split into groups that go on from the same epoch."""
+    """What all trainings of a teacher, or of a cohort, share.
 
-    def __init__(
-        self,
-        plan: Plan,
-        dataset: Dataset,
-        train: Images,
-        split: Evaluated,
-        device: torch.device,
-        emit: Emit,
-        tuning: Tuning = PLAIN,
-    ) -> None:
-        self.tuning = tuning
-        #: What its teacher's outputs depend on beside what the session knows.
-        self.describes: dict[str, Any] = {}
-        self.spec: DatasetSpec = plan.suite.dataset
-        self.task = Task(dataset.num_classes, len(train), train.labels, dataset.name)
-        self.data = train
-        self.data_checksum = dataset.checksum()
-        self.split = split
-        self.device = device
-        self.emit = emit if parallel.is_first() else lambda event: None
+    Attributes:
+        plan: of the run.
+        root: the run directory.
+        dataset: of its suite.
+        data: training images.
+        split: what is evaluated.
+        device: where they are trained.
+        emit: receives events.
+        data_seed: of the order of the data and of its augmentation.
+        keep: writes the result of a cell that is trained to the end.
+        teacher: frozen; None where a teacher itself is trained.
+        tuning: of the run.
+        cache_key: what the teacher's outputs depend on beside what the session knows.
+        hooks: of the user.
+    """
 
-    def train(
-        self,
-        trainees: Sequence[Trainee],
-        teacher: TappedNet | None,
-        teacher_info: NetInfo | None,
-        data_seed: int,
-        keep: Callable[[CellTrainer], None],
-        micro_batches: int = 1,
-    ) -> None:
+    plan: Plan
+    root: Path
+    dataset: Dataset
+    data: Images
+    split: Evaluated
+    device: torch.device
+    emit: Emit
+    data_seed: int
+    keep: Callable[[CellTrainer], None]
+    teacher: TappedNet | None = None
+    tuning: Tuning = PLAIN
+    cache_key: Mapping[str, Any] = field(default_factory=dict)
+    hooks: Sequence[HookEntry] = ()
+
+    def __post_init__(self) -> None:
+        self.data_checksum = self.dataset.checksum()
+        if not parallel.is_first():
+            self.emit = lambda event: None
+
+    def train(self, specs: Sequence[TrainingSpec], micro_batches: int = 1) -> None:
         """Train, and where memory is too small, in smaller groups, then in parts of a batch, from the last checkpoints on."""
-        recipe = trainees[0].recipe
-        strong = any("strong" in trainee.method.needs for trainee in trainees)
+        recipe = specs[0].recipe
+        strong = any("strong" in spec.method.needs for spec in specs)
         rows = parallel.local_rows(recipe.batch_size, recipe.augment.mixes)
 
         def say(text: str) -> None:
-            for trainee in trainees:
-                trainee.folder.say(text)
+            for spec in specs:
+                spec.folder.say(text)
             self.emit({"event": "warning", "reason": text})
 
         pipeline = make_pipeline(
-            self.data, self.spec, recipe, self.task.num_classes, data_seed, self.device, strong, rows=rows, say=say
-        )
-        task = Task(
-            self.task.num_classes, self.task.num_train, self.task.train_labels, self.task.dataset, recipe.epochs
-        )
-        saved = {trainee.key: load_checkpoints(trainee.folder) for trainee in trainees}
+            self.data, self.plan.suite.dataset, recipe, self.dataset.num_classes, self.data_seed, self.device, strong,
+            rows=rows, say=say,
+        )  # fmt: skip
+        saved = {spec.key: load_checkpoints(spec.folder) for spec in specs}
         groups = common_start({key: set(states) for key, states in saved.items()})
-        by_key = {trainee.key: trainee for trainee in trainees}
+        by_key = {spec.key: spec for spec in specs}
         for start, keys in groups.items():
-            states = {key: saved[key].get(start) for key in keys}
+            states = {key: saved[key][start] for key in keys if start in saved[key]}
             members = [by_key[key] for key in keys]
             try:
                 with contextlib.closing(pipeline):  # ends loader processes; they start again where batches are made
-                    self._train_group(
-                        members, start, states, teacher, teacher_info, task, pipeline, keep, micro_batches, data_seed
-                    )
+                    self._train_group(members, start, states, pipeline, micro_batches)
                 continue
             except TooLargeError as error:
-                what, details = str(error), "".join(traceback.format_exception(error))
+                failure = Failure("out of memory", str(error), start.epoch, "".join(traceback.format_exception(error)))
                 release(error)
             states.clear()
             free_memory(self.device)
-            for smaller, parts in self._smaller(members, micro_batches, recipe.batch_size, what, details):
-                self.train(smaller, teacher, teacher_info, data_seed, keep, parts)
+            for smaller, parts in self._smaller(members, micro_batches, recipe.batch_size, failure):
+                self.train(smaller, parts)
 
     def _smaller(
-        self, trainees: Sequence[Trainee], micro_batches: int, batch_size: int, what: str, details: str
-    ) -> list[tuple[Sequence[Trainee], int]]:
+        self, specs: Sequence[TrainingSpec], micro_batches: int, batch_size: int, failure: Failure
+    ) -> list[tuple[Sequence[TrainingSpec], int]]:
         """What to try instead of what did not fit: half of the cells, or one cell in twice as many parts of a batch."""
-        if len(trainees) > 1:
-            half = len(trainees) // 2
-            for trainee in trainees:
-                trainee.folder.say(f"too little memory for {what}: {len(trainees)} cells go on in two groups")
-            return [(trainees[:half], micro_batches), (trainees[half:], micro_batches)]
-        (trainee,) = trainees
+        what = failure.reason
+        if len(specs) > 1:
+            half = len(specs) // 2
+            for spec in specs:
+                spec.folder.say(f"too little memory for {what}: {len(specs)} cells go on in two groups")
+            return [(specs[:half], micro_batches), (specs[half:], micro_batches)]
+        (spec,) = specs
         if 2 * micro_batches > batch_size:
             reason = f"out of memory in {what}, even with one image at a time"
-            self._record(trainee, "out of memory", reason, 0, details)
+            self._record(spec, replace(failure, reason=reason))
             return []
-        trainee.folder.say(f"too little memory for {what}: it goes on with each batch in {2 * micro_batches} parts")
-        return [(trainees, 2 * micro_batches)]
+        spec.folder.say(f"too little memory for {what}: it goes on with each batch in {2 * micro_batches} parts")
+        return [(specs, 2 * micro_batches)]
 
     def _train_group(
         self,
-        trainees: Sequence[Trainee],
+        specs: Sequence[TrainingSpec],
         start: Position,
-        states: dict[str, dict[str, Any] | None],
-        teacher: TappedNet | None,
-        teacher_info: NetInfo | None,
-        task: Task,
+        states: Mapping[str, dict[str, Any]],
         pipeline: Pipeline,
-        keep: Callable[[CellTrainer], None],
         micro_batches: int,
-        data_seed: int,
     ) -> None:
+        """Train cells in lockstep from ``start`` to the end, and keep what came out."""
         cells = []
-        for trainee in trainees:
+        for spec in specs:
             try:
-                cell = CellTrainer(trainee, task, teacher_info, len(pipeline), self.device, self.tuning)
-                cell.micro_batches = micro_batches
-                state = states[trainee.key]
-                if state is not None:
-                    cell.restore(state)
-                    if parallel.is_first():
-                        trainee.folder.say(
-                            f"resumed after epoch {start[0]}" + (f", step {start[1]}" if start[1] else "")
-                        )
-                    self.emit({"event": "resumed", "cell": trainee.key, "epoch": start[0], "step": start[1]})
-                cells.append(cell)
+                cells.append(self._build(spec, len(pipeline), micro_batches))
             except Exception as error:
-                self._refuse(trainee, error)
+                self._record(spec, Failure.of(error))
         if not cells:
             return
-        forward = None if teacher is None else Forward(teacher, self.tuning, cells[0].trainee.folder.say)
-        cache = self._cache(cells, pipeline, data_seed) if teacher is not None else None
+        teacher = None
+        if self.teacher is not None:
+            forward = Forward(self.teacher, self.tuning, cells[0].spec.folder.say)
+            teacher = FrozenTeacher(self.teacher, forward, self._cache(cells[0].spec, pipeline))
         graphs = graphs_of(cells, self.device, self._warn)
-        model = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, forward, cache, graphs)
+        cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
-            runner = CohortRunner(model, self.split, task.epochs, Path(work_dir), self.emit)
-            runner.resume_at(start)
-            runner.train()
-        for cell in model.alive:
+            CohortRunner(
+                cohort, self.split, Path(work_dir), self.emit, states, self.hooks, self.plan.request.log, self.root
+            ).train()
+        for cell in cohort.alive:
             if not parallel.is_first():
                 continue
             try:
-                keep(cell)
+                self.keep(cell)
             except OSError:
                 raise
             except ClaimLostError as error:
-                self.emit({"event": "lost", "cell": cell.trainee.key, "reason": str(error)})
+                self.emit({"event": "lost", "cell": cell.key, "reason": str(error)})
             except Exception as error:
-                model.fail(cell, error)
+                cohort.fail(cell, error)
 
-    def _cache(self, cells: Sequence[CellTrainer], pipeline: Pipeline, data_seed: int) -> TeacherCache | None:
+    def _build(self, spec: TrainingSpec, steps: int, micro_batches: int) -> CellTrainer:
+        data = self.data
+        task = Task(self.dataset.num_classes, len(data), data.labels, self.dataset.name, spec.recipe.epochs)
+        teacher = None if self.teacher is None else self.teacher.describe()
+        cell = CellTrainer(spec, task, teacher, steps, self.device, self.tuning)
+        cell.micro_batches = micro_batches
+        return cell
+
+    def _cache(self, spec: TrainingSpec, pipeline: Pipeline) -> TeacherCache | None:
         """What the teacher computed for these batches before, where that was asked for and can be told for sure."""
         if not self.tuning.cache_teacher or parallel.world_size() > 1:
             return None
-        recipe = cells[0].trainee.recipe
         key = {
-            **{name: value for name, value in self.describes.items() if name != "root"},
-            "data": [self.data_checksum, len(self.data), self.spec.identity()],
-            "batches": [data_seed, len(pipeline), recipe.model_dump(mode="json")],
+            **self.cache_key,
+            "data": [self.data_checksum, len(self.data), self.plan.suite.dataset.identity()],
+            "batches": [self.data_seed, len(pipeline), spec.recipe.model_dump(mode="json")],
             "compile": self.tuning.compile,
             "where": {
                 name: value for name, value in provenance(self.device).items()
                 if name in ("kdbench", "versions", "device", "device_type", "threads")
             },
         }  # fmt: skip
-        limit = 1e9 * self.tuning.cache_teacher
-        return TeacherCache(Path(self.describes["root"]), key, len(pipeline), limit, cells[0].trainee.folder.say)
-
-    def _refuse(self, trainee: Trainee, error: Exception) -> None:
-        sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
-        self._record(trainee, "exception", sentence, 0, "".join(traceback.format_exception(error)))
+        return TeacherCache(self.root, key, len(pipeline), 1e9 * self.tuning.cache_teacher, spec.folder.say)
 
     def _warn(self, cell: CellTrainer, text: str) -> None:
         if parallel.is_first():
-            cell.trainee.folder.say(text)
+            cell.spec.folder.say(text)
         self.emit({"event": "warning", "reason": text})
 
-    def _on_failure(self, cell: CellTrainer, kind: str, sentence: str, details: str) -> None:
-        self._record(cell.trainee, kind, sentence, cell.epoch, details)
+    def _on_failure(self, cell: CellTrainer, failure: Failure) -> None:
+        self._record(cell.spec, failure)
 
-    def _record(self, trainee: Trainee, kind: str, sentence: str, epoch: int, details: str) -> None:
+    def _record(self, spec: TrainingSpec, failure: Failure) -> None:
         if not parallel.is_first():
             return
         try:
-            trainee.folder.confirm()
+            spec.folder.confirm()
         except ClaimLostError as error:
-            self.emit({"event": "lost", "cell": trainee.key, "reason": str(error)})
+            self.emit({"event": "lost", "cell": spec.key, "reason": str(error)})
             return
-        trainee.folder.say(f"failed ({kind}): {sentence}\n{details}")
-        trainee.folder.fail(kind, sentence, epoch)
-        self.emit({"event": "failed", "cell": trainee.key, "kind": kind, "reason": sentence})
+        spec.folder.say(f"failed ({failure.kind}): {failure.reason}\n{failure.details}")
+        spec.folder.fail(failure.kind, failure.reason, failure.epoch)
+        self.emit({"event": "failed", "cell": spec.key, "kind": failure.kind, "reason": failure.reason})

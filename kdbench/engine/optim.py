@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
-from timm.optim import create_optimizer_v2
-from timm.optim._param_groups import param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 

@@ -13,7 +13,8 @@ from kdbench.data.images import Images
 from kdbench.data.transforms import EvaluationView
 from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
-from kdbench.engine.runner import Emit, predict_all
+from kdbench.engine.evaluation import predict_all
+from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import freeze, load_teacher, save_weights
 from kdbench.engine.train import measured_on, now, train_teacher, view_of
 from kdbench.errors import KdbenchError
@@ -60,7 +61,7 @@ def prepare_teacher(
     begun = now()
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     used = load_state(net, found.path, *rows_of(plan.suite.dataset))
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
     if not parallel.is_first():
@@ -94,7 +95,7 @@ def remeasure(
         KdbenchError: if it is not prepared, or its weights are damaged.
     """
     net, _ = load_teacher(teacher, store, plan.num_classes, device)
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     return measure_teacher(plan, teacher, net, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 

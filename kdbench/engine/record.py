@@ -60,7 +60,8 @@ def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) 
     peak = (
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
-    inference = inference_cost(cell.eval().predict, cell.student.input_size, device, cell.method)
+    cell.distiller.eval()
+    inference = inference_cost(cell.predict, cell.student.input_size, device, cell.method)
     tuning = cell.tuning.facts()
     if cell.forward_pass.fell_back:
         tuning["compile"] = f"fell back: {cell.forward_pass.fell_back}"
@@ -75,7 +76,7 @@ def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) 
         inference_extra_parameters=inference.extra_parameters,
         step_seconds=cell.step_seconds / max(1, cell.steps_timed),
         train_seconds=cell.train_seconds,
-        steps=cell.epoch * cell.steps_per_epoch,
+        steps=cell.spec.recipe.epochs * cell.steps_per_epoch,
         peak_memory_bytes=int(peak),
         estimated_memory_bytes=estimated_memory or None,
         micro_batches=cell.micro_batches,
@@ -90,12 +91,12 @@ def write_history(cell: CellTrainer) -> None:
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(cell.history)
-    write_bytes(cell.trainee.folder.history, text.getvalue().encode())
+    write_bytes(cell.spec.folder.history, text.getvalue().encode())
 
 
 def finish(cell: CellTrainer) -> None:
     """Remove what only an unfinished cell needs."""
-    for path in cell.trainee.folder.checkpoints():
+    for path in cell.spec.folder.checkpoints():
         path.unlink(missing_ok=True)
-    cell.trainee.folder.failed.unlink(missing_ok=True)
-    cell.trainee.folder.say(f"done in {cell.train_seconds:.1f} s")
+    cell.spec.folder.failed.unlink(missing_ok=True)
+    cell.spec.folder.say(f"done in {cell.train_seconds:.1f} s")

@@ -14,7 +14,8 @@ from kdbench.data.images import Dataset
 from kdbench.data.transforms import EvaluationView
 from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
-from kdbench.engine.cell import CellTrainer, Trainee
+from kdbench.engine.cell import CellTrainer, TrainingSpec
+from kdbench.engine.evaluation import Evaluated, predict_all
 from kdbench.engine.groups import Session
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.record import (
@@ -26,7 +27,7 @@ from kdbench.engine.record import (
     write_history,
     write_predictions,
 )
-from kdbench.engine.runner import Emit, Evaluated, predict_all
+from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
@@ -75,14 +76,12 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     plan.catalog.load_additions()
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
         folder.configure(teacher.hash, teacher.config, {})
-    trainee = teacher_trainee(plan, teacher, store, start)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     train = dataset.training(plan.teacher_images_per_class)
-    session = Session(plan, dataset, train, Evaluated(split, None, device), device, emit)
 
     def keep(cell: CellTrainer) -> None:
         folder.confirm()
@@ -100,9 +99,11 @@ def train_teacher(
         )
         write_record(folder.result, result)
         finish(cell)
-        emit({"event": "done", "cell": trainee.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
+        emit({"event": "done", "cell": cell.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
-    session.train([trainee], None, None, seed_for("teacher", teacher.name, teacher.seed, "data"), keep)
+    seed = seed_for("teacher", teacher.name, teacher.seed, "data")
+    session = Session(plan, store.root, dataset, train, Evaluated(split, None, device), device, emit, seed, keep)
+    session.train([teacher_spec(plan, teacher, store, start)])
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
         raise KdbenchError(f"training of teacher {teacher.name} failed: {folder.failure().reason}; see {folder.log}")
@@ -126,7 +127,7 @@ def train_cohort(
     first = cohort.cells[0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    dataset = open_dataset(plan.suite.dataset, data, first.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, first.split, plan.request.limit)
     if parallel.is_first():
         write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
@@ -142,21 +143,20 @@ def train_cohort(
     )
     train = dataset.training(plan.images_per_class)
     evaluated = Evaluated(split, teacher_logits, device)
-    session = Session(plan, dataset, train, evaluated, device, emit, tuning)
-    session.describes = {"teacher": taught.checksum, "split": first.split, "root": str(store.root)}
     cells = {cell.key: cell for cell in cohort.cells}
+    observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
 
     def keep(trained: CellTrainer) -> None:
         if state_hash(teacher.net) != taught.checksum:
             raise KdbenchError("the teacher's parameters or buffers changed during training")
-        cell = cells[trained.trainee.key]
-        trained.trainee.folder.confirm()
+        cell = cells[trained.key]
+        trained.spec.folder.confirm()
         assert trained.last_logits is not None
         write_history(trained)
-        write_predictions(trained.trainee.folder, trained.last_logits, evaluated.labels)
-        save_weights(trained.measured.student, trained.trainee.folder.student)
+        write_predictions(trained.spec.folder, trained.last_logits, evaluated.labels)
+        save_weights(trained.measured.student, trained.spec.folder.student)
         last = trained.history[-1]
-        trained.trainee.folder.finish(
+        trained.spec.folder.finish(
             CellResult(
                 hash=cell.hash,
                 metrics=metrics_of(trained.history),
@@ -166,15 +166,18 @@ def train_cohort(
                 cost=cost_of(trained, device, cohort.memory),
                 dataset_checksum=session.data_checksum,
                 train_images=len(train),
-                provenance=provenance(device),
+                provenance={**provenance(device), "observers": observers},
             )
         )
         finish(trained)
         emit({"event": "done", "cell": cell.key, "top1": last["top1"], "seconds": trained.train_seconds})
 
-    trainees = [trainee_of(plan, cell, store) for cell in cohort.cells]
-    data_seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
-    session.train(trainees, teacher, teacher.describe(), data_seed, keep)
+    seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
+    session = Session(
+        plan, store.root, dataset, train, evaluated, device, emit, seed, keep, teacher, tuning,
+        cache_key={"teacher": taught.checksum, "split": first.split}, hooks=plan.hooks,
+    )  # fmt: skip
+    session.train([spec_of(plan, cell, store) for cell in cohort.cells])
 
 
 def measured_on(plan: Plan, dataset: Dataset, split: str) -> dict[str, Any]:
@@ -188,10 +191,10 @@ def measured_on(plan: Plan, dataset: Dataset, split: str) -> dict[str, Any]:
     }
 
 
-def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> Trainee:
+def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> TrainingSpec:
     """What is trained for a teacher: its net, from scratch or from the weights in ``start`` with a new classifier."""
     scratch: Any = plan.catalog.find("scratch").load()
-    return Trainee(
+    return TrainingSpec(
         key=teacher.name,
         name=teacher.name,
         net=teacher.net,
@@ -202,14 +205,15 @@ def teacher_trainee(plan: Plan, teacher: TeacherPlan, store: Store, start: Path 
         method_seed=seed_for("teacher", teacher.name, teacher.seed, "method"),
         folder=store.teacher_folder(teacher),
         start=start,
+        config=teacher.config,
         view=view_of(plan, teacher.net, teacher.recipe),
     )
 
 
-def trainee_of(plan: Plan, cell: Cell, store: Store) -> Trainee:
+def spec_of(plan: Plan, cell: Cell, store: Store) -> TrainingSpec:
     """What is trained for a cell."""
     method: Any = plan.catalog[cell.method].load()
-    return Trainee(
+    return TrainingSpec(
         key=cell.key,
         name=cell.student,
         net=cell.student_net,
@@ -219,6 +223,7 @@ def trainee_of(plan: Plan, cell: Cell, store: Store) -> Trainee:
         net_seed=seed_for("student", cell.suite, cell.protocol, cell.student, cell.seed),
         method_seed=seed_for("method", cell.suite, cell.protocol, cell.pair, cell.method, cell.seed),
         folder=store.cell(cell),
+        config=cell.config,
         view=view_of(plan, cell.student_net, cell.recipe),
     )
 

@@ -6,7 +6,6 @@ was used stands in the result's ``cost``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,16 +27,6 @@ class Tuning:
     def facts(self) -> dict[str, Any]:
         """What is not the default, for the result of a cell."""
         return {name: value for name, value in asdict(self).items() if value != getattr(PLAIN, name)}
-
-    @classmethod
-    def of(cls, options: Any) -> Tuning:
-        """From the command line."""
-        return cls(options.compile, options.cache_teacher, options.graphs)
-
-    @classmethod
-    def from_plain(cls, content: Mapping[str, Any]) -> Tuning:
-        """From what ``asdict`` made of it."""
-        return cls(**content)
 
 
 #: Nothing is tuned.

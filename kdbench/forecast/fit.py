@@ -37,12 +37,10 @@ def estimate_memory(
 
 def training_images(plan: Plan, split: str, limit: int | None, data: Path | None) -> int:
     """Number of images to train on when ``split`` is measured, at most ``limit`` of a class."""
-    known = plan.suite.dataset.training_images(split, limit, plan.choice.limit)
-    return (
-        len(open_dataset(plan.suite.dataset, data, split, plan.choice.limit).training(limit))
-        if known is None
-        else known
-    )
+    known = plan.suite.dataset.training_images(split, limit, plan.request.limit)
+    if known is not None:
+        return known
+    return len(open_dataset(plan.suite.dataset, data, split, plan.request.limit).training(limit))
 
 
 def measured_scale(store: Store, on_gpu: bool) -> float:

@@ -13,10 +13,10 @@ from kdbench.data.images import Images
 from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.datasets.load import open_dataset
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.cohort import CohortModel
-from kdbench.engine.runner import predict_all
+from kdbench.engine.cohort import CohortModel, FrozenTeacher
+from kdbench.engine.evaluation import predict_all
 from kdbench.engine.teacher import freeze
-from kdbench.engine.train import trainee_of
+from kdbench.engine.train import spec_of, teacher_spec
 from kdbench.matrix.cells import Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.method import Task
@@ -49,7 +49,7 @@ class Probe:
 def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | None) -> Probe:
     """Time a cohort with nets that are not trained. Writes nothing."""
     split = cohort.cells[0].split
-    dataset = open_dataset(plan.suite.dataset, data, split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, split, plan.request.limit)
     train = dataset.training(plan.images_per_class)
     teacher = freeze(TappedNet(cohort.teacher.net, dataset.num_classes, cohort.teacher.name).to(device))
     recipe = cohort.cells[0].recipe
@@ -58,28 +58,26 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, recipe.epochs)
     store = Store("unused")
     cells = [
-        CellTrainer(trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), device)
+        CellTrainer(spec_of(plan, cell, store), task, teacher.describe(), len(pipeline), device)
         for cell in cohort.cells
     ]
-    model = CohortModel(cells, teacher, pipeline, device, lambda *failure: None)
+    model = CohortModel(cells, FrozenTeacher(teacher), pipeline, device, lambda *failure: None)
     return _time(model, pipeline, dataset.measured(split, plan.measured_images_per_class), device)
 
 
 def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: Path | None) -> Probe:
     """The same for the training of a teacher."""
-    from kdbench.engine.train import teacher_trainee
-
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.choice.limit)
+    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     train = dataset.training(plan.teacher_images_per_class)
     pipeline = make_pipeline(train, plan.suite.dataset, teacher.recipe, dataset.num_classes, 0, device)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, teacher.recipe.epochs)
-    cell = CellTrainer(teacher_trainee(plan, teacher, Store("unused")), task, None, len(pipeline), device)
+    cell = CellTrainer(teacher_spec(plan, teacher, Store("unused")), task, None, len(pipeline), device)
     model = CohortModel([cell], None, pipeline, device, lambda *failure: None)
     return _time(model, pipeline, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 
 def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.device) -> Probe:
-    wrappers = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
+    wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
     model.train()
     seconds = []
     for step in range(MOST_STEPS + 1):
@@ -87,23 +85,23 @@ def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.d
         model.train_step(pipeline.make(0, step % len(pipeline)), wrappers)
         seconds.append(_now(device) - begun)
         if step == 0:
-            for watch in model.watches.values():
-                watch.read()
+            for cell in model.alive:
+                cell.watch.read()
         elif step >= (1 if seconds[-1] > LONG_STEP else LEAST_STEPS) and sum(seconds[1:]) > TIMED_SECONDS:
             break
-    own = [total / max(1, count) for total, count in (watch.read() for watch in model.watches.values())]
+    own = [total / max(1, count) for total, count in (cell.watch.read() for cell in model.cells)]
     model.eval()
     count = min(len(split), TIMED_IMAGES)
     part = split.take(torch.arange(count))
     of_student: dict[str, float] = {}  # methods evaluate their student, nearly all without anything beside
     for cell in model.alive:
-        if cell.trainee.name in of_student:
+        if cell.spec.name in of_student:
             continue
         for _ in range(2):
             begun = _now(device)
-            predict_all(cell.predict, part, cell.trainee.view, device)
-            of_student[cell.trainee.name] = (_now(device) - begun) * len(split) / count
-    evaluation = sum(of_student[cell.trainee.name] for cell in model.alive)
+            predict_all(cell.predict, part, cell.spec.view, device)
+            of_student[cell.spec.name] = (_now(device) - begun) * len(split) / count
+    evaluation = sum(of_student[cell.spec.name] for cell in model.alive)
     return Probe(sum(seconds[1:]) / len(seconds[1:]), evaluation, tuple(own))
 
 

@@ -164,7 +164,7 @@ def _loading_seconds(plan: Plan, teacher: TeacherPlan) -> float:
     from kdbench.nets.tapped import count_parameters
 
     per_class = plan.measured_images_per_class
-    images = plan.choice.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
+    images = plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
     return 1e-9 * count_parameters(teacher.net, plan.num_classes, teacher.name) * images
 
 

@@ -1,6 +1,7 @@
-"""Where cohorts run.
+"""Where jobs run.
 
-Read ``job.py`` (what a launcher is given, and the small interface that every launcher has), ``inprocess.py`` and
-``local.py`` (two launchers), ``worker.py`` (the process of one job), ``remote.py`` with ``slurm.py`` and ``rays.py`` (two
-engines for other machines), ``execute.py`` (a plan to jobs, jobs to a launcher, what happened to a summary).
+In reading order: ``job`` (what a launcher is given, and the interface that every launcher has), ``inprocess`` and ``local`` (two
+launchers), ``worker`` (the process of one job), ``remote`` with ``slurm`` and ``ray`` (other machines), ``torchrun`` (several
+processes for one job), ``execute`` (a plan to jobs, jobs to a launcher, results to a summary), ``choose`` (from a request to a
+launcher).
 """

@@ -1,151 +1,154 @@
-"""From the options of a command to the machine: data, device, workers, what is trained together, and who runs it."""
+"""From a request to the machine: data, device, workers, what is trained together, and by which launcher."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import os
-import signal
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kdbench.errors import KdbenchError, counted
+from kdbench.forecast.balance import balance
+from kdbench.forecast.fit import available, estimate_memory, fit
+from kdbench.launch.job import Launcher
+from kdbench.launch.remote import check_installed
+from kdbench.launch.slurm import parse_options
 from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.request import Request
 from kdbench.store.folders import Store
 
-#: Of so many cells each net and method takes a while to be looked at, which is said.
+#: Above this many cells, estimating their memory takes so long that a progress note is due.
 MANY_CELLS = 100
 
 
-def data_folder(options: argparse.Namespace) -> Path | None:
-    return Path(options.data) if options.data else None
+@dataclass(frozen=True)
+class Machine:
+    """What runs the jobs of a plan: ``on`` as in a request, or ``"together"`` under torchrun; ``workers`` at a time."""
+
+    on: str
+    workers: int
+
+    @property
+    def is_here(self) -> bool:
+        """Whether jobs run on this machine, so that its memory and its speed are theirs."""
+        return self.on not in ("slurm", "ray")
+
+    def __str__(self) -> str:
+        return {"slurm": "on Slurm", "ray": "on Ray"}.get(self.on, counted(self.workers, "worker"))
 
 
-def suite_name(options: argparse.Namespace) -> str:
-    return os.path.abspath(options.suite) if Path(options.suite).is_file() else str(options.suite)
+def choose_machine(request: Request, plan: Plan, together: bool = False) -> Machine:
+    """Where a plan runs; by default one worker per GPU, or as many as there are cores for the suite's threads.
+
+    Args:
+        together: whether several processes share every job (torchrun).
+    """
+    if together:
+        return Machine("together", 1)
+    if request.workers:
+        return Machine(request.on, request.workers)
+    if request.on == "slurm":
+        return Machine("slurm", 1)  # Slurm knows how many; cohorts stay whole
+    return Machine(request.on, gpus_of(request) or max(1, (os.cpu_count() or 1) // plan.suite.cpu_threads))
 
 
-def ready_data(options: argparse.Namespace, made: Plan) -> None:
-    """Fetch the data set of a plan if that was asked for, and see that it is there before anything runs."""
-    from kdbench.datasets.load import check_dataset, download_dataset
-
-    wanted, folder = made.suite.dataset, data_folder(options)
-    if options.download:
-        download_dataset(wanted, folder, say_download if sys.stderr.isatty() else None)
-    for note in check_dataset(wanted, folder):
-        print(f"kdbench: note: {note}", file=sys.stderr)
-
-
-def say_download(done: int, size: int) -> None:
-    end = "\n" if done >= size else ""
-    print(f"\rdownloading: {done / 1e6:.0f} of {size / 1e6:.0f} MB", end=end, file=sys.stderr, flush=True)
-
-
-def check_backend(name: str | None) -> None:
-    """Refuse a machine that cannot train before anything is written."""
-    from kdbench.engine.process import check_opencv
-
-    check_opencv()
-    if name is None:
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise KdbenchError(f"--device {name}: {str(error).splitlines()[0]}") from None
-
-
-def check_where(options: argparse.Namespace) -> None:
-    """Refuse options of engines that are not used, and engines that are not installed, before anything is written."""
-    from kdbench.launch.remote import need_installed
-    from kdbench.launch.slurm import parse_options
-
-    for option, given, engine in (("--slurm", options.slurm, "slurm"), ("--ray-address", options.ray_address, "ray")):
-        if given and options.on != engine:
-            raise KdbenchError(f"{option} {given} is for --on {engine}, not for --on {options.on}")
-    parse_options(options.slurm)
-    if options.on in ("slurm", "ray"):
-        need_installed({"slurm": "submitit", "ray": "ray"}[options.on], options.on)
-
-
-def gpus_of(options: argparse.Namespace) -> int:
-    if options.device not in (None, "cuda"):
+def gpus_of(request: Request) -> int:
+    """Number of GPUs that the workers of this machine share."""
+    if request.device not in (None, "cuda"):
         return 0
     import torch
 
     return torch.cuda.device_count()
 
 
-def workers_of(options: argparse.Namespace, made: Plan) -> int:
-    if options.on == "together":
-        return 1
-    if options.workers:
-        return int(options.workers)
-    gpus = gpus_of(options)
-    if options.on == "slurm":
-        return 1  # Slurm knows how many; cohorts stay whole
-    return gpus or max(1, (os.cpu_count() or 1) // made.suite.cpu_threads)
+def check_machine(request: Request) -> None:
+    """Refuse a device, an engine or options of an engine that are not there, before anything is written.
+
+    Raises:
+        KdbenchError: in one line.
+    """
+    if request.slurm and request.on != "slurm":
+        raise KdbenchError(f"--slurm {request.slurm} is for --on slurm, not for --on {request.on}")
+    parse_options(request.slurm)
+    if request.on in ("slurm", "ray"):
+        check_installed({"slurm": "submitit", "ray": "ray"}[request.on], request.on)
+
+
+def check_device(request: Request) -> None:
+    """Refuse a machine that cannot train before anything is written."""
+    from kdbench.engine.process import check_opencv
+
+    check_opencv()
+    if request.device is None or request.on in ("slurm", "ray"):
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=request.device)
+    except (RuntimeError, AssertionError) as error:
+        raise KdbenchError(f"--device {request.device}: {str(error).splitlines()[0]}") from None
+
+
+def ready_data(plan: Plan, note: Callable[[str], None], progress: Callable[[int, int], None]) -> None:
+    """Fetch the data set of a plan if the request says so, and check that it is there.
+
+    Args:
+        note: takes what is worth knowing of its files.
+        progress: takes the bytes downloaded so far, and all.
+
+    Raises:
+        KdbenchError: if it is missing.
+    """
+    from kdbench.datasets.load import check_dataset, download_dataset
+
+    request = plan.request
+    if request.download:
+        download_dataset(plan.suite.dataset, request.data_folder, progress)
+    for text in check_dataset(plan.suite.dataset, request.data_folder):
+        note(text)
 
 
 def cohorts_of(
-    made: Plan, cells: Sequence[Cell], store: Store, options: argparse.Namespace, workers: int
+    plan: Plan, cells: Sequence[Cell], store: Store, machine: Machine, progress: Callable[[str], None]
 ) -> Sequence[Cohort]:
     """What is trained together: as many cells as fit into memory, and enough cohorts for all workers."""
-    from kdbench.forecast.balance import balance
-    from kdbench.forecast.fit import available, estimate_memory, fit
-
+    request = plan.request
     if not cells:
         return []
-    cohorts = made.cohorts(True, cells) if options.solo else balance(made.cohorts(False, cells), workers)
+    cohorts = plan.cohorts(True, cells) if request.solo else balance(plan.cohorts(False, cells), machine.workers)
 
-    def estimated(parts: Sequence[Cohort]) -> Any:
-        return estimate_memory(made, parts, store, options.device, data_folder(options))
+    def estimated(parts: Sequence[Cohort]) -> Sequence[Cohort]:
+        return estimate_memory(plan, parts, store, request.device, request.data_folder)
 
-    elsewhere = options.on in ("slurm", "ray")  # what their machines have is not known here
-    if options.memory:
-        limit = options.memory * 2**30
+    if request.memory:
+        limit = request.memory * 2**30
     else:
-        limit = float("inf") if elsewhere else available(options.device, workers)
+        limit = available(request.device, machine.workers) if machine.is_here else float("inf")
     if len(cells) > MANY_CELLS:
-        print(f"working out what {counted(len(cells), 'cell')} take of memory ...", file=sys.stderr, flush=True)
+        progress(f"estimating the memory of {counted(len(cells), 'cell')}")
     return fit(estimated(cohorts), limit, estimated)
 
 
-def launcher_of(options: argparse.Namespace, made: Plan, workers: int) -> Any:
-    if options.on == "together":
+def launcher_of(plan: Plan, machine: Machine) -> Launcher:
+    """The launcher of a machine. Engines are imported only here."""
+    request = plan.request
+    if machine.on == "together":
         from kdbench.launch.torchrun import TogetherLauncher
 
         return TogetherLauncher()
-    if options.on == "inprocess":
+    if machine.on == "inprocess":
         from kdbench.launch.inprocess import InProcessLauncher
 
         return InProcessLauncher()
-    if options.on == "slurm":
-        from kdbench.launch.slurm import SlurmLauncher, parse_options
+    if machine.on == "slurm":
+        from kdbench.launch.slurm import SlurmLauncher
 
-        return SlurmLauncher(Path(options.out), options.workers, parse_options(options.slurm))
-    if options.on == "ray":
+        return SlurmLauncher(Path(request.out), request.workers, parse_options(request.slurm))
+    if machine.on == "ray":
         from kdbench.launch.ray import RayLauncher
 
-        cpu = options.device not in (None, "cuda")
-        return RayLauncher(options.ray_address, options.workers, cpu, made.suite.cpu_threads)
+        cpu = request.device not in (None, "cuda")
+        return RayLauncher(request.workers, cpu, plan.suite.cpu_threads)
     from kdbench.launch.local import LocalLauncher
 
-    return LocalLauncher(workers, gpus_of(options))
-
-
-@contextlib.contextmanager
-def sigterm_as_interrupt() -> Any:
-    """End in order on SIGTERM too: stop the workers, keep what is done."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return LocalLauncher(machine.workers, gpus_of(request))

@@ -1,22 +1,23 @@
-"""A plan, carried out: teachers first, then cohorts, as many at a time as the launcher takes, beside other runs of the same."""
+"""Execute a plan: teachers, then cohorts, up to the launcher's capacity. Safe beside other runs of the same plan."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
-import secrets
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdbench.engine.tuning import PLAIN, Tuning
-from kdbench.launch.job import Event, Job, Launcher, job_for_cohort, job_for_teacher
+from kdbench.launch.job import Event, Follower, Job, Launcher, job_for_cohort, job_for_teacher
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.claims import STALE_SECONDS, Watch
 from kdbench.store.folders import CellFolder, Store
+from kdbench.teachers.readiness import raise_all
 
 #: How often a job whose process died is started again without having got further, before its cells count as failed.
 MAX_CRASHES = 2
@@ -28,25 +29,23 @@ LOOK_SECONDS = 2.0
 
 @dataclass
 class Summary:
-    """What a run did. ``failed`` holds cells with their reason; ``done_before`` were there already."""
+    """Cells of a plan that are done, and those that failed, with the reason."""
 
-    done: list[Cell] = field(default_factory=list)
-    done_before: list[Cell] = field(default_factory=list)
-    failed: list[tuple[Cell, str]] = field(default_factory=list)
-    skipped: list[Cell] = field(default_factory=list)
+    done: list[Cell]
+    failed: list[tuple[Cell, str]]
 
 
 @dataclass(frozen=True)
 class Todo:
-    """Cells by what is to be done about them, found before anything runs."""
+    """Cells by their state before anything runs; failed ones that are not retried stay failed."""
 
     train: tuple[Cell, ...]
     done: tuple[Cell, ...]
     failed: tuple[Cell, ...]
 
 
-def sort_out(plan: Plan, store: Store, retry_failed: bool, note: Callable[[str], None]) -> Todo:
-    """Prepare the folders of all cells and decide what is left to train. A damaged result is trained again, and that is said."""
+def classify_cells(plan: Plan, store: Store, note: Callable[[str], None] = lambda text: None) -> Todo:
+    """Prepare the folders of all cells and find which are left to train. A damaged result is trained again, with a note."""
     train: list[Cell] = []
     done: list[Cell] = []
     failed: list[Cell] = []
@@ -67,7 +66,7 @@ def sort_out(plan: Plan, store: Store, retry_failed: bool, note: Callable[[str],
     for cell in plan.cells:
         folder = store.cell(cell)
         state = folder.state()
-        if state == "failed" and retry_failed:
+        if state == "failed" and plan.request.retry_failed:
             folder.forget_failure()
             state = "planned"
         {"done": done, "failed": failed}.get(state, train).append(cell)
@@ -79,35 +78,23 @@ def execute(
     todo: Todo,
     store: Store,
     launcher: Launcher,
-    suite_name: str,
-    *,
-    data: str | None = None,
-    device: str | None = None,
-    weights: str | None = None,
-    tuning: Tuning = PLAIN,
     cohorts: Sequence[Cohort] | None = None,
-    stall: float = 0.0,
+    follower: Follower | None = None,
     stale: float = STALE_SECONDS,
-    on_jobs: Callable[[Sequence[Job]], None] = lambda jobs: None,
-    on_event: Callable[[Event], None] = lambda event: None,
-    on_tick: Callable[[], None] = lambda: None,
+    look: float = LOOK_SECONDS,
 ) -> Summary:
-    """Train what ``todo`` says, in the given cohorts (default: as the plan groups them).
+    """Train ``todo.train``, in the given cohorts (default: as the plan groups them).
 
-    What another run has claimed is waited for, and taken when its holder is gone. On Ctrl-C the workers are stopped and the
-    KeyboardInterrupt goes on to the caller; what is saved stays.
+    Cells that another run has claimed are waited for, and taken over when its claim is stale. On Ctrl-C and SIGTERM the workers
+    are stopped and KeyboardInterrupt goes on to the caller; what is saved stays.
 
     Args:
-        tuning: how cohorts use their machine.
-        stall: seconds without a step after which a worker is ended and started again; 0 for never.
         stale: seconds after which a claim without heartbeat is taken over.
-        on_jobs, on_event, on_tick: follow the jobs, their events, and the time.
+        look: seconds between two looks at what other runs hold.
     """
-    cohorts = plan.cohorts(False, todo.train) if cohorts is None else cohorts
-    run = _Run(plan, store, launcher, Watch(stale), on_event)
-    common = _common(plan, store, suite_name, data, device, weights, stall)
-    run.add(cohorts, {**common, "tuning": tuning.facts()})
-    _go(run, on_jobs, on_tick)
+    run = _Run(plan, store, launcher, follower or Follower(), Watch(stale), look)
+    run.add(plan.cohorts(False, todo.train) if cohorts is None else cohorts)
+    run.go()
     return summarize(plan, todo, store, run.lost)
 
 
@@ -116,59 +103,35 @@ def prepare(
     teachers: Sequence[TeacherPlan],
     store: Store,
     launcher: Launcher,
-    suite_name: str,
-    *,
-    data: str | None = None,
-    device: str | None = None,
-    weights: str | None = None,
-    on_jobs: Callable[[Sequence[Job]], None] = lambda jobs: None,
-    on_event: Callable[[Event], None] = lambda event: None,
-    on_tick: Callable[[], None] = lambda: None,
-) -> list[str]:
+    follower: Follower | None = None,
+) -> None:
     """Train or load teachers alone, under the same rules as ``execute``.
 
-    Returns:
-        a sentence for each teacher that could not be made ready.
+    Raises:
+        KdbenchError: naming each teacher that could not be made ready.
     """
-    run = _Run(plan, store, launcher, Watch(), on_event)
-    run.add_teachers(
-        [teacher.hash for teacher in teachers], _common(plan, store, suite_name, data, device, weights, 0.0)
-    )
-    _go(run, on_jobs, on_tick)
-    return [
-        f"teacher {teacher.name}: {run.lost_teachers[teacher.hash]}"
-        for teacher in teachers
-        if teacher.hash in run.lost_teachers
-    ]
+    run = _Run(plan, store, launcher, follower or Follower(), Watch())
+    run.add_teachers([teacher.hash for teacher in teachers])
+    run.go()
+    lost = [(teacher.name, run.lost_teachers.get(teacher.hash)) for teacher in teachers]
+    raise_all([f"teacher {name}: {reason}" for name, reason in lost if reason], "{} teachers cannot be prepared")
 
 
-def _common(
-    plan: Plan, store: Store, suite_name: str, data: str | None, device: str | None, weights: str | None, stall: float
-) -> dict[str, Any]:
-    """What all jobs of a run have in common."""
-    return {
-        "suite": suite_name,
-        "choice": plan.choice,
-        "out": str(store.root),
-        "data": data,
-        "device": device,
-        "weights": weights,
-        "threads": min(plan.suite.cpu_threads, os.cpu_count() or 1),
-        "stall": stall,
-    }
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """End in order on SIGTERM too: stop the workers, keep what is done."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
 
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
 
-def _go(run: _Run, on_jobs: Callable[[Sequence[Job]], None], on_tick: Callable[[], None]) -> None:
-    on_jobs([task.job for task in run.tasks])
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        while any(task.state != "ended" for task in run.tasks):
-            run.start()
-            for event in run.launcher.poll(0.25):
-                run.take_in(event)
-            on_tick()
-    except BaseException:
-        run.launcher.cancel()
-        raise
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass
@@ -194,27 +157,48 @@ class _Run:
     """The tasks of one run, from waiting to ended."""
 
     def __init__(
-        self, plan: Plan, store: Store, launcher: Launcher, watch: Watch, on_event: Callable[[Event], None]
+        self,
+        plan: Plan,
+        store: Store,
+        launcher: Launcher,
+        follower: Follower,
+        watch: Watch,
+        look: float = LOOK_SECONDS,
     ) -> None:
-        self.plan, self.store, self.launcher, self.watch, self.on_event = plan, store, launcher, watch, on_event
+        self.plan, self.store, self.launcher = plan, store, launcher
+        self.follower, self.watch, self.look = follower, watch, look
         self.tasks: list[_Task] = []
         self.lost: dict[str, str] = {}
         self._teachers = {teacher.hash: teacher for teacher in plan.teachers}
         self._ready = {key for key, teacher in self._teachers.items() if store.result_of_teacher(teacher) is not None}
         self.lost_teachers: dict[str, str] = {}
 
-    def add(self, cohorts: Sequence[Cohort], common: dict[str, Any]) -> None:
+    def add(self, cohorts: Sequence[Cohort]) -> None:
         """Make the jobs of cohorts, and of the teachers that they lack."""
-        self.add_teachers([cohort.teacher.hash for cohort in cohorts], common)
+        self.add_teachers([cohort.teacher.hash for cohort in cohorts])
         for cohort in cohorts:
             cells = {cell.folder: cell for cell in cohort.cells}
-            self.tasks.append(_Task(_named(job_for_cohort(self.plan, cohort, **common)), cohort.teacher.hash, cells))
+            self.tasks.append(_Task(job_for_cohort(self.plan, cohort), cohort.teacher.hash, cells))
 
-    def add_teachers(self, hashes: Sequence[str], common: dict[str, Any]) -> None:
+    def add_teachers(self, hashes: Sequence[str]) -> None:
         """Make the jobs of the teachers among these that are not ready."""
         for key in dict.fromkeys(hashes):
             if key not in self._ready:
-                self.tasks.append(_Task(_named(job_for_teacher(self.plan, self._teachers[key], **common)), key, {}))
+                self.tasks.append(_Task(job_for_teacher(self.plan, self._teachers[key]), key, {}))
+
+    def go(self) -> None:
+        """Run all tasks to their end."""
+        self.follower.start([task.job for task in self.tasks])
+        with _sigterm_as_interrupt():
+            try:
+                while any(task.state != "ended" for task in self.tasks):
+                    self.start()
+                    for event in self.launcher.poll(0.25):
+                        self.take_in(event)
+                    self.follower.tick()
+            except BaseException:
+                self.launcher.cancel()
+                raise
 
     def start(self) -> None:
         """Give the launcher what is ready and free."""
@@ -227,14 +211,14 @@ class _Run:
                 self._fail(task, "teacher", reason)
                 self._end(task, reason)
             elif running < self.launcher.capacity and (task.is_teacher or task.teacher in self._ready):
-                if time.monotonic() - task.looked < LOOK_SECONDS:
+                if time.monotonic() - task.looked < self.look:
                     continue
                 free = self._free(task)
                 if free:
                     job = dataclasses.replace(task.job, members=free)
                     task.state = "running"
                     running += 1
-                    self.on_event({"event": "started", "job": job.name})
+                    self.follower.event({"event": "started", "job": job.name})
                     self.launcher.submit(job)
 
     def take_in(self, event: Event) -> None:
@@ -245,11 +229,11 @@ class _Run:
         elif event["event"] in ("done", "failed") and task.cells:
             task.told.add(event["cell"])
         if event["event"] != "finished":
-            self.on_event(event)
+            self.follower.event(event)
             return
         error = event["error"]
         if (event.get("crashed") or event.get("stopped")) and self._may_go_on(task, bool(event.get("stopped"))):
-            self.on_event({"event": "restarted", "job": task.job.name, "error": error})
+            self.follower.event({"event": "restarted", "job": task.job.name, "error": error})
             task.state, task.looked = "waiting", float("-inf")
             return
         if error is None and task.shared and not self._settled(task):
@@ -285,7 +269,7 @@ class _Run:
         task.state = "elsewhere"
         holders = (CellFolder(self.store.root / folder).holder() for folder in task.job.members)
         where = next((holder.where for holder in holders if holder is not None), "")
-        self.on_event({"event": "elsewhere", "job": task.job.name, "where": where})
+        self.follower.event({"event": "elsewhere", "job": task.job.name, "where": where})
 
     def _settled(self, task: _Task) -> bool:
         if task.is_teacher:
@@ -311,8 +295,8 @@ class _Run:
             state = CellFolder(self.store.root / folder).state()
             if state in ("done", "failed") and cell.key not in task.told:
                 reason = self.store.cell(cell).failure().reason if state == "failed" else ""
-                self.on_event({"event": state, "job": task.job.name, "cell": cell.key, "reason": reason})
-        self.on_event({"event": "finished", "job": task.job.name, "error": error})
+                self.follower.event({"event": state, "job": task.job.name, "cell": cell.key, "reason": reason})
+        self.follower.event({"event": "finished", "job": task.job.name, "error": error})
         if error is None:
             shutil.rmtree(task.job.events, ignore_errors=True)
 
@@ -338,14 +322,10 @@ class _Run:
                     yield cell
 
 
-def _named(job: Job) -> Job:
-    return dataclasses.replace(job, ticket=secrets.token_hex(8))
-
-
 def summarize(plan: Plan, todo: Todo, store: Store, lost: Mapping[str, str] | None = None) -> Summary:
     """The state of all cells of a plan after a run; ``lost`` has reasons that could not be written, by folder."""
-    summary = Summary(done_before=list(todo.done), skipped=list(plan.skipped))
-    for cell in (*todo.train, *todo.failed):
+    summary = Summary(list(todo.done), [])
+    for cell in (*todo.train, *todo.failed, *plan.broken):
         folder = store.cell(cell)
         if folder.state() == "done":
             summary.done.append(cell)

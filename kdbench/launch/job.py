@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from kdbench.engine.tuning import Tuning
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cohort, Plan, make_plan
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.plugins.registry import catalog
 from kdbench.store.claims import Claims
@@ -19,7 +21,6 @@ from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import JOBS_FOLDER, worker_folder
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.suite import load_suite
-from kdbench.teachers.weights import weights_folder
 
 Event = dict[str, Any]
 
@@ -34,39 +35,32 @@ class Job:
         name: unique within a run; what progress shows.
         kind: ``"teacher"`` or ``"cohort"``.
         members: folders of the cells, or the folder of the teacher, below the run directory.
-        suite: name or file of the suite.
-        choice: of the user.
-        out, data, device: as on the command line.
+        request: of the user, with absolute paths.
         threads: CPU threads of the worker.
         log: file for what the worker prints.
         ticket: names the job among all jobs of all runs; a later attempt of it takes over what an earlier one held.
-        stall: seconds without a step after which its process is ended; 0 for never.
-        weights: folder of the weights that teachers come with.
-        tuning: fields of ``Tuning`` that are not the default.
         memory: bytes that the cohort of ``cells`` cells is likely to take, to be compared with what it took.
     """
 
     name: str
     kind: str
     members: tuple[str, ...]
-    suite: str
-    choice: Choice
-    out: str
-    data: str | None
-    device: str | None
+    request: Request
     threads: int
     log: str
     ticket: str = ""
-    stall: float = 0.0
-    weights: str | None = None
-    tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     memory: int = 0
     cells: int = 0
 
     @property
     def events(self) -> Path:
         """Folder of its files of events, one for each attempt."""
-        return Path(self.out) / JOBS_FOLDER / self.ticket
+        return Path(self.request.out) / JOBS_FOLDER / self.ticket
+
+    @property
+    def stall(self) -> float:
+        """Seconds without a step after which its process is ended; 0 for never."""
+        return 60 * self.request.stall
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -74,12 +68,8 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> Job:
         content = json.loads(text)
-        choice = content.pop("choice")
-        members = tuple(content.pop("members"))
-        lists: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in choice.items()
-        }
-        return cls(choice=Choice(**lists), members=members, **content)
+        request, members = Request.from_plain(content.pop("request")), tuple(content.pop("members"))
+        return cls(request=request, members=members, **content)
 
 
 class Launcher(Protocol):
@@ -97,6 +87,19 @@ class Launcher(Protocol):
 
     def cancel(self) -> None:
         """Stop everything that runs; what is saved stays."""
+
+
+class Follower:
+    """Is told what happens to the jobs of a run. This one ignores it."""
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """The jobs, before the first one is submitted."""
+
+    def event(self, event: Event) -> None:
+        """An event of a job."""
+
+    def tick(self) -> None:
+        """Called a few times per second."""
 
 
 def perform(
@@ -119,7 +122,7 @@ def perform(
     """
     plan, device = _prepare(job)
     with Claims(job.ticket, events) as claims:
-        store = Store(job.out, claims)
+        store = Store(job.request.out, claims)
         if job.kind == "teacher":
             (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
             if _claimed(store.teacher_folder(teacher), claims, teacher.name, emit) and (
@@ -141,7 +144,7 @@ def perform(
 def perform_together(job: Job) -> None:
     """Do a job that another process has claimed, together with it."""
     plan, device = _prepare(job)
-    _work(job, plan, Store(job.out), device, lambda event: None)
+    _work(job, plan, Store(job.request.out), device, lambda event: None)
 
 
 def recipe_of(job: Job) -> Recipe:
@@ -154,29 +157,30 @@ def recipe_of(job: Job) -> Recipe:
 
 
 def _plan_of(job: Job) -> Plan:
-    return make_plan(load_suite(job.suite), job.choice, catalog(job.choice.plugins))
+    return make_plan(load_suite(job.request.suite), job.request, catalog(job.request.plugins))
 
 
 def _prepare(job: Job) -> tuple[Plan, Any]:
     plan = _plan_of(job)
     from kdbench.engine import train  # seconds of imports, which a job that is wrong need not wait for
 
-    return plan, train.setup(job.threads, job.device)
+    return plan, train.setup(job.threads, job.request.device)
 
 
 def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event], bool | None]) -> None:
     from kdbench.engine import prepare_teacher, train
 
-    data = Path(job.data) if job.data else None
+    request, data = job.request, job.request.data_folder
     if job.kind == "teacher":
         (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-        prepare_teacher.prepare_teacher(plan, teacher, store, device, data, weights_folder(job.weights, job.data), emit)
+        prepare_teacher.prepare_teacher(plan, teacher, store, device, data, request.weights_folder, emit)
         return
     cells = _find({cell.folder: cell for cell in plan.cells}, job)
     # Of the whole cohort only: an estimate says nothing about a part of it that others left over.
     memory = job.memory if len(cells) == job.cells else 0
     cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells), memory=memory)
-    train.train_cohort(plan, cohort, store, device, data, emit, Tuning.from_plain(job.tuning))
+    tuning = Tuning(compile=request.compile, cache_teacher=request.cache_teacher, graphs=request.graphs)
+    train.train_cohort(plan, cohort, store, device, data, emit, tuning)
 
 
 def _claimed(folder: CellFolder, claims: Claims, name: str, emit: Callable[[Event], bool | None]) -> bool:
@@ -196,31 +200,30 @@ def _find(known: Mapping[str, Any], job: Job) -> list[Any]:
     return [known[member] for member in job.members]
 
 
-def job_for_teacher(plan: Plan, teacher: TeacherPlan, **common: Any) -> Job:
+def job_for_teacher(plan: Plan, teacher: TeacherPlan) -> Job:
     """The job that trains a teacher, or loads it. Its name tells teachers apart that see the preprocessing of different students."""
     alike = sum(other.name == teacher.name for other in plan.teachers)
-    return Job(
-        name=f"teacher {teacher.name}{f' ({teacher.hash})' if alike > 1 else ''}",
-        kind="teacher",
-        members=(teacher.folder,),
-        **_log(common, teacher.folder),
-    )
+    name = f"teacher {teacher.name}{f' ({teacher.hash})' if alike > 1 else ''}"
+    return _job(plan, name, "teacher", [teacher.folder], teacher.folder)
 
 
-def job_for_cohort(plan: Plan, cohort: Cohort, **common: Any) -> Job:
+def job_for_cohort(plan: Plan, cohort: Cohort) -> Job:
     """The job that trains a cohort."""
-    members = tuple(cell.folder for cell in cohort.cells)
     first = cohort.cells[0]
-    label = cohort.name if len(cohort.cells) > 1 else f"{cohort.name} ({first.method})"
+    name = cohort.name if len(cohort.cells) > 1 else f"{cohort.name} ({first.method})"
+    members = [cell.folder for cell in cohort.cells]
+    job = _job(plan, name, "cohort", members, worker_folder(first.suite, first.protocol, first.hash))
+    return dataclasses.replace(job, memory=cohort.memory, cells=len(cohort.cells))
+
+
+def _job(plan: Plan, name: str, kind: str, members: Sequence[str], log_folder: str) -> Job:
+    request = plan.request.absolute()
     return Job(
-        name=label,
-        kind="cohort",
-        members=members,
-        memory=cohort.memory,
-        cells=len(cohort.cells),
-        **_log(common, worker_folder(first.suite, first.protocol, first.hash)),
+        name=name,
+        kind=kind,
+        members=tuple(members),
+        request=request,
+        threads=min(plan.suite.cpu_threads, os.cpu_count() or 1),
+        log=str(Path(request.out, log_folder, "worker.log")),
+        ticket=secrets.token_hex(8),
     )
-
-
-def _log(common: dict[str, Any], folder: str) -> dict[str, Any]:
-    return {**common, "log": str(Path(common["out"]) / folder / "worker.log")}

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.launch.job import Event, Job
-from kdbench.launch.remote import EventFiles, carry, for_elsewhere, need
+from kdbench.launch.remote import EventFiles, carry, finished
 
 #: How often Ray runs a task again whose node or worker was lost.
 RETRIES = 5
@@ -19,14 +19,16 @@ RETRIES = 5
 class RayLauncher:
     """See ``Launcher``. Nodes and this process share the run directory; kdbench is installed on all of them.
 
+    ``$RAY_ADDRESS`` names a running cluster, as it does for Ray; without it one is started on this machine.
+
     Args:
-        address: of a running cluster; None starts one on this machine.
         workers: jobs at a time; None takes what the cluster has.
         cpu: whether jobs are to leave GPUs alone; else each gets one where the cluster has any.
         threads: CPU threads of a job.
     """
 
-    def __init__(self, address: str | None, workers: int | None, cpu: bool, threads: int) -> None:
+    def __init__(self, workers: int | None, cpu: bool, threads: int) -> None:
+        address = os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address:
@@ -41,8 +43,9 @@ class RayLauncher:
             options.update(
                 num_cpus=(workers or max(1, (os.cpu_count() or 1) // threads)) * threads, _node_ip_address="127.0.0.1"
             )
-        ray = need("ray", "ray")  # only now: it reads its environment when it is imported
-        self._ray = ray
+        import ray  # only now: it reads its environment when it is imported
+
+        self._ray: Any = ray
         try:
             ray.init(address=address or "local", **options)
         except Exception as error:
@@ -57,7 +60,6 @@ class RayLauncher:
         self._running: dict[Any, tuple[Job, EventFiles]] = {}
 
     def submit(self, job: Job) -> None:
-        job = for_elsewhere(job)
         self._running[self._task.remote(job.to_json())] = (job, EventFiles(job.events))
 
     def poll(self, seconds: float) -> list[Event]:
@@ -71,8 +73,7 @@ class RayLauncher:
                 end = json.loads(self._ray.get(reference))
             except Exception as error:  # of Ray's kinds: a lost node, a worker that died
                 end = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", "crashed": True}
-            known = {key: end.get(key) for key in ("error", "crashed", "stopped", "full")}
-            events.append({"event": "finished", "job": job.name, **known})
+            events.append(finished(job.name, end))
         return events
 
     def cancel(self) -> None:
@@ -86,10 +87,12 @@ class RayLauncher:
 
 def _check_reachable(address: str) -> None:
     """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    if address == "auto":  # the cluster of this machine
+        return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
-        raise KdbenchError(f"--ray-address {address!r} is not of the form HOST:PORT")
+        raise KdbenchError(f"RAY_ADDRESS={address!r} is not of the form HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise KdbenchError(f"--ray-address {address}: no cluster answers ({error.strerror or error})") from None
+        raise KdbenchError(f"RAY_ADDRESS={address}: no cluster answers ({error.strerror or error})") from None

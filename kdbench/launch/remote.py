@@ -7,8 +7,6 @@ share. What comes back is never unpickled.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib
 import importlib.util
 import json
 import os
@@ -122,20 +120,13 @@ def parse_event(line: bytes | str) -> Event | None:
     return None
 
 
-def for_elsewhere(job: Job) -> Job:
-    """A job whose paths hold in any folder."""
-    data = os.path.abspath(job.data) if job.data else None
-    return dataclasses.replace(job, out=os.path.abspath(job.out), log=os.path.abspath(job.log), data=data)
+def finished(name: str, end: Event) -> Event:
+    """The last event of a job, from how it ended; see ``Launcher.poll``."""
+    return {"event": "finished", "job": name, **{key: end.get(key) for key in ("error", "crashed", "stopped", "full")}}
 
 
-def need(package: str, extra: str) -> Any:
-    """Import an engine that kdbench can do without; see ``need_installed``."""
-    need_installed(package, extra)
-    return importlib.import_module(package)
-
-
-def need_installed(package: str, extra: str) -> None:
-    """See that an engine is there, without importing it.
+def check_installed(package: str, extra: str) -> None:
+    """Check that an engine is installed, without importing it.
 
     Raises:
         KdbenchError: saying what to install.

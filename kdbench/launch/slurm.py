@@ -18,7 +18,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError, nearest
 from kdbench.launch.job import JOBS_FOLDER, Event, Job
-from kdbench.launch.remote import Carry, EventFiles, for_elsewhere, need
+from kdbench.launch.remote import Carry, EventFiles, finished
 
 #: Seconds between two looks at the queue, and after which a job that left it without a word counts as dead.
 QUEUE_SECONDS, GONE_SECONDS = 5.0, 20.0
@@ -99,7 +99,8 @@ class SlurmLauncher:
     """
 
     def __init__(self, out: Path, workers: int | None, options: Mapping[str, str]) -> None:
-        submitit = need("submitit", "slurm")
+        import submitit
+
         self.capacity = workers or 1000
         self.folder = Path(out).resolve() / JOBS_FOLDER / "slurm"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -114,7 +115,7 @@ class SlurmLauncher:
         self._looked = 0.0
 
     def submit(self, job: Job) -> None:
-        self._new.append(for_elsewhere(job))
+        self._new.append(job)
 
     def poll(self, seconds: float) -> list[Event]:
         events = self._flush()
@@ -122,12 +123,12 @@ class SlurmLauncher:
         for name, known in list(self._known.items()):
             for event in known.files.read():
                 if event["event"] != "end":
-                    known.stopped = None if event["event"] == "begun" else known.stopped
+                    known.stopped = None if event["event"] == "began" else known.stopped
                     events.append({**event, "job": name})
                 elif event.get("stopped") or event.get("crashed"):
                     known.stopped = event  # Slurm may put it back into its queue
                 else:
-                    events.append(_finished(name, event))
+                    events.append(finished(name, event))
                     self._known.pop(name, None)
         if self._known and time.monotonic() - self._looked >= QUEUE_SECONDS:
             self._looked = time.monotonic()
@@ -144,7 +145,7 @@ class SlurmLauncher:
         jobs, self._new = self._new, []
         if not jobs:
             return []
-        name = f"kdbench {jobs[0].choice.protocol}".strip()
+        name = f"kdbench {jobs[0].request.protocol}".strip()
         self._executor.update_parameters(job_name=re.sub(r"[^\w.-]", "-", name)[:60])
         try:
             submitted = self._executor.map_array(Carry(), [job.to_json() for job in jobs])
@@ -174,7 +175,7 @@ class SlurmLauncher:
                 continue
             self._known.pop(name)
             end = known.stopped or {"error": f"Slurm's job {known.number} ended: {_why(known.number)}", "crashed": True}
-            events.append(_finished(name, end))
+            events.append(finished(name, end))
         return events
 
 
@@ -203,11 +204,6 @@ def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "additional_parameters": {**rest, "requeue": True},
     }
-
-
-def _finished(name: str, end: Event) -> Event:
-    known = {key: end.get(key) for key in ("error", "crashed", "stopped", "full")}
-    return {"event": "finished", "job": name, **known}
 
 
 def _why(number: str) -> str:

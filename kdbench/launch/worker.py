@@ -96,7 +96,7 @@ def main() -> int:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     events = f"{JOBS_FOLDER}/{job.ticket}/{secrets.token_hex(6)}.jsonl"
-    report = Reporter(pipe, Path(job.out, events), job.stall, log)
+    report = Reporter(pipe, Path(job.request.out, events), job.stall, log)
 
     def stop(number: int, frame: Any) -> None:
         report.stop = True
@@ -104,7 +104,7 @@ def main() -> int:
     # Slurm sends SIGTERM when it takes a node back, and submitit's own signal to all processes of a job.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, stop)
-    report({"event": "begun", "host": os.uname().nodename, "pid": os.getpid()})
+    report({"event": "began", "host": os.uname().nodename, "pid": os.getpid()})
     try:
         perform(job, report, events)
         status = 0

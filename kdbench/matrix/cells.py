@@ -10,8 +10,9 @@ from typing import Any
 
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.identity import CONFIG_VERSION, config_hash
-from kdbench.matrix.request import Choice, retrained_teachers
+from kdbench.matrix.request import Request, retrained_teachers
 from kdbench.matrix.teachers import TeacherPlan, dataset_config, plan_teacher, with_drop_path, with_family
+from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import NetSpec
@@ -91,13 +92,14 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a choice. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
+    """The cells of a request. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
 
     suite: Suite
     under: ResolvedProtocol
-    choice: Choice
+    request: Request
     catalog: MethodCatalog
     cells: tuple[Cell, ...]
+    hooks: tuple[HookEntry, ...] = ()
     skipped: tuple[Cell, ...] = ()
     broken: tuple[Cell, ...] = ()
 
@@ -142,37 +144,35 @@ class Plan:
         ]
 
 
-def make_plan(suite: Suite, choice: Choice, catalog: MethodCatalog, hooks: Sequence[tuple[str, str]] = ()) -> Plan:
-    """List the cells of a choice, in the order pair, seed, method. Nothing is built: see ``check_cells``.
-
-    Args:
-        hooks: name and hash of the source of each hook that changes what is trained.
+def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
+    """List the cells of a request, in the order pair, seed, method. Nothing is built: see ``check_cells``.
 
     Raises:
         KdbenchError: for an unknown name or a hyper-parameter of the wrong name or type.
     """
-    protocol = suite.under(choice.protocol or suite.default_protocol)
-    if choice.split not in SPLITS:
-        raise UnknownNameError("split", choice.split, SPLITS)
-    methods = _configure_methods(suite, protocol, choice, catalog)
-    retrained = retrained_teachers(choice, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
+    protocol = suite.under(request.protocol or suite.default_protocol)
+    if request.split not in SPLITS:
+        raise UnknownNameError("split", request.split, SPLITS)
+    methods = _configure_methods(suite, protocol, request, catalog)
+    hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
+    retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
-    for pair in suite.choose_pairs(choice.pairs) if choice.pairs else protocol.pairs:
+    for pair in suite.choose_pairs(request.pairs) if request.pairs else protocol.pairs:
         teacher_name, student_name = split_pair(pair)
         student = suite.net(student_name)
         teacher = plan_teacher(
             suite,
             protocol,
             teacher_name,
-            choice.split,
-            choice.limit,
+            request.split,
+            request.limit,
             student if protocol.teacher_preprocessing == "student" else None,
             retrained.get(teacher_name),
         )
-        of_pair = _cells_of_pair(suite, protocol, choice, teacher, student_name, methods, hooks)
-        cells += [replace(cell, seed=seed) for seed in choice.seeds or protocol.seeds for cell in of_pair]
-    _check_sizes(suite, protocol, choice, cells)
-    return Plan(suite, protocol, choice, catalog, tuple(cells))
+        of_pair = _cells_of_pair(suite, protocol, request, teacher, student_name, methods, hooks)
+        cells += [replace(cell, seed=seed) for seed in request.seeds or protocol.seeds for cell in of_pair]
+    _check_sizes(suite, protocol, request, cells)
+    return Plan(suite, protocol, request, catalog, tuple(cells), tuple(hooks))
 
 
 @dataclass(frozen=True)
@@ -184,17 +184,17 @@ class _Configured:
 
 
 def _configure_methods(
-    suite: Suite, protocol: ResolvedProtocol, choice: Choice, catalog: MethodCatalog
+    suite: Suite, protocol: ResolvedProtocol, request: Request, catalog: MethodCatalog
 ) -> dict[str, _Configured]:
-    """The chosen methods by name, in the order of the choice."""
-    plugins = {Path(plugin) for plugin in choice.plugins}
+    """The chosen methods by name, in the order of the request."""
+    plugins = {Path(plugin) for plugin in request.plugins}
     from_plugins = [name for name, entry in catalog.items() if entry.path in plugins]
-    chosen = choose_methods(catalog, choice.methods or (*suite.methods.default, *from_plugins))
+    chosen = choose_methods(catalog, request.methods or (*suite.methods.default, *from_plugins))
     presets = suite.dataset.presets or suite.dataset.name
     configured = {}
-    for name in dict.fromkeys((*chosen, *protocol.set, *choice.set)):
+    for name in dict.fromkeys((*chosen, *protocol.set, *request.set)):
         entry = catalog.find(name)
-        hyperparameters = entry.resolve(presets, protocol.set.get(name, {}), choice.set.get(name, {}))
+        hyperparameters = entry.resolve(presets, protocol.set.get(name, {}), request.set.get(name, {}))
         configured[name] = _Configured(
             config={
                 "name": name,
@@ -215,11 +215,11 @@ def _configure_methods(
 def _cells_of_pair(
     suite: Suite,
     protocol: ResolvedProtocol,
-    choice: Choice,
+    request: Request,
     teacher: TeacherPlan,
     student: str,
     methods: Mapping[str, _Configured],
-    hooks: Sequence[tuple[str, str]],
+    hooks: Sequence[HookEntry],
 ) -> list[Cell]:
     """The cells of a pair for any one seed, which is no part of their configuration."""
     # Weights are a teacher's: as a student every net starts from scratch.
@@ -233,12 +233,12 @@ def _cells_of_pair(
         "kind": "cell",
         "suite": suite.name,
         "protocol": {"name": protocol.name, "version": protocol.version},
-        "split": choice.split,
-        "dataset": dataset_config(suite, protocol, choice.limit, protocol.images_per_class),
+        "split": request.split,
+        "dataset": dataset_config(suite, protocol, request.limit, protocol.images_per_class),
         "teacher": {"name": teacher.name, "hash": teacher.hash},
         "student": {"name": student, "net": net.identity()},
         "recipe": {"name": recipe_name, **recipe.model_dump(mode="json")},
-        "hooks": [list(hook) for hook in hooks],
+        "hooks": [[hook.name, hook.source] for hook in hooks if not hook.observes],
         "cpu_threads": suite.cpu_threads,
     }
     facts = {
@@ -253,18 +253,18 @@ def _cells_of_pair(
         own = {**config, "method": method.config}
         cells.append(
             Cell(
-                suite.name, protocol.name, choice.split, teacher, student, net, name, 0, recipe_name, recipe,
+                suite.name, protocol.name, request.split, teacher, student, net, name, 0, recipe_name, recipe,
                 own, config_hash(own), {**facts, **method.facts},
             )
         )  # fmt: skip
     return cells
 
 
-def _check_sizes(suite: Suite, protocol: ResolvedProtocol, choice: Choice, cells: Sequence[Cell]) -> None:
+def _check_sizes(suite: Suite, protocol: ResolvedProtocol, request: Request, cells: Sequence[Cell]) -> None:
     """Refuse more images per class, or larger batches, than the training split holds."""
     dataset = find_dataset(suite.dataset.name)
     available = dataset.train_per_class
-    if available and choice.split == "validation":
+    if available and request.split == "validation":
         available -= dataset.held_out_per_class
     own = suite.protocols[protocol.name].images_per_class
     limits = {
@@ -278,7 +278,7 @@ def _check_sizes(suite: Suite, protocol: ResolvedProtocol, choice: Choice, cells
                 f"suite {suite.name}: {name} = {limit}, but the smallest class of {dataset.name} has {available}"
             )
     images, teachers = (
-        suite.dataset.training_images(choice.split, limit, choice.limit)
+        suite.dataset.training_images(request.split, limit, request.limit)
         for limit in (protocol.images_per_class, protocol.teacher_images_per_class)
     )
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}

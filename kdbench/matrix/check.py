@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError, UnsupportedPairError
+from kdbench.errors import HyperparameterError, KdbenchError, ListedError, UnknownNameError, UnsupportedPairError
 from kdbench.matrix.cells import Cell, Plan
 from kdbench.plugins.registry import MethodEntry, PluginError
 from kdbench.suite.recipe import Recipe
 
 if TYPE_CHECKING:
     from kdbench.method import NetInfo
+
+#: What ``--log`` takes: each is a package, and an extra of kdbench.
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 def check_cells(plan: Plan) -> Plan:
@@ -22,8 +26,15 @@ def check_cells(plan: Plan) -> Plan:
     Plugins that cannot be imported or built join the ``errors`` of the plan's catalog.
 
     Raises:
-        KdbenchError: for wrong wiring: unknown taps, nets that cannot be built, hyper-parameters out of range.
+        KdbenchError: for wrong wiring: unknown taps, nets that cannot be built, hyper-parameters out of range. For a hook
+            that cannot be imported, and a tracker that is unknown or not installed.
     """
+    _check_trackers(plan.request.log)
+    for hook in plan.hooks:
+        try:
+            hook.load()
+        except PluginError as error:
+            raise ListedError(str(error), error.details.splitlines()) from None
     from kdbench.nets.tapped import describe
 
     plan.catalog.load_additions()
@@ -48,6 +59,14 @@ def check_cells(plan: Plan) -> Plan:
         where, reason = verdicts[key]
         where.append(replace(cell, reason=reason))
     return replace(plan, cells=tuple(possible), skipped=tuple(skipped), broken=tuple(broken))
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in TRACKERS:
+            raise UnknownNameError("tracker", name, TRACKERS, "--log")
+        if importlib.util.find_spec(name) is None:
+            raise KdbenchError(f"--log {name}: the package {name} is not installed; pip install 'kdbench[{name}]'")
 
 
 def _check_optimizers(recipes: Sequence[Recipe]) -> None:

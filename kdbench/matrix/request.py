@@ -1,84 +1,120 @@
-"""What the user wants of a suite, read from the command line and written back to it."""
+"""What the user asks for, as one value: made by the command line, or in Python, and passed to all that plans and trains."""
 
 from __future__ import annotations
 
 import fnmatch
-import json
-import shlex
-import sys
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.suite.net import TrainedHere
 
-if TYPE_CHECKING:
-    from kdbench.matrix.cells import Cell
-
 
 @dataclass(frozen=True)
-class Choice:
-    """What the user wants of a suite; empty means the protocol's own choice."""
+class Request:
+    """Which cells of a suite to train, on what, and how. What is empty is the suite's own choice, or the machine's.
 
+    Attributes:
+        suite: a suite, or the path of its YAML file.
+        protocol: how much of the suite.
+        methods, pairs: names or globs.
+        seeds: 0 to 2**32 - 1.
+        split: what students are measured on, ``"test"`` or ``"validation"``.
+        limit: images of each split, evenly spread over it.
+        set: method to hyper-parameter to value.
+        train_teachers, fine_tune_teachers: names, globs or ``all``: teachers that are trained here from scratch, or from timm's
+            weights, whatever the suite says.
+        teacher_tolerance: points that the accuracy of a teacher with weights may differ from the published one.
+        plugins, hooks: Python files.
+        out: the run directory.
+        data, weights: folders of the data sets and of the teachers' weights.
+        download: fetch what is missing of both.
+        on: ``"local"``, ``"slurm"``, ``"ray"`` or ``"inprocess"``.
+        slurm: options of sbatch, ``"partition=gpu,time=4:00:00"``.
+        workers: jobs at a time.
+        device: ``"cpu"``, ``"cuda"`` ...
+        memory: GiB of the device for each worker.
+        solo: train every cell in a cohort of its own.
+        compile: run nets through ``torch.compile``.
+        cache_teacher: GB on disk for the teacher's outputs.
+        graphs: on a GPU, record steps as CUDA graphs.
+        log: experiment trackers.
+        max_hours: refuse a plan of more hours of computing.
+        stall: minutes without a step after which a worker is restarted; 0 for never.
+        retry_failed: train failed cells again.
+        yes: do not ask before a long run.
+    """
+
+    suite: str = "digits"
+    _: KW_ONLY
     protocol: str = ""
     methods: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     split: str = "test"
-    set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    plugins: tuple[str, ...] = ()
     limit: int | None = None
-    #: Teachers (names, globs, ``all``) that are trained here from scratch, or from timm's weights, whatever the suite says.
+    set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     train_teachers: tuple[str, ...] = ()
     fine_tune_teachers: tuple[str, ...] = ()
+    teacher_tolerance: float = 1.0
+    plugins: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
+    out: str = "runs"
+    data: str | None = None
+    weights: str | None = None
+    download: bool = False
+    on: str = "local"
+    slurm: str = ""
+    workers: int | None = None
+    device: str | None = None
+    memory: float | None = None
+    solo: bool = False
+    compile: bool = False
+    cache_teacher: float = 0.0
+    graphs: bool = True
+    log: tuple[str, ...] = ()
+    max_hours: float | None = None
+    stall: float = 30.0
+    retry_failed: bool = False
+    yes: bool = False
+
+    @property
+    def data_folder(self) -> Path | None:
+        return Path(self.data) if self.data else None
+
+    @property
+    def weights_folder(self) -> Path | None:
+        """As given, else ``weights/`` below the data sets."""
+        if self.weights:
+            return Path(self.weights)
+        return Path(self.data, "weights") if self.data else None
+
+    def absolute(self) -> Request:
+        """The same request for a process that runs in another folder."""
+        return replace(
+            self,
+            suite=os.path.abspath(self.suite) if os.path.isfile(self.suite) else self.suite,
+            plugins=tuple(map(os.path.abspath, self.plugins)),
+            hooks=tuple(map(os.path.abspath, self.hooks)),
+            out=os.path.abspath(self.out),
+            data=os.path.abspath(self.data) if self.data else None,
+            weights=os.path.abspath(self.weights) if self.weights else None,
+        )
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> Request:
+        """From what ``dataclasses.asdict`` and JSON made of it."""
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
+        return cls(**fields)
 
 
-def replay_command(
-    cell: Cell,
-    choice: Choice,
-    out: str,
-    suite_name: str = "",
-    data: str | None = None,
-    device: str | None = None,
-    weights: str | None = None,
-    tolerance: str | None = None,
-) -> str:
-    """The shell command that trains one cell again, alone; ``suite_name`` where the suite is a file of its own."""
-    words = ["kdbench", "run", suite_name or cell.suite]
-    words += ["--protocol", cell.protocol, "--pairs", cell.pair, "--methods", cell.method, "--seeds", str(cell.seed)]
-    if cell.split != "test":
-        words += ["--split", cell.split]
-    if choice.limit is not None:
-        words += ["--limit", str(choice.limit)]
-    for option, names in (
-        ("--train-teachers", choice.train_teachers),
-        ("--fine-tune-teachers", choice.fine_tune_teachers),
-    ):
-        words += [option, ",".join(names)] if names else []
-    for plugin in choice.plugins:
-        words += ["--plugin", plugin]
-    for name, value in choice.set.get(cell.method, {}).items():
-        words += ["--set", f"{cell.method}.{name}={json.dumps(value)}"]
-    for option, given in (
-        ("--data", data),
-        ("--device", device),
-        ("--weights", weights),
-        ("--teacher-tolerance", tolerance),
-    ):
-        words += [option, given] if given else []
-    return shlex.join([*words, "--out", out, "--solo", "--retry-failed"])
-
-
-def again() -> str:
-    """The command that was given."""
-    return shlex.join(["kdbench", *sys.argv[1:]])
-
-
-def retrained_teachers(choice: Choice, teachers: Sequence[str], suite: str) -> dict[str, TrainedHere]:
-    """Teachers of a suite that the choice wants to be trained here, and how.
+def retrained_teachers(request: Request, teachers: Sequence[str], suite: str) -> dict[str, TrainedHere]:
+    """Teachers of a suite that are to be trained here, and how.
 
     Raises:
         KdbenchError: for a name or a glob that is none of ``teachers``, or a teacher that is named twice.
@@ -86,8 +122,8 @@ def retrained_teachers(choice: Choice, teachers: Sequence[str], suite: str) -> d
     names = list(dict.fromkeys(teachers))
     chosen: dict[str, TrainedHere] = {}
     wanted: dict[TrainedHere, tuple[str, ...]] = {
-        "train": choice.train_teachers,
-        "finetune": choice.fine_tune_teachers,
+        "train": request.train_teachers,
+        "finetune": request.fine_tune_teachers,
     }
     for how, patterns in wanted.items():
         for pattern in patterns:
@@ -100,32 +136,3 @@ def retrained_teachers(choice: Choice, teachers: Sequence[str], suite: str) -> d
                         f"teacher {name} is in both --train-teachers and --fine-tune-teachers; choose one of them"
                     )
     return chosen
-
-
-def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``["ofa.eps=1.5"]`` to ``{"ofa": {"eps": 1.5}}``; values are YAML.
-
-    Raises:
-        KdbenchError: for another form.
-    """
-    parsed: dict[str, dict[str, Any]] = {}
-    for assignment in assignments:
-        target, separator, value = assignment.partition("=")
-        method, dot, name = target.strip().partition(".")
-        if not (separator and dot and method and name):
-            raise KdbenchError(f"--set {assignment!r} is not of the form METHOD.NAME=VALUE")
-        try:
-            parsed.setdefault(method, {})[name] = _number_or(yaml.safe_load(value))
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise KdbenchError(f"--set {assignment!r}: the value does not parse as YAML") from None
-    return parsed
-
-
-def _number_or(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 (no dot) as a string.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

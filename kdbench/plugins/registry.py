@@ -93,14 +93,14 @@ class MethodEntry:
             PluginError: if the module raises when it is imported, with its own traceback.
         """
         if self.name not in METHODS:
-            _import_source(self.module, self.path)
+            import_source(self.module, self.path)
         if self.name not in METHODS:
             raise PluginError(f"plugin {self.path}: importing it registers no method {self.name!r}")
         return METHODS[self.name]
 
     def source_hash(self) -> str:
-        """Hash of the method's file; part of the identity of a plugin's results."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
+        """See ``source_hash``; part of the identity of a plugin's results."""
+        return source_hash(self.path)
 
     def resolve(self, dataset: str, *overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return all hyper-parameters: defaults, then the preset of the data set, then the overrides in order.
@@ -181,7 +181,7 @@ class MethodCatalog(dict[str, MethodEntry]):
         """
         for module, path in self.additions.items():
             if module not in sys.modules:
-                _import_source(module, path)
+                import_source(module, path)
 
 
 def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
@@ -208,13 +208,12 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         path = Path(plugin)
         if not path.is_file():
             raise PluginError(f"plugin {plugin}: no such file")
-        module = f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
         try:
-            entries = read_source(path, module)
+            entries = read_source(path, plugin_module(path))
         except PluginError as error:
             found.errors.append(error)
             continue
-        found.include(entries, module, path, f"plugin {plugin}:")
+        found.include(entries, plugin_module(path), path, f"plugin {plugin}:")
     return found
 
 
@@ -274,7 +273,31 @@ def _entry_point_file(point: importlib.metadata.EntryPoint) -> Path:
     return Path(spec.origin)
 
 
-def _import_source(module: str, path: Path) -> None:
+def plugin_module(path: Path) -> str:
+    """The name under which a plugin file is imported."""
+    return f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+
+
+def source_hash(path: Path) -> str:
+    """Hash of a plugin file and of the modules beside it that it imports."""
+    digest, files = hashlib.sha256(), [path]
+    for file in files:
+        content = file.read_bytes()
+        digest.update(file.name.encode() + b"\0" + content + b"\0")
+        for node in ast.walk(ast.parse(content)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            beside = (file.with_name(f"{name.split('.')[0]}.py") for name in names)
+            files += [other for other in beside if other.is_file() and other not in files]
+    return digest.hexdigest()[:12]
+
+
+def import_source(module: str, path: Path) -> None:
+    """Import a plugin, by the name of its module or, for a file of ``--plugin``, from its path.
+
+    Raises:
+        PluginError: if it raises, with its own traceback.
+    """
     try:
         if not module.startswith("kdbench_plugin_"):
             importlib.import_module(module)
@@ -396,7 +419,7 @@ def _keyword_arguments(function: ast.FunctionDef) -> dict[str, Hyperparameter]:
 def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]:
     import inspect
 
-    _import_source(module, path)
+    import_source(module, path)
     if name not in METHODS:
         raise PluginError(f"plugin {path}: importing it registers no method {name!r}")
     cls = METHODS[name]

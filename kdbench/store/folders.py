@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from kdbench.errors import KdbenchError
 from kdbench.store.claims import ClaimLostError, Claims, Holder, read_holder
 from kdbench.store.files import DamagedFileError, read_json, write_bytes, write_json
 from kdbench.store.layout import FORMAT, FORMAT_FILE, Folder
+from kdbench.store.log import logger_of
 from kdbench.store.result import CellResult, Failure, TeacherResult, read_record, write_record
 
 if TYPE_CHECKING:
@@ -215,8 +215,4 @@ class CellFolder(Folder):
 
     def say(self, text: str) -> None:
         """Append lines to the log."""
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with contextlib.suppress(OSError):  # a full disk costs lines of a log, not the training
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(self.log, "a", encoding="utf-8") as file:
-                file.write("".join(f"{stamp} {line}\n" for line in text.splitlines()))
+        logger_of(self.log).info("%s", text)

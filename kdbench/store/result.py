@@ -101,7 +101,8 @@ class Cost(Record):
 
 
 class Provenance(Record):
-    """What a number was computed with. ``commit`` and ``dirty`` are null where kdbench did not run from a clone."""
+    """What a number was computed with. ``commit`` and ``dirty`` are null where kdbench did not run from a clone; ``observers`` are
+    hooks that only observe, each with the hash of its source."""
 
     kdbench: str
     commit: str | None
@@ -112,6 +113,7 @@ class Provenance(Record):
     device_type: str
     threads: int
     finished: str
+    observers: dict[str, str] = {}
 
 
 class Weights(Record):

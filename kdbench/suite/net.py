@@ -14,10 +14,10 @@ from kdbench.suite.zoo import ZOO
 #: Families of nets, in the order of tables, with their titles.
 FAMILIES = {"cnn": "CNN", "vit": "ViT", "mlp": "MLP"}
 Family = Literal["cnn", "vit", "mlp"]
-#: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
-Tap = int | Literal["final"]
 #: How a teacher is trained on the suite's data: from scratch, or from the pretrained weights that timm knows.
 TrainedHere = Literal["train", "finetune"]
+#: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
+Tap = int | Literal["final"]
 
 
 class WeightsFile(Strict):

@@ -115,6 +115,7 @@ class Recipe(Strict):
         eval_crop: share of the image's side that evaluation keeps, instead of each net's own.
         pipeline: ``device`` makes batches on the device, ``exact`` with timm's own transforms in loader processes.
         precision: of forward passes: ``bfloat16`` and ``float16`` use autocast, ``float16`` with loss scaling.
+        evaluate_every: epochs from one evaluation to the next; the last epoch is always evaluated.
         sync_bn: BatchNorm over the global batch where several processes train a cohort.
     """
 
@@ -131,6 +132,7 @@ class Recipe(Strict):
     eval_crop: Annotated[float, Field(gt=0, le=1)] | None = None
     pipeline: Literal["device", "exact"] = "device"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    evaluate_every: Count = 1
     sync_bn: bool = False
 
     @model_validator(mode="after")

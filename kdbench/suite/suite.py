@@ -113,6 +113,8 @@ class Suite(Strict):
     protocols: Annotated[dict[Name, Protocol], Field(min_length=1)]
     default_protocol: str
     methods: MethodsSpec
+    #: Files of mmengine hooks, relative to the suite's.
+    hooks: tuple[str, ...] = ()
     cpu_threads: Count = 1
     teacher_seed: Seed = 0
     #: Smallest top-1 (%) on the evaluated split that a trained teacher is expected to reach.
@@ -305,7 +307,8 @@ def read_suite(path: Path) -> Suite:
     if not isinstance(content, dict):
         raise SuiteError(f"{path}, line 1: a suite is a mapping with the keys {', '.join(Suite.model_fields)}")
     try:
-        return Suite.model_validate(content)
+        suite = Suite.model_validate(content)
+        return suite.model_copy(update={"hooks": tuple(str(path.parent / file) for file in suite.hooks)})
     except ValidationError as error:
         location, problem = first_problem(error, Suite)
         where = ".".join(map(str, location))

@@ -1,6 +1,6 @@
-"""Whether the teachers of a run are ready: their weights are there, sound, and reach what was published of them.
+"""Whether the teachers of a run are ready: weights present, intact, and as accurate as published.
 
-Imports torch only where weights are looked at.
+Imports torch only where weights are read.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Cell
+from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.files import write_json
 from kdbench.store.folders import Store
@@ -19,7 +20,10 @@ from kdbench.suite.net import WeightsFile
 from kdbench.teachers.verification import TOLERANCE, Verdict, complaint, judge
 from kdbench.teachers.weights import Weights, check_file, fetch_weights, file_sha256, find_weights, missing_weights
 
-Say = Callable[[str], None]
+#: Takes a sentence for the user.
+Note = Callable[[str], None]
+#: Takes the bytes downloaded so far, and all.
+Progress = Callable[[int, int], None]
 
 
 def teachers_of(cells: Sequence[Cell]) -> list[TeacherPlan]:
@@ -28,24 +32,17 @@ def teachers_of(cells: Sequence[Cell]) -> list[TeacherPlan]:
 
 
 def check_weights(
-    teachers: Sequence[TeacherPlan],
-    store: Store,
-    folder: Path | None,
-    suite: str,
-    fetch: Callable[[int, int], None] | None = None,
-    say: Say = lambda text: None,
+    teachers: Sequence[TeacherPlan], store: Store, request: Request, note: Note, progress: Progress | None
 ) -> None:
-    """See that the weights of teachers that are not prepared yet are there and are the ones that the suite means.
+    """Check that teachers that are not prepared yet have their weights, and the ones that the suite names.
 
     Args:
-        folder: of the weights.
-        suite: as the user writes it, for messages.
-        fetch: fetches what is missing and is told of the progress; None fetches nothing.
-        say: takes notes.
+        progress: fetch what is missing and tell this; None fetches nothing.
 
     Raises:
         ListedError: naming all that are missing, or all that are others.
     """
+    folder = request.weights_folder
     wanted: dict[str, Weights] = {}
     for teacher in teachers:
         if teacher.net.weights == "train":
@@ -54,12 +51,12 @@ def check_weights(
         if result is None:
             wanted[teacher.name] = find_weights(teacher.name, teacher.net, folder)
         elif not teacher.trained_here:
-            _note_change(teacher, result, store, folder, say)
-    if fetch is not None:
-        wanted = {name: fetch_weights(weights, folder, fetch) for name, weights in wanted.items()}
+            _note_change(teacher, result, store, folder, note)
+    if progress is not None:
+        wanted = {name: fetch_weights(weights, folder, progress) for name, weights in wanted.items()}
     missing = [weights for weights in wanted.values() if weights.path is None]
     if missing:
-        raise missing_weights(missing, suite, folder)
+        raise missing_weights(missing, request.suite, folder)
     problems = []
     for weights in wanted.values():
         try:
@@ -69,27 +66,27 @@ def check_weights(
     raise_all(problems, "the weights of {} teachers are not the ones that the suite means")
 
 
-def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, folder: Path | None, say: Say) -> None:
+def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, folder: Path | None, note: Note) -> None:
     """Where only the name of a file tells weights apart, say that it holds others now than those that are in use."""
     weights = teacher.net.weights
     if not isinstance(weights, WeightsFile) or weights.sha256 or folder is None:
         return
     with contextlib.suppress(OSError):
         if result.weights and file_sha256(folder / weights.file) != result.weights.file_sha256:
-            say(
+            note(
                 f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.teacher(teacher)} "
                 "keeps the former weights, which go on being used. Write the file's sha256 into the suite to use the new ones"
             )
 
 
-def drop_damaged(teachers: Sequence[TeacherPlan], store: Store, say: Say) -> None:
-    """Forget results of teachers whose weights are damaged, so that they are made anew."""
+def drop_damaged(teachers: Sequence[TeacherPlan], store: Store, note: Note) -> None:
+    """Remove results of teachers whose weights are damaged, so that they are trained or loaded again."""
     for teacher in teachers:
         result = store.result_of_teacher(teacher)
         folder = store.teacher_folder(teacher)
         if result is not None and not _are_sound(folder.weights, result.checksum):
-            again = "trained" if teacher.trained_here else "loaded"
-            say(f"{folder.weights} is damaged: teacher {teacher.name} is {again} again")
+            verb = "trained" if teacher.trained_here else "loaded"
+            note(f"{folder.weights} is damaged: teacher {teacher.name} is {verb} again")
             folder.result.unlink()
 
 
@@ -111,11 +108,11 @@ def verdict_of(teacher: TeacherPlan, store: Store, tolerance: float = TOLERANCE)
     return None if result is None else judge(teacher, result, tolerance)
 
 
-def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: float, say: Say) -> None:
-    """Say what teachers that came with weights reach beside what was published, and keep it in ``verification.json``.
+def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: float, note: Note) -> None:
+    """Compare teachers that came with weights with their published accuracy, and keep that in ``verification.json``.
 
     Raises:
-        KdbenchError: for teachers that are far off.
+        KdbenchError: for teachers that deviate by more than ``tolerance`` points.
     """
     problems = []
     for teacher in teachers:
@@ -135,11 +132,11 @@ def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: f
             },
         )
         if verdict.agrees:
-            note = f"; this is accepted only by --teacher-tolerance {tolerance:g}" if accepted else ""
-            say(f"teacher {teacher.name}: {verdict}{note}")
+            why = f"; this is accepted only by --teacher-tolerance {tolerance:g}" if accepted else ""
+            note(f"teacher {teacher.name}: {verdict}{why}")
         else:
             problems.append(complaint(teacher.name, verdict))
-    raise_all(problems, "{} teachers are far from their published accuracy")
+    raise_all(problems, "{} teachers deviate from their published accuracy")
 
 
 def raise_all(problems: Sequence[str], sentence: str) -> None:

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kdbench.matrix.request import Request
+
 if TYPE_CHECKING:
     from kdbench.matrix.teachers import TeacherPlan
     from kdbench.store.result import TeacherResult
 
 #: Points that the accuracy on the whole test split may differ from the published one: resizing and libraries cost some tenths.
-TOLERANCE = 1.0
+TOLERANCE = Request.teacher_tolerance
 #: Points that may be lost where a teacher sees a student's mean, standard deviation and crop instead of its own.
 FOREIGN_PREPROCESSING = 10.0
 #: Standard errors by which a part of the images may differ: one sound teacher in 16,000 is outside of them.
@@ -57,7 +59,7 @@ class Verdict:
         text += f", published {self.published:.2f} %{f' ({self.source})' if self.source else ''}"
         if self.low is None:
             return f"{text}; the bounds are too wide to compare them"
-        return f"{text}, expected {expected_range(self.low, self.high)}{'' if self.agrees else ': far off'}"
+        return f"{text}, expected {expected_range(self.low, self.high)}{'' if self.agrees else ': deviates'}"
 
 
 def expected_range(low: float, high: float | None) -> str:
@@ -100,11 +102,11 @@ def judge(teacher: TeacherPlan, result: TeacherResult, tolerance: float = TOLERA
 
 
 def complaint(name: str, verdict: Verdict) -> str:
-    """What is said of a teacher whose accuracy is far off."""
+    """The error for a teacher that deviates from its published accuracy."""
     assert verdict.low is not None
     return (
         f"teacher {name} reaches {verdict.top1:.2f} % top-1 on {verdict.images:,} test images, published "
         f"{verdict.published:.2f} %{f' ({verdict.source})' if verdict.source else ''}, expected here "
         f"{expected_range(verdict.low, verdict.high)}: wrong weights, wrong preprocessing (mean, std, crop) or wrong labels; "
-        "--teacher-tolerance POINTS goes on all the same"
+        "--teacher-tolerance POINTS continues anyway"
     )

@@ -13,8 +13,6 @@ from kdbench.datasets.download import CHUNK, fetch_file
 from kdbench.errors import KdbenchError, ListedError, counted, nearest
 from kdbench.suite.net import NetSpec, WeightsFile
 
-#: Folder of the weights below the folder of the data.
-FOLDER = "weights"
 #: Endings of files of weights, in the order in which they are looked for.
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -51,18 +49,11 @@ class Weights:
 
     @property
     def where_to_get(self) -> str:
-        """Where they can be had, for messages."""
+        """Where to get them, for messages."""
         places = [f"Hugging Face {self.repo}"] if self.repo else []
         places += [self.url] if self.url else []
         source = self.net.weights.source if isinstance(self.net.weights, WeightsFile) else None
-        return ", or ".join(places) or source or "its makers (the suite gives no address)"
-
-
-def weights_folder(weights: str | Path | None, data: str | Path | None) -> Path | None:
-    """The folder of the weights: the one that was given, else ``weights/`` below the folder of the data."""
-    if weights:
-        return Path(weights)
-    return Path(data) / FOLDER if data else None
+        return ", or ".join(places) or source or "the authors (the suite gives no address)"
 
 
 def find_weights(teacher: str, net: NetSpec, folder: Path | None) -> Weights:
@@ -136,7 +127,7 @@ def check_file(weights: Weights) -> str:
     if weights.sha256 and found != weights.sha256:
         raise KdbenchError(
             f"weights of teacher {weights.teacher}: {weights.path} has sha256 {found}, the suite expects {weights.sha256}: "
-            f"another file, or one that is cut; it can be had from {weights.where_to_get}"
+            f"another file, or one that is cut; available from {weights.where_to_get}"
         )
     return found
 
@@ -154,7 +145,7 @@ def fetch_weights(weights: Weights, folder: Path | None, progress: Callable[[int
     """Fetch weights that are missing: files by their address into ``folder``, timm's own into the cache of Hugging Face.
 
     Raises:
-        KdbenchError: in one line, if they cannot be had.
+        KdbenchError: in one line, if that fails.
     """
     if weights.path is not None:
         return weights
@@ -162,7 +153,7 @@ def fetch_weights(weights: Weights, folder: Path | None, progress: Callable[[int
         return replace(weights, path=_from_hub(weights))
     if weights.url is None:
         raise KdbenchError(
-            f"weights of teacher {weights.teacher}: {weights.file} cannot be fetched, it can be had from "
+            f"weights of teacher {weights.teacher}: {weights.file} cannot be downloaded; available from "
             f"{weights.where_to_get}"
         )
     if folder is None:
@@ -198,7 +189,7 @@ def _from_hub(weights: Weights) -> Path:
 
 
 def missing_weights(missing: Sequence[Weights], suite: str, folder: Path | None = None) -> ListedError:
-    """One message for all weights that are missing: where they go, where they can be had, and what trains them instead."""
+    """One message for all weights that are missing: where they go, where to get them, and what trains them instead."""
     place = str(folder) if folder else "the folder that --data or --weights names"
     lines = []
     for weights in missing:

@@ -7,21 +7,17 @@ from typing import Any
 
 import pytest
 
-from kdbench.cli import progress as module
 from kdbench.cli.progress import LiveProgress, PlainProgress, Progress, format_seconds, make_progress
 from kdbench.launch.job import Job
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 
 TEACHER, COHORT = "teacher cnn", "cnn--vit, token, seed 0"
 
 
 def jobs() -> list[Job]:
-    common: dict[str, Any] = {
-        "suite": "tiny", "choice": Choice(), "out": "runs", "data": None, "device": None, "threads": 1, "log": "log",
-    }  # fmt: skip
     return [
-        Job(TEACHER, "teacher", ("teachers/cnn",), **common),
-        Job(COHORT, "cohort", ("a", "b", "c"), **common),
+        Job(TEACHER, "teacher", ("teachers/cnn",), Request(), 1, "log"),
+        Job(COHORT, "cohort", ("a", "b", "c"), Request(), 1, "log"),
     ]
 
 
@@ -85,10 +81,9 @@ def test_event_of_an_unknown_job_does_no_harm() -> None:
     assert progress.jobs == {}
 
 
-def test_time_left_is_told_once_enough_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_is_told_once_enough_is_known() -> None:
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    progress = Progress(3)
+    progress = Progress(3, clock=lambda: now[0])
     progress.start(jobs())
     now[0] = 100.0
     assert progress.left() == ""
@@ -98,18 +93,15 @@ def test_time_left_is_told_once_enough_is_known(monkeypatch: pytest.MonkeyPatch)
     assert progress.left() == ""
 
 
-def test_plain_lines_come_every_few_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_come_every_few_seconds_at_most(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    stream = io.StringIO()
-    progress = followed(PlainProgress(5, done_cells=2, stream=stream))
-    for _ in range(100):
-        now[0] += 0.1
-        progress.tick()
-    assert len(stream.getvalue().splitlines()) in (1, 2)
-    now[0] = 20.0
-    progress.stop()
-    line = stream.getvalue().splitlines()[-1]
+    with followed(PlainProgress(5, 2, lambda: now[0])) as progress:
+        for _ in range(100):
+            now[0] += 0.1
+            progress.tick()
+        assert len(capsys.readouterr().out.splitlines()) in (1, 2)
+        now[0] = 20.0
+    line = capsys.readouterr().out.splitlines()[-1]
     assert line == f"[0:20]  cells 2/5  failed 1  about 0:12 left  | {COHORT} epoch 2/4, top-1 30.0 to 40.0"
 
 
@@ -117,11 +109,10 @@ def test_live_view_shows_what_runs_and_what_failed() -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    progress = followed(LiveProgress(5, 2, console))
-    progress.tick()
+    with followed(LiveProgress(5, 2, console)) as progress:
+        progress.tick()
     with console.capture() as captured:
         console.print(progress._view())  # type: ignore[attr-defined]
-    progress.stop()
     text = captured.get()
     for words in ("2/5 cells", "1 failed", COHORT, "epoch 2/4", "c: why"):
         assert words in text, words
@@ -133,17 +124,13 @@ def test_square_brackets_in_names_and_reasons_are_shown_as_they_are() -> None:
 
     console = Console(file=io.StringIO(), width=100)
     progress = LiveProgress(1, 0, console)
-    progress.start([Job("a [red]b[/nothing]", "cohort", ("x",), **{key: getattr(jobs()[0], key) for key in _COMMON})])
+    progress.start([Job("a [red]b[/nothing]", "cohort", ("x",), Request(), 1, "log")])
     progress.event({"event": "started", "job": "a [red]b[/nothing]"})
     progress.event({"event": "failed", "job": "a [red]b[/nothing]", "cell": "x", "reason": "shape [2, 3] [/bad]"})
     with console.capture() as captured:
         console.print(progress._view())
-    progress.stop()
     assert "a [red]b[/nothing]" in captured.get()
     assert "shape [2, 3] [/bad]" in captured.get()
-
-
-_COMMON = ("suite", "choice", "out", "data", "device", "threads", "log")
 
 
 def test_plain_lines_are_chosen_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,9 +145,8 @@ def test_seconds_are_shown_as_a_clock_does(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-def test_plain_lines_tell_warnings_at_once() -> None:
-    stream = io.StringIO()
-    progress = PlainProgress(3, stream=stream)
+def test_plain_lines_tell_warnings_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress(3)
     progress.start(jobs())
     progress.event({"event": "warning", "job": COHORT, "reason": "one process does this alone"})
-    assert stream.getvalue() == f"note: {COHORT}: one process does this alone\n"
+    assert capsys.readouterr().out == f"note: {COHORT}: one process does this alone\n"

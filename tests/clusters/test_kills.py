@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from kdbench.launch.execute import execute, sort_out
+from kdbench.launch.execute import classify_cells, execute
+from kdbench.launch.job import Follower
 from kdbench.launch.local import LocalLauncher
-from kdbench.matrix.cells import Plan, make_plan
+from kdbench.matrix.cells import make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.suite.suite import load_suite
@@ -32,32 +33,29 @@ from .same import differences, results, times_trained, write_matrix
 KILLS = 30
 
 
-def plan_of(suite: Path) -> Plan:
-    return check_cells(make_plan(load_suite(str(suite)), Choice(), catalog()))
-
-
-def trained(made: Plan, store: Store, suite: Path, launcher: LocalLauncher, on_event: Any = lambda event: None) -> None:
+def train(suite: Path, out: Path, launcher: LocalLauncher, follower: Follower | None = None) -> None:
     """Train until nothing is left: a job that was killed again and again before its first step counts as failed."""
+    request = Request(str(suite), out=str(out), device="cpu", retry_failed=True)
+    plan, store = check_cells(make_plan(load_suite(request.suite), request, catalog())), Store(out)
     store.check(writable=True)
     while True:
-        todo = sort_out(made, store, True, lambda text: None)
+        todo = classify_cells(plan, store)
         if not todo.train:
             return
-        execute(made, todo, store, launcher, str(suite), device="cpu", on_event=on_event)
+        execute(plan, todo, store, launcher, follower=follower)
 
 
-class Killer(threading.Thread):
+class Killer(Follower):
     """Kills workers with signal 9, each once: one in five at a random moment of its start, the others of their training."""
 
     def __init__(self, launcher: LocalLauncher, kills: int, seed: int) -> None:
-        super().__init__(daemon=True)
         self.launcher, self.left, self.random = launcher, kills, random.Random(seed)
         self.moments: list[tuple[str, float]] = []
         self.over = threading.Event()
         self._trains: dict[str, float] = {}
 
-    def hear(self, event: dict[str, Any]) -> None:
-        """Note when a worker begins to train."""
+    def event(self, event: dict[str, Any]) -> None:
+        """Note when a worker starts to train."""
         if event["event"] in ("started", "restarted"):
             self._trains.pop(event["job"], None)
         elif event["event"] in ("step", "epoch", "resumed"):
@@ -85,18 +83,18 @@ class Killer(threading.Thread):
 @pytest.mark.slow
 def test_thirty_kills_lose_no_result_double_none_and_change_none(tmp_path: Path) -> None:
     suite = write_matrix(tmp_path / "tiny.yaml", epochs=60)
-    made = plan_of(suite)
-    trained(made, Store(tmp_path / "whole"), suite, LocalLauncher(2))
+    train(suite, tmp_path / "whole", LocalLauncher(2))
     moments: list[tuple[str, float]] = []
     compared, matrices, resumed, seed = 0, 0, 0, 0
     while len(moments) < KILLS:
         launcher = LocalLauncher(2)
         killer = Killer(launcher, KILLS - len(moments), seed)
-        killer.start()
+        thread = threading.Thread(target=killer.run, daemon=True)
+        thread.start()
         runs = tmp_path / f"killed-{seed}"
-        trained(made, Store(runs), suite, launcher, killer.hear)
+        train(suite, runs, launcher, killer)
         killer.over.set()
-        killer.join()
+        thread.join()
         moments += killer.moments
         seed += 1
         assert differences(tmp_path / "whole", runs) == []
@@ -114,8 +112,7 @@ def test_thirty_kills_lose_no_result_double_none_and_change_none(tmp_path: Path)
 @pytest.mark.slow
 def test_two_runs_at_once_share_a_matrix_and_train_every_cell_once(tmp_path: Path) -> None:
     suite = write_matrix(tmp_path / "tiny.yaml", epochs=20)
-    made = plan_of(suite)
-    trained(made, Store(tmp_path / "whole"), suite, LocalLauncher(2))
+    train(suite, tmp_path / "whole", LocalLauncher(2))
     words = ["run", str(suite), "--out", str(tmp_path / "shared"), "--device", "cpu", "--workers", "1", "--solo"]
     runs = [
         subprocess.Popen([sys.executable, "-m", "kdbench.cli.parser", *words], stdout=subprocess.PIPE, text=True)

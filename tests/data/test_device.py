@@ -149,7 +149,7 @@ def test_making_batches_leaves_the_global_random_state_alone() -> None:
 def test_making_batches_leaves_the_data_alone() -> None:
     data = numbered()
     pipe = pipeline(data, strong=True, **FULL)
-    for _ in pipe:
+    for _ in pipe.batches(0):
         pass
     assert torch.equal(data.images, numbered().images)
 
@@ -158,8 +158,7 @@ def test_epoch_visits_each_image_at_most_once_and_each_epoch_in_another_order() 
     pipe = pipeline()
     orders = []
     for epoch in range(3):
-        pipe.epoch = epoch
-        batches = list(pipe)
+        batches = list(pipe.batches(epoch))
         assert len(batches) == len(pipe) == 3  # 50 images, 16 at a time, the incomplete batch dropped
         index = torch.cat([batch.batch.index for batch in batches])
         assert len(index.unique()) == len(index) == 48
@@ -170,7 +169,7 @@ def test_epoch_visits_each_image_at_most_once_and_each_epoch_in_another_order() 
 
 def test_images_labels_and_index_belong_together() -> None:
     data = numbered()
-    for made in pipeline(data):
+    for made in pipeline(data).batches(0):
         assert torch.equal(made.images, data.images[made.batch.index].float() / 255)
         assert torch.equal(made.batch.labels, data.labels[made.batch.index])
         assert made.batch.targets is None

@@ -207,8 +207,7 @@ def test_the_first_image_that_does_not_decode_stops_a_run_unless_the_data_admits
 
 def epoch(pipe: Any, number: int = 0) -> Any:
     """All batches of an epoch."""
-    pipe.epoch = number
-    return list(pipe)
+    return list(pipe.batches(number))
 
 
 def test_another_image_of_its_class_takes_the_place_of_one_that_does_not_decode() -> None:

@@ -73,15 +73,13 @@ def test_batches_do_not_depend_on_the_number_of_processes(monkeypatch: pytest.Mo
     for workers in (1, 2):
         pipe = exact(workers=workers)
         for epoch in range(2):
-            alone.epoch = pipe.epoch = epoch
-            for one, other in zip(alone, pipe, strict=True):
+            for one, other in zip(alone.batches(epoch), pipe.batches(epoch), strict=True):
                 assert_part(one, other, list(range(8)))
-        iteration = iter(pipe)
+        iteration = pipe.batches(0)
         next(iteration)
         iteration.close()  # an epoch that is left in its middle, with batches under way
         assert_part(alone.make(0, 1), pipe.make(0, 1), list(range(8)))
-        pipe.epoch, pipe.first_step = 1, 1
-        assert_part(alone.make(1, 1), next(iter(pipe)), list(range(8)))
+        assert_part(alone.make(1, 1), next(pipe.batches(1, 1)), list(range(8)))
         pipe.close()
     pipe.make(0, 0)  # processes start again
     pipe.close()
@@ -89,7 +87,7 @@ def test_batches_do_not_depend_on_the_number_of_processes(monkeypatch: pytest.Mo
 
 def test_only_a_few_batches_are_under_way() -> None:
     pipe = exact(files(64), batch_size=4)
-    waiting = [sum(len(worker.pending) for worker in pipe._loader._processes) for _ in pipe]
+    waiting = [sum(len(worker.pending) for worker in pipe._loader._processes) for _ in pipe.batches(0)]
     assert len(waiting) == 16
     assert max(waiting) <= 4  # two parts for each process
     assert waiting[-1] == 0

@@ -21,7 +21,8 @@ from kdbench.datasets import cifar100
 from kdbench.datasets.download import FileFacts, facts_of, fetch, unpack
 from kdbench.datasets.load import check_dataset, download_dataset, load_dataset
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Choice, Plan, make_plan
+from kdbench.matrix.cells import Plan, make_plan
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.suite import Suite, load_suite, merge
@@ -436,7 +437,7 @@ def plan(changes: dict[str, Any] | None = None, **choice: Any) -> Plan:
     suite = load_suite("cifar100-32")
     if changes:
         suite = Suite.model_validate(merge(suite.model_dump(), changes))
-    return make_plan(suite, Choice(**choice), catalog())
+    return make_plan(suite, Request(**choice), catalog())
 
 
 def test_suite_pairs_every_family_with_every_other_twice_and_has_a_control_in_each() -> None:
@@ -519,7 +520,7 @@ def test_teachers_for_the_validation_split_are_others_where_its_images_are_train
     assert test.teacher.hash != validation.teacher.hash
     assert (test.teacher.split, validation.teacher.split) == ("test", "validation")
     digits = [
-        make_plan(load_suite("digits"), Choice(split=split), catalog()).teachers[0] for split in ("test", "validation")
+        make_plan(load_suite("digits"), Request(split=split), catalog()).teachers[0] for split in ("test", "validation")
     ]
     assert digits[0].hash == digits[1].hash
     assert digits[1].split == "test"

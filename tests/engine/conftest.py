@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.registry import HOOKS
 
 from kdbench.engine import train
 from kdbench.matrix.cells import Cohort, Plan, make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.store.files import read_json
 from kdbench.store.folders import Store
@@ -76,6 +77,8 @@ TINY: dict[str, Any] = {
     "default_protocol": "short",
 }
 
+ONE_EPOCH: dict[str, Any] = {"epochs": 1, "schedule": {"name": "constant"}}
+
 
 class Lab:
     """Runs cells of the tiny suite in this process, in any company and order."""
@@ -92,9 +95,10 @@ class Lab:
         plugins: Sequence[str] = (),
         seeds: Sequence[int] = (0,),
         recipe: Mapping[str, Any] | None = None,
+        **request: Any,
     ) -> Plan:
         """A plan of the tiny suite; ``recipe`` changes fields of every student's recipe."""
-        choice = Choice(methods=tuple(methods), pairs=(pair,), plugins=tuple(plugins), seeds=tuple(seeds))
+        choice = Request(methods=tuple(methods), pairs=(pair,), plugins=tuple(plugins), seeds=tuple(seeds), **request)
         changes: dict[str, Any] = {"protocols": {"short": {"recipe": dict(recipe or {})}}}
         return check_cells(make_plan(Suite.model_validate(merge(TINY, changes)), choice, catalog(plugins)))
 
@@ -106,8 +110,7 @@ class Lab:
         reverse: bool = False,
         on_event: Callable[[dict[str, Any]], bool | None] = lambda event: None,
     ) -> Store:
-        store = Store(self.root / out)
-        store.check(writable=True)
+        store = self.store(out)
 
         def emit(event: dict[str, Any]) -> bool | None:
             self.events.append(event)
@@ -123,6 +126,11 @@ class Lab:
             train.train_cohort(plan, cohort, store, self.device, None, emit)
         return store
 
+    def store(self, out: str) -> Store:
+        store = Store(self.root / out)
+        store.check(writable=True)
+        return store
+
     @staticmethod
     def result(store: Store, plan: Plan, method: str) -> dict[str, Any]:
         cell = next(cell for cell in plan.cells if cell.method == method)
@@ -134,8 +142,9 @@ def lab(tmp_path: Path) -> Any:
     threads = torch.get_num_threads()
     yield Lab(tmp_path)
     torch.set_num_threads(threads)
-    for name in [name for name, cls in METHODS.items() if cls.__module__.startswith("kdbench_plugin_")]:
-        del METHODS[name]
+    for registry in (METHODS, HOOKS._module_dict):
+        for name in [name for name, cls in registry.items() if cls.__module__.startswith("kdbench_plugin_")]:
+            del registry[name]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdbench.engine import graphs, groups
 from kdbench.engine.cell import CellTrainer
+from kdbench.engine.checkpoint import Position
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.optim import build_optim_wrapper
@@ -99,27 +100,28 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(
         for cell in model.alive:
             give_rate(cell)
         if recorded:
-            model._graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text))
-        wrappers = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
+            model.graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text))
+        wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
         model.train()
         for epoch, steps in enumerate((3, 2)):
-            model.start_epoch()
             for step in range(steps):
+                model.position = Position(epoch, step)
                 for cell in model.alive:
                     cell.schedule.set(epoch, step)
                 model.train_step(model.pipeline.make(epoch, step), wrappers)
             for cell in model.alive:
-                cell.history.append(cell.end_epoch())
+                cell.end_epoch(epoch)
+                cell.history.append(cell.losses)
         return model
 
     for one, two in zip(trained(False).alive, trained(True).alive, strict=True):
-        assert two.captured is True, two.trainee.key
-        assert one.history == two.history, two.trainee.key
+        assert two.captured is True, two.key
+        assert one.history == two.history, two.key
         values = state(two)
         for name, value in state(one).items():
-            assert torch.equal(value, values[name]), f"{two.trainee.key}: {name}"
+            assert torch.equal(value, values[name]), f"{two.key}: {name}"
     # the teacher, every method, and in the second epoch those that read its number
-    assert recorder.recorded == 1 + len(names) + len({"dkd", "reviewkd"})
+    assert recorder.recorded == 1 + len(names) + len({"ctkd", "dkd", "reviewkd", "rld", "sdd"})
 
 
 @pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])

@@ -18,7 +18,7 @@ from kdbench.datasets.load import load_dataset
 from kdbench.engine import checkpoint, train
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import load_checkpoint
-from kdbench.engine.cohort import CohortModel, Shared
+from kdbench.engine.cohort import CohortModel, FrozenTeacher, Shared
 from kdbench.engine.teacher import load_teacher
 from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
@@ -35,16 +35,16 @@ SIX = ("scratch", "kd", "fitnet", "crd", "ofa", "lfcc")
 def build(lab: Lab, plan: Plan, store: Store, recipe_batch: int = 20) -> CohortModel:
     """The cohort model of a plan as a run builds it."""
     dataset = load_dataset("digits")
-    train = dataset.train.first_per_class(8)
+    images = dataset.train.first_per_class(8)
     cohort = cohort_of(plan)
     teacher, _ = load_teacher(cohort.teacher, store, 10, lab.device)
-    pipeline = DevicePipeline(train, cohort.cells[0].recipe, 10, 7, lab.device)
-    task = Task(10, len(train), train.labels, "digits", 3)
+    pipeline = DevicePipeline(images, cohort.cells[0].recipe, 10, 7, lab.device)
+    task = Task(10, len(images), images.labels, "digits", 3)
     cells = [
-        CellTrainer(train.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
+        CellTrainer(train.spec_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
         for cell in cohort.cells
     ]
-    return CohortModel(cells, teacher, pipeline, lab.device, lambda *failure: None)
+    return CohortModel(cells, FrozenTeacher(teacher), pipeline, lab.device, lambda *failure: None)
 
 
 def predictions(store: Store, plan: Plan, method: str) -> dict[str, np.ndarray]:
@@ -84,18 +84,18 @@ def test_teacher_stays_in_eval_mode_without_gradients_at_every_step(lab: Lab) ->
     plan = lab.plan(["kd", "fitnet"])
     store = lab.train(lab.plan(["scratch"]))
     model = build(lab, plan, store)
-    teacher = model._teacher[0]
-    assert teacher is not None
+    assert model.teacher is not None
+    teacher = model.teacher.net
     before = state_hash(teacher.net)
     model.train()
-    wrappers: Any = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
-    for data in model.pipeline:
+    wrappers: Any = {cell.key: cell.optim_wrapper for cell in model.alive}
+    for data in model.pipeline.batches(0):
         model.train_step(data, wrappers)
         assert not any(module.training for module in teacher.modules())
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
     assert state_hash(teacher.net) == before
     assert not model.failed
-    assert not any(name.startswith("_teacher") or "teacher.net" in name for name in model.state_dict())
+    assert all(name.split(".")[2] in ("student", "method") for name in model.state_dict())
 
 
 # 2. The teacher sees its own preprocessing
@@ -105,8 +105,8 @@ def test_teacher_and_student_get_their_own_normalisation_and_size(lab: Lab) -> N
     plan = lab.plan(["kd"])
     store = lab.train(lab.plan(["scratch"]))
     model = build(lab, plan, store)
-    teacher, student = model._teacher[0], model.alive[0].student
-    assert teacher is not None
+    assert model.teacher is not None
+    teacher, student = model.teacher.net, model.alive[0].student
     teacher.mean.fill_(0.1)
     teacher.preprocessing = ("of its own",)
     data = model.pipeline.make(0, 0)
@@ -138,7 +138,7 @@ def test_batches_are_the_same_with_and_without_a_second_view(lab: Lab) -> None:
     recipe = plan.cells[0].recipe
     plain = DevicePipeline(data, recipe, 10, 3, "cpu")
     double = DevicePipeline(data, recipe, 10, 3, "cpu", strong_view=True)
-    for first, second in zip(plain, double, strict=True):
+    for first, second in zip(plain.batches(0), double.batches(0), strict=True):
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.batch.labels, second.batch.labels)
         assert second.strong is not None

@@ -14,11 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.data.pipeline import DevicePipeline
 from kdbench.datasets.load import load_dataset
-from kdbench.engine import train as training
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.cohort import CohortModel
-from kdbench.engine.runner import ScheduleHook
+from kdbench.engine.cohort import CohortModel, Failure, FrozenTeacher
 from kdbench.engine.teacher import freeze
+from kdbench.engine.train import spec_of
 from kdbench.method import Method, Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.registry import catalog
@@ -97,18 +96,18 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
     task = Task(10, len(images), images.labels, "digits", 3)
     store = Store(lab.root / "runs")
     cells = [
-        CellTrainer(training.trainee_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
+        CellTrainer(spec_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
         for cell in cohort.cells
     ]
 
-    def fail(cell: CellTrainer, kind: str, sentence: str, details: str) -> None:
-        raise AssertionError(f"{cell.trainee.key}: {details}")
+    def fail(cell: CellTrainer, failure: Failure) -> None:
+        raise AssertionError(f"{cell.key}: {failure.details}")
 
-    return CohortModel(cells, teacher, pipeline, lab.device, fail)
+    return CohortModel(cells, FrozenTeacher(teacher), pipeline, lab.device, fail)
 
 
 def take_steps(model: CohortModel, count: int) -> None:
-    wrappers = {cell.trainee.key: cell.optim_wrapper for cell in model.alive}
+    wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
     model.train()
     for step in range(count):
         for cell in model.alive:
@@ -139,7 +138,7 @@ def test_what_waits_is_counted(lab: Lab, watch: Watch) -> None:
     model = cohort_model(lab, ["kd"], "cnn--vit")
     (cell,) = model.alive
     method = Waits(cell.student.describe(), cell.student.describe(), cell.task)
-    cell.method = cell._trained[0].method = method
+    cell.distiller.method = method
     with watch:
         take_steps(model, 1)
     kinds = Counter(name.partition(" ")[0] for name in watch.found.elements())
@@ -148,13 +147,8 @@ def test_what_waits_is_counted(lab: Lab, watch: Watch) -> None:
     assert kinds["lift_fresh"] >= 1
 
 
-def test_the_schedule_hook_reads_no_tensor(lab: Lab, watch: Watch) -> None:
-    model = cohort_model(lab, ["kd"], "cnn--vit")
-
-    class Runner:
-        epoch = 0
-
-    Runner.model = model
+def test_the_schedule_reads_no_tensor(lab: Lab, watch: Watch) -> None:
+    (cell,) = cohort_model(lab, ["kd"], "cnn--vit").alive
     with watch:
-        ScheduleHook().before_train_iter(Runner, 1)  # type: ignore[arg-type]
+        cell.schedule.set(0, 1)
     assert not watch.found

@@ -17,7 +17,7 @@ from kdbench.engine.cell import CellTrainer
 from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import build_optim_wrapper
 from kdbench.engine.precision import Precision
-from kdbench.engine.train import trainee_of
+from kdbench.engine.train import spec_of
 from kdbench.matrix.cells import Plan
 from kdbench.method import Batch, Feature, Outputs, Task, binary_cross_entropy
 from kdbench.nets.tapped import TappedNet
@@ -35,7 +35,7 @@ def trainer(lab: Lab, plan: Plan, method: str = "kd") -> CellTrainer:
     cell = next(cell for cell in plan.cells if cell.method == method)
     task = Task(10, 80, torch.arange(80) % 10, "digits", 3)
     teacher = TappedNet(cell.teacher.net, 10).describe()
-    return CellTrainer(trainee_of(plan, cell, Store(lab.root)), task, teacher, 4, lab.device)
+    return CellTrainer(spec_of(plan, cell, Store(lab.root)), task, teacher, 4, lab.device)
 
 
 def step(cell: CellTrainer, seed: int = 0) -> None:

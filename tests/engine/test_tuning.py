@@ -14,7 +14,6 @@ from kdbench.engine import train as training
 from kdbench.engine.compiled import TOLERANCE, Forward
 from kdbench.engine.teachercache import FOLDER, TeacherCache
 from kdbench.engine.tuning import PLAIN, Tuning
-from kdbench.launch.job import Job
 from kdbench.matrix.cells import Plan
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
@@ -187,11 +186,3 @@ def test_a_method_that_writes_into_cached_outputs_changes_no_other(tmp_path: Pat
         outputs.logits.zero_()
     assert cache.hits == 1
     assert cache.get(0, 0, wanted, net, pytest.fail).logits.eq(1).all()
-
-
-def test_a_job_carries_its_tuning() -> None:
-    from kdbench.matrix.request import Choice
-
-    tuning = Tuning(compile=True, cache_teacher=2.0)
-    job = Job("n", "cohort", (), "digits", Choice(), "out", None, None, 1, "log", tuning=tuning.facts())
-    assert Tuning.from_plain(Job.from_json(job.to_json()).tuning) == tuning

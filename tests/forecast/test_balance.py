@@ -9,14 +9,14 @@ import pytest
 
 from kdbench.forecast.balance import balance
 from kdbench.matrix.cells import Cohort, make_plan
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.suite.suite import load_suite
 
 
 @pytest.fixture(scope="module")
 def cohort() -> Cohort:
-    plan = make_plan(load_suite("digits"), Choice(pairs=("resnet-l--vit-s",)), catalog())
+    plan = make_plan(load_suite("digits"), Request(pairs=("resnet-l--vit-s",)), catalog())
     (found,) = plan.cohorts()
     return found
 

@@ -38,13 +38,13 @@ def test_what_a_step_keeps_and_a_cell_holds_is_estimated_without_data(lab: Lab, 
     model = cohort_model(lab, list(METHODS), pair)
     take_steps(model, 1)  # optimiser states are there
     data = model.pipeline.make(0, 1)
-    shared = model._share(data)
+    shared = model.share(data)
     for cell, planned in zip(model.alive, plan.cells, strict=True):
         images = shared.input_for(cell.student, data.images)
         strong = shared.input_for(cell.student, data.strong) if "strong" in cell.needs else None
         there = {_storage(value) for value in (*_state_of(cell.student, cell.method), *_tensors(shared.teacher))}
         with saved_storages() as kept:
-            cell._trained[0](data.batch, images, strong, shared.teacher)
+            cell.distiller(data.batch, images, strong, shared.teacher)
         found = sum(storage.nbytes() for key, storage in kept.items() if key not in there)
         need = cell_need(plan, planned, 80)
         assert need.exact, planned.method

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,13 +12,11 @@ from typing import Any
 
 import pytest
 
-from kdbench.cli.commands import plan_of
-from kdbench.cli.parser import build_parser
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
 from kdbench.matrix.cells import Cell, Plan, make_plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.identity import config_hash
-from kdbench.matrix.request import Choice, parse_set, replay_command
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import METHODS, catalog
 from kdbench.suite.datasets import DATASETS, DatasetEntry
 from tests.conftest import tiny_suite
@@ -33,7 +30,7 @@ def forget_plugins() -> Iterator[None]:
 
 
 def plan(changes: dict[str, Any] | None = None, plugins: tuple[str, ...] = (), **choice: Any) -> Plan:
-    return make_plan(tiny_suite(**(changes or {})), Choice(plugins=plugins, **choice), catalog(plugins))
+    return make_plan(tiny_suite(**(changes or {})), Request(plugins=plugins, **choice), catalog(plugins))
 
 
 def cell(changes: dict[str, Any] | None = None, **choice: Any) -> Cell:
@@ -194,7 +191,7 @@ def test_seeds_of_a_cell_share_its_hash_and_have_folders_of_their_own() -> None:
 
 def test_hooks_that_change_training_are_part_of_an_identity() -> None:
     found = {
-        make_plan(tiny_suite(), Choice(), catalog(), hooks).cells[0].hash
+        make_plan(tiny_suite(), Request(), catalog(), hooks).cells[0].hash
         for hooks in ([], [("mine", "0" * 64)], [("mine", "1" * 64)], [("other", "0" * 64)])
     }
     assert len(found) == 4
@@ -249,7 +246,7 @@ def test_identity_is_the_same_in_every_process(write_suite: Callable[..., Path])
     script = (
         "import sys; from kdbench.matrix.cells import *; from kdbench.suite.suite import load_suite\n"
         "from kdbench.plugins.registry import catalog\n"
-        "print([c.hash + c.teacher.hash for c in make_plan(load_suite(sys.argv[1]), Choice(), catalog()).cells])\n"
+        "print([c.hash + c.teacher.hash for c in make_plan(load_suite(sys.argv[1]), Request(), catalog()).cells])\n"
         "assert 'torch' not in sys.modules"
     )
     said = {
@@ -379,95 +376,6 @@ def test_checking_leaves_the_random_state_alone() -> None:
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
-
-
-# Replaying
-
-
-def test_replay_command_makes_the_same_cell_again(
-    write_suite: Callable[..., Path], write_plugin: Callable[..., Path]
-) -> None:
-    suite, plugin = write_suite(name="with space.yaml"), write_plugin()
-    words = [
-        "run",
-        str(suite),
-        "--protocol",
-        "seeds",
-        "--split",
-        "validation",
-        "--seeds",
-        "3,4",
-        "--plugin",
-        str(plugin),
-    ]
-    words += [
-        "--methods",
-        "mine,kd,uhkd",
-        "--set",
-        "kd.temperature=1e-3",
-        "--set",
-        "mine.weight=2",
-        "--set",
-        "uhkd.stages=[2, 4]",
-    ]
-    options = build_parser().parse_args([*words, "--out", "some where", "--data", "/d", "--device", "cpu"])
-    made, _ = plan_of(options)
-    for cell in made.cells:
-        command = replay_command(cell, made.choice, options.out, str(suite), options.data, options.device)
-        program, *rest = shlex.split(command)
-        assert program == "kdbench"
-        again = build_parser().parse_args(rest)
-        assert (again.out, again.data, again.device, again.solo, again.retry_failed) == (
-            "some where",
-            "/d",
-            "cpu",
-            True,
-            True,
-        )
-        (same,) = plan_of(again)[0].cells
-        assert (same.folder, same.hyperparameters) == (cell.folder, cell.hyperparameters)
-
-
-def test_replay_command_of_a_packaged_suite_names_it() -> None:
-    made = cell()
-    assert replay_command(made, Choice(), "runs") == (
-        "kdbench run tiny --protocol short --pairs cnn--vit --methods kd --seeds 0 --out runs --solo --retry-failed"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("4", 4), ("1.5", 1.5), ("1e-3", 1e-3), ("true", True), ("null", None), ("[1, 2]", [1, 2]), ("cosine", "cosine"),
-    ],
-)  # fmt: skip
-def test_values_of_set_are_yaml(text: str, value: Any) -> None:
-    assert parse_set([f"ofa.eps={text}"]) == {"ofa": {"eps": value}}
-
-
-def test_set_may_be_repeated_and_the_last_wins() -> None:
-    assert parse_set(["a.x=1", "a.y=2", "b.x=3", "a.x=4"]) == {"a": {"x": 4, "y": 2}, "b": {"x": 3}}
-    assert parse_set(["a.x=k=v"]) == {"a": {"x": "k=v"}}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "a",
-        "a.b",
-        "a=1",
-        ".b=1",
-        "a.=1",
-        "a.b=[",
-        "a.b=2021-99-99",
-        "a.b=!!python/name:os.system",
-        "a.b=" + "[" * 5000,
-    ],
-)
-def test_set_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(KdbenchError, match="--set"):
-        parse_set([text])
 
 
 def test_a_plan_shows_memory_and_splits_what_does_not_fit(kdbench, tmp_path) -> None:  # type: ignore[no-untyped-def]

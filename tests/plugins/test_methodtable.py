@@ -121,7 +121,9 @@ def test_a_plugin_is_listed_without_extra_parameters(tmp_path: Path, capsys) -> 
 
 
 def test_listing_methods_does_not_load_torch() -> None:
-    program = "import sys; from kdbench import cli; parser.main(['list', 'methods']); print('torch' in sys.modules)"
+    program = (
+        "import sys; from kdbench.cli import parser; parser.main(['list', 'methods']); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")
 

@@ -119,6 +119,8 @@ def test_a_name_that_a_plugin_has_is_taken(tmp_path, capsys) -> None:
 
 
 def test_writing_a_new_method_does_not_load_torch(tmp_path: Path) -> None:
-    program = "import sys; from kdbench import cli; parser.main(['new-method', 'mine']); print('torch' in sys.modules)"
+    program = (
+        "import sys; from kdbench.cli import parser; parser.main(['new-method', 'mine']); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kdbench.matrix.cells import Choice, Plan, make_plan
+from kdbench.matrix.cells import Plan, make_plan
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.store.files import encode_json
 from kdbench.store.layout import FORMAT, FORMAT_FILE
@@ -17,9 +18,9 @@ def large_plan(suite: str = "digits", cells: int = 10_000) -> Plan:
     """All methods on all pairs, over as many seeds as give that many cells."""
     methods = catalog()
     loaded = load_suite(suite)
-    one = make_plan(loaded, Choice(methods=("*",), pairs=("*",), seeds=(0,)), methods)
+    one = make_plan(loaded, Request(methods=("*",), pairs=("*",), seeds=(0,)), methods)
     seeds = tuple(range(-(-cells // len(one.cells))))
-    return make_plan(loaded, Choice(methods=("*",), pairs=("*",), seeds=seeds), methods)
+    return make_plan(loaded, Request(methods=("*",), pairs=("*",), seeds=seeds), methods)
 
 
 def write_large(root: Path, plan: Plan, cells: int = 10_000) -> None:

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Choice, make_plan
+from kdbench.matrix.cells import make_plan
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.reporting import published as module
 from kdbench.reporting.published import (
@@ -302,7 +303,7 @@ def test_known_published_figures_stand_beside_ours_for_the_suites_names() -> Non
 def test_the_32_px_suite_is_never_joined() -> None:
     """Its nets have short names of their own, ``vit-s`` among them; figures published for 224 px are no match."""
     cells = make_plan(
-        load_suite("cifar100-32"), Choice(methods=("scratch", "kd", "ofa"), pairs=("*",)), catalog()
+        load_suite("cifar100-32"), Request(methods=("scratch", "kd", "ofa"), pairs=("*",)), catalog()
     ).cells
     rows = [
         factory.cell(cell.pair, cell.method, 70.0, suite="cifar100-32", dataset="cifar100", **cell.facts)

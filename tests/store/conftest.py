@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.matrix.cells import Cell, make_plan
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from tests.conftest import tiny_suite
@@ -16,7 +16,7 @@ from tests.conftest import tiny_suite
 @pytest.fixture(scope="session")
 def cells() -> tuple[Cell, ...]:
     """Twelve cells: three pairs, two methods, two seeds."""
-    return make_plan(tiny_suite(), Choice(protocol="seeds"), catalog()).cells
+    return make_plan(tiny_suite(), Request(protocol="seeds"), catalog()).cells
 
 
 @pytest.fixture

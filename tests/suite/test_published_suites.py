@@ -11,7 +11,7 @@ import pytest
 
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.check import check_cells
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import plan_teacher
 from kdbench.plugins.registry import catalog
 from kdbench.reporting.published import find_published, normalise_net
@@ -37,7 +37,7 @@ LARGE = ("cifar100", "imagenet1k", "imagenet1k-resnet18", "imagenet1k-resnet50")
 
 
 def planned(suite: str, protocol: str, methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,)) -> Plan:
-    return make_plan(load_suite(suite), Choice(protocol=protocol, methods=methods, seeds=seeds), catalog())
+    return make_plan(load_suite(suite), Request(protocol=protocol, methods=methods, seeds=seeds), catalog())
 
 
 @pytest.mark.parametrize(("suite", "count"), [("cifar100", 12), ("imagenet1k", 15)])
@@ -244,7 +244,7 @@ def test_the_suite_of_the_guide_parses_and_can_be_wired(tmp_path: Path) -> None:
     guide = Path(__file__).parents[2] / "docs" / "adding-a-suite.md"
     path = tmp_path / "flowers.yaml"
     path.write_text(guide.read_text().split("```yaml\n")[1].split("```")[0])
-    plan = check_cells(make_plan(read_suite(path), Choice(), catalog()))
+    plan = check_cells(make_plan(read_suite(path), Request(), catalog()))
     assert len(plan.cells) == 2 * 3 * 3
     assert plan.skipped == ()
 

@@ -1,0 +1,101 @@
+"""The verbs for who writes methods: ``test`` and ``new-method``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from tabulate import tabulate
+
+from kdbench.cli import console
+from kdbench.cli.options import verb
+from kdbench.cli.values import PATH
+from kdbench.errors import UnknownNameError
+from kdbench.matrix.cells import choose_methods
+from kdbench.matrix.request import Request
+from kdbench.plugins.registry import MethodEntry, catalog
+from kdbench.plugins.template import check_name, next_steps, write_template
+
+if TYPE_CHECKING:
+    from kdbench.conformance.findings import Examination, Skip
+
+
+@verb("test", "plugins")
+@click.argument("methods", nargs=-1, metavar="METHOD")
+def test(request: Request, methods: tuple[str, ...]) -> int:
+    """Check methods against the contract.
+
+    METHOD is a name or a glob (default: those of --plugin, or else all methods).
+    """
+    known = catalog(request.plugins)
+    files = {Path(plugin) for plugin in request.plugins}
+    own = [name for name, entry in known.items() if entry.path in files]
+    try:
+        names = choose_methods(known, methods or own or ([] if files else ["*"]))
+    except UnknownNameError:
+        console.plugin_errors(known.errors)
+        raise
+    failed = _check([known[name] for name in names]) if names else 0
+    return 1 if console.plugin_errors(known.errors) or failed else 0
+
+
+@verb("new-method", "plugins")
+@click.argument("name")
+@click.option("--to", type=PATH, metavar="FILE", help="Where to write it (default: NAME.py).")
+def new_method(request: Request, name: str, to: str | None) -> int:
+    """Write a working method to start from."""
+    check_name(name, catalog(request.plugins))
+    path = Path(to or f"{name}.py")
+    write_template(name, path)
+    console.say(next_steps(name, path))
+    return 0
+
+
+def _check(entries: Sequence[MethodEntry]) -> int:
+    """Check methods one after the other and print what was found. Returns the number of methods that failed."""
+    import torch
+
+    from kdbench.conformance.inspector import examine
+
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    width = max(len(entry.name) for entry in entries)
+    found = []
+    for entry in entries:
+        with Console(file=sys.stdout).status(entry.name) as status:  # shown on a terminal only
+            examination = examine(entry, progress=lambda check: status.update(f"{entry.name}  {check}"))  # noqa: B023
+        found.append(examination)
+        console.say(_examination_text(examination, width))
+    failed = sum(bool(examination.failures) for examination in found)
+    skips = [skip for examination in found for skip in examination.skips]
+    if skips:
+        console.say(f"\npairs left out, each by the method's own reason:\n{_skips_table(skips)}")
+    console.say(f"\n{len(found) - failed} of {len(found)} methods pass all checks, in {time.monotonic() - start:.0f} s")
+    return failed
+
+
+def _examination_text(examination: Examination, width: int) -> str:
+    count = len(examination.failures)
+    verdict = "ok" if not count else f"FAILED ({count})"
+    left_out = f"  {len(examination.skips)} pairs left out" if examination.skips else ""
+    lines = [f"{examination.method:<{width}}  {verdict:<10}  {examination.seconds:5.1f} s{left_out}"]
+    for failure in examination.failures:
+        lines.append(f"  {failure}")
+        if failure.details and os.environ.get("KDBENCH_DEBUG"):
+            lines.append(failure.details)
+    return "\n".join(lines)
+
+
+def _skips_table(skips: Sequence[Skip]) -> str:
+    rows: dict[tuple[str, str], list[str]] = {}
+    for skip in skips:
+        rows.setdefault((skip.method, skip.reason), []).append(skip.pair)
+    content = [(method, ", ".join(pairs), reason) for (method, reason), pairs in rows.items()]
+    headers = ("method", "teacher -> student", "reason")
+    return tabulate(content, headers=headers, tablefmt="simple", maxcolwidths=[None, 40, 60])

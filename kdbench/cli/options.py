@@ -1,0 +1,165 @@
+"""The options that make a ``Request``, each declared once, and how a verb takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from kdbench.cli import console, values
+from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.matrix.cells import SPLITS, Plan, make_plan
+from kdbench.matrix.request import Request
+from kdbench.plugins.registry import MethodCatalog, catalog
+from kdbench.store.folders import Store
+from kdbench.suite.suite import load_suite, suite_files
+
+EPILOG = "Exit status: 0 all done; 1 some cells failed; 2 the request is wrong; 130 interrupted."
+FIELDS = {field.name: field for field in dataclasses.fields(Request)}
+
+
+class Option(click.Option):
+    """An option below a heading of the help. Its default is the request's."""
+
+    def __init__(self, heading: str, *declarations: str, **settings: Any) -> None:
+        field = FIELDS[declarations[-1].removeprefix("--").replace("-", "_")]
+        if not settings.get("multiple"):
+            settings["default"] = field.default
+        super().__init__(declarations, **settings)
+        self.heading = heading
+
+
+class Verb(click.Command):
+    """A command whose help shows its options under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and not isinstance(parameter, click.Argument):
+                headings.setdefault(getattr(parameter, "heading", "Options"), []).append(record)
+        for heading, records in headings.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def verb(name: str, *fields: str) -> Callable[[Callable[..., int]], Verb]:
+    """Make a verb of a function that takes a ``Request`` of these fields, and its own options; its docstring is the help."""
+
+    def declare(function: Callable[..., int]) -> Verb:
+        @functools.wraps(function)
+        def call(**given: Any) -> int:
+            return function(Request(**{field: given.pop(field) for field in fields}), **given)
+
+        parameters = [PARAMETERS[field] for field in fields]
+        return click.command(name, cls=Verb, params=parameters, epilog=EPILOG, options_metavar="[OPTIONS]")(call)
+
+    return declare
+
+
+def completed(valid: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str], list[str]]:
+    """Complete the last of several names in the shell."""
+
+    def complete(context: Any, parameter: Any, incomplete: str) -> list[str]:
+        before, comma, word = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in valid() if name.startswith(word)]
+
+    return complete
+
+
+_CELLS = "Cells (names or globs, separated by commas)"
+_PLUGINS = "Plugins"
+_TEACHERS = "Teachers (names or globs, separated by commas, or all)"
+_FILES, _MACHINE, _TRAINING, _REST = "Files", "Machine", "Training", "Options"
+
+PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for parameter in (
+    click.Argument(["suite"], default="digits", help="A suite, or the path of its YAML file (default: digits).",
+                   shell_complete=completed(lambda: suite_files())),
+    Option(_CELLS, "--protocol", metavar="NAME", help="How much of the suite (default: the suite's own)."),
+    Option(_CELLS, "--methods", type=values.NAMES, metavar="A,B", help="Default: the suite's own.",
+           shell_complete=completed(lambda: catalog())),
+    Option(_CELLS, "--pairs", type=values.NAMES, metavar="T--S,...", help="Default: the protocol's own."),
+    Option(_CELLS, "--seeds", type=values.SEEDS, metavar="0,1,2", help="Default: the protocol's own."),
+    Option(_CELLS, "--split", type=values.OneOf(SPLITS),
+           metavar="NAME",
+           help="What students are measured on: test (default), or validation for a search."),
+    Option(_CELLS, "--limit", type=values.IMAGES, metavar="N",
+           help="Only N images of each split, to try something out (other results)."),
+    Option(_CELLS, "--set", multiple=True, metavar="METHOD.NAME=VALUE", help="A hyper-parameter; may be repeated.",
+           callback=lambda context, parameter, given: values.parse_set(given)),
+    Option(_PLUGINS, "--plugin", "plugins", multiple=True, metavar="FILE", help="A method of your own; may be repeated."),
+    Option(_TEACHERS, "--train-teachers", type=values.NAMES, metavar="NAME,...",
+           help="Train them here from scratch, whatever weights the suite has."),
+    Option(_TEACHERS, "--fine-tune-teachers", type=values.NAMES, metavar="NAME,...",
+           help="Train them here from timm's weights, with a new classifier."),
+    Option(_TEACHERS, "--teacher-tolerance", type=values.POINTS, metavar="POINTS",
+           help="How far weights may be from their published accuracy (default: 1)."),
+    Option(_FILES, "--out", type=values.PATH, envvar="KDBENCH_OUT", metavar="DIR",
+           help="Run directory (default: $KDBENCH_OUT or runs)."),
+    Option(_FILES, "--data", type=values.PATH, envvar="KDBENCH_DATA", metavar="DIR",
+           help="Data sets (default: $KDBENCH_DATA)."),
+    Option(_FILES, "--weights", type=values.PATH, envvar="KDBENCH_WEIGHTS", metavar="DIR",
+           help="Weights of teachers (default: $KDBENCH_WEIGHTS, or weights/ in --data)."),
+    Option(_FILES, "--download", is_flag=True, help="Fetch the data set and the weights that are missing."),
+    Option(_MACHINE, "--on", type=values.OneOf(("local", "slurm", "ray", "inprocess")),
+           metavar="NAME", help="local (default), slurm, ray ($RAY_ADDRESS) or inprocess."),
+    Option(_MACHINE, "--slurm", metavar="NAME=VALUE,...", help="For sbatch: partition=gpu,time=4:00:00,gres=gpu:1."),
+    Option(_MACHINE, "--workers", type=values.PROCESSES, metavar="N",
+           help="Jobs at a time (default: one per GPU, or cores by threads)."),
+    Option(_MACHINE, "--device", metavar="NAME", help="cpu, cuda (default: cuda if there is one)."),
+    Option(_MACHINE, "--memory", type=values.GIBIBYTES, metavar="GIB",
+           help="Per worker; larger cohorts are split (default: what is free)."),
+    Option(_MACHINE, "--solo", is_flag=True, help="Each cell in a cohort of its own (same numbers, more time)."),
+    Option(_TRAINING, "--compile", is_flag=True, help="Run nets through torch.compile (results differ in last bits)."),
+    Option(_TRAINING, "--cache-teacher", type=values.GIGABYTES, metavar="GB",
+           help="Keep outputs of teachers below --out, for cells trained later."),
+    Option(_TRAINING, "--no-graphs", "graphs", is_flag=True, flag_value=False,
+           help="Launch every kernel of a step instead of CUDA graphs (same numbers, more time)."),
+    Option(_PLUGINS, "--hook", "hooks", multiple=True, metavar="FILE", help="mmengine hooks; may be repeated."),
+    Option(_TRAINING, "--log", type=values.NAMES, metavar="NAME,...", help="Some of tensorboard, wandb, mlflow."),
+    Option(_TRAINING, "--stall", type=values.MINUTES, metavar="MINUTES",
+           help="Restart a worker that makes no step for so long (default: 30; 0: never)."),
+    Option(_TRAINING, "--retry-failed", is_flag=True, help="Train failed cells again."),
+    Option(_REST, "--max-hours", type=values.HOURS, metavar="H",
+           help="Refuse a plan that is estimated to take more hours of computing."),
+    Option(_REST, "--yes", is_flag=True, help="Do not ask before more than a day of computing."),
+)}  # fmt: skip
+
+CELLS = ("suite", "protocol", "methods", "pairs", "seeds", "split", "limit", "set", "plugins")
+TEACHERS = ("train_teachers", "fine_tune_teachers")
+FILES = ("out", "data", "weights", "download")
+MACHINE = ("on", "slurm", "workers", "device", "memory", "solo")
+
+
+def plan_of(request: Request) -> tuple[Plan, MethodCatalog]:
+    """The plan of a request, and all methods."""
+    methods = catalog(request.plugins)
+    try:
+        return make_plan(load_suite(request.suite), request, methods), methods
+    except UnknownNameError:
+        console.plugin_errors(methods.errors)
+        raise
+
+
+def plan_on_disk(plan: Plan, store: Store) -> Plan:
+    """The plan with teachers trained or fine-tuned here, where the run directory has only such cells of a teacher."""
+
+    def started(made: Plan, teacher: str) -> bool:
+        return any(store.cell(cell).state() != "planned" for cell in made.cells if cell.teacher.name == teacher)
+
+    retrained: dict[str, Any] = {}
+    for name in dict.fromkeys(teacher.name for teacher in plan.teachers):
+        if not any(store.root.glob(f"teachers/{name}-*")) or started(plan, name):
+            continue
+        for field in TEACHERS:
+            with contextlib.suppress(KdbenchError):  # not every net can be fine-tuned
+                changed: dict[str, Any] = {field: (name,)}
+                if started(make_plan(plan.suite, replace(plan.request, **changed), plan.catalog), name):
+                    retrained[field] = (*retrained.get(field, ()), name)
+                    break
+    return make_plan(plan.suite, replace(plan.request, **retrained), plan.catalog) if retrained else plan

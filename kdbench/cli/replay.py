@@ -1,0 +1,57 @@
+"""Requests as commands: the one that trains a cell again alone, and the one that was given."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from typing import Any
+
+from kdbench.cli.options import FIELDS, PARAMETERS
+from kdbench.matrix.cells import Cell
+from kdbench.matrix.request import Request
+
+
+def command_of(request: Request) -> str:
+    """The shell command ``kdbench run`` that makes this request."""
+    words = ["kdbench", "run", request.suite]
+    for name, field in FIELDS.items():
+        value = getattr(request, name)
+        if name != "suite" and value not in (field.default, (), {}):
+            words += _option(name, value)
+    return shlex.join(words)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    parameter = PARAMETERS[name]
+    option = parameter.opts[0]
+    if isinstance(value, bool):
+        return [option]
+    if name == "set":
+        value = [f"{method}.{key}={json.dumps(item)}" for method, items in value.items() for key, item in items.items()]
+    if parameter.multiple:
+        return [word for item in value for word in (option, item)]
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return [option, str(value)]
+
+
+def replay_command(cell: Cell, request: Request) -> str:
+    """The command that trains one cell of a request again, alone, from any folder."""
+    alone = replace(
+        request.absolute(),
+        protocol=cell.protocol,
+        pairs=(cell.pair,),
+        methods=(cell.method,),
+        seeds=(cell.seed,),
+        set={method: values for method, values in request.set.items() if method == cell.method},
+        solo=True,
+        retry_failed=True,
+    )
+    return command_of(alone)
+
+
+def command_given() -> str:
+    """The command that was given."""
+    return shlex.join(["kdbench", *sys.argv[1:]])

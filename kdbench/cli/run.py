@@ -1,0 +1,162 @@
+"""``kdbench run``: teachers, then students, then the leaderboard and what failed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from kdbench.cli import console
+from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, plan_of, verb
+from kdbench.cli.plan import check_cost
+from kdbench.cli.progress import make_progress
+from kdbench.cli.replay import command_given, replay_command
+from kdbench.errors import counted
+from kdbench.launch.choose import (
+    Machine,
+    check_device,
+    check_machine,
+    choose_machine,
+    cohorts_of,
+    launcher_of,
+    ready_data,
+)
+from kdbench.launch.execute import Summary, Todo, classify_cells, execute, prepare, summarize
+from kdbench.launch.job import Launcher
+from kdbench.launch.torchrun import launcher_of_environment, together
+from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.check import check_cells
+from kdbench.matrix.request import Request
+from kdbench.matrix.teachers import TeacherPlan
+from kdbench.store.folders import Store
+from kdbench.store.rows import load_results
+from kdbench.teachers.readiness import check_accuracies, check_weights, drop_damaged, teachers_of
+
+
+@verb(
+    "run", *CELLS, *TEACHERS, "teacher_tolerance", *FILES, *MACHINE,
+    "compile", "cache_teacher", "graphs", "hooks", "log", "stall", "retry_failed", "max_hours", "yes",
+)  # fmt: skip
+def run(request: Request) -> int:
+    """Train what is not done; print the leaderboard.
+
+    Under torchrun, or in a Slurm step of several tasks, all processes train each cohort together.
+    """
+    environment = launcher_of_environment()
+    if environment is None:
+        return _run(request)
+    return together(environment, request.device, lambda: _run(request, together=True))
+
+
+def _run(request: Request, together: bool = False) -> int:
+    store = Store(request.out)
+    check_machine(request)
+    plan, methods = plan_of(request)
+    store.check()
+    plan = check_cells(plan)
+    check_device(request)
+    final = ("done",) if request.retry_failed else ("done", "failed")
+    states = {cell.folder: store.cell(cell).state() for cell in plan.cells}
+    if any(state != "done" for state in states.values()):
+        left = [cell for cell in plan.cells if states[cell.folder] not in final]
+        with console.download_bar() as bar:
+            ready_data(plan, console.note, bar)
+            check_weights(teachers_of(left), store, request, console.note, bar if request.download else None)
+    store.check(writable=True)
+    start = time.monotonic()
+    todo = classify_cells(plan, store, console.note)
+    if todo.train:
+        try:
+            summary = _train(plan, todo, store, choose_machine(request, plan, together))
+        except KeyboardInterrupt:
+            done = sum(store.cell(cell).state() == "done" for cell in plan.cells)
+            console.say(
+                f"\ninterrupted: {done} of {len(plan.cells)} cells are done and kept; continue with: {command_given()}"
+            )
+            return 130
+    else:
+        summary = summarize(plan, todo, store)
+        console.say(f"nothing to train: {len(todo.done)} cells are done already")
+    _print_leaderboard(plan, store)
+    _note_weak_teachers(plan, store)
+    console.say(
+        f"\n{len(summary.done)} done, {len(summary.failed)} failed, {len(plan.skipped)} skipped, "
+        f"in {time.monotonic() - start:.0f} s; results in {store.root}"
+    )
+    _say_skipped(plan.skipped)
+    for cell, reason in summary.failed:
+        console.say(
+            f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n"
+            f"  replay: {replay_command(cell, request)}"
+        )
+    problems = console.plugin_errors(methods.errors)
+    return 1 if summary.failed or problems else 0
+
+
+def _train(plan: Plan, todo: Todo, store: Store, machine: Machine) -> Summary:
+    cohorts = cohorts_of(plan, todo.train, store, machine, console.progress)
+    check_cost(plan, cohorts, store, machine)
+    console.say(_opening(plan, todo, cohorts, machine))
+    launcher = launcher_of(plan, machine)
+    teachers = teachers_of(todo.train)
+    drop_damaged(teachers, store, console.note)
+    loaded = [teacher for teacher in teachers if not teacher.trained_here]
+    prepare_teachers(plan, [each for each in loaded if store.result_of_teacher(each) is None], store, launcher)
+    check_accuracies(loaded, store, plan.request.teacher_tolerance, console.say)
+    with make_progress(len(plan.cells), len(todo.done)) as progress:
+        return execute(plan, todo, store, launcher, cohorts, progress)
+
+
+def prepare_teachers(plan: Plan, teachers: Sequence[TeacherPlan], store: Store, launcher: Launcher) -> None:
+    """Train teachers, or load and measure them, before any student.
+
+    Raises:
+        KdbenchError: naming those that could not be made ready.
+    """
+    if not teachers:
+        return
+    what = "train" if teachers[0].trained_here else "load and measure"
+    console.say(f"{plan.suite.name}, protocol {plan.protocol}: {counted(len(teachers), 'teacher')} to {what}")
+    start = time.monotonic()
+    with make_progress(0, 0) as progress:
+        prepare(plan, teachers, store, launcher, progress)
+    console.say(f"{counted(len(teachers), 'teacher')} ready in {time.monotonic() - start:.0f} s")
+
+
+def _opening(plan: Plan, todo: Todo, cohorts: Sequence[Cohort], machine: Machine) -> str:
+    known = f", {len(todo.done)} done before" if todo.done else ""
+    return (
+        f"{plan.suite.name}, protocol {plan.protocol}: {counted(len(todo.train), 'cell')} to train in "
+        f"{counted(len(cohorts), 'cohort')} with {counted(len(teachers_of(todo.train)), 'teacher')}{known}; {machine}"
+    )
+
+
+def _print_leaderboard(plan: Plan, store: Store) -> None:
+    """The leaderboard of a plan, if anything of it is done."""
+    from kdbench.cli.tables import print_board
+    from kdbench.reporting.leaderboard import build_leaderboard
+
+    rows = load_results(store.root, plan.suite.name, plan.protocol)
+    planned = {cell.folder for cell in (*plan.cells, *plan.skipped, *plan.broken)}
+    rows = rows[rows["path"].isin(planned)].reset_index(drop=True)
+    if (rows["state"] == "done").any():
+        console.say()
+        print_board(build_leaderboard(rows, select=plan.suite.protocols[plan.protocol].select))
+
+
+def _note_weak_teachers(plan: Plan, store: Store) -> None:
+    for teacher in plan.teachers:
+        result = store.result_of_teacher(teacher)
+        if result and teacher.trained_here and result.top1 < teacher.expected_top1:
+            console.say()
+            console.note(
+                f"teacher {teacher.name} has top-1 {result.top1:.1f} %, below the "
+                f"{teacher.expected_top1:g} % that the suite expects of a trained teacher "
+                f"(here {counted(teacher.recipe.epochs, 'epoch')})"
+            )
+
+
+def _say_skipped(cells: Sequence[Cell]) -> None:
+    reasons = Counter((f"{cell.method} on {cell.pair}", cell.reason or "") for cell in cells)
+    for (what, reason), count in reasons.items():
+        console.say(f"skipped: {what}{f' ({count} seeds)' if count > 1 else ''}: {reason}")

@@ -1,0 +1,45 @@
+"""Values on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kdbench.cli.values import parse_set
+from kdbench.errors import KdbenchError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("4", 4), ("1.5", 1.5), ("1e-3", 1e-3), ("true", True), ("null", None), ("[1, 2]", [1, 2]), ("cosine", "cosine"),
+    ],
+)  # fmt: skip
+def test_values_of_set_are_yaml(text: str, value: Any) -> None:
+    assert parse_set([f"ofa.eps={text}"]) == {"ofa": {"eps": value}}
+
+
+def test_set_may_be_repeated_and_the_last_wins() -> None:
+    assert parse_set(["a.x=1", "a.y=2", "b.x=3", "a.x=4"]) == {"a": {"x": 4, "y": 2}, "b": {"x": 3}}
+    assert parse_set(["a.x=k=v"]) == {"a": {"x": "k=v"}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "a.b",
+        "a=1",
+        ".b=1",
+        "a.=1",
+        "a.b=[",
+        "a.b=2021-99-99",
+        "a.b=!!python/name:os.system",
+        "a.b=" + "[" * 5000,
+    ],
+)
+def test_set_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(KdbenchError, match="--set"):
+        parse_set([text])
