@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import BatchNormAnySize, resize_map, warmup_factor
-from kdbench.method import non_negative, positive
 
 _LEVELS = (4, 2, 1)  # grids of the pyramid, finest first
 
@@ -94,14 +93,12 @@ class ReviewKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        ce_weight: float = 1.0,
-        review_weight: float = 5.0,
-        warmup_epochs: int = 20,
-        max_mid_channels: int = 512,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        review_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 5.0,
+        warmup_epochs: Annotated[int, Range(at_least=0)] = 20,
+        max_mid_channels: Annotated[int, Range(at_least=1)] = 512,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, review_weight=review_weight, warmup_epochs=warmup_epochs)
-        positive(max_mid_channels=max_mid_channels)
         self.ce_weight = ce_weight
         self.review_weight = review_weight
         self.warmup_epochs = warmup_epochs

@@ -28,8 +28,7 @@ from kdbench.store.layout import CLAIM_FILE, Folder
 from kdbench.store.reading import read_history, read_mapping, read_predictions
 from kdbench.store.rows import load_results
 from kdbench.suite.suite import Suite, load_suite
-
-from .conftest import tiny
+from tests.conftest import tiny
 
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True

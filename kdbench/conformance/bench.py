@@ -21,7 +21,7 @@ from kdbench.suite.net import FAMILIES, NetSpec
 from kdbench.suite.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
 CLASSES = 7
-SAMPLES = 56
+SAMPLES = 128
 BATCH = 8
 EPOCHS = 50
 

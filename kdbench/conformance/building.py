@@ -13,8 +13,9 @@ from kdbench.errors import UnsupportedPairError
 from kdbench.method import NEEDS, Method, Task
 from kdbench.plugins.registry import MethodEntry
 from kdbench.suite.datasets import DATASETS
+from kdbench.suite.suite import suite_files
 
-_PRESETS = tuple(dict.fromkeys(("cifar100", "cifar100-32", "imagenet1k", *DATASETS)))
+_PRESETS = tuple(dict.fromkeys((*DATASETS, *suite_files())))
 
 
 def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
@@ -48,16 +49,17 @@ def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
             yield wrong(
                 f"the default of {name}, {parameter.default!r}, is no {parameter.annotation}; correct one of them"
             )
-    for dataset in entry.presets:
+    for key in entry.presets:
+        dataset, _, family = key.partition(":")
         if dataset not in _PRESETS:
             yield wrong(f"presets names the data set {dataset!r}; known are {', '.join(_PRESETS)}")
         try:
             possible = (pair for pair in PAIRS if reason_against(cls, pair) is None)
-            Trial(cls, next(possible), entry.resolve(dataset))
+            Trial(cls, next(possible), entry.resolve(dataset, family=family))
         except (UnsupportedPairError, Wrong, StopIteration):
             pass  # not the preset's fault; other checks say it
         except Exception as error:
-            yield wrong(f"the preset of {dataset} cannot be built ({one_line(error)}); correct its names and values")
+            yield wrong(f"the preset {key!r} cannot be built ({one_line(error)}); correct its names and values")
 
 
 def reason_against(cls: type[Method], pair: Pair) -> str | None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.conformance.bench import BATCH, CLASSES, Pair, Trial, sample, with_logits
+from kdbench.conformance.bench import BATCH, CLASSES, SAMPLES, Pair, Trial, sample, with_logits
 from kdbench.conformance.building import built, shapes_of
 from kdbench.conformance.findings import Wrong, one_line, trace
 from kdbench.conformance.watch import Given, Reads, marks
@@ -20,6 +20,8 @@ from kdbench.nets.tapped import state_hash
 
 #: Steps within which the loss of one repeated batch must have fallen, and by which share of its size.
 STEPS, FALL = 40, 0.01
+#: Factor by which a loss term may change between batches of 8 and of 128: the root of their ratio.
+SCALE = 4.0
 #: Difference of logits at which everything must stay finite.
 GAP = 1000.0
 #: By how much a sure student's logit lies above the rest: in single precision 1 - p rounds to 0, up to a temperature of 7.
@@ -115,6 +117,35 @@ def batch_of_one(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             "batch of one",
             f"the terms are {', '.join(usual)}, for one image {', '.join(terms)}; return the same names always",
         )
+
+
+def batch_size(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    found = terms_by_batch(cls, pair, BATCH, SAMPLES)
+    for name in sorted(set(cls.follows_batch) - set(found)):
+        yield Wrong("batch size", f"follows_batch names {name!r}, the terms are {', '.join(found)}")
+    for name, (small, large) in found.items():
+        seen = f"loss term {name!r} is {large:.3g} in a batch of {SAMPLES} and {small:.3g} in batches of {BATCH}"
+        follows = not 1 / SCALE < large / small < SCALE
+        if follows and name not in cls.follows_batch:
+            yield Wrong("batch size", f"{seen}; divide by what grows with the batch, or name the term in follows_batch")
+        elif name in cls.follows_batch and not follows:
+            yield Wrong("batch size", f"{seen}; take it out of follows_batch")
+
+
+def terms_by_batch(cls: type[Method], pair: Pair, small: int, large: int) -> dict[str, tuple[float, float]]:
+    """Absolute values of the loss terms on the same samples, in batches of ``small`` (their mean) and in one of ``large``.
+
+    Terms that are nothing beside the others are left out.
+    """
+    means: list[dict[str, float]] = []
+    for size in (small, large):
+        trial = Trial(cls, pair)
+        with trial.stream.active():
+            steps = [trial.terms(sample(size, start)) for start in range(0, large, size)]
+        values = [{name: abs(float(term.detach())) for name, term in terms.items()} for terms in steps]
+        means.append({name: sum(value[name] for value in values) / len(values) for name in values[0]})
+    least = 1e-6 * sum(means[0].values())
+    return {name: (before, means[1][name]) for name, before in means[0].items() if before > least}
 
 
 def learning(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
@@ -334,6 +365,7 @@ Check = Callable[[type[Method], Pair], Iterator[Wrong]]
 #: What every supported pair must pass, and what one, two or three pairs show (each family once on each side).
 ON_EVERY_PAIR: Sequence[tuple[str, Check]] = (("terms", one_step), ("batch of one", batch_of_one))
 ON_SOME_PAIRS: Sequence[tuple[str, Check, int]] = (
+    ("batch size", batch_size, 1),
     ("learning", learning, 3),
     ("logits", extreme_logits, 2),
     ("sure student", sure_student, 3),

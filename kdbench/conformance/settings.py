@@ -24,8 +24,7 @@ _EPOCHS_SEEN = (0, 1, EPOCHS // 2, EPOCHS - 1)
 def ranges(entry: MethodEntry, cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     """Senseless values of hyper-parameters that are taken, at most one of each."""
     for name, parameter in entry.hyperparameters.items():
-        for value, helper in _senseless(entry, name, parameter):
-            advice = f"refuse it with {helper} in __init__ (kdbench.method)"
+        for value, advice in _senseless(entry, name, parameter):
             try:
                 Trial(cls, pair, {name: value})
             except HyperparameterError:
@@ -38,19 +37,25 @@ def ranges(entry: MethodEntry, cls: type[Method], pair: Pair) -> Iterator[Wrong]
 
 
 def _senseless(entry: MethodEntry, name: str, parameter: Hyperparameter) -> Iterator[tuple[Any, str]]:
-    """Values that must be refused, and the helper that does it. Known by the name of the hyper-parameter."""
+    """Values that must be refused, and what refuses them. Known by the name of the hyper-parameter."""
     default = parameter.default
     several = isinstance(default, tuple) and bool(default)
     if not several and not _is_number(default):
         return
     if re.search(r"(^|_)temperatures?($|_)", name):
         for value in (0.0, -1.0):
-            yield ((value, *default[1:]) if several else value), f"positive({name}={name})"
-    elif re.search(r"(^|_)weights?$", name) and "non_negative" in entry.path.read_text(encoding="utf-8"):
+            yield ((value, *default[1:]) if several else value), _declare(parameter, "Range(above=0)")
+    elif re.search(r"(^|_)weights?$", name) and any(
+        other.range is not None and -1.0 not in other.range for other in entry.hyperparameters.values()
+    ):
         # A negative weight may be meant, but hardly where others are refused.
-        yield ((-1.0, *default[1:]) if several else -1.0), f"non_negative({name}={name})"
+        yield ((-1.0, *default[1:]) if several else -1.0), _declare(parameter, "Range(at_least=0)")
     elif name == "stages" and several:
-        yield (5,), "stage_numbers(stages=stages)"
+        yield (5,), "refuse it with stage_numbers(stages=stages) in __init__ (kdbench.method)"
+
+
+def _declare(parameter: Hyperparameter, bounds: str) -> str:
+    return f"declare it as {parameter.name}: Annotated[{parameter.annotation}, {bounds}]"
 
 
 def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> Iterator[Wrong]:

@@ -171,7 +171,7 @@ class CellTrainer:
     def compute(
         self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
     ) -> None:
-        """What a step does on the device: all of it but the count of steps, which the host keeps."""
+        """What a step does on the device: all but the count of steps."""
         if self.micro_batches > 1:
             terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
         else:

@@ -1,4 +1,4 @@
-"""Whether the cells of a plan can run: every net and method is built, without memory for weights, before anything trains."""
+"""Which cells of a plan can run: every net and method is built on the ``meta`` device before anything trains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 def check_cells(plan: Plan) -> Plan:
-    """Build every net and method of a plan without memory for weights, and separate the cells that cannot run.
+    """Build every net and method of a plan on the ``meta`` device, and separate the cells that cannot run.
 
     Plugins that cannot be imported or built join the ``errors`` of the plan's catalog.
 

@@ -1,4 +1,4 @@
-"""A timm net that hands out logits, four stages and its embedding, each only where asked."""
+"""A timm net that returns logits, and its four stages and its embedding where they are asked for."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TappedNet(nn.Module):
         normalisation = {key: tuple(getattr(spec, key) or config[key]) for key in ("mean", "std")}
         for key, values in normalisation.items():
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        #: Equal for nets that preprocess alike, which then may share their input. Known on the host: a step asks for it.
+        #: Nets with equal preprocessing share their input. Kept on the host, since every step compares it.
         self.preprocessing: tuple[object, ...] = (self.input_size, *normalisation["mean"], *normalisation["std"])
 
     @property
@@ -167,12 +167,12 @@ class TappedNet(nn.Module):
 
 
 def _full(value: Tensor) -> Tensor:
-    """Logits and embeddings leave autocast as 32-bit floats: what methods do with them is small, and sensitive."""
+    """Logits and embeddings leave autocast in 32 bits: what methods compute from them is cheap and sensitive to rounding."""
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
-    """Input size, normalisation and evaluation crop of a net, as the fields of a ``NetSpec``; what it does not set, as timm has it."""
+    """Input size, normalisation and evaluation crop of a net as fields of a ``NetSpec``; timm's where the spec sets none."""
     config = timm.get_pretrained_cfg(spec.timm) if timm.is_model(spec.timm.split(".")[0]) else None
     known = config.to_dict() if config is not None else {}
     return {
@@ -202,7 +202,7 @@ def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int]:
             return net.describe(), sum(parameter.numel() for parameter in net.parameters())
     except KdbenchError:
         raise
-    except Exception as error:  # one of timm's many architectures that works otherwise than the others
+    except Exception as error:  # timm's architectures differ in many ways
         raise NetError(f"net {name}: its stages cannot be tapped ({type(error).__name__}: {error})") from error
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError, nearest
 from kdbench.plugins.hyperparameters import Hyperparameter
+from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 ENTRY_POINT_GROUP = "kdbench.methods"
 
@@ -29,7 +30,7 @@ METHODS: dict[str, type] = {}
 
 T = TypeVar("T", bound=type)
 
-_ATTRIBUTES = ("display", "family", "fidelity", "needs", "uses_teacher", "version", "presets")
+_ATTRIBUTES = ("display", "family", "fidelity", "needs", "uses_teacher", "version", "presets", "carries_kd")
 _DEFAULTS: dict[str, Any] = {
     "display": "",
     "family": "logits",
@@ -38,6 +39,7 @@ _DEFAULTS: dict[str, Any] = {
     "uses_teacher": True,
     "version": 1,
     "presets": {},
+    "carries_kd": {},
 }
 #: Families of methods, in the order of tables, with their headings.
 FAMILIES = {
@@ -56,6 +58,7 @@ _TYPES: dict[str, Any] = {
     "uses_teacher": bool,
     "version": int,
     "presets": Mapping,
+    "carries_kd": Mapping,
 }
 
 
@@ -80,6 +83,7 @@ class MethodEntry:
     uses_teacher: bool
     version: int
     presets: Mapping[str, Mapping[str, Any]]
+    carries_kd: Mapping[str, str]
     paper: str
     hyperparameters: Mapping[str, Hyperparameter]
     path: Path
@@ -102,14 +106,38 @@ class MethodEntry:
         """See ``source_hash``; part of the identity of a plugin's results."""
         return source_hash(self.path)
 
-    def resolve(self, dataset: str, *overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all hyper-parameters: defaults, then the preset of the data set, then the overrides in order.
+    def resolve(
+        self,
+        datasets: str | Sequence[str],
+        *overrides: Mapping[str, Any],
+        family: str = "",
+        kd: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return all hyper-parameters. What comes later in this list replaces what comes before:
+
+        1. the method's defaults;
+        2. KD's settings, for a method that carries a KD term;
+        3. the method's preset for the data set;
+        4. its preset for the data set and the family of the student;
+        5. the overrides in order: the suite's, the protocol's, the command line's.
+
+        Args:
+            datasets: names under which presets are looked up; the first of them that has any counts.
+            overrides: hyper-parameters by name.
+            family: of the student, ``"cnn"``, ``"vit"`` or ``"mlp"``.
+            kd: KD's own hyper-parameters on this suite.
 
         Raises:
-            HyperparameterError: for an unknown name or a wrong type, with the nearest valid name.
+            HyperparameterError: for an unknown name, a wrong type or a value out of range.
         """
+        names = (datasets,) if isinstance(datasets, str) else datasets
+        presets = next((found for name in names if (found := self._presets(name, family))), [])
+        unknown = [theirs for theirs in self.carries_kd if kd is not None and theirs not in kd]
+        if kd is not None and unknown:
+            raise HyperparameterError(f"{self.name}.carries_kd: KD has no {unknown[0]!r}; {nearest(unknown[0], kd)}")
+        carried = {own: kd[theirs] for theirs, own in self.carries_kd.items()} if kd is not None else {}
         values = {name: parameter.default for name, parameter in self.hyperparameters.items()}
-        for layer in (self.presets.get(dataset, {}), *overrides):
+        for layer in (carried, *presets, *overrides):
             for name, value in layer.items():
                 if name not in self.hyperparameters:
                     raise HyperparameterError(
@@ -119,6 +147,9 @@ class MethodEntry:
                     )
                 values[name] = self.hyperparameters[name].check(value, self.name)
         return values
+
+    def _presets(self, dataset: str, family: str) -> list[Mapping[str, Any]]:
+        return [self.presets[key] for key in (dataset, f"{dataset}:{family}") if key in self.presets]
 
 
 def register_method(name: str) -> Callable[[T], T]:
@@ -330,6 +361,14 @@ def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
             raise PluginError(f"{where}: unknown {key} {declared[key]!r}; {nearest(declared[key], valid)}")
     if not all(isinstance(preset, Mapping) for preset in declared["presets"].values()):
         raise PluginError(f"{where}: presets maps a data set to a mapping of hyper-parameters")
+    for key in declared["presets"]:
+        _, colon, student = key.partition(":")
+        if colon and student not in NET_FAMILIES:
+            raise PluginError(f"{where}: preset {key!r} names no family of students; {nearest(student, NET_FAMILIES)}")
+    for own in declared["carries_kd"].values():
+        if own not in declared["hyperparameters"]:
+            known = declared["hyperparameters"]
+            raise PluginError(f"{where}: carries_kd names the hyper-parameter {own!r}; {nearest(own, known)}")
 
 
 def _registered_name(node: ast.ClassDef) -> str | None:
@@ -429,9 +468,5 @@ def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]
             continue
         if argument.default is argument.empty:
             raise PluginError(f"plugin {path}: hyper-parameter {name}.{argument.name} has no default")
-        hint = argument.annotation
-        text = type(argument.default).__name__ if hint is argument.empty else getattr(hint, "__name__", str(hint))
-        parameters[argument.name] = Hyperparameter.read(
-            argument.name, argument.default, hint if isinstance(hint, str) else text
-        )
+        parameters[argument.name] = Hyperparameter.of(argument)
     return {**{key: getattr(cls, key, _DEFAULTS[key]) for key in _ATTRIBUTES}, "hyperparameters": parameters}

@@ -144,8 +144,9 @@ def check_frame(frame: pd.DataFrame) -> pd.DataFrame:
         except (TypeError, ValueError) as error:
             raise KdbenchError(f"the results' column {name} holds something else than numbers: {error}") from None
         checked[name] = column.replace([np.inf, -np.inf], np.nan)
-    dirty = checked["dirty"].astype(object) if "dirty" in checked else pd.Series(False, index=checked.index)
-    checked["dirty"] = dirty.where(dirty.notna(), False).astype(bool)
+    for name in ("dirty", "carries_kd"):
+        flags = checked[name].astype(object) if name in checked else pd.Series(False, index=checked.index)
+        checked[name] = flags.where(flags.notna(), False).astype(bool)
     return checked
 
 

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from kdbench import Method, register_method
-from kdbench.method import non_negative, positive
+from typing import Annotated
+from kdbench import Method, Range, register_method
 
 TOP
 
@@ -39,10 +39,11 @@ class Plugin(Method):
     needs = frozenset({"logits", "stages", "embedding"})
     CLASS
 
-    def __init__(self, student, teacher, task, *, temperature: float = 2.0, kd_weight: float = 1.0, SETTING):
+    def __init__(
+        self, student, teacher, task, *,
+        temperature: Annotated[float, Range(above=0)] = 2.0, kd_weight: Annotated[float, Range(at_least=0)] = 1.0, SETTING
+    ):
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(kd_weight=kd_weight)
         self.temperature, self.kd_weight = temperature, kd_weight
         self.linear = nn.Linear(student.embedding_dim, teacher.embedding_dim)
         INIT
@@ -290,6 +291,21 @@ UNSOUND = {
         },
         "hooks",
     ),
+    "batch size: a sum over the batch": (
+        "batch size",
+        {"FORWARD": "terms['hint'] = hint * len(batch.labels)"},
+        "name the term in follows_batch",
+    ),
+    "batch size: a declaration that does not hold": (
+        "batch size",
+        {"CLASS": "follows_batch = {'hint'}"},
+        "take it out of follows_batch",
+    ),
+    "batch size: a term that is none": (
+        "batch size",
+        {"CLASS": "follows_batch = {'hin'}"},
+        "names 'hin', the terms are",
+    ),
     "ranges: a temperature of 0": (
         "ranges",
         {
@@ -297,12 +313,12 @@ UNSOUND = {
             "FORWARD": "terms['ce'] = ce * self.s",
             "INIT": "self.s = soft_temperature",
         },
-        "positive(",
+        "Annotated[float, Range(above=0)]",
     ),
     "ranges: a negative weight": (
         "ranges",
         {"SETTING": "ce_weight: float = 1.0", "FORWARD": "terms['ce'] = ce * self.s", "INIT": "self.s = ce_weight"},
-        "non_negative(",
+        "Annotated[float, Range(at_least=0)]",
     ),
     "ranges: a stage that is none": (
         "ranges",
@@ -351,14 +367,19 @@ def test_there_is_an_unsound_method_for_every_check() -> None:
 
 
 SOUND = {
+    "a sum over the batch that is declared": {
+        "CLASS": "follows_batch = {'hint'}",
+        "FORWARD": "terms['hint'] = hint * len(batch.labels)",
+    },
     "a ramp over many epochs": {
         "SETTING": "warmup_epochs: int = 0",
         "INIT": "self.w = warmup_epochs",
         "FORWARD": "terms['hint'] = hint * (min((batch.epoch + 1) / self.w, 1.0) if self.w else 1.0)",
     },
     "a name out of a few": {
-        "SETTING": "mode: str = 'sum'",
-        "INIT": "from kdbench.method import one_of\none_of(('sum', 'half'), mode=mode)\nself.mode = mode",
+        "TOP": "from typing import Literal",
+        "SETTING": "mode: Literal['sum', 'half'] = 'sum'",
+        "INIT": "self.mode = mode",
         "FORWARD": "terms['hint'] = hint * (1.0 if self.mode == 'sum' else 0.5)",
     },
     "None as a default": {

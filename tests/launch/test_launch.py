@@ -353,7 +353,7 @@ def test_cells_that_another_run_has_are_waited_for_and_not_trained_again(
                     store.cell(cell).finish(result(cell))
 
     given: list[tuple[str, ...]] = []
-    summary, events = executed(made, store, Trains({}), tick=tick, look=0.0)
+    summary, events = executed(made, store, Trains({}), tick=tick, recheck=0.0)
     assert shown == ["running"]
     assert kd.folder not in {member for members in given for member in members}
     assert len(summary.done) == 2
@@ -370,7 +370,7 @@ def test_cells_of_a_holder_that_is_gone_are_taken_over_after_the_stated_time(
         elsewhere(store.cell(cell).path)
     start = time.monotonic()
     launcher = Scripted({})
-    executed(made, store, launcher, stale=0.5, look=0.0)
+    executed(made, store, launcher, stale=0.5, recheck=0.0)
     assert time.monotonic() - start >= 0.5
     assert launcher.submitted == ["teacher cnn", made.cohorts()[0].name]
     assert store.cell(made.cells[0]).holder() is None
@@ -501,7 +501,7 @@ def test_a_long_run_is_asked_for_and_refused_where_nobody_can_be_asked(
 ) -> None:
     made, store = planned(trained, tmp_path)
     cost = (made, made.cohorts(), store, Machine("slurm", 1))
-    with pytest.raises(KdbenchError, match=r"hours of computing .*; to run it all the same: kdbench .*--yes$"):
+    with pytest.raises(KdbenchError, match=r"hours of computing .*; to run it anyway: kdbench .*--yes$"):
         plan_verb.check_cost(*cost, ask_above=0.0)
     monkeypatch.setattr("kdbench.cli.console.confirm", lambda question: False)
     with pytest.raises(KdbenchError, match="nothing was started"):

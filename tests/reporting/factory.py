@@ -23,6 +23,7 @@ METHODS = {
     "kd": ("KD", "logits", "reference"),
     "dkd": ("DKD", "logits", "reference"),
     "fitnet": ("FitNet", "hint", "paper"),
+    "fitnet-kd": ("FitNet + KD", "hint", "paper"),
     "crd": ("CRD", "relation", "reference"),
     "ofa": ("OFA", "hybrid", "reference"),
     "tas": ("FBT", "hybrid", "reconstruction"),
