@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import HyperparameterError, KdbenchError, ListedError, UnknownNameError, UnsupportedPairError
 from kdbench.matrix.cells import Cell, Plan
-from kdbench.plugins.registry import MethodEntry, PluginError
+from kdbench.plugins.entry import MethodEntry, PluginError
 from kdbench.suite.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from kdbench.errors import KdbenchError
+from kdbench.plugins.entry import METHODS, PluginError
 from kdbench.plugins.metrics import METRICS, measure, register_metric
-from kdbench.plugins.registry import METHODS, PluginError, catalog
+from kdbench.plugins.registry import catalog
 from kdbench.store.rows import COLUMNS, load_results
 
 PLUGIN = '''
