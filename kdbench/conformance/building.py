@@ -12,7 +12,7 @@ from kdbench.conformance.bench import CLASSES, PAIRS, SAMPLES, Pair, Trial, net_
 from kdbench.conformance.findings import Wrong, one_line
 from kdbench.errors import UnsupportedPairError
 from kdbench.method import NEEDS, Method, Task
-from kdbench.plugins.registry import MethodEntry
+from kdbench.plugins.entry import MethodEntry
 from kdbench.suite.datasets import DATASETS
 from kdbench.suite.suite import suite_files
 

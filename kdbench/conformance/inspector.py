@@ -15,7 +15,7 @@ from kdbench.conformance.findings import Examination, Failure, Skip, Wrong, merg
 from kdbench.conformance.settings import ranges, settings
 from kdbench.errors import UnsupportedPairError
 from kdbench.method import NEEDS, Method
-from kdbench.plugins.registry import MethodEntry
+from kdbench.plugins.entry import MethodEntry
 
 #: The order in which pairs are chosen for checks that need only some: the first three have each family on either side.
 _PREFERRED = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"), *PAIRS)

@@ -17,7 +17,8 @@ from kdbench.cli.parser import VERBS
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import METHODS, catalog
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
 from kdbench.store.files import write_bytes
 from kdbench.store.folders import Store
 from kdbench.store.layout import FORMAT

@@ -35,5 +35,7 @@ def test_plan_reads_each_result_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return found
 
     monkeypatch.setattr(folders, "read_record", counting)
-    assert main(["plan", "digits", "--protocol", "full", "--out", str(store.root), "--no-probe", "--memory", "1.0"]) == 0
+    assert (
+        main(["plan", "digits", "--protocol", "full", "--out", str(store.root), "--no-probe", "--memory", "1.0"]) == 0
+    )
     assert read == {store.cell(cell).result: 1 for cell in done}

@@ -33,7 +33,8 @@ from kdbench.launch.remote import EventFiles
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import METHODS, catalog
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
 from kdbench.store.claims import Claims
 from kdbench.store.files import read_json, write_bytes
 from kdbench.store.folders import Store
