@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import HyperparameterError
-from kdbench.plugins.hyperparameters import Hyperparameter
+from kdbench.hyperparameters import Hyperparameter
 
 #: Everything that ``Method.needs`` may name.
 NEEDS = frozenset({"logits", "stages", "embedding", "index", "classifier", "stagewise", "strong"})

@@ -13,9 +13,9 @@ from kdbench.conformance.bench import BATCH, EPOCHS, Pair, Trial, sample
 from kdbench.conformance.checks import _prediction
 from kdbench.conformance.findings import Wrong, one_line
 from kdbench.errors import HyperparameterError
+from kdbench.hyperparameters import Hyperparameter
 from kdbench.method import Method
 from kdbench.plugins.entry import MethodEntry
-from kdbench.plugins.hyperparameters import Hyperparameter
 
 #: Epochs of the steps that two values of a hyper-parameter are compared over: warm-ups and ramps differ in one of them.
 _EPOCHS_SEEN = (0, 1, EPOCHS // 2, EPOCHS - 1)

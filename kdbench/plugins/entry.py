@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kdbench.errors import HyperparameterError, KdbenchError, nearest
-from kdbench.plugins.hyperparameters import Hyperparameter
+from kdbench.hyperparameters import Hyperparameter
 
 #: name -> class, filled by ``register_method`` when a method's module is imported.
 METHODS: dict[str, type] = {}

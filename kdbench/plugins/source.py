@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import nearest
+from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, PluginError, import_source
-from kdbench.plugins.hyperparameters import Hyperparameter
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 _ATTRIBUTES = ("display", "family", "fidelity", "needs", "uses_teacher", "version", "presets", "carries_kd")

@@ -14,8 +14,8 @@ from kdbench.cli import parser
 from kdbench.conformance import CHECKS, Failure, Skip, check_method, examine
 from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, sample, teacher_hashes
 from kdbench.conformance.settings import _others
+from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.entry import METHODS
-from kdbench.plugins.hyperparameters import Hyperparameter
 from kdbench.plugins.registry import catalog
 
 BUILT_IN = catalog()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
+from kdbench.hyperparameters import Hyperparameter, Range
 from kdbench.plugins.entry import METHODS, MethodEntry, PluginError, register_method
-from kdbench.plugins.hyperparameters import Hyperparameter, Range
 from kdbench.plugins.registry import catalog
 from kdbench.plugins.source import _ATTRIBUTES, read_source
 from tests.conftest import PLUGIN
