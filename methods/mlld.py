@@ -13,7 +13,6 @@ from kdbench.blocks import full_precision, inner_products
 from kdbench.distributed import gather_batch
 from kdbench.errors import HyperparameterError, KdbenchError
 
-
 #: The paper's batch, at which both correlation losses are as published. They would grow with the batch, the classes' with
 #: its square, and are scaled to this one.
 _BATCH = 64

@@ -38,6 +38,7 @@ FAMILIES = {
 }
 _TAPS = {
     "stages": "four stages",
+    "preactivation": "maps before the last activation",
     "embedding": "embedding",
     "index": "index of the sample",
     "classifier": "classifier",
