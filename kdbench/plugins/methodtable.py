@@ -32,6 +32,7 @@ REFERENCE_PAIRS = {
 
 _TAPS = {
     "stages": "four stages",
+    "preactivation": "maps before the last activation",
     "embedding": "embedding",
     "index": "index of the sample",
     "classifier": "classifier",
