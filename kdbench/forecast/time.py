@@ -198,7 +198,7 @@ class _Timing:
 
             self.progress(f"timing a few steps of teacher {teacher.name}")
             probe = probe_teacher(self.plan, teacher, self.device, self.data)
-            seconds = steps * probe.step + teacher.recipe.epochs * probe.evaluation
+            seconds = steps * probe.step + teacher.recipe.evaluations * probe.evaluation
             if raw:
                 self.speeds.teachers.append(seconds / raw)
             return seconds, "probed"
@@ -228,7 +228,7 @@ class _Timing:
 
             self.progress(f"timing a few steps of {cohort.name}")
             probe = probe_cohort(self.plan, cohort, self.device, self.data)
-            self.probed[keys] = seconds = steps * probe.step + first.recipe.epochs * probe.evaluation
+            self.probed[keys] = seconds = steps * probe.step + first.recipe.evaluations * probe.evaluation
             self.speeds.learn(names, probe.cells, raws, seconds / max(1, steps))
             return seconds, "probed"
         like = self.speeds.of_cohort(names, raws)

@@ -17,7 +17,7 @@ from torch import nn
 from kdbench import distributed
 from kdbench.engine import parallel
 from kdbench.plugins.registry import catalog
-from kdbench.store.folders import load_results
+from kdbench.store.rows import load_results
 
 #: Nets without batch normalisation, as teacher and as students; those of the methods are over the joint batch.
 SUITE = """
