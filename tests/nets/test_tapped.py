@@ -144,7 +144,7 @@ def test_stages_of_a_resnet_are_also_handed_out_before_their_last_activation(nam
 
 @pytest.mark.parametrize("name", ["convnext_32px_small", "vit_32px_small", "swin_32px_small", "mixer_32px_small"])
 def test_nets_that_end_their_stages_without_an_activation_have_none(name: str) -> None:
-    net = TappedNet(ZOO[name], 10)
+    net = TappedNet(zoo_net(name), 10)
     outputs = net(torch.rand(2, 3, *net.input_size), {"logits", "stages", "preactivation"})
     assert all(stage.preactivation is None for stage in outputs.stages)
 
