@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdbench.hyperparameters import Range
     from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task
+    from kdbench.plugins.entry import register_method
     from kdbench.plugins.metrics import register_metric
-    from kdbench.plugins.registry import register_method
     from kdbench.store.rows import load_results
 
 _HOME = {
@@ -28,7 +28,7 @@ _HOME = {
     "StageInfo": "kdbench.method",
     "Task": "kdbench.method",
     "load_results": "kdbench.store.rows",
-    "register_method": "kdbench.plugins.registry",
+    "register_method": "kdbench.plugins.entry",
     "register_metric": "kdbench.plugins.metrics",
 }
 

@@ -109,7 +109,7 @@ def init_like_ofa(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """T^2 * mean over the batch of KL(teacher || student), both softened by ``temperature``. Logits (B, C)."""
     student_log = F.log_softmax(student_logits / temperature, dim=1)
     teacher_log = F.log_softmax(teacher_logits / temperature, dim=1)

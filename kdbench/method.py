@@ -20,7 +20,7 @@ from kdbench.errors import HyperparameterError
 from kdbench.hyperparameters import Hyperparameter
 
 #: Everything that ``Method.needs`` may name.
-NEEDS = frozenset({"logits", "stages", "embedding", "index", "classifier", "stagewise", "strong"})
+NEEDS = frozenset({"logits", "stages", "preactivation", "embedding", "index", "classifier", "stagewise", "strong"})
 
 NUM_STAGES = 4
 
@@ -103,14 +103,23 @@ class Feature:
         value: (B, c, h, w) in every layout; timm gives tokens as maps too, class tokens apart.
         class_tokens: (B, P, d), or None.
         layout: the native layout, ``"map"`` or ``"tokens"``.
+        preactivation: (B, c, h, w), what the activation that ends the stage was given (``needs`` "preactivation"); None where
+            a net has none (ViT, MLP, ConvNeXt).
     """
 
-    __slots__ = ("_tokens", "class_tokens", "layout", "map")
+    __slots__ = ("_tokens", "class_tokens", "layout", "map", "preactivation")
 
-    def __init__(self, value: Tensor, class_tokens: Tensor | None = None, layout: str = "map") -> None:
+    def __init__(
+        self,
+        value: Tensor,
+        class_tokens: Tensor | None = None,
+        layout: str = "map",
+        preactivation: Tensor | None = None,
+    ) -> None:
         self.map = value
         self.class_tokens = class_tokens
         self.layout = layout
+        self.preactivation = preactivation
         self._tokens: Tensor | None = None
 
     @property
@@ -134,10 +143,20 @@ class Feature:
         """(height, width) of the map."""
         return self.map.shape[2], self.map.shape[3]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return [value for value in (self.map, self.class_tokens, self.preactivation) if value is not None]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Feature:
+        """The feature with ``change`` applied to all that it holds."""
+        class_tokens = None if self.class_tokens is None else change(self.class_tokens)
+        preactivation = None if self.preactivation is None else change(self.preactivation)
+        return Feature(change(self.map), class_tokens, self.layout, preactivation)
+
     def detach(self) -> Feature:
         """The same feature without its graph."""
-        class_tokens = None if self.class_tokens is None else self.class_tokens.detach()
-        return Feature(self.map.detach(), class_tokens, self.layout)
+        return self.each(Tensor.detach)
 
 
 class Stagewise(Protocol):

@@ -1,4 +1,4 @@
-"""What the checks are called, and what they report."""
+"""The names of the checks, and their findings."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ class Examination:
 
 
 class Wrong(Exception):
-    """Raised inside a check: the sentence for the author."""
+    """Raised or yielded by a check: the sentence for the author; ``cause`` is the exception behind it."""
 
-    def __init__(self, check: str, advice: str, details: str = "") -> None:
+    def __init__(self, check: str, advice: str, cause: BaseException | None = None) -> None:
         super().__init__(advice)
         self.check = check
         self.advice = advice
-        self.details = details
+        self.details = trace(cause) if cause else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdbench.datasets.load import open_dataset
 from kdbench.matrix.cells import Cohort, Plan
 from kdbench.store.folders import CellState
 
@@ -94,6 +93,8 @@ def training_images(plan: Plan, split: str, limit: int | None, data: Path | None
     known = plan.suite.dataset.training_images(split, limit, plan.request.limit)
     if known is not None:
         return known
+    from kdbench.datasets.load import open_dataset
+
     return len(open_dataset(plan.suite.dataset, data, split, plan.request.limit).training(limit))
 
 

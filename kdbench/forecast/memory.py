@@ -237,7 +237,8 @@ def _bytes(values: Iterable[Tensor]) -> int:
 def _tensors(outputs: Outputs | None) -> list[Tensor]:
     if outputs is None:
         return []
-    found = [outputs.logits, outputs.embedding, outputs.images, *(stage.map for stage in outputs.stages or ())]
+    features = [value for stage in outputs.stages or () for value in stage.tensors]
+    found = [outputs.logits, outputs.embedding, outputs.images, *features]
     return [value for value in found if value is not None] + _tensors(outputs.strong)
 
 

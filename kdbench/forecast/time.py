@@ -18,7 +18,6 @@ from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.folders import CellState, Store
 from kdbench.suite.net import NetSpec
-from kdbench.suite.recipe import Recipe
 
 #: Seconds that a worker needs before its first step (imports, data, nets) where that was not timed: 4 to 9 were seen on two
 #: cores.
@@ -240,7 +239,7 @@ class _Timing:
 
             self.progress(f"timing a few steps of teacher {teacher.name}")
             probe = probe_teacher(plan, teacher, self.device, self.data)
-            seconds = steps * probe.step + _evaluations(teacher.recipe) * probe.evaluation
+            seconds = steps * probe.step + teacher.recipe.evaluations * probe.evaluation
             if guessed:
                 self.speeds.teachers.append(seconds / guessed)
             return seconds, "probed"
@@ -266,15 +265,11 @@ class _Timing:
 
             self.progress(f"timing a few steps of {cohort.name}")
             probe = probe_cohort(plan, cohort, self.device, self.data)
-            self.probed[kinds] = seconds = steps * probe.step + _evaluations(recipe) * probe.evaluation
+            self.probed[kinds] = seconds = steps * probe.step + recipe.evaluations * probe.evaluation
             self.speeds.learn(names, probe.cells, guessed, seconds / max(1, steps))
             return seconds, "probed"
         extrapolated = self.speeds.of_cohort(names, guessed)
         return (steps * sum(guessed), "guessed") if extrapolated is None else (steps * extrapolated, "extrapolated")
-
-
-def _evaluations(recipe: Recipe) -> int:
-    return -(-recipe.epochs // recipe.evaluate_every)
 
 
 def _kind(cell: Cell) -> tuple[str, str, str, int]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import HyperparameterError, KdbenchError, ListedError, UnknownNameError, UnsupportedPairError
 from kdbench.matrix.cells import Cell, Plan
-from kdbench.plugins.registry import MethodEntry
-from kdbench.plugins.source import PluginError
+from kdbench.plugins.entry import MethodEntry, PluginError
 from kdbench.suite.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 import kdbench.nets.small
@@ -91,7 +93,10 @@ class TappedNet(nn.Module):
         """Run the net on what ``preprocess`` returned."""
         stages = None
         if "stages" in needs:
-            final, stages = self._tap(inputs)
+            with _inputs_of(self._last_activations if "preactivation" in needs else ()) as before:
+                final, stages = self._tap(inputs)
+            for stage, value in zip(stages, before, strict=False):
+                stage.preactivation = value
         else:
             final = self.net.forward_features(inputs)
         embedding = self.net.forward_head(final, pre_logits=True)
@@ -103,6 +108,15 @@ class TappedNet(nn.Module):
             images=inputs if "stagewise" in needs else None,
             stagewise=self.stagewise if "stagewise" in needs else None,
         )
+
+    @functools.cached_property
+    def _last_activations(self) -> list[nn.Module]:
+        """The activation that ends each tapped stage of a ResNet; empty for other nets."""
+        if not isinstance(self.net, ResNet) or "final" in self.taps:
+            return []
+        stages: list[Any] = [self.net.get_submodule(self.net.feature_info[int(tap)]["module"]) for tap in self.taps]
+        # a stage is its blocks, the stem its activation alone
+        return [_block_activation(stage[-1]) if isinstance(stage, nn.Sequential) else stage for stage in stages]
 
     @property
     def stagewise(self) -> StagewiseNet:
@@ -164,6 +178,23 @@ class TappedNet(nn.Module):
                 StageInfo(state.map.shape[1], *state.grid, self.layout, state.num_class_tokens) for state in states
             ),
         )
+
+
+def _block_activation(block: Any) -> nn.Module:
+    activation: nn.Module = block.act3 if hasattr(block, "act3") else block.act2
+    return activation
+
+
+@contextlib.contextmanager
+def _inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """What each of ``modules`` is given inside the block, in their order; copies, since activations write in place."""
+    kept: list[Tensor] = []
+    handles = [module.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone())) for module in modules]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _full(value: Tensor) -> Tensor:

@@ -1,156 +1,23 @@
-"""Registries of methods, and how plugins are found.
+"""All methods by name: built-in ones, those of installed packages, those of plugin files.
 
-Methods are catalogued by reading their source, without importing it (and so without importing torch): that keeps
-``kdbench list`` and ``kdbench table`` fast. A method's module is imported when the method is first built.
+Methods are catalogued by reading their source: that keeps ``kdbench list`` and ``kdbench table`` fast. A method's module is
+imported when the method is first built.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import importlib.metadata
 import importlib.util
-import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError, nearest
-from kdbench.hyperparameters import Hyperparameter
-from kdbench.plugins.source import (
-    PluginError,
-    import_source,
-    plugin_module,
-    read_methods,
-    registers_additions,
-    source_hash,
-)
-from kdbench.suite.net import FAMILIES as NET_FAMILIES
+from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.plugins.entry import MethodEntry, PluginError, import_source, plugin_module
+from kdbench.plugins.source import read_source, registers_additions
 
 ENTRY_POINT_GROUP = "kdbench.methods"
-
-#: name -> class, filled by ``register_method`` when a method's module is imported.
-METHODS: dict[str, type] = {}
-
-T = TypeVar("T", bound=type)
-
-#: Families of methods, in the order of tables, with their headings.
-FAMILIES = {
-    "baseline": "Baseline",
-    "logits": "On logits",
-    "hint": "On features",
-    "relation": "On relations between samples",
-    "hybrid": "On several of these",
-}
-FIDELITIES = ("reference", "paper", "reconstruction")
-_TYPES: dict[str, Any] = {
-    "display": str,
-    "family": str,
-    "fidelity": str,
-    "needs": (set, frozenset, list, tuple),
-    "uses_teacher": bool,
-    "version": int,
-    "presets": Mapping,
-    "carries_kd": Mapping,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodEntry:
-    """One method as its source declares it."""
-
-    name: str
-    class_name: str
-    display: str
-    family: str
-    fidelity: str
-    needs: frozenset[str]
-    uses_teacher: bool
-    version: int
-    presets: Mapping[str, Mapping[str, Any]]
-    carries_kd: Mapping[str, str]
-    paper: str
-    hyperparameters: Mapping[str, Hyperparameter]
-    path: Path
-    module: str
-    builtin: bool
-
-    def load(self) -> type:
-        """Import the method's module and return its class.
-
-        Raises:
-            PluginError: if the module raises when it is imported, with its own traceback.
-        """
-        if self.name not in METHODS:
-            import_source(self.module, self.path)
-        if self.name not in METHODS:
-            raise PluginError(f"plugin {self.path}: importing it registers no method {self.name!r}")
-        return METHODS[self.name]
-
-    def source_hash(self) -> str:
-        """See ``source_hash``; part of the identity of a plugin's results."""
-        return source_hash(self.path)
-
-    def resolve(
-        self,
-        datasets: str | Sequence[str],
-        *overrides: Mapping[str, Any],
-        family: str = "",
-        kd: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Return all hyper-parameters. What comes later in this list replaces what comes before:
-
-        1. the method's defaults;
-        2. KD's settings, for a method that carries a KD term;
-        3. the method's preset for the data set;
-        4. its preset for the data set and the family of the student;
-        5. the overrides in order: the suite's, the protocol's, the command line's.
-
-        Args:
-            datasets: names under which presets are looked up; the first of them that has any counts.
-            overrides: hyper-parameters by name.
-            family: of the student, ``"cnn"``, ``"vit"`` or ``"mlp"``.
-            kd: KD's own hyper-parameters on this suite.
-
-        Raises:
-            HyperparameterError: for an unknown name, a wrong type or a value out of range.
-        """
-        names = (datasets,) if isinstance(datasets, str) else datasets
-        presets = next((found for name in names if (found := self._presets(name, family))), [])
-        unknown = [theirs for theirs in self.carries_kd if kd is not None and theirs not in kd]
-        if kd is not None and unknown:
-            raise HyperparameterError(f"{self.name}.carries_kd: KD has no {unknown[0]!r}; {nearest(unknown[0], kd)}")
-        carried = {own: kd[theirs] for theirs, own in self.carries_kd.items()} if kd is not None else {}
-        values = {name: parameter.default for name, parameter in self.hyperparameters.items()}
-        for layer in (carried, *presets, *overrides):
-            for name, value in layer.items():
-                if name not in self.hyperparameters:
-                    raise HyperparameterError(
-                        f"unknown hyper-parameter {self.name}.{name}; {nearest(name, self.hyperparameters)}"
-                        if self.hyperparameters
-                        else f"unknown hyper-parameter {self.name}.{name}; {self.name} has none"
-                    )
-                values[name] = self.hyperparameters[name].check(value, self.name)
-        return values
-
-    def _presets(self, dataset: str, family: str) -> list[Mapping[str, Any]]:
-        return [self.presets[key] for key in (dataset, f"{dataset}:{family}") if key in self.presets]
-
-
-def register_method(name: str) -> Callable[[T], T]:
-    """Class decorator that puts a ``Method`` into the registry under ``name``."""
-
-    def register(cls: T) -> T:
-        known = METHODS.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise KdbenchError(f"method {name!r} is registered twice, by {known.__module__} and by {cls.__module__}")
-        METHODS[name] = cls
-        cls.name = name  # type: ignore[attr-defined]
-        return cls
-
-    return register
 
 
 class MethodCatalog(dict[str, MethodEntry]):
@@ -235,20 +102,6 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
     return found
 
 
-def read_source(path: Path, module: str, builtin: bool = False) -> list[MethodEntry]:
-    """Read the methods that one file registers.
-
-    Raises:
-        PluginError: if the file does not parse, or declares something impossible.
-    """
-    entries = []
-    for declared in read_methods(path, module, METHODS.get):
-        _check_declared(declared, path)
-        known = {**declared, "display": declared["display"] or declared["name"], "needs": frozenset(declared["needs"])}
-        entries.append(MethodEntry(path=path, module=module, builtin=builtin, **known))
-    return entries
-
-
 def _builtin_folder() -> Path:
     spec = importlib.util.find_spec("kdbench.methods")
     if spec is None or not spec.submodule_search_locations:
@@ -266,27 +119,3 @@ def _entry_point_file(point: importlib.metadata.EntryPoint) -> Path:
     if spec is None or spec.origin is None:
         raise PluginError(f"plugin {point.name}: module {point.module} was not found")
     return Path(spec.origin)
-
-
-def _check_declared(declared: Mapping[str, Any], path: Path) -> None:
-    """Refuse what would go wrong later: names that are no folder's, attributes of another type or outside their lists."""
-    name = declared["name"]
-    where = f"plugin {path}: method {name!r}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}", name):
-        raise PluginError(f"{where}: a name has letters, digits, '_', '+' and '-' only, 61 at most")
-    for key, expected in _TYPES.items():
-        if not isinstance(declared[key], expected) or (expected is int and isinstance(declared[key], bool)):
-            raise PluginError(f"{where}: {key} = {declared[key]!r} has the wrong type")
-    for key, valid in (("family", FAMILIES), ("fidelity", FIDELITIES)):
-        if declared[key] not in valid:
-            raise PluginError(f"{where}: unknown {key} {declared[key]!r}; {nearest(declared[key], valid)}")
-    if not all(isinstance(preset, Mapping) for preset in declared["presets"].values()):
-        raise PluginError(f"{where}: presets maps a data set to a mapping of hyper-parameters")
-    for key in declared["presets"]:
-        _, colon, student = key.partition(":")
-        if colon and student not in NET_FAMILIES:
-            raise PluginError(f"{where}: preset {key!r} names no family of students; {nearest(student, NET_FAMILIES)}")
-    for own in declared["carries_kd"].values():
-        if own not in declared["hyperparameters"]:
-            known = declared["hyperparameters"]
-            raise PluginError(f"{where}: carries_kd names the hyper-parameter {own!r}; {nearest(own, known)}")

@@ -1,20 +1,18 @@
-"""What the source of a plugin declares, read without importing it; and its import."""
+"""Reads what a file registers without importing it, and so without importing torch."""
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib
-import importlib.util
-import inspect
-import sys
+import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import nearest
 from kdbench.hyperparameters import Hyperparameter
+from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, PluginError, import_source
+from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 _ATTRIBUTES = ("display", "family", "fidelity", "needs", "uses_teacher", "version", "presets", "carries_kd")
 _DEFAULTS: dict[str, Any] = {
@@ -27,23 +25,20 @@ _DEFAULTS: dict[str, Any] = {
     "presets": {},
     "carries_kd": {},
 }
+_TYPES: dict[str, Any] = {
+    "display": str,
+    "family": str,
+    "fidelity": str,
+    "needs": (set, frozenset, list, tuple),
+    "uses_teacher": bool,
+    "version": int,
+    "presets": Mapping,
+    "carries_kd": Mapping,
+}
 
 
-class PluginError(KdbenchError):
-    """A plugin that cannot be read or imported; ``details`` is its own traceback."""
-
-    def __init__(self, message: str, details: str = "") -> None:
-        super().__init__(message)
-        self.details = details
-
-
-def read_methods(path: Path, module: str, registered: Callable[[str], type | None]) -> list[dict[str, Any]]:
-    """Read what the methods of a file declare: ``name``, ``class_name``, ``paper``, class attributes and ``hyperparameters``.
-
-    A file with a declaration that is no literal is imported instead.
-
-    Args:
-        registered: gives the class that an imported method registered.
+def read_source(path: Path, module: str, builtin: bool = False) -> list[MethodEntry]:
+    """Read the methods that one file registers. A declaration that is no literal makes the file be imported instead.
 
     Raises:
         PluginError: if the file does not parse.
@@ -55,7 +50,7 @@ def read_methods(path: Path, module: str, registered: Callable[[str], type | Non
     except (OSError, UnicodeDecodeError) as error:
         raise PluginError(f"plugin {path}: cannot be read ({error})") from None
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    found = []
+    entries = []
     for node in classes.values():
         name = _registered_name(node)
         if name is None:
@@ -63,11 +58,43 @@ def read_methods(path: Path, module: str, registered: Callable[[str], type | Non
         try:
             declared = _declarations(node, classes)
         except ValueError:
-            import_source(module, path)
-            declared = _imported_declarations(name, registered(name), path)
-        paper = (ast.get_docstring(node) or "").strip().split("\n\n")[0].replace("\n", " ")
-        found.append({"name": name, "class_name": node.name, "paper": paper, **declared})
-    return found
+            declared = _imported_declarations(name, module, path)
+        _check_declared(name, declared, path)
+        entries.append(
+            MethodEntry(
+                name=name,
+                class_name=node.name,
+                path=path,
+                module=module,
+                builtin=builtin,
+                paper=(ast.get_docstring(node) or "").strip().split("\n\n")[0].replace("\n", " "),
+                **{**declared, "display": declared["display"] or name, "needs": frozenset(declared["needs"])},
+            )
+        )
+    return entries
+
+
+def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
+    """Refuse what would go wrong later: names that are no folder's, attributes of another type or outside their lists."""
+    where = f"plugin {path}: method {name!r}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}", name):
+        raise PluginError(f"{where}: a name has letters, digits, '_', '+' and '-' only, 61 at most")
+    for key, expected in _TYPES.items():
+        if not isinstance(declared[key], expected) or (expected is int and isinstance(declared[key], bool)):
+            raise PluginError(f"{where}: {key} = {declared[key]!r} has the wrong type")
+    for key, valid in (("family", FAMILIES), ("fidelity", FIDELITIES)):
+        if declared[key] not in valid:
+            raise PluginError(f"{where}: unknown {key} {declared[key]!r}; {nearest(declared[key], valid)}")
+    if not all(isinstance(preset, Mapping) for preset in declared["presets"].values()):
+        raise PluginError(f"{where}: presets maps a data set to a mapping of hyper-parameters")
+    for key in declared["presets"]:
+        _, colon, student = key.partition(":")
+        if colon and student not in NET_FAMILIES:
+            raise PluginError(f"{where}: preset {key!r} names no family of students; {nearest(student, NET_FAMILIES)}")
+    for own in declared["carries_kd"].values():
+        if own not in declared["hyperparameters"]:
+            known = declared["hyperparameters"]
+            raise PluginError(f"{where}: carries_kd names the hyper-parameter {own!r}; {nearest(own, known)}")
 
 
 def _registered_name(node: ast.ClassDef) -> str | None:
@@ -154,9 +181,13 @@ def _keyword_arguments(function: ast.FunctionDef) -> dict[str, Hyperparameter]:
     return parameters
 
 
-def _imported_declarations(name: str, cls: type | None, path: Path) -> dict[str, Any]:
-    if cls is None:
+def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]:
+    import inspect
+
+    import_source(module, path)
+    if name not in METHODS:
         raise PluginError(f"plugin {path}: importing it registers no method {name!r}")
+    cls = METHODS[name]
     parameters = {}
     for argument in inspect.signature(cls).parameters.values():
         if argument.kind is not argument.KEYWORD_ONLY:
@@ -165,47 +196,3 @@ def _imported_declarations(name: str, cls: type | None, path: Path) -> dict[str,
             raise PluginError(f"plugin {path}: hyper-parameter {name}.{argument.name} has no default")
         parameters[argument.name] = Hyperparameter.of(argument)
     return {**{key: getattr(cls, key, _DEFAULTS[key]) for key in _ATTRIBUTES}, "hyperparameters": parameters}
-
-
-def plugin_module(path: Path) -> str:
-    """The name under which a plugin file is imported."""
-    return f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-
-
-def source_hash(path: Path) -> str:
-    """Hash of a plugin file and of the modules beside it that it imports."""
-    digest, files = hashlib.sha256(), [path]
-    for file in files:
-        content = file.read_bytes()
-        digest.update(file.name.encode() + b"\0" + content + b"\0")
-        for node in ast.walk(ast.parse(content)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            beside = (file.with_name(f"{name.split('.')[0]}.py") for name in names)
-            files += [other for other in beside if other.is_file() and other not in files]
-    return digest.hexdigest()[:12]
-
-
-def import_source(module: str, path: Path) -> None:
-    """Import a plugin, by the name of its module or, for a file of ``--plugin``, from its path.
-
-    Raises:
-        PluginError: if it raises, with its own traceback.
-    """
-    try:
-        if not module.startswith("kdbench_plugin_"):
-            importlib.import_module(module)
-            return
-        spec = importlib.util.spec_from_file_location(module, path)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[module] = loaded
-        spec.loader.exec_module(loaded)
-    except (Exception, SystemExit) as error:  # a plugin must not end the run of the others
-        sys.modules.pop(module, None)
-        if isinstance(error, KdbenchError):
-            raise
-        raise PluginError(
-            f"plugin {path} raised when it was imported: {type(error).__name__}: {error}", traceback.format_exc()
-        ) from error

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.plugins.entry import FAMILIES as METHOD_FAMILIES
 from kdbench.plugins.metrics import BUILT_IN, METRICS, Metric
-from kdbench.plugins.registry import FAMILIES as METHOD_FAMILIES
 from kdbench.store.result import Definition
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 

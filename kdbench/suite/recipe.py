@@ -135,6 +135,11 @@ class Recipe(Strict):
     evaluate_every: Count = 1
     sync_bn: bool = False
 
+    @property
+    def evaluations(self) -> int:
+        """How often a net is evaluated."""
+        return -(-self.epochs // self.evaluate_every)
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.schedule.name != "constant" and self.schedule.warmup_epochs >= self.epochs:

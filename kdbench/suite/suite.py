@@ -35,7 +35,7 @@ class Protocol(Strict):
     """How much of a suite is run.
 
     ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers; ``recipes`` change single recipes, by name,
-    of both. ``set`` gives hyper-parameters of methods, and goes before the suite's. Images per class can be limited for the
+    of both. ``set`` gives hyper-parameters of methods and goes before the suite's. Images per class can be limited for the
     training of students (in place of the suite's own limit) and of teachers, and for the evaluation of both.
     """
 

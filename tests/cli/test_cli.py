@@ -17,11 +17,15 @@ from kdbench.cli.parser import VERBS
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import METHODS, catalog
-from kdbench.store.folders import FORMAT, Store, write_bytes, write_json
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
+from kdbench.store.files import write_bytes
+from kdbench.store.folders import Store
+from kdbench.store.layout import FORMAT
+from kdbench.store.result import write_record
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said, tiny
-from tests.store.test_folders import result
+from tests.records import cell_result
 
 Kdbench = Callable[..., Said]
 #: What no verb that trains nothing may import: it takes seconds.
@@ -43,7 +47,7 @@ def filled(tmp_path: Path, write_suite: Callable[..., Path]) -> tuple[Path, Path
     store.check(writable=True)
     for number, cell in enumerate(make_plan(load_suite(str(suite)), Request(protocol="seeds"), catalog()).cells):
         store.cell(cell).prepare(cell)
-        write_json(store.cell(cell).result, result(cell, 90.0 + number % 5))
+        write_record(store.cell(cell).result, cell_result(cell, 90.0 + number % 5))
     return suite, store.root
 
 

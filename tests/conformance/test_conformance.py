@@ -15,7 +15,8 @@ from kdbench.conformance import CHECKS, Failure, Skip, check_method, examine
 from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, sample, teacher_hashes
 from kdbench.conformance.settings import _others
 from kdbench.hyperparameters import Hyperparameter
-from kdbench.plugins.registry import METHODS, catalog
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
 
 BUILT_IN = catalog()
 #: Each family once on either side.
@@ -466,7 +467,7 @@ def test_trials_start_from_the_same_student_whatever_was_trained_before() -> Non
     ],
 )
 def test_other_values_differ_from_the_default_and_from_each_other(default, annotation) -> None:
-    values = list(_others(BUILT_IN["kd"].load(), THREE[0], "x", Hyperparameter("x", default, annotation)))
+    values = list(_others(BUILT_IN["kd"].load(), THREE[0], Hyperparameter("x", default, annotation)))
     assert values
     assert default not in [value for value in values if type(value) is type(default)]
 

@@ -17,7 +17,8 @@ from kdbench.matrix.cells import Cell, Plan, make_plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.identity import config_hash
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import METHODS, catalog
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
 from kdbench.suite.datasets import DATASETS, DatasetEntry
 from tests.conftest import tiny_suite
 

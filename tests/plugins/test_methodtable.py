@@ -14,6 +14,8 @@ import torch
 from kdbench.cli import parser
 from kdbench.conformance import CHECKS, check_method
 from kdbench.method import NEEDS
+from kdbench.plugins.entry import FAMILIES as KNOWN_FAMILIES
+from kdbench.plugins.entry import METHODS
 from kdbench.plugins.methodtable import (
     COSTS,
     FAMILIES,
@@ -24,8 +26,7 @@ from kdbench.plugins.methodtable import (
     methods_page,
     short_count,
 )
-from kdbench.plugins.registry import FAMILIES as KNOWN_FAMILIES
-from kdbench.plugins.registry import METHODS, catalog
+from kdbench.plugins.registry import catalog
 
 GUIDE = PAGE.with_name("adding-a-method.md")
 STALE = "is stale: run python -m kdbench.plugins.methodtable"

@@ -13,15 +13,9 @@ import pytest
 
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
 from kdbench.hyperparameters import Hyperparameter, Range
-from kdbench.plugins.registry import (
-    METHODS,
-    MethodEntry,
-    PluginError,
-    catalog,
-    read_source,
-    register_method,
-)
-from kdbench.plugins.source import _ATTRIBUTES
+from kdbench.plugins.entry import METHODS, MethodEntry, PluginError, register_method
+from kdbench.plugins.registry import catalog
+from kdbench.plugins.source import _ATTRIBUTES, read_source
 from tests.conftest import PLUGIN
 
 BUILTIN = sorted(catalog())

@@ -1,4 +1,4 @@
-"""Synthetic results, shaped as ``kdbench.store.folders.load_results`` gives them."""
+"""Synthetic results, shaped as ``kdbench.load_results`` gives them."""
 
 from __future__ import annotations
 

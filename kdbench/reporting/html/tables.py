@@ -185,12 +185,18 @@ def _number(value: float, form: str, href: str) -> Item:
     return Item(form.format(value), href, float(value)) if np.isfinite(value) else Item("", "", "")
 
 
-def paired_table(results: Results, board: Leaderboard, outcomes: Outcomes, links: Links, id: str) -> PageTable | None:
-    """Each method against the reference within each pair, from stored predictions; None where there is nothing."""
+def paired_table(
+    results: Results, board: Leaderboard, outcomes: Outcomes, links: Links, id: str, limit: int = MOST_COMPARISONS
+) -> PageTable | None:
+    """Each method against the reference within each pair, from stored predictions; None where there is nothing.
+
+    Args:
+        limit: comparisons shown.
+    """
     if not board.reference:
         return None
     wanted = comparable(results, board.reference)
-    shown = wanted[:MOST_COMPARISONS]
+    shown = wanted[:limit]
     comparisons = compare_some(results, outcomes, board.reference, shown)
     if not comparisons:
         return None
