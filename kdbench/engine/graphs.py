@@ -32,6 +32,7 @@ from kdbench.engine.cell import CellTrainer
 from kdbench.engine.optim import QuietOptimWrapper
 from kdbench.engine.shared import Shared
 from kdbench.method import Batch
+from kdbench.plugins.hooks import HookEntry
 from kdbench.seeding import RandomStream
 
 #: Steps that run as they are first: libraries set themselves up, optimisers and methods make their state. PyTorch's number.
@@ -312,9 +313,11 @@ class CohortGraphs:
             self.say(cell, f"{cell.key} runs without CUDA graphs: its teacher's forward pass {reason}")
 
 
-def why_not(cells: Sequence[CellTrainer]) -> str | None:
+def why_not(cells: Sequence[CellTrainer], hooks: Sequence[HookEntry] = ()) -> str | None:
     """Why the steps of a cohort are not recorded, whatever its methods do, or None."""
     cell = cells[0]
+    if any(not hook.observes for hook in hooks):
+        return "hooks may change what a step does"
     if parallel.world_size() > 1:
         return "several processes train it"
     if cell.tuning.compile or cell.tuning.cache_teacher:
@@ -329,12 +332,15 @@ def why_not(cells: Sequence[CellTrainer]) -> str | None:
 
 
 def graphs_of(
-    cells: Sequence[CellTrainer], device: torch.device, say: Callable[[CellTrainer, str], None]
+    cells: Sequence[CellTrainer],
+    device: torch.device,
+    say: Callable[[CellTrainer, str], None],
+    hooks: Sequence[HookEntry] = (),
 ) -> CohortGraphs | None:
     """The graphs of a cohort; None on a CPU, where they were turned off, and where there can be none, which ``say`` is told."""
     if device.type != "cuda" or not cells[0].tuning.graphs:
         return None
-    reason = why_not(cells)
+    reason = why_not(cells, hooks)
     if reason is None:
         return CohortGraphs(cells, Recorder(device), say)
     for cell in cells:
