@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdbench.hyperparameters import Range
     from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task
-    from kdbench.plugins.hyperparameters import Range
+    from kdbench.plugins.entry import register_method
     from kdbench.plugins.metrics import register_metric
-    from kdbench.plugins.registry import register_method
     from kdbench.store.rows import load_results
 
 _HOME = {
@@ -24,11 +24,11 @@ _HOME = {
     "Method": "kdbench.method",
     "NetInfo": "kdbench.method",
     "Outputs": "kdbench.method",
-    "Range": "kdbench.plugins.hyperparameters",
+    "Range": "kdbench.hyperparameters",
     "StageInfo": "kdbench.method",
     "Task": "kdbench.method",
     "load_results": "kdbench.store.rows",
-    "register_method": "kdbench.plugins.registry",
+    "register_method": "kdbench.plugins.entry",
     "register_metric": "kdbench.plugins.metrics",
 }
 

@@ -12,6 +12,13 @@ def full_precision(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
+def inner_products(first: Tensor, second: Tensor) -> Tensor:
+    """Inner products (..., n, m) of the rows of (..., n, d) and (..., m, d), never in half precision: what follows looks at
+    small differences between them."""
+    with torch.autocast(first.device.type, enabled=False):
+        return full_precision(first) @ full_precision(second).mT
+
+
 def resize_map(value: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
     """Bring a map (B, c, h, w) to ``size``: adaptive average pooling down, interpolation up, nothing when it fits."""
     height, width = value.shape[-2:]
@@ -85,12 +92,13 @@ class SepConv(nn.Sequential):
 
 
 def init_like_ofa(module: nn.Module) -> None:
-    """Initialise as OFA-KD does: convolutions Kaiming-normal (fan out), norms 1 and 0, linear layers truncated normal 0.02."""
+    """Initialise as OFA-KD does: convolutions Kaiming-normal (fan out), norms 1 and 0, linear layers truncated normal 0.02.
+
+    Biases of convolutions keep torch's own values, those of linear layers are 0.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
         elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
             if layer.weight is not None:
                 nn.init.ones_(layer.weight)
@@ -101,7 +109,7 @@ def init_like_ofa(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """T^2 * mean over the batch of KL(teacher || student), both softened by ``temperature``. Logits (B, C)."""
     student_log = F.log_softmax(student_logits / temperature, dim=1)
     teacher_log = F.log_softmax(teacher_logits / temperature, dim=1)

@@ -6,7 +6,8 @@ Read from top to bottom: ``Feature`` and ``Outputs`` (what a net gives), ``Batch
 
 from __future__ import annotations
 
-import math
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
@@ -16,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import HyperparameterError
+from kdbench.hyperparameters import Hyperparameter
 
 #: Everything that ``Method.needs`` may name.
-NEEDS = frozenset({"logits", "stages", "embedding", "index", "classifier", "stagewise", "strong"})
+NEEDS = frozenset({"logits", "stages", "preactivation", "embedding", "index", "classifier", "stagewise", "strong"})
 
 NUM_STAGES = 4
 
@@ -101,14 +103,23 @@ class Feature:
         value: (B, c, h, w) in every layout; timm gives tokens as maps too, class tokens apart.
         class_tokens: (B, P, d), or None.
         layout: the native layout, ``"map"`` or ``"tokens"``.
+        preactivation: (B, c, h, w), what the activation that ends the stage was given (``needs`` "preactivation"); None where
+            a net has none (ViT, MLP, ConvNeXt).
     """
 
-    __slots__ = ("_tokens", "class_tokens", "layout", "map")
+    __slots__ = ("_tokens", "class_tokens", "layout", "map", "preactivation")
 
-    def __init__(self, value: Tensor, class_tokens: Tensor | None = None, layout: str = "map") -> None:
+    def __init__(
+        self,
+        value: Tensor,
+        class_tokens: Tensor | None = None,
+        layout: str = "map",
+        preactivation: Tensor | None = None,
+    ) -> None:
         self.map = value
         self.class_tokens = class_tokens
         self.layout = layout
+        self.preactivation = preactivation
         self._tokens: Tensor | None = None
 
     @property
@@ -132,10 +143,20 @@ class Feature:
         """(height, width) of the map."""
         return self.map.shape[2], self.map.shape[3]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return [value for value in (self.map, self.class_tokens, self.preactivation) if value is not None]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Feature:
+        """The feature with ``change`` applied to all that it holds."""
+        class_tokens = None if self.class_tokens is None else change(self.class_tokens)
+        preactivation = None if self.preactivation is None else change(self.preactivation)
+        return Feature(change(self.map), class_tokens, self.layout, preactivation)
+
     def detach(self) -> Feature:
         """The same feature without its graph."""
-        class_tokens = None if self.class_tokens is None else self.class_tokens.detach()
-        return Feature(self.map.detach(), class_tokens, self.layout)
+        return self.each(Tensor.detach)
 
 
 class Stagewise(Protocol):
@@ -249,7 +270,11 @@ class Method(nn.Module):
         needs: what the method taps, a subset of ``NEEDS``.
         uses_teacher: False only for training from scratch.
         version: raised whenever a change of the code changes results; part of a cell's identity.
-        presets: hyper-parameters that differ from the defaults on some data set, ``{"imagenet1k": {"temperature": 1.0}}``.
+        presets: hyper-parameters that differ from the defaults on some data set, ``{"imagenet1k": {"temperature": 1.0}}``, or
+            there for students of one family, ``{"imagenet1k:vit": {"temperature": 2.0}}``.
+        carries_kd: of a method that adds its own loss to that of KD: KD's hyper-parameters -> its own. On every suite these
+            are KD's there, unless the method, the suite or the user sets them.
+        follows_batch: names of loss terms whose size follows that of the batch, so that their weight belongs to one batch size.
     """
 
     display: ClassVar[str] = ""
@@ -259,6 +284,14 @@ class Method(nn.Module):
     uses_teacher: ClassVar[bool] = True
     version: ClassVar[int] = 1
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    carries_kd: ClassVar[dict[str, str]] = {}
+    follows_batch: ClassVar[frozenset[str] | set[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have hyper-parameters checked against their annotations whenever the method is built, by whatever way."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _checked(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, student: NetInfo, teacher: NetInfo, task: Task) -> None:
         super().__init__()
@@ -283,36 +316,21 @@ class Method(nn.Module):
     predict_needs: ClassVar[frozenset[str] | set[str]] = frozenset({"logits"})
 
 
-def positive(**values: float) -> None:
-    """Refuse hyper-parameters that are not above 0.
+def _checked(init: Callable[..., None]) -> Callable[..., None]:
+    """``init`` with its keyword-only arguments checked, and brought to their annotated types, before it runs."""
+    declared = {
+        argument.name: Hyperparameter.of(argument)
+        for argument in inspect.signature(init).parameters.values()
+        if argument.kind is argument.KEYWORD_ONLY
+    }
 
-    Raises:
-        HyperparameterError: naming the hyper-parameter, its value and the range.
-    """
-    for name, value in values.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise HyperparameterError(f"{name} = {value!r}: must be above 0")
+    @functools.wraps(init)
+    def checked(self: Method, *args: Any, **kwargs: Any) -> None:
+        name = getattr(self, "name", type(self).__name__)
+        known = {key: declared[key].check(value, name) for key, value in kwargs.items() if key in declared}
+        init(self, *args, **{**kwargs, **known})
 
-
-def non_negative(**values: float) -> None:
-    """Refuse hyper-parameters below 0; see ``positive``."""
-    for name, value in values.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise HyperparameterError(f"{name} = {value!r}: must be 0 or more")
-
-
-def within(low: float, high: float, **values: float) -> None:
-    """Refuse hyper-parameters outside [low, high]; see ``positive``."""
-    for name, value in values.items():
-        if not low <= value <= high:
-            raise HyperparameterError(f"{name} = {value!r}: must lie in [{low:g}, {high:g}]")
-
-
-def one_of(choices: Sequence[Any], **values: Any) -> None:
-    """Refuse hyper-parameters that are not one of ``choices``; see ``positive``."""
-    for name, value in values.items():
-        if value not in choices:
-            raise HyperparameterError(f"{name} = {value!r}: must be one of {', '.join(map(repr, choices))}")
+    return checked
 
 
 def stage_numbers(**values: Sequence[int]) -> None:

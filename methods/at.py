@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import match_maps
-from kdbench.method import non_negative, positive, stage_numbers
+from kdbench.method import stage_numbers
 
 
 def attention(feature_map: Tensor, p: int = 2) -> Tensor:
@@ -49,15 +51,13 @@ class AT(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
-        p: int = 2,
-        ce_weight: float = 1.0,
-        at_weight: float = 1000.0,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
+        p: Annotated[int, Range(at_least=1)] = 2,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        at_weight: Annotated[float, Range(at_least=0, search=(100, 10000), scale="log")] = 1000.0,
     ) -> None:
         super().__init__(student, teacher, task)
         stage_numbers(stages=stages)
-        positive(p=p)
-        non_negative(ce_weight=ce_weight, at_weight=at_weight)
         self.stages = stages
         self.p = p
         self.ce_weight = ce_weight

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import embedding_map
-from kdbench.method import non_negative, positive
 
 
 def cat_loss(student_cam: Tensor, teacher_cam: Tensor, resolution: int, normalize: bool) -> Tensor:
@@ -44,7 +43,7 @@ class CATKD(Method):
 
     The weight is set per pair: with equal architectures 0.7 to 15 on plain maps, with different ones 15 to 600 on
     normalised maps. The defaults are those of ResNet50 to MobileNetV2 (40, normalised, 2 x 2); for ImageNet those of
-    the same pair (10, plain).
+    the same pair (10, normalised: r50_mv2.yaml). ResNet34 to ResNet18 has 0.5 on plain maps of 4 x 4.
 
     Ours for heterogeneous pairs: stage 4 lies before the final normalisation of ViT, Swin, MLP and ConvNeXt, so every
     map first goes through ``embedding_map``: then, for every net, the mean of the class maps is the logits less their
@@ -56,7 +55,10 @@ class CATKD(Method):
 
     display, family, fidelity = "CAT-KD", "hint", "reference"
     needs = frozenset({"logits", "stages", "embedding", "classifier"})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k": {"cat_weight": 10.0, "normalize": False}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "imagenet1k": {"cat_weight": 10.0},
+        "imagenet1k-resnet18": {"cat_weight": 0.5, "resolution": 4, "normalize": False},
+    }
 
     def __init__(
         self,
@@ -64,14 +66,12 @@ class CATKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        resolution: int = 2,
+        resolution: Annotated[int, Range(at_least=1)] = 2,
         normalize: bool = True,
-        ce_weight: float = 1.0,
-        cat_weight: float = 40.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        cat_weight: Annotated[float, Range(at_least=0, search=(0.5, 600), scale="log")] = 40.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(resolution=resolution)
-        non_negative(ce_weight=ce_weight, cat_weight=cat_weight)
         self.resolution = resolution
         self.normalize = normalize
         self.ce_weight = ce_weight

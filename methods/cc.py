@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative, positive
 
 
 def cc_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
@@ -41,13 +42,11 @@ class CC(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        dim: int = 128,
-        ce_weight: float = 1.0,
-        cc_weight: float = 0.02,
+        dim: Annotated[int, Range(at_least=1)] = 128,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        cc_weight: Annotated[float, Range(at_least=0, search=(0.002, 0.2), scale="log")] = 0.02,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(dim=dim)
-        non_negative(ce_weight=ce_weight, cc_weight=cc_weight)
         self.dim = dim
         self.ce_weight = ce_weight
         self.cc_weight = cc_weight

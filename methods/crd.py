@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.distributed import draw_for_batch, gather_batch
-from kdbench.method import non_negative, positive, within
 
 #: Keeps the ratio of the noise-contrastive estimate from 0/0 (Tian et al., official code).
 _EPS = 1e-7
@@ -50,16 +49,14 @@ class CRD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        crd_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        dim: int = 128,
-        num_negatives: int = 16384,
+        crd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(0.03, 0.5), scale="log")] = 0.07,
+        momentum: Annotated[float, Range(at_least=0, at_most=1)] = 0.5,
+        dim: Annotated[int, Range(at_least=1)] = 128,
+        num_negatives: Annotated[int, Range(at_least=1)] = 16384,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(num_negatives=num_negatives)
-        non_negative(crd_weight=crd_weight, ce_weight=ce_weight)
         self.crd_weight = crd_weight
         self.ce_weight = ce_weight
         self.num_negatives = num_negatives
@@ -92,9 +89,6 @@ class ContrastMemory(nn.Module):
         dim: width of the embeddings.
         temperature: divides the inner products.
         momentum: share of the old row that an update keeps, in [0, 1].
-
-    Raises:
-        HyperparameterError: for a temperature that is not above 0, or a momentum outside [0, 1].
     """
 
     memory_student: Tensor
@@ -104,8 +98,6 @@ class ContrastMemory(nn.Module):
 
     def __init__(self, num_samples: int, dim: int, temperature: float = 0.07, momentum: float = 0.5) -> None:
         super().__init__()
-        positive(temperature=temperature, num_samples=num_samples, dim=dim)
-        within(0, 1, momentum=momentum)
         self.temperature = temperature
         self.momentum = momentum
         bound = 1 / math.sqrt(dim / 3)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative, positive
 
 #: Added to the product of the norms, so that constant rows have correlation 0.
 _EPS = 1e-8
@@ -72,15 +71,13 @@ class DIST(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        temperature: float = 1.0,
-        ce_weight: float = 1.0,
-        dist_weight: float = 1.0,
+        beta: Annotated[float, Range(at_least=0, search=(0.25, 4), scale="log")] = 1.0,
+        gamma: Annotated[float, Range(at_least=0, search=(0.25, 4), scale="log")] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        dist_weight: Annotated[float, Range(at_least=0)] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(beta=beta, gamma=gamma, ce_weight=ce_weight, dist_weight=dist_weight)
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import full_precision, warmup_factor
-from kdbench.method import non_negative, positive
 
 
 def dkd_terms(
@@ -74,15 +73,13 @@ class DKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        alpha: float = 1.0,
-        beta: float = 2.0,
-        temperature: float = 1.0,
-        warmup_epochs: int = 0,
-        ce_weight: float = 1.0,
+        alpha: Annotated[float, Range(at_least=0, search=(0.25, 4), scale="log")] = 1.0,
+        beta: Annotated[float, Range(at_least=0, search=(0.5, 16), scale="log")] = 2.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        warmup_epochs: Annotated[int, Range(at_least=0)] = 0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(alpha=alpha, beta=beta, warmup_epochs=warmup_epochs, ce_weight=ce_weight)
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any, ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, StageInfo, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
 from kdbench.blocks import init_like_ofa, kl_divergence, resize_map
-from kdbench.method import non_negative, positive, stage_numbers
+from kdbench.method import stage_numbers
 
 
 @register_method("fitnet")
 class FitNet(Method):
     """Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (arXiv:1412.6550).
 
-    The version for different architectures that the papers on heterogeneous pairs compare with: at each of the four
-    stages an aligner (``aligner``) gives the student's feature the shape of the teacher's, class tokens dropped, and
-    the mean squared error to it is added; all stages are trained jointly with the supervised loss, without the two
-    phases of the original paper. The weights are those of PAT (arXiv:2501.08885), which also adds KD at T = 1.
+    Hints alone, without KD: at each of ``stages`` an aligner (``aligner``) gives the student's feature the shape of the
+    teacher's, class tokens dropped, and the mean squared error to it is added to the supervised loss. All is trained
+    jointly, without the two phases of the original paper. ``fitnet-kd`` is the version of the tables at 224 px.
 
-    Ours: pairs whose grids do not divide each other. The CIFAR-100 papers that train from 32 px with one hint layer
-    and a weight of 100 use another aligner (with BatchNorm and ReLU), hence no preset for them.
+    At 32 px (preset ``cifar100-32``) the literature has one hint, the second stage after the stem (``feats[2]``), with
+    weight 100 and no KD (mdistiller, RepDistiller). Their regressor ends in BatchNorm and ReLU; ours does not, since a
+    ReLU reaches no negative target of a ViT or an MLP.
+
+    Ours: pairs whose grids do not divide each other.
 
     Trap: features are not normalised, so the loss has the scale of the teacher's features, which differs by orders of
     magnitude between architectures. A bad figure for a ConvNeXt teacher is a property of the method.
@@ -28,6 +32,8 @@ class FitNet(Method):
 
     display, family, fidelity = "FitNet", "hint", "paper"
     needs = frozenset({"logits", "stages"})
+    version = 2
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cifar100-32": {"fit_weight": 100.0, "stages": (2,)}}
 
     def __init__(
         self,
@@ -35,22 +41,16 @@ class FitNet(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        fit_weight: float = 1.0,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        temperature: float = 1.0,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
+        fit_weight: Annotated[float, Range(at_least=0, search=(0.01, 100), scale="log")] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(fit_weight=fit_weight, ce_weight=ce_weight, kd_weight=kd_weight)
         stage_numbers(stages=stages)
         self.fit_weight = fit_weight
         self.ce_weight = ce_weight
-        self.kd_weight = kd_weight
-        self.temperature = temperature
-        self.stages = tuple(stages)
-        self.aligners = nn.ModuleList(aligner(student.stages[n - 1], teacher.stages[n - 1]) for n in self.stages)
+        self.stages = stages
+        self.aligners = nn.ModuleList(aligner(student.stages[n - 1], teacher.stages[n - 1]) for n in stages)
         init_like_ofa(self.aligners)
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
@@ -59,11 +59,45 @@ class FitNet(Method):
         fit = student.logits.new_zeros(())
         for number, align in zip(self.stages, self.aligners, strict=True):
             fit = fit + align(student.stages[number - 1].map, teacher.stages[number - 1].map)
-        return {
-            "ce": self.ce_weight * batch.task_loss(student.logits),
-            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits, self.temperature),
-            "fit": self.fit_weight * fit,
-        }
+        return {"ce": self.ce_weight * batch.task_loss(student.logits), "fit": self.fit_weight * fit}
+
+
+@register_method("fitnet-kd")
+class FitNetKD(FitNet):
+    """Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (arXiv:1412.6550), with KD.
+
+    ``fitnet`` plus KD, which is what the tables on heterogeneous pairs at 224 px call FitNet (Hao840/OFAKD, issue 10;
+    PAT, arXiv:2501.08885, whose weights these are: 1 for each of hints, KD at T = 1 and labels). Four stages everywhere.
+    """
+
+    display = "FitNet + KD"
+    version = 1
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
+
+    def __init__(
+        self,
+        student: NetInfo,
+        teacher: NetInfo,
+        task: Task,
+        *,
+        fit_weight: Annotated[float, Range(at_least=0, search=(0.01, 100), scale="log")] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
+    ) -> None:
+        super().__init__(student, teacher, task, fit_weight=fit_weight, ce_weight=ce_weight, stages=stages)
+        self.kd_weight = kd_weight
+        self.temperature = temperature
+
+    def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        kd = self.kd_weight * kl_divergence(student.logits, teacher.logits, self.temperature)
+        return {**super().forward(batch, student, teacher), "kd": kd}
 
 
 def aligner(student: StageInfo, teacher: StageInfo) -> Aligner:

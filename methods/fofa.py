@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, StageInfo, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
 from kdbench.blocks import init_like_ofa, kl_divergence, resize_map, tokens_to_map
 from kdbench.distributed import gather_batch
 from kdbench.errors import HyperparameterError
-from kdbench.method import NUM_STAGES, non_negative, positive
+from kdbench.method import NUM_STAGES
 from kdbench.methods.reviewkd import hcl_loss
 
 
@@ -39,7 +39,8 @@ class RegionAttention(nn.Module):
     """Region-aware attention: patches of all four student stages attend to each other (arXiv:2501.08885, "RAA").
 
     Each stage becomes grid x grid tokens; self-attention over the tokens of all stages, without residual and without
-    output projection. Returns one (B, grid * grid, dim) per stage.
+    output projection. Positions are added to queries and keys after their projection, values have none. Returns one
+    (B, grid * grid, dim) per stage.
     """
 
     positions: Tensor
@@ -57,10 +58,11 @@ class RegionAttention(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         patches = [embed(value).flatten(2).transpose(1, 2) for embed, value in zip(self.patches, maps, strict=True)]
-        tokens = self.norm(torch.cat(patches, dim=1) + self.positions)
+        tokens = self.norm(torch.cat(patches, dim=1))
+        key, value = self.key_value(tokens).chunk(2, dim=2)
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query(tokens), *self.key_value(tokens).chunk(2, dim=2))
+            for part in (self.query(tokens) + self.positions, key + self.positions, value)
         )
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         return mixed.chunk(len(maps), dim=1)
@@ -182,7 +184,8 @@ class FOFA(Method):
     As the paper means it, not as released. The released code takes the last token for the class token (timm has it
     first), adds one position vector per sample instead of per token, and lets squeeze-and-excitation return its gate
     instead of the gated input, so that its prompts are constant over space. Here class tokens pass by the prompts
-    untouched, positions are those of the tokens, and the gate multiplies.
+    untouched, positions are those of the tokens, and the gate multiplies; with that, attention and prompts equal the
+    released modules.
 
     Feedback: the paper hands the difference between the aligned student and the prompted teacher of the previous
     iteration to the prompt. That difference belongs to other images, so all that it can tell is what differs on the
@@ -199,6 +202,12 @@ class FOFA(Method):
 
     display, family, fidelity = "FOFA (PAT)", "hybrid", "paper"
     needs = frozenset({"logits", "stages", "stagewise"})
+    version = 2
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
     # Small images need no width of 512; the matrix of small nets must stay a matter of minutes.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"digits": {"dim": 128, "heads": 4}}
 
@@ -208,19 +217,17 @@ class FOFA(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        feature_weight: float = 1.0,
-        clean_weight: float = 1.0,
-        temperature: float = 1.0,
-        queries: int = 64,
-        dim: int = 512,
-        heads: int = 8,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        feature_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        clean_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        queries: Annotated[int, Range(at_least=16)] = 64,
+        dim: Annotated[int, Range(at_least=2)] = 512,
+        heads: Annotated[int, Range(at_least=1)] = 8,
         feedback: bool = True,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight, feature_weight=feature_weight, clean_weight=clean_weight)
-        positive(temperature=temperature, dim=dim, heads=heads)
         grid = math.isqrt(max(queries, 0) // NUM_STAGES)
         if grid < 2 or NUM_STAGES * grid * grid != queries:
             raise HyperparameterError(
@@ -238,7 +245,7 @@ class FOFA(Method):
         self.prompts = nn.ModuleList(
             Prompt(entry, output, feedback) for entry, output in zip(teacher.stage_inputs, teacher.stages, strict=True)
         )
-        init_like_ofa(self)
+        init_like_ofa(self.aligners)  # attention and prompts keep torch's own, as in the released code
         if feedback:
             for number, stage in enumerate(teacher.stages, 1):
                 self.register_buffer(f"feedback_{number}", torch.zeros(stage.channels, stage.height, stage.width))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any, ClassVar
+
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import kl_divergence
-from kdbench.method import non_negative, positive
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -21,11 +22,19 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 class KD(Method):
     """Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (arXiv:1503.02531).
 
-    The defaults (T = 1, both weights 1) are those of OFA-KD's protocol, which are weak by the convention of CIFAR-100
-    papers (T = 4, weights 0.1 and 0.9); a table should say which.
+    The defaults (T = 1, both weights 1) are those of OFA-KD's protocol, which are weak by the convention of the papers
+    on CIFAR-100 at 32 px (T = 4, weights 0.1 and 0.9: mdistiller, RepDistiller), the preset ``cifar100-32``. On
+    ImageNet, ResNet34 to ResNet18, mdistiller has T = 1 and 0.5 of either loss.
+
+    Methods that add their own loss to KD's take these settings (``carries_kd``), so that what they add is not confounded
+    with another temperature.
     """
 
     display, family, fidelity = "KD", "logits", "reference"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cifar100-32": {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9},
+        "imagenet1k-resnet18": {"ce_weight": 0.5, "kd_weight": 0.5},
+    }
 
     def __init__(
         self,
@@ -33,13 +42,11 @@ class KD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        temperature: float = 1.0,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight)
         self.temperature = temperature
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight

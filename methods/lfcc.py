@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task, register_method
-from kdbench.blocks import kl_divergence
+from kdbench import Batch, Feature, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
+from kdbench.blocks import inner_products, kl_divergence
 from kdbench.distributed import gather_batch
 from kdbench.errors import HyperparameterError
-from kdbench.method import non_negative, one_of, positive, stage_numbers
+from kdbench.method import stage_numbers
 
 
 def contrast_loss(student_embedding: Tensor, teacher_embedding: Tensor, temperature: float) -> Tensor:
@@ -20,7 +22,7 @@ def contrast_loss(student_embedding: Tensor, teacher_embedding: Tensor, temperat
     columns with the diagonal as target, averaged over both directions, the batch and the leading dimensions. A batch
     of one has no negatives: then 1 - <s, t>.
     """
-    similarity = student_embedding @ teacher_embedding.mT
+    similarity = inner_products(student_embedding, teacher_embedding)
     if similarity.shape[-1] == 1:
         return (1 - similarity).mean()
     logits = similarity / temperature
@@ -41,11 +43,18 @@ class LFCC(Method):
     At each stage and for each scale g that both maps can hold, the teacher's map is average-pooled to g x g; the
     student's goes through a learnable smoothing filter (``LowPass``) first. Each is flattened, mapped to ``dim``
     numbers by its own linear layer and normalised; ``contrast_loss`` compares them within the batch, over all
-    processes. The loss is the supervised one, plus KD, plus the mean of the contrasts over stages and scales.
+    processes. The loss is the supervised one, plus KD (at KD's settings on the suite), plus the mean of the contrasts over
+    stages and scales.
     """
 
     display, family, fidelity = "LFCC", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
+    version = 2
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
 
     def __init__(
         self,
@@ -53,23 +62,20 @@ class LFCC(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        contrast_weight: float = 1.0,
-        contrast_temperature: float = 0.07,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        temperature: float = 1.0,
-        dim: int = 128,
-        scales: tuple[int, ...] = (1, 2, 4),
-        kernel: int = 3,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
+        contrast_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        contrast_temperature: Annotated[float, Range(above=0, search=(0.03, 0.5), scale="log")] = 0.07,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        dim: Annotated[int, Range(at_least=1)] = 128,
+        scales: Annotated[tuple[int, ...], Range(at_least=1)] = (1, 2, 4),
+        kernel: Literal[3, 5, 7] = 3,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature, contrast_temperature=contrast_temperature, dim=dim)
-        non_negative(contrast_weight=contrast_weight, ce_weight=ce_weight, kd_weight=kd_weight)
-        one_of((3, 5, 7), kernel=kernel)
         stage_numbers(stages=stages)
-        if not scales or len(set(scales)) != len(scales) or min(scales) < 1:
-            raise HyperparameterError(f"scales = {scales!r}: must be distinct grid sizes of 1 or more")
+        if not scales or len(set(scales)) != len(scales):
+            raise HyperparameterError(f"scales = {scales!r}: must be distinct grid sizes")
         self.contrast_weight = contrast_weight
         self.contrast_temperature = contrast_temperature
         self.ce_weight = ce_weight

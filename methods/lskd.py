@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import kl_divergence
-from kdbench.method import non_negative, positive
 
 
 def standardize(logits: Tensor) -> Tensor:
@@ -31,13 +30,16 @@ def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 class LSKD(Method):
     """Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024 (arXiv:2403.01427).
 
-    KD on standardised logits; the supervised loss sees the raw ones. The defaults are the official ones for CIFAR-100
-    (T 2, weights 0.1 and 9); on ImageNet the supervised loss has weight 1. The deviation is the unbiased one, as
-    ``torch.std`` gives it and ``numpy.std`` does not.
+    KD on standardised logits; the supervised loss sees the raw ones. The defaults are the official ones for CNN students
+    on CIFAR-100 (T 2, weights 0.1 and 9); ViT students have weights 0.5 and 10 there, and on ImageNet the supervised
+    loss has weight 1. The deviation is the unbiased one, as ``torch.std`` gives it and ``numpy.std`` does not.
     """
 
     display, family, fidelity = "LSKD", "logits", "reference"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k": {"ce_weight": 1.0}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cifar100:vit": {"ce_weight": 0.5, "kd_weight": 10.0},
+        "imagenet1k": {"ce_weight": 1.0},
+    }
 
     def __init__(
         self,
@@ -45,13 +47,11 @@ class LSKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        temperature: float = 2.0,
-        ce_weight: float = 0.1,
-        kd_weight: float = 9.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 2.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 0.1,
+        kd_weight: Annotated[float, Range(at_least=0, search=(1, 20), scale="log")] = 9.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight)
         self.temperature = temperature
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import resize_map
 from kdbench.distributed import draw_for_batch
-from kdbench.errors import HyperparameterError
-from kdbench.method import non_negative
 
 
 def channel_mask(value: Tensor, mask_ratio: float) -> Tensor:
@@ -52,14 +50,11 @@ class MGD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        mask_ratio: float = 0.15,
-        ce_weight: float = 1.0,
-        mgd_weight: float = 1.2e-3,
+        mask_ratio: Annotated[float, Range(at_least=0, below=1, search=(0.05, 0.75))] = 0.15,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        mgd_weight: Annotated[float, Range(at_least=0, search=(1e-5, 1e-2), scale="log")] = 1.2e-3,
     ) -> None:
         super().__init__(student, teacher, task)
-        if not 0 <= mask_ratio < 1:
-            raise HyperparameterError(f"mask_ratio = {mask_ratio!r}: must lie in [0, 1)")
-        non_negative(ce_weight=ce_weight, mgd_weight=mgd_weight)
         self.mask_ratio = mask_ratio
         self.ce_weight = ce_weight
         self.mgd_weight = mgd_weight

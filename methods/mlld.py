@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
+from kdbench.blocks import full_precision, inner_products
 from kdbench.distributed import gather_batch
 from kdbench.errors import HyperparameterError, KdbenchError
-from kdbench.method import non_negative, positive
+
+#: The paper's batch, at which both correlation losses are as published. They would grow with the batch, the classes' with
+#: its square, and are scaled to this one.
+_BATCH = 64
 
 
 def instance_loss(
@@ -21,8 +25,8 @@ def instance_loss(
 
     Logits (B, C), mask (B,) of 0 and 1 or None for all. The divisor is B, not the number selected, as in the code.
     """
-    student_log = F.log_softmax(_full_precision(student_logits) / temperature, dim=1)
-    teacher_log = F.log_softmax(_full_precision(teacher_logits) / temperature, dim=1)
+    student_log = F.log_softmax(full_precision(student_logits) / temperature, dim=1)
+    teacher_log = F.log_softmax(full_precision(teacher_logits) / temperature, dim=1)
     divergence = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=1)
     return _select(divergence, mask).mean() * temperature**2
 
@@ -30,17 +34,18 @@ def instance_loss(
 def class_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
-    """Squared difference of the class correlations P^T P, (C, C), over C; of the rows that ``mask`` (C,) selects."""
+    """Squared difference of the class correlations P^T P * 64 / B, (C, C), over C; of the rows that ``mask`` (C,) selects."""
     student, teacher = _probabilities(student_logits, temperature), _probabilities(teacher_logits, temperature)
-    return _select(_gram_difference(student.t(), teacher.t()), mask).mean()
+    scale = (_BATCH / len(student)) ** 2
+    return _select(_gram_difference(student.t(), teacher.t()), mask).mean() * scale
 
 
 def batch_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float, mask: Tensor | None = None
 ) -> Tensor:
-    """Squared difference of the sample correlations P P^T, (B, B), over B; of the rows that ``mask`` (B,) selects."""
+    """Squared difference of the sample correlations P P^T, (B, B), times 64 / B^2; of the rows that ``mask`` (B,) selects."""
     student, teacher = _probabilities(student_logits, temperature), _probabilities(teacher_logits, temperature)
-    return _select(_gram_difference(student, teacher), mask).mean()
+    return _select(_gram_difference(student, teacher), mask).mean() * (_BATCH / len(student))
 
 
 def confidence_masks(teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,12 +58,8 @@ def confidence_masks(teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     return (samples <= samples.quantile(0.5)).to(samples.dtype), (classes <= classes.quantile(0.5)).to(classes.dtype)
 
 
-def _full_precision(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def _probabilities(logits: Tensor, temperature: float) -> Tensor:
-    return F.softmax(_full_precision(logits) / temperature, dim=1)
+    return F.softmax(full_precision(logits) / temperature, dim=1)
 
 
 def _select(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -67,10 +68,7 @@ def _select(values: Tensor, mask: Tensor | None) -> Tensor:
 
 def _gram_difference(first: Tensor, second: Tensor) -> Tensor:
     """Row sums (rows,) of the squared difference of two Gram matrices."""
-    with torch.autocast(
-        first.device.type, enabled=False
-    ):  # differences of products near each other: not in half precision
-        return (second @ second.t() - first @ first.t()).square().sum(dim=1)
+    return (inner_products(second, second) - inner_products(first, first)).square().sum(dim=1)
 
 
 @register_method("mlld")
@@ -82,6 +80,9 @@ class MLLD(Method):
     the samples and the classes of which the teacher is less sure than the median of the weak view, the correlation of
     samples counts only for those samples on both views: the masks of the released code. The masks, and both
     correlations, are over the batch of all processes.
+
+    The correlations of a batch of B are scaled by 64 / B, to the paper's batch: unscaled, the term of classes would be
+    200 times as large at 1,024.
 
     Where the released code differs from this:
 
@@ -98,6 +99,7 @@ class MLLD(Method):
 
     display, family, fidelity = "MLLD", "logits", "paper"
     needs = frozenset({"logits", "strong"})
+    version = 2
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "imagenet1k": {"temperatures": (1.0, 3.0, 5.0, 2.0, 6.0), "ce_weight": 0.5, "kd_weight": 0.5}
     }
@@ -108,16 +110,13 @@ class MLLD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        temperatures: tuple[float, ...] = (4.0, 3.0, 5.0, 2.0, 6.0),
-        ce_weight: float = 0.1,
-        kd_weight: float = 0.9,
+        temperatures: Annotated[tuple[float, ...], Range(above=0)] = (4.0, 3.0, 5.0, 2.0, 6.0),
+        ce_weight: Annotated[float, Range(at_least=0)] = 0.1,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 0.9,
     ) -> None:
         super().__init__(student, teacher, task)
         if not temperatures:
             raise HyperparameterError(f"temperatures = {temperatures!r}: must name at least one temperature")
-        for temperature in temperatures:
-            positive(temperatures=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight)
         self.temperatures = tuple(temperatures)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
-from kdbench.blocks import resize_map
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
+from kdbench.blocks import inner_products, resize_map
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative, positive
+from kdbench.errors import HyperparameterError
 
 
 def contrast(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -24,7 +26,7 @@ def contrast(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """
     if student.shape[1] == 1:
         return (1 - (student * teacher).sum(dim=-1)).mean()
-    scores = student @ teacher.transpose(1, 2) / temperature
+    scores = inner_products(student, teacher) / temperature
     forth = F.log_softmax(scores, dim=2).diagonal(dim1=1, dim2=2)
     back = F.log_softmax(scores, dim=1).diagonal(dim1=1, dim2=2)
     return -(forth.mean() + back.mean()) / 2
@@ -58,6 +60,7 @@ class MSDCRD(Method):
 
     display, family, fidelity = "MSDCRD", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
+    version = 2
 
     def __init__(
         self,
@@ -65,19 +68,18 @@ class MSDCRD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        grid: int = 7,
-        windows: tuple[int, ...] = (7, 4, 2),
-        stride: int = 2,
-        dim: int = 128,
-        temperature: float = 0.07,
-        ce_weight: float = 1.0,
-        sample_weight: float = 1.0,
-        feature_weight: float = 1.0,
+        grid: Annotated[int, Range(at_least=1)] = 7,
+        windows: Annotated[tuple[int, ...], Range(at_least=1)] = (7, 4, 2),
+        stride: Annotated[int, Range(at_least=1)] = 2,
+        dim: Annotated[int, Range(at_least=1)] = 128,
+        temperature: Annotated[float, Range(above=0, search=(0.03, 0.5), scale="log")] = 0.07,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        sample_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        feature_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(grid=grid, stride=stride, dim=dim, temperature=temperature)
-        positive(**{"number of windows": len(windows)}, **{f"windows[{i}]": window for i, window in enumerate(windows)})
-        non_negative(ce_weight=ce_weight, sample_weight=sample_weight, feature_weight=feature_weight)
+        if not windows:
+            raise HyperparameterError("windows = (): must name at least one window")
         self.stride = stride
         self.temperature = temperature
         self.ce_weight = ce_weight

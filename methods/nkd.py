@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
-from kdbench.method import non_negative, positive
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 
 
 def nkd_terms(
@@ -59,13 +58,16 @@ class NKD(Method):
     """Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss
     and Customized Soft Labels, ICCV 2023 (arXiv:2303.13005).
 
-    The defaults (T 3, gamma 3.5) are the official ones for CIFAR-100, the preset ``imagenet1k`` that for a CNN student
-    (T 1, gamma 1.5); the paper takes gamma 1 for a ViT student there. Both terms come on top of the supervised loss.
+    The defaults (T 3, gamma 3.5) are the official ones for CIFAR-100; on ImageNet T is 1 and gamma 1.5, for a ViT
+    student 1 (presets ``imagenet1k``, ``imagenet1k:vit``). Both terms come on top of the supervised loss.
     After mixup the target is the class with the largest soft label. The self-distillation of the paper is left out.
     """
 
     display, family, fidelity = "NKD", "logits", "reference"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k": {"temperature": 1.0, "gamma": 1.5}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "imagenet1k": {"temperature": 1.0, "gamma": 1.5},
+        "imagenet1k:vit": {"gamma": 1.0},
+    }
 
     def __init__(
         self,
@@ -73,13 +75,11 @@ class NKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        temperature: float = 3.0,
-        gamma: float = 3.5,
-        ce_weight: float = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 3.0,
+        gamma: Annotated[float, Range(at_least=0, search=(0.5, 8), scale="log")] = 3.5,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(gamma=gamma, ce_weight=ce_weight)
         self.temperature = temperature
         self.gamma = gamma
         self.ce_weight = ce_weight

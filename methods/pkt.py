@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
+from kdbench.blocks import full_precision, inner_products
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative
 
 #: Added to norms and inside the logarithm. Below the resolution of half precision, so half precision is left first.
 _EPS = 1e-7
@@ -26,11 +28,10 @@ def pkt_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
 
 def _neighbours(embedding: Tensor) -> Tensor:
     """(B, B), rows sum to 1."""
-    embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    embedding = full_precision(embedding)
     # vector_norm, not a square root of a sum: a zero vector has a zero gradient instead of NaN.
     unit = embedding / (torch.linalg.vector_norm(embedding, dim=1, keepdim=True) + _EPS)
-    with torch.autocast(unit.device.type, enabled=False):
-        similarity = ((unit @ unit.t() + 1) / 2).clamp_min(0.0)  # rounding may go below -1
+    similarity = ((inner_products(unit, unit) + 1) / 2).clamp_min(0.0)  # rounding may go below -1
     return similarity / similarity.sum(dim=1, keepdim=True)
 
 
@@ -41,16 +42,25 @@ class PKT(Method):
 
     On the pooled embeddings, of any two widths: no projector. The mean is over B^2 entries, not over the B rows, hence
     the large weight. The batch is that of all processes.
+
+    Trap: the term falls with the batch, nearly as 1 / B: the weight 30000 belongs to the batch of 64 that it was tuned
+    at (RepDistiller). Suites with larger batches multiply it by B / 64, which is ours.
     """
 
     display, family, fidelity = "PKT", "relation", "reference"
     needs = frozenset({"logits", "embedding"})
+    follows_batch = frozenset({"pkt"})
 
     def __init__(
-        self, student: NetInfo, teacher: NetInfo, task: Task, *, ce_weight: float = 1.0, pkt_weight: float = 30000.0
+        self,
+        student: NetInfo,
+        teacher: NetInfo,
+        task: Task,
+        *,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        pkt_weight: Annotated[float, Range(at_least=0, search=(3000, 3000000), scale="log")] = 30000.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, pkt_weight=pkt_weight)
         self.ce_weight = ce_weight
         self.pkt_weight = pkt_weight
 

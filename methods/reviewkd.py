@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import BatchNormAnySize, resize_map, warmup_factor
-from kdbench.method import non_negative, positive
 
 _LEVELS = (4, 2, 1)  # grids of the pyramid, finest first
 
@@ -51,8 +50,8 @@ class AttentionFusion(nn.Module):
             nn.Conv2d(mid, channels_out, 3, padding=1, bias=False), BatchNormAnySize(channels_out)
         )
         self.gate = nn.Conv2d(2 * mid, 2, 1) if fuse else None
-        for convolution in (self.reduce[0], self.expand[0]):
-            nn.init.kaiming_uniform_(convolution.weight, a=1)
+        for block in (self.reduce, self.expand):
+            nn.init.kaiming_uniform_(block.get_parameter("0.weight"), a=1)
 
     def forward(self, value: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return (B, channels_out, *size) to compare with the teacher, and (B, mid, *size) to hand on."""
@@ -75,18 +74,25 @@ class ReviewKD(Method):
     width). The weight is set per pair in the authors' scripts: 5 for most CIFAR-100 pairs (0.6 to 8), 1 on ImageNet.
     It ramps up linearly over ``warmup_epochs``, the first epoch having weight 1 / ``warmup_epochs``.
 
-    Ours for heterogeneous pairs: the official code takes the teacher's maps before the last activation; that has no
-    meaning for ViT, MLP and ConvNeXt, so the outputs of the stages are taken for every net. Grids are enlarged by
-    nearest neighbours as in the code, and reduced by average pooling (the code, whose pairs never need it, would drop
-    positions). Class tokens are dropped from the stages; a ViT's pooled vector is its class token.
+    The teacher's maps are those before the activation that ends a stage, as in the official code, which takes the
+    student's so on ImageNet too (``student_preactivation``). mdistiller's recipe for ResNet34 to ResNet18 has batches of
+    256 and a learning rate of 0.1.
+
+    Ours for heterogeneous pairs: only ResNets end their stages with an activation; of other nets the outputs of the
+    stages are taken. Grids are enlarged by nearest neighbours as in the code, and reduced by average pooling (the code,
+    whose pairs never need it, would drop positions). Class tokens are dropped from the stages; a ViT's pooled vector is
+    its class token.
 
     Trap: the errors are not normalised, so the term scales with the teacher's features. On one 1 x 1 map alone batch
     normalisation falls back on its running statistics.
     """
 
     display, family, fidelity = "ReviewKD", "hint", "reference"
-    needs = frozenset({"logits", "stages", "embedding"})
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k": {"review_weight": 1.0, "warmup_epochs": 1}}
+    needs = frozenset({"logits", "stages", "preactivation", "embedding"})
+    version = 2
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "imagenet1k": {"review_weight": 1.0, "warmup_epochs": 1, "student_preactivation": True}
+    }
 
     def __init__(
         self,
@@ -94,17 +100,17 @@ class ReviewKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        ce_weight: float = 1.0,
-        review_weight: float = 5.0,
-        warmup_epochs: int = 20,
-        max_mid_channels: int = 512,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        review_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 5.0,
+        warmup_epochs: Annotated[int, Range(at_least=0)] = 20,
+        max_mid_channels: Annotated[int, Range(at_least=1)] = 512,
+        student_preactivation: bool = False,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, review_weight=review_weight, warmup_epochs=warmup_epochs)
-        positive(max_mid_channels=max_mid_channels)
         self.ce_weight = ce_weight
         self.review_weight = review_weight
         self.warmup_epochs = warmup_epochs
+        self.student_preactivation = student_preactivation
         widths_in = [student.embedding_dim, *(stage.channels for stage in reversed(student.stages))]
         widths_out = [teacher.embedding_dim, *(stage.channels for stage in reversed(teacher.stages))]
         mid = min(max_mid_channels, student.embedding_dim)
@@ -116,7 +122,8 @@ class ReviewKD(Method):
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
         handed_on: Tensor | None = None
         losses = []
-        for fusion, value, target in zip(self.fusions, _levels(student), _levels(teacher), strict=True):
+        levels = _levels(student, self.student_preactivation), _levels(teacher, True)
+        for fusion, value, target in zip(self.fusions, *levels, strict=True):
             compared, handed_on = fusion(value, handed_on, (target.shape[2], target.shape[3]))
             losses.append(hcl_loss(compared, target))
         # the official trainer counts epochs from 1, Batch from 0
@@ -127,8 +134,12 @@ class ReviewKD(Method):
         }
 
 
-def _levels(outputs: Outputs) -> list[Tensor]:
-    """The pooled vector as a 1 x 1 map, then the maps of stages 4 to 1."""
+def _levels(outputs: Outputs, preactivation: bool) -> list[Tensor]:
+    """The pooled vector as a 1 x 1 map, then the maps of stages 4 to 1, before their last activation where there is one."""
     assert outputs.stages is not None
     assert outputs.embedding is not None
-    return [outputs.embedding[:, :, None, None], *(stage.map for stage in reversed(outputs.stages))]
+    maps = [
+        stage.preactivation if preactivation and stage.preactivation is not None else stage.map
+        for stage in reversed(outputs.stages)
+    ]
+    return [outputs.embedding[:, :, None, None], *maps]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative
 
 #: Distances between two samples are at least this, and differences shorter than ``_MIN_LENGTH`` have no direction.
 _MIN_DISTANCE = 1e-6
@@ -120,12 +121,11 @@ class RKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        distance_weight: float = 25.0,
-        angle_weight: float = 50.0,
-        ce_weight: float = 1.0,
+        distance_weight: Annotated[float, Range(at_least=0, search=(2.5, 250), scale="log")] = 25.0,
+        angle_weight: Annotated[float, Range(at_least=0, search=(5, 500), scale="log")] = 50.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(distance_weight=distance_weight, angle_weight=angle_weight, ce_weight=ce_weight)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
         self.ce_weight = ce_weight

@@ -28,12 +28,12 @@ def rld_terms(
     teacher_two_way, _ = split_target(teacher, teacher.argmax(dim=1), label_temperature)
     left_out = teacher >= teacher.gather(1, target.unsqueeze(1))
     # The lowest finite number and not -inf: a sample with no class left is then uniform on both sides, and not NaN.
-    masked = [
+    masked_student, masked_teacher = (
         (logits / temperature).masked_fill(left_out, torch.finfo(logits.dtype).min) for logits in (student, teacher)
-    ]
+    )
     return (
         F.kl_div(student_two_way, teacher_two_way, reduction="batchmean", log_target=True) * label_temperature**2,
-        kl_divergence(*masked) * temperature**2,
+        kl_divergence(masked_student, masked_teacher) * temperature**2,
     )
 
 

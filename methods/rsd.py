@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import init_like_ofa
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative, positive
 
 
 def rsd_loss(student_embedding: Tensor, teacher_embedding: Tensor, kappa: float = 0.01) -> Tensor:
@@ -56,14 +57,12 @@ class RSD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        expansion: int = 2,
-        kappa: float = 0.01,
-        ce_weight: float = 1.0,
-        rsd_weight: float = 0.1,
+        expansion: Annotated[int, Range(at_least=1)] = 2,
+        kappa: Annotated[float, Range(at_least=0, search=(0.001, 0.1), scale="log")] = 0.01,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        rsd_weight: Annotated[float, Range(at_least=0, search=(0.01, 1), scale="log")] = 0.1,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(expansion=expansion)
-        non_negative(kappa=kappa, ce_weight=ce_weight, rsd_weight=rsd_weight)
         self.expansion = expansion
         self.kappa = kappa
         self.ce_weight = ce_weight

@@ -103,7 +103,7 @@ class CrossAttentionProjector(nn.Module):
 class ScaleKD(Method):
     """Fan et al., ScaleKD: Strong Vision Transformers Could Be Excellent Teachers, NeurIPS 2024 (arXiv:2411.06786).
 
-    L = ce_weight CE + kd_weight KL(T = 1) + sum over stages 3 and 4 of (spatial_weight ``spatial_loss`` + frequency_weight
+    L = ce_weight CE + kd_weight KD + sum over stages 3 and 4 of (spatial_weight ``spatial_loss`` + frequency_weight
     ``frequency_loss``). Either loss has a projector of its own at each stage. Stage 3's gives the student's third map the
     form of the teacher's; the teacher's frozen stage 4 and final norm read it, and pass the gradient on. Stage 4's gives
     the student's fourth map the form of the teacher's final map, with the result of stage 3 as its queries, not detached.
@@ -121,6 +121,16 @@ class ScaleKD(Method):
 
     display, family, fidelity = "ScaleKD", "hint", "reference"
     needs = frozenset({"logits", "stages", "stagewise"})
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cifar100": {"ce_weight": 0.5, "kd_weight": 0.5, "temperature": 1.0},
+        "cifar100-32": {},  # KD's settings
+        "imagenet1k": {"ce_weight": 0.5, "kd_weight": 0.5, "temperature": 1.0},
+    }
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
     citation: ClassVar[dict[str, Any]] = {
         "key": "fan2024scalekd",
         "authors": "Fan, Jiawei and Li, Chao and Liu, Xiaolong and Yao, Anbang",
@@ -139,7 +149,8 @@ class ScaleKD(Method):
         spatial_weight: Annotated[float, Range(at_least=0, search=(0.008, 0.8), scale="log")] = 0.08,
         frequency_weight: Annotated[float, Range(at_least=0, search=(0.006, 0.6), scale="log")] = 0.06,
         ce_weight: Annotated[float, Range(at_least=0)] = 0.5,
-        kd_weight: Annotated[float, Range(at_least=0)] = 0.5,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 0.5,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
         softmax_scale: Annotated[float, Range(above=0, search=(0.2, 5), scale="log")] = 5.0,
         heads: Annotated[tuple[int, int], Range(at_least=1)] = (8, 16),
     ) -> None:
@@ -148,6 +159,7 @@ class ScaleKD(Method):
         self.frequency_weight = frequency_weight
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
+        self.temperature = temperature
         third, fourth, entry = student.stages[2], student.stages[3], teacher.stage_inputs[3]
         self.size = (entry.height, entry.width)
         self.third, self.fourth = nn.ModuleList(), nn.ModuleList()
@@ -183,7 +195,7 @@ class ScaleKD(Method):
             losses.append(loss(read, target) + loss(tokens_to_map(tokens, *target.shape[2:]), target))
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),
-            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits),
+            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits, self.temperature),
             "spatial": self.spatial_weight * losses[0],
             "frequency": self.frequency_weight * losses[1],
         }

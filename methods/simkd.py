@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import BatchNormAnySize, embedding_map, resize_map
-from kdbench.method import positive
 from kdbench.methods.catkd import why_no_class_maps
 
 
@@ -46,11 +47,10 @@ class SimKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        reduction: int = 2,
-        feature_weight: float = 1.0,
+        reduction: Annotated[int, Range(at_least=1)] = 2,
+        feature_weight: Annotated[float, Range(above=0)] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(reduction=reduction, feature_weight=feature_weight)
         self.feature_weight = feature_weight
         width = teacher.stages[-1].channels
         mid = max(width // reduction, 1)

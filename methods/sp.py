@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
+from kdbench.blocks import inner_products
 from kdbench.distributed import gather_batch
-from kdbench.method import non_negative
 
 #: A row below this, of a sample without any activation, is 0 with gradient 0 (normalising it would give one of 1e12).
 _MIN_NORM = 1e-12
@@ -24,9 +26,8 @@ def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 def _similarities(value: Tensor) -> Tensor:
     """(B, B): inner products of the samples, each row with Euclidean norm 1."""
-    flat = value.flatten(1).to(torch.promote_types(value.dtype, torch.float32))
-    with torch.autocast(flat.device.type, enabled=False):  # the differences are small beside the entries
-        gram = flat @ flat.t()
+    flat = value.flatten(1)
+    gram = inner_products(flat, flat)
     norm = torch.linalg.vector_norm(gram, dim=1, keepdim=True)
     return gram / norm.masked_fill(norm <= _MIN_NORM, torch.inf)
 
@@ -37,16 +38,25 @@ class SP(Method):
 
     On the last map before the pooling, class tokens left out; any two shapes, no projector. The batch is that of all
     processes, so that their number changes nothing; the usual code takes the batch of each process.
+
+    Trap: the term falls with the batch, nearly as 1 / B: the weight 3000 belongs to the batch of 64 that it was tuned
+    at (RepDistiller). Suites with larger batches multiply it by B / 64, which is ours.
     """
 
     display, family, fidelity = "SP", "relation", "reference"
     needs = frozenset({"logits", "stages"})
+    follows_batch = frozenset({"sp"})
 
     def __init__(
-        self, student: NetInfo, teacher: NetInfo, task: Task, *, ce_weight: float = 1.0, sp_weight: float = 3000.0
+        self,
+        student: NetInfo,
+        teacher: NetInfo,
+        task: Task,
+        *,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        sp_weight: Annotated[float, Range(at_least=0, search=(300, 300000), scale="log")] = 3000.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, sp_weight=sp_weight)
         self.ce_weight = ce_weight
         self.sp_weight = sp_weight
 

@@ -49,7 +49,7 @@ def _normalise(embedding: Tensor, eps: float) -> Tensor:
 class SRD(Method):
     """Miles and Mikolajczyk, Understanding the Role of the Projector in Knowledge Distillation, AAAI 2024 (arXiv:2303.11098).
 
-    L = ce_weight CE + kd_weight KL(T = 1) + srd_weight SRD. A linear layer brings the student's embedding, the mean over
+    L = ce_weight CE + kd_weight KD + srd_weight SRD. A linear layer brings the student's embedding, the mean over
     the positions of its last stage without class tokens, to the width of the teacher's, the vector before its
     classifier. ``variant`` "distance" is ``srd_loss`` with weight 2, the official code for ResNet34 to ResNet18 on
     ImageNet-1K and the default; "correlation" is ``srd_correlation_loss`` with weight 1, the one for DeiT, which is the
@@ -67,6 +67,11 @@ class SRD(Method):
     display, family, fidelity = "SRD", "hint", "reference"
     needs = frozenset({"logits", "stages", "embedding"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k:vit": {"variant": "correlation", "srd_weight": 1.0}}
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
     citation: ClassVar[dict[str, Any]] = {
         "key": "miles2024srd",
         "authors": "Miles, Roy and Mikolajczyk, Krystian",
@@ -85,13 +90,15 @@ class SRD(Method):
         variant: Literal["distance", "correlation"] = "distance",
         srd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 2.0,
         ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
-        kd_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
         self.loss = {"distance": srd_loss, "correlation": srd_correlation_loss}[variant]
         self.srd_weight = srd_weight
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
+        self.temperature = temperature
         self.project = nn.Linear(student.stages[-1].channels, teacher.embedding_dim)
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
@@ -100,6 +107,6 @@ class SRD(Method):
         projected = self.project(student.stages[-1].map.mean(dim=(2, 3)))
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),
-            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits),
+            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits, self.temperature),
             "srd": self.srd_weight * self.loss(gather_batch(projected), gather_batch(teacher.embedding)),
         }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import BatchNormAnySize
-from kdbench.method import non_negative
 
 
 def srrl_losses(
@@ -53,12 +52,11 @@ class SRRL(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        ce_weight: float = 1.0,
-        feature_weight: float = 1.0,
-        regression_weight: float = 5.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        feature_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        regression_weight: Annotated[float, Range(at_least=0, search=(0.1, 50), scale="log")] = 5.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, feature_weight=feature_weight, regression_weight=regression_weight)
         self.ce_weight = ce_weight
         self.feature_weight = feature_weight
         self.regression_weight = regression_weight

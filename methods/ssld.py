@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
-from kdbench.method import non_negative
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 
 #: Added to both probabilities inside the logarithm, as in the first release.
 _EPS = 1e-10
@@ -41,10 +42,15 @@ class SSLD(Method):
     display, family, fidelity = "SSLD", "logits", "reference"
 
     def __init__(
-        self, student: NetInfo, teacher: NetInfo, task: Task, *, ssld_weight: float = 1.0, ce_weight: float = 0.0
+        self,
+        student: NetInfo,
+        teacher: NetInfo,
+        task: Task,
+        *,
+        ssld_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0, search=(0.01, 1), scale="log")] = 0.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ssld_weight=ssld_weight, ce_weight=ce_weight)
         self.ssld_weight = ssld_weight
         self.ce_weight = ce_weight
 

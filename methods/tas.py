@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, StageInfo, Task, register_method
-from kdbench.blocks import init_like_ofa, one_hot
+from kdbench import Batch, Method, NetInfo, Outputs, Range, StageInfo, Task, register_method
+from kdbench.blocks import init_like_ofa, inner_products, one_hot
 from kdbench.distributed import gather_batch
-from kdbench.errors import HyperparameterError
-from kdbench.method import non_negative, positive
 from kdbench.methods.fofa import PatchGrid
 from kdbench.methods.ofa import ofa_loss
 
@@ -26,7 +25,7 @@ def info_nce(first: Tensor, second: Tensor, temperature: Tensor | float) -> Tens
 
     Unit vectors (B, d); cross-entropy over rows and over columns of the similarities, halved. 0 at batch size 1.
     """
-    similarity = first @ second.T / temperature
+    similarity = inner_products(first, second) / temperature
     same = torch.arange(similarity.shape[0], device=similarity.device)
     return (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
 
@@ -75,13 +74,14 @@ class TAS(Method):
     OFA(p_i, p_j) on pooled features f and class distributions p; j learns from i.
 
     From summaries of the paper, its code unread. Known: the fusion, the three distances, InfoNCE with a learned
-    temperature, OFA's loss. Our choices: pooled features are the vectors before the classifier (a ViT's class token);
-    each goes through a Linear to ``dim`` and L2 normalisation, as widths differ; InfoNCE is symmetric; one temperature
-    per distance, kept in (0.01, 1) by a sigmoid on the log scale, where a clamp would have no gradient at its bounds;
-    the fusion net's features and logits are constants where the student learns from them (otherwise it would be pulled
-    down to the student); the teacher's modules are frozen but pass gradients on; the supervised term has weight 1 and
-    is the student's alone; the Swin block has windows of at most 7 and 32 channels per head, after a norm; for a net
-    with class tokens, L2G learns the ones that enter stage 4. OFA's exponent is 1, as in OFA-KD on CIFAR-100.
+    temperature, OFA's loss, average-pooled features (here the mean of stage 4 over its positions, class tokens left
+    out). Our choices: each feature goes through a Linear to ``dim`` and L2 normalisation, as widths differ; InfoNCE is
+    symmetric; one temperature per distance, kept in (0.01, 1) by a sigmoid on the log scale, where a clamp would have
+    no gradient at its bounds; the fusion net's features and logits are constants where the student learns from them
+    (otherwise it would be pulled down to the student); the teacher's modules are frozen but pass gradients on; the
+    supervised term has weight 1 and is the student's alone; the Swin block has windows of at most 7 and 32 channels per
+    head, after a norm; for a net with class tokens, L2G learns the ones that enter stage 4. OFA's exponent is 1, as in
+    OFA-KD on CIFAR-100.
 
     Traps: D(t, f) also trains the student's shared stages, which is meant; without it training collapses in the paper's
     ablation. The student's own stages are run a second time only where it comes last, then stage 4 of a net that is no
@@ -90,7 +90,8 @@ class TAS(Method):
     """
 
     display, family, fidelity = "TAS (FBT)", "hybrid", "reconstruction"
-    needs = frozenset({"logits", "stages", "embedding", "stagewise"})
+    needs = frozenset({"logits", "stages", "stagewise"})
+    version = 2
 
     def __init__(
         self,
@@ -98,22 +99,16 @@ class TAS(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        ce_weight: float = 1.0,
-        nce_weight: float = 1.0,
-        ofa_weight: float = 1.0,
-        eps: float = 1.0,
-        temperature: float = 0.07,
-        dim: int = 512,
-        window: int = 7,
-        head_dim: int = 32,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        nce_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        ofa_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        eps: Annotated[float, Range(above=0, search=(1, 2))] = 1.0,
+        temperature: Annotated[float, Range(above=0.01, below=1, search=(0.02, 0.5), scale="log")] = 0.07,
+        dim: Annotated[int, Range(at_least=1)] = 512,
+        window: Annotated[int, Range(at_least=1)] = 7,
+        head_dim: Annotated[int, Range(at_least=1)] = 32,
     ) -> None:
         super().__init__(student, teacher, task)
-        non_negative(ce_weight=ce_weight, nce_weight=nce_weight, ofa_weight=ofa_weight)
-        positive(eps=eps, dim=dim, window=window, head_dim=head_dim)
-        if not LOWEST_TEMPERATURE < temperature < HIGHEST_TEMPERATURE:
-            raise HyperparameterError(
-                f"temperature = {temperature!r}: must be above {LOWEST_TEMPERATURE} and below {HIGHEST_TEMPERATURE}"
-            )
         self.ce_weight = ce_weight
         self.nce_weight = nce_weight
         self.ofa_weight = ofa_weight
@@ -121,9 +116,9 @@ class TAS(Method):
         self.student_last = teacher_comes_first(student, teacher)
         first, last = (teacher, student) if self.student_last else (student, teacher)
         self.project = LocalToGlobal(first.stages[2], last.stage_inputs[3], window, head_dim)
-        self.embed_student = nn.Linear(student.embedding_dim, dim)
-        self.embed_teacher = nn.Linear(teacher.embedding_dim, dim)
-        self.embed_fusion = nn.Linear(last.embedding_dim, dim)
+        self.embed_student = nn.Linear(student.stages[-1].channels, dim)
+        self.embed_teacher = nn.Linear(teacher.stages[-1].channels, dim)
+        self.embed_fusion = nn.Linear(last.stages[-1].channels, dim)
         share = math.log(temperature / LOWEST_TEMPERATURE) / math.log(HIGHEST_TEMPERATURE / LOWEST_TEMPERATURE)
         self.raw_temperatures = nn.Parameter(torch.full((3,), math.log(share / (1 - share))))
 
@@ -141,15 +136,15 @@ class TAS(Method):
         return LOWEST_TEMPERATURE * torch.exp(share * math.log(HIGHEST_TEMPERATURE / LOWEST_TEMPERATURE))
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
-        assert student.embedding is not None
-        assert teacher.embedding is not None
-        fused_embedding, fused_logits = self.fuse(student, teacher)
+        assert student.stages is not None
+        assert teacher.stages is not None
+        fused_map, fused_logits = self.fuse(student, teacher)
         # Under autocast the fusion net's logits come in half precision.
         fused_logits = fused_logits.to(torch.promote_types(fused_logits.dtype, student.logits.dtype))
         embedding = {
-            "student": gather_batch(F.normalize(self.embed_student(student.embedding), dim=1)),
-            "teacher": gather_batch(F.normalize(self.embed_teacher(teacher.embedding), dim=1)),
-            "fusion": gather_batch(F.normalize(self.embed_fusion(fused_embedding), dim=1)),
+            "student": _embed(student.stages[-1].map, self.embed_student),
+            "teacher": _embed(teacher.stages[-1].map, self.embed_teacher),
+            "fusion": _embed(fused_map, self.embed_fusion),
         }
         logits = {"student": student.logits, "teacher": teacher.logits, "fusion": fused_logits}
         pairs = (("teacher", "student"), ("teacher", "fusion"), ("fusion", "student"))
@@ -164,17 +159,23 @@ class TAS(Method):
         return terms
 
     def fuse(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        """Embedding (B, d) and logits (B, C) of the fusion net. Stages 1 to 3 have run: their features are at hand."""
+        """Last map (B, c, h, w) and logits (B, C) of the fusion net. Stages 1 to 3 have run: their features are at hand."""
         first, last = (teacher, student) if self.student_last else (student, teacher)
         assert first.stages is not None
         assert last.stagewise is not None
         state = last.stagewise.state_from_map(*self.project(first.stages[2].map))
-        return last.stagewise.head(last.stagewise.stage(4, state))
+        state = last.stagewise.stage(4, state)
+        return state.map, last.stagewise.head(state)[1]
 
 
 def teacher_comes_first(student: NetInfo, teacher: NetInfo) -> bool:
     """Whether the fusion net begins with the teacher: only where the teacher is the one CNN of the pair."""
     return teacher.family == "cnn" and student.family != "cnn"
+
+
+def _embed(feature_map: Tensor, linear: nn.Linear) -> Tensor:
+    """Last maps (B, c, h, w) to unit vectors (world * B, dim): pooled, mapped, gathered over all processes."""
+    return gather_batch(F.normalize(linear(feature_map.mean(dim=(2, 3))), dim=1))
 
 
 def _num_heads(channels: int, head_dim: int) -> int:

@@ -32,7 +32,7 @@ def ufd_channel_loss(student_map: Tensor, teacher_map: Tensor, dc_weight: float,
 class UFD(Method):
     """Unified Frequency Decoupling Knowledge Distillation for Computer Vision (github.com/lusilili/UFD-KD).
 
-    L = ce_weight CE + kd_weight KL(T = 1) + ``ufd_loss`` + ``ufd_channel_loss`` between the last maps. Each of the two has
+    L = ce_weight CE + kd_weight KD + ``ufd_loss`` + ``ufd_channel_loss`` between the last maps. Each of the two has
     its own cross-attention projector (``kdbench.methods.scalekd``) from the student's map to the teacher's positions and
     width. Defaults are the official code's for CIFAR-100 at 224 px and for Swin-T to ResNet18 on ImageNet-1K; for
     Mixer-B/16 to MobileNetV2 it takes ``ac_weight`` 0.035 and ``channel_ac_weight`` 0.0045. KL stands for the code's soft
@@ -50,6 +50,16 @@ class UFD(Method):
 
     display, family, fidelity = "UFD-KD", "hint", "reference"
     needs = frozenset({"logits", "stages", "embedding"})
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cifar100": {"ce_weight": 0.5, "kd_weight": 0.5, "temperature": 1.0},
+        "cifar100-32": {},  # KD's settings
+        "imagenet1k": {"ce_weight": 0.5, "kd_weight": 0.5, "temperature": 1.0},
+    }
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
     citation: ClassVar[dict[str, Any]] = {
         "key": "ufdkd",
         "authors": "{lusilili} and others",
@@ -69,7 +79,8 @@ class UFD(Method):
         channel_dc_weight: Annotated[float, Range(at_least=0, search=(0.0003, 0.03), scale="log")] = 0.003,
         channel_ac_weight: Annotated[float, Range(at_least=0, search=(0.00065, 0.065), scale="log")] = 0.0065,
         ce_weight: Annotated[float, Range(at_least=0)] = 0.5,
-        kd_weight: Annotated[float, Range(at_least=0)] = 0.5,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 0.5,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
         softmax_scale: Annotated[float, Range(above=0)] = 5.0,
         heads: Annotated[int, Range(at_least=1)] = 32,
     ) -> None:
@@ -78,6 +89,7 @@ class UFD(Method):
         self.channel_weights = (channel_dc_weight, channel_ac_weight)
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
+        self.temperature = temperature
         source, target = student.stages[-1], teacher.stages[-1]
         self.size = (target.height, target.width)
         self.spatial, self.channel = (
@@ -103,7 +115,7 @@ class UFD(Method):
         spatial, channel = (tokens_to_map(project(source), *self.size) for project in (self.spatial, self.channel))
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),
-            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits),
+            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits, self.temperature),
             "spatial": ufd_loss(spatial, target, *self.weights),
             "channel": ufd_channel_loss(channel, target, *self.channel_weights),
         }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import kl_divergence, resize_map
-from kdbench.method import non_negative, positive, stage_numbers
+from kdbench.method import stage_numbers
 
 
 def compact_spectrum(feature_map: Tensor, bins: int) -> Tensor:
@@ -51,11 +53,16 @@ class UHKD(Method):
     - both maps: 2-D Fourier transform per channel, log(1 + amplitude), phases dropped, the lowest ``bins`` x ``bins``
       frequencies, standardised over the channels at each frequency;
     - a 1 x 1 convolution adapts the student's spectrum; mean squared error, summed over the stages;
-    - temperature 1 and all weights 1.
+    - the weight of the spectra 1; KD at its own settings on the suite.
     """
 
     display, family, fidelity = "UHKD", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
 
     def __init__(
         self,
@@ -63,17 +70,15 @@ class UHKD(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
-        bins: int = 4,
-        temperature: float = 1.0,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        frequency_weight: float = 1.0,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
+        bins: Annotated[int, Range(at_least=1)] = 4,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        frequency_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
         stage_numbers(stages=stages)
-        positive(bins=bins, temperature=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight, frequency_weight=frequency_weight)
         self.stages = stages
         self.bins = bins
         self.temperature = temperature

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import match_maps
-from kdbench.method import non_negative, positive, stage_numbers
+from kdbench.errors import HyperparameterError
+from kdbench.method import stage_numbers
 
 
 def vid_loss(mean: Tensor, teacher_map: Tensor, alpha: Tensor, min_variance: float = 1e-5) -> Tensor:
@@ -51,16 +53,18 @@ class VID(Method):
         teacher: NetInfo,
         task: Task,
         *,
-        stages: tuple[int, ...] = (1, 2, 3, 4),
-        init_variance: float = 5.0,
-        min_variance: float = 1e-5,
-        ce_weight: float = 1.0,
-        vid_weight: float = 1.0,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
+        init_variance: Annotated[float, Range(above=0)] = 5.0,
+        min_variance: Annotated[float, Range(above=0)] = 1e-5,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        vid_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
         stage_numbers(stages=stages)
-        positive(min_variance=min_variance, **{"init_variance - min_variance": init_variance - min_variance})
-        non_negative(ce_weight=ce_weight, vid_weight=vid_weight)
+        if init_variance <= min_variance:
+            raise HyperparameterError(
+                f"init_variance = {init_variance!r}: must be above min_variance = {min_variance!r}"
+            )
         self.stages = stages
         self.min_variance = min_variance
         self.ce_weight = ce_weight

@@ -66,10 +66,10 @@ def reflections(vectors: Tensor) -> Tensor:
 class VKD(Method):
     """Miles et al., VkD: Improving Knowledge Distillation using Orthogonal Projections, CVPR 2024 (arXiv:2403.06213).
 
-    L = ce_weight CE + kd_weight KL(T = 1) + vkd_weight ``vkd_loss``. The student's embedding, the mean over the positions
+    L = ce_weight CE + kd_weight KD + vkd_weight ``vkd_loss``. The student's embedding, the mean over the positions
     of its last stage without class tokens, goes through a semi-orthogonal projection to the teacher's width. The teacher's
     embedding is the vector before its classifier, in the paper the mean of a RegNetY's last map. Defaults are the
-    official code's for ImageNet-1K; it has none for CIFAR-100.
+    official code's for ImageNet-1K (KD at T = 1); it has none for CIFAR-100.
 
     Ours: CE and KL share the student's only classifier, where the code's DeiT has a head for each; a last stage lies
     before the final norm of ViT, Swin, MLP and ConvNeXt; of a teacher with class tokens the vector before the classifier
@@ -81,6 +81,11 @@ class VKD(Method):
 
     display, family, fidelity = "VkD", "hint", "reference"
     needs = frozenset({"logits", "stages", "embedding"})
+    carries_kd: ClassVar[dict[str, str]] = {
+        "temperature": "temperature",
+        "kd_weight": "kd_weight",
+        "ce_weight": "ce_weight",
+    }
     citation: ClassVar[dict[str, Any]] = {
         "key": "miles2024vkd",
         "authors": "Miles, Roy and Elezi, Ismail and Deng, Jiankang",
@@ -98,12 +103,14 @@ class VKD(Method):
         *,
         vkd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
         ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
-        kd_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
         self.vkd_weight = vkd_weight
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
+        self.temperature = temperature
         self.project = SemiOrthogonal(teacher.embedding_dim, student.stages[-1].channels)
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
@@ -115,6 +122,6 @@ class VKD(Method):
             vkd = vkd_loss(embedding, teacher.embedding.to(weight.dtype), weight)
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),
-            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits),
+            "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits, self.temperature),
             "vkd": self.vkd_weight * vkd,
         }

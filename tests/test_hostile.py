@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from kdbench.engine.checkpoint import checkpoint_path, load_checkpoint, load_checkpoints, save_checkpoint
 from kdbench.errors import KdbenchError
 from kdbench.reporting.published import COLUMNS, load_published
-from kdbench.store.claims import NAME, read_holder
-from kdbench.store.folders import CellFolder, DamagedFileError, load_results, read_json, write_bytes, write_json
+from kdbench.store.claims import read_holder
+from kdbench.store.files import DamagedFileError, read_json, write_bytes, write_json
+from kdbench.store.folders import CellFolder
+from kdbench.store.layout import CLAIM_FILE, Folder
 from kdbench.store.reading import read_history, read_mapping, read_predictions
+from kdbench.store.rows import load_results
 from kdbench.suite.suite import Suite, load_suite
-
-from .conftest import tiny
+from tests.conftest import tiny
 
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
@@ -85,7 +87,7 @@ def test_checkpoint_with_an_object_that_runs_code_is_refused_before_it_runs(tmp_
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
@@ -96,7 +98,7 @@ json_values = st.recursive(
 def test_results_of_any_content_are_sound_or_damaged(tmp_path: Path, raw: bytes, value: Any) -> None:
     folder = tmp_path / "runs" / "s" / "p" / "a--b" / "kd" / "seed0-0123456789"
     for content in (raw, json.dumps(value).encode(), json.dumps({"file_checksum": value}).encode()):
-        for name in ("result.json", "config.json", "failed.json", "skipped.json", NAME):
+        for name in ("result.json", "config.json", "failed.json", "skipped.json", CLAIM_FILE):
             write_bytes(folder / name, content)
         with pytest.raises(DamagedFileError):
             read_json(folder / "result.json")
@@ -117,23 +119,23 @@ def test_history_and_predictions_of_any_content_are_read_or_passed_over(
 ) -> None:
     (tmp_path / "history.csv").write_bytes(raw)
     (tmp_path / "predictions.npz").write_bytes(raw)
-    read_history(tmp_path)
-    assert read_predictions(tmp_path) is None
+    read_history(Folder(tmp_path))
+    assert read_predictions(Folder(tmp_path)) is None
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     (tmp_path / "history.csv").write_bytes(text.getvalue().encode("utf-8", "replace"))
-    read_history(tmp_path)
+    read_history(Folder(tmp_path))
 
 
 def test_predictions_with_an_object_that_runs_code_are_passed_over_before_it_runs(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     names = ("correct", "probability", "predicted")
     np.savez(tmp_path / "predictions.npz", **{name: np.array([Runs(trace)], dtype=object) for name in names})
-    assert read_predictions(tmp_path) is None
+    assert read_predictions(Folder(tmp_path)) is None
     with zipfile.ZipFile(tmp_path / "predictions.npz", "w") as archive:
         for name in names:
             archive.writestr(f"{name}.npy", pickle.dumps(Runs(trace)))
-    assert read_predictions(tmp_path) is None
+    assert read_predictions(Folder(tmp_path)) is None
     assert not trace.exists()
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import kdbench
@@ -13,8 +17,8 @@ TOP = Path(kdbench.__file__).parent
 #: Each imports only what stands after it. ``kdbench`` is the package's own front, ``api`` its functions.
 ORDER = (
     *("methods", "__main__", "cli", "kdbench", "api", "launch", "conformance", "forecast", "engine", "reporting"),
-    *("teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method", "seeding"),
-    *("distributed", "errors"),
+    *("teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method"),
+    *("hyperparameters", "seeding", "distributed", "errors"),
 )
 MOST_AT_THE_TOP, MOST_LINES = 12, 400
 
@@ -64,6 +68,32 @@ def test_packages_import_in_one_direction() -> None:
         if place(target) < place(name)
     ]
     assert not against, "\n".join(against)
+
+
+def test_every_imported_library_is_declared() -> None:
+    project = tomllib.loads((TOP.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    names = {_plain(re.split(r"[\[<>=!~; ]", text)[0]) for text in declared}
+    names |= {"opencv-python", "opencv-python-headless"}  # mmengine's, which an error message is about
+    known = packages_distributions()
+    libraries = {name.split(".")[0] for path in MODULES.values() for name in _all_imports(path)}
+    foreign = libraries - {*sys.stdlib_module_names, "kdbench"}
+    assert not {name for name in foreign if not names & {_plain(found) for found in known.get(name, [name])}}
+
+
+def _all_imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def test_the_top_of_the_package_holds_few_modules() -> None:

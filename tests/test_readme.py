@@ -10,7 +10,8 @@ import pytest
 
 from kdbench.cli.parser import cli
 from kdbench.conformance import check_method
-from kdbench.plugins.registry import METHODS, catalog
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from kdbench.seeding import RandomStream, seed_for
+from kdbench import seeding
+from kdbench.plugins.registry import catalog
+from kdbench.seeding import RandomStream, may_draw_on_host, seed_for
 
 
 def draw() -> list[float]:
@@ -88,3 +91,37 @@ def test_saved_stream_goes_on_where_it_was() -> None:
     again.load_state_dict(torch.load(buffer, weights_only=True))
     with again.active():
         assert [draw(), draw()] == expected
+
+
+def test_a_stream_of_the_device_alone_leaves_the_hosts_generators_and_draws_as_a_whole_one() -> None:
+    whole, device_alone = RandomStream(5), RandomStream(5, host=False)
+    with whole.active():
+        expected = torch.rand(3)
+    random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    here = (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    with device_alone.active():
+        assert torch.equal(torch.rand(3), expected)
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == here  # noqa: NPY002
+    assert device_alone.state_dict()["python"] == RandomStream(5).state_dict()["python"]
+
+
+def test_no_method_of_the_suite_draws_on_the_host_and_a_plugin_may() -> None:
+    class Plugin:
+        __module__ = "kdbench_plugin_x"
+
+    methods = catalog()
+    assert [name for name in methods if may_draw_on_host(methods[name].load())] == []
+    assert may_draw_on_host(Plugin)
+
+
+@pytest.mark.parametrize(
+    "line", ["import random", "import numpy as np", "from numpy import random", "from kdbench.methods.drawn import x"]
+)
+def test_a_method_that_imports_random_or_numpy_may_draw_on_the_host(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {"kdbench.methods.made": f"def f():\n    {line}\n", "kdbench.methods.drawn": "import numpy.random\n"}
+    monkeypatch.setattr(seeding, "importlib", SimpleNamespace(import_module=lambda name: name))
+    monkeypatch.setattr(seeding, "inspect", SimpleNamespace(getsource=sources.get))
+    seeding._names_host_generators.cache_clear()
+    assert may_draw_on_host(type("Made", (), {"__module__": "kdbench.methods.made"}))
+    seeding._names_host_generators.cache_clear()

@@ -13,8 +13,9 @@ from kdbench.cli import console
 from kdbench.cli.options import verb
 from kdbench.cli.values import OneOf
 from kdbench.matrix.request import Request
+from kdbench.plugins.entry import FAMILIES
 from kdbench.plugins.methodtable import extra_parameters, short_count
-from kdbench.plugins.registry import FAMILIES, MethodCatalog, catalog
+from kdbench.plugins.registry import MethodCatalog, catalog
 from kdbench.suite.datasets import DATASETS
 from kdbench.suite.suite import Suite, load_suite, suite_files
 from kdbench.suite.zoo import ZOO

@@ -19,7 +19,8 @@ from kdbench.cli.values import PATH
 from kdbench.errors import UnknownNameError
 from kdbench.matrix.cells import choose_methods
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import MethodEntry, catalog
+from kdbench.plugins.entry import MethodEntry
+from kdbench.plugins.registry import catalog
 from kdbench.plugins.template import check_name, next_steps, write_template
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 from tabulate import tabulate
@@ -18,7 +18,7 @@ from kdbench.launch.choose import Machine, choose_machine, cohorts_of, ready_dat
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
-from kdbench.store.folders import Store
+from kdbench.store.folders import CellState, Store
 from kdbench.teachers.readiness import check_weights, state_of, teachers_of
 
 #: Hours of computing above which a run asks first.
@@ -38,14 +38,15 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
     store.check()
     made, methods = plan_of(request)
     made = check_cells(made)
-    left = [cell for cell in made.cells if store.cell(cell).state() not in ("done", "failed")]
+    states = store.scan(made.cells)
+    left = [cell for cell in made.cells if states[cell.folder].state not in ("done", "failed")]
     machine = choose_machine(request, made)
     if request.download:
         with console.download_bar() as bar:
             ready_data(made, console.note, bar)
-    cohorts = cohorts_of(made, left, store, machine, console.progress)
-    cost = _estimate(made, cohorts, store, machine, probe=not no_probe) if cohorts else None
-    print_plan(made, store, cohorts, cost, all_cells)
+    cohorts = cohorts_of(made, left, states, machine, console.progress)
+    cost = _estimate(made, cohorts, store, states, machine, probe=not no_probe) if cohorts else None
+    print_plan(made, store, states, cohorts, cost, all_cells)
     try:
         with console.download_bar() as bar:
             check_weights(teachers_of(left), store, request, console.note, bar if request.download else None)
@@ -56,12 +57,20 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
     return console.plugin_errors(methods.errors)
 
 
-def _estimate(plan: Plan, cohorts: Sequence[Cohort], store: Store, machine: Machine, probe: bool) -> Estimate:
+def _estimate(
+    plan: Plan,
+    cohorts: Sequence[Cohort],
+    store: Store,
+    states: Mapping[str, CellState],
+    machine: Machine,
+    probe: bool,
+) -> Estimate:
     request = plan.request
     return estimate(
         plan,
         cohorts,
         store,
+        states,
         machine.workers,
         device=request.device,
         data=request.data_folder,
@@ -81,7 +90,12 @@ def check_hours(cost: Estimate, limit: float | None) -> None:
 
 
 def check_cost(
-    plan: Plan, cohorts: Sequence[Cohort], store: Store, machine: Machine, ask_above: float = LONG_RUN_HOURS
+    plan: Plan,
+    cohorts: Sequence[Cohort],
+    store: Store,
+    states: Mapping[str, CellState],
+    machine: Machine,
+    ask_above: float = LONG_RUN_HOURS,
 ) -> None:
     """Refuse a run beyond ``--max-hours``, and ask before one of more than ``ask_above`` hours.
 
@@ -94,20 +108,18 @@ def check_cost(
     limits = [limit for limit in (request.max_hours, None if request.yes else ask_above) if limit is not None]
     if not limits:
         return
-    cost = _estimate(plan, cohorts, store, machine, probe=False)
+    cost = _estimate(plan, cohorts, store, states, machine, probe=False)
     guessed = sum(job.seconds * (GUESS_MARGIN if job.source == "guessed" else 2.0) for job in cost.jobs)
     if guessed < min(limits) * 3600:
         return
-    if machine.is_here:  # elsewhere, steps timed here tell nothing
-        cost = _estimate(plan, cohorts, store, machine, probe=True)
+    if machine.is_here:  # steps timed here do not apply elsewhere
+        cost = _estimate(plan, cohorts, store, states, machine, probe=True)
     check_hours(cost, request.max_hours)
     if request.yes or cost.compute_seconds <= ask_above * 3600:
         return
     answer = console.confirm(f"The plan is estimated to take {_hours(cost)}. Start?")
     if answer is None:
-        raise KdbenchError(
-            f"the plan is estimated to take {_hours(cost)}; to run it all the same: {command_given()} --yes"
-        )
+        raise KdbenchError(f"the plan is estimated to take {_hours(cost)}; to run it anyway: {command_given()} --yes")
     if not answer:
         raise KdbenchError("nothing was started")
 
@@ -120,10 +132,16 @@ def _hours(cost: Estimate) -> str:
     )
 
 
-def print_plan(plan: Plan, store: Store, cohorts: Sequence[Cohort], cost: Estimate | None, all_cells: bool) -> None:
+def print_plan(
+    plan: Plan,
+    store: Store,
+    states: Mapping[str, CellState],
+    cohorts: Sequence[Cohort],
+    cost: Estimate | None,
+    all_cells: bool,
+) -> None:
     """What will be trained together, what is skipped and why, and what it costs."""
-    states = {cell.folder: store.cell(cell).state() for cell in plan.cells}
-    counts = Counter(states.values())
+    counts = Counter(state.state for state in states.values())
     skipped = {"skipped": len(plan.skipped)} if plan.skipped else {}
     known = {**{STATE_WORDS.get(state, state): count for state, count in counts.items()}, **skipped}
     lines = [
@@ -136,10 +154,10 @@ def print_plan(plan: Plan, store: Store, cohorts: Sequence[Cohort], cost: Estima
     if cost is not None:
         lines += ["\ncohorts (trained in lockstep, one teacher forward)", _cohorts_table(cohorts, cost)]
     if all_cells:
-        lines += ["\ncells", *(f"  {cell.key}  {states[cell.folder]}  {cell.folder}" for cell in plan.cells)]
+        lines += ["\ncells", *(f"  {cell.key}  {states[cell.folder].state}  {cell.folder}" for cell in plan.cells)]
     lines += _reasons("skipped", plan.skipped) + _reasons("cannot be imported", plan.broken)
     if cost is None:
-        retry = f"; {counts['failed']} failed, which run --retry-failed tries again" if counts["failed"] else ""
+        retry = f"; {counts['failed']} failed, which run --retry-failed trains again" if counts["failed"] else ""
         lines.append(f"\nnothing is left to train{retry}")
     else:
         lines.append(

@@ -75,7 +75,7 @@ class Progress(Follower):
             self.failures.append(f"{event['cell']}: {event['reason']}")
         elif kind == "restarted":
             job.update(state="waiting", note="")
-            self.failures.append(f"{event['job']}: {event['error']}; started again from its last checkpoint")
+            self.failures.append(f"{event['job']}: {event['error']}; restarted from its last checkpoint")
         elif kind == "finished":
             job["state"] = "finished"
             if event["error"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, plan_of, verb
@@ -28,7 +28,7 @@ from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.store.folders import Store
+from kdbench.store.folders import CellState, Store
 from kdbench.store.rows import load_results
 from kdbench.teachers.readiness import check_accuracies, check_weights, drop_damaged, teachers_of
 
@@ -56,9 +56,9 @@ def _run(request: Request, together: bool = False) -> int:
     plan = check_cells(plan)
     check_device(request)
     final = ("done",) if request.retry_failed else ("done", "failed")
-    states = {cell.folder: store.cell(cell).state() for cell in plan.cells}
-    if any(state != "done" for state in states.values()):
-        left = [cell for cell in plan.cells if states[cell.folder] not in final]
+    states = store.scan(plan.cells)
+    if any(state.state != "done" for state in states.values()):
+        left = [cell for cell in plan.cells if states[cell.folder].state not in final]
         with console.download_bar() as bar:
             ready_data(plan, console.note, bar)
             check_weights(teachers_of(left), store, request, console.note, bar if request.download else None)
@@ -67,7 +67,7 @@ def _run(request: Request, together: bool = False) -> int:
     todo = classify_cells(plan, store, console.note)
     if todo.train:
         try:
-            summary = _train(plan, todo, store, choose_machine(request, plan, together))
+            summary = _train(plan, todo, store, states, choose_machine(request, plan, together))
         except KeyboardInterrupt:
             done = sum(store.cell(cell).state() == "done" for cell in plan.cells)
             console.say(
@@ -93,9 +93,9 @@ def _run(request: Request, together: bool = False) -> int:
     return 1 if summary.failed or problems else 0
 
 
-def _train(plan: Plan, todo: Todo, store: Store, machine: Machine) -> Summary:
-    cohorts = cohorts_of(plan, todo.train, store, machine, console.progress)
-    check_cost(plan, cohorts, store, machine)
+def _train(plan: Plan, todo: Todo, store: Store, states: Mapping[str, CellState], machine: Machine) -> Summary:
+    cohorts = cohorts_of(plan, todo.train, states, machine, console.progress)
+    check_cost(plan, cohorts, store, states, machine)
     console.say(_opening(plan, todo, cohorts, machine))
     launcher = launcher_of(plan, machine)
     teachers = teachers_of(todo.train)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.conformance.findings import Wrong, one_line
 from kdbench.engine.optim import build_optim_wrapper
 from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
@@ -21,7 +21,7 @@ from kdbench.suite.net import FAMILIES, NetSpec
 from kdbench.suite.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
 CLASSES = 7
-SAMPLES = 56
+SAMPLES = 128
 BATCH = 8
 EPOCHS = 50
 
@@ -87,18 +87,15 @@ def _net(family: str, teacher: bool, /) -> tuple[TappedNet, NetInfo]:
 
 
 def teacher_hashes() -> dict[str, str]:
-    """Checksums of the teachers, which all trials share."""
+    """Checksums of the teachers, shared by all trials."""
     return {family: state_hash(_net(family, True)[0]) for family in FAMILIES}
 
 
 def teachers_are_frozen() -> bool:
     """Whether no teacher was unfrozen, got a gradient, or left eval mode."""
-    nets = [_net(family, True)[0] for family in FAMILIES]
-    return all(
-        not any(module.training for module in net.modules())
-        and all(parameter.grad is None and not parameter.requires_grad for parameter in net.parameters())
-        for net in nets
-    )
+    nets = torch.nn.ModuleList(_net(family, True)[0] for family in FAMILIES)
+    frozen = all(parameter.grad is None and not parameter.requires_grad for parameter in nets.parameters())
+    return frozen and not any(module.training for net in nets for module in net.modules())
 
 
 def renew_nets() -> None:
@@ -146,16 +143,11 @@ def sample(size: int = BATCH, start: int = 0, *, mixed: bool = False, epoch: int
 
 
 class Trial:
-    """A method with nets of its own on one pair, stepped as the engine steps a cell.
+    """A method with its own nets on one pair, stepped as the engine steps a cell. Raises whatever the method raises.
 
     Args:
-        cls: the method's class.
-        pair: the families.
         hyperparameters: those that differ from the defaults.
-        seed: of the method's initial parameters and of everything drawn in a step.
-
-    Raises:
-        Exception: whatever the method raises.
+        seed: of the method's initial parameters and of all random numbers in a step.
     """
 
     def __init__(
@@ -175,11 +167,10 @@ class Trial:
         self._wrapper: Any = None
 
     def student_outputs(self, data: Sample) -> Outputs:
-        """What the student gives to the method."""
         return self._outputs(self.student, data)
 
     def teacher_outputs(self, data: Sample) -> Outputs | None:
-        """What the teacher gives; None for a method without one."""
+        """None for a method without a teacher."""
         if not self.method.uses_teacher:
             return None
         with torch.no_grad():
@@ -202,17 +193,14 @@ class Trial:
         try:
             terms = self.method(data.batch, student, teacher)
         except Exception as error:
-            raise Wrong("terms", f"forward raised {one_line(error)}; {self._hint(error)}", trace(error)) from error
+            raise Wrong("terms", f"forward raised {one_line(error)}; {self._hint(error)}", error) from error
         return checked_terms(terms)
 
     def _hint(self, error: Exception) -> str:
         """What to do about an exception in forward."""
-        about_none = "NoneType" in str(error) or isinstance(error, AssertionError)
-        missing = sorted({"stages", "embedding", "classifier", "stagewise", "strong"} - self.needs)
-        if about_none and missing:
-            return (
-                f"a field of Outputs that needs does not name is None: add what you use to needs ({', '.join(missing)})"
-            )
+        missing = ", ".join(sorted({"stages", "embedding", "classifier", "stagewise", "strong"} - self.needs))
+        if missing and ("NoneType" in str(error) or isinstance(error, AssertionError)):
+            return f"a field of Outputs that needs does not name is None: add what you use to needs ({missing})"
         return "correct it (KDBENCH_DEBUG=1 shows the traceback)"
 
     def step(self, data: Sample) -> dict[str, Tensor]:
@@ -235,7 +223,7 @@ class Trial:
                 "student",
                 f"the backward pass raised {one_line(error)}; the terms must depend on the student's outputs by "
                 "differentiable operations, and buffers must be cloned before they change",
-                trace(error),
+                error,
             ) from error
 
     @property
@@ -267,15 +255,11 @@ def checked_terms(terms: Any) -> dict[str, Tensor]:
         if not isinstance(term, Tensor):
             raise Wrong("terms", f"loss term {name!r} is a {type(term).__name__}; return a scalar tensor")
         if term.numel() != 1:
-            raise Wrong(
-                "terms",
-                f"loss term {name!r} has the shape {tuple(term.shape)}; reduce it to a scalar, for example by mean()",
-            )
+            advice = "reduce it to a scalar, for example by mean()"
+            raise Wrong("terms", f"loss term {name!r} has the shape {tuple(term.shape)}; {advice}")
         if not bool(term.isfinite().all()):
-            raise Wrong(
-                "terms",
-                f"loss term {name!r} is {float(term.detach()):g}; make it finite (log_softmax, a lower bound for divisors)",
-            )
+            advice = "make it finite (log_softmax, a lower bound for divisors)"
+            raise Wrong("terms", f"loss term {name!r} is {float(term.detach()):g}; {advice}")
     return terms
 
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from kdbench.conformance.bench import CLASSES, PAIRS, SAMPLES, Pair, Trial, net_info
-from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.conformance.findings import Wrong, one_line
 from kdbench.errors import UnsupportedPairError
 from kdbench.method import NEEDS, Method, Task
-from kdbench.plugins.registry import MethodEntry
+from kdbench.plugins.entry import MethodEntry
 from kdbench.suite.datasets import DATASETS
+from kdbench.suite.suite import suite_files
 
-_PRESETS = tuple(dict.fromkeys(("cifar100", "cifar100-32", "imagenet1k", *DATASETS)))
+_PRESETS = tuple(dict.fromkeys((*DATASETS, *suite_files())))
 
 
 def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
     """What the file declares, against what the class has."""
-
-    def wrong(advice: str) -> Wrong:
-        return Wrong("declaration", advice)
-
+    wrong = partial(Wrong, "declaration")
     if not issubclass(cls, Method):
         yield wrong(f"{cls.__name__} is no subclass of Method; write class {cls.__name__}(Method)")
         return
@@ -48,29 +47,30 @@ def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
             yield wrong(
                 f"the default of {name}, {parameter.default!r}, is no {parameter.annotation}; correct one of them"
             )
-    for dataset in entry.presets:
+    for key in entry.presets:
+        dataset, _, family = key.partition(":")
         if dataset not in _PRESETS:
             yield wrong(f"presets names the data set {dataset!r}; known are {', '.join(_PRESETS)}")
         try:
             possible = (pair for pair in PAIRS if reason_against(cls, pair) is None)
-            Trial(cls, next(possible), entry.resolve(dataset))
+            Trial(cls, next(possible), entry.resolve(dataset, family=family))
         except (UnsupportedPairError, Wrong, StopIteration):
             pass  # not the preset's fault; other checks say it
         except Exception as error:
-            yield wrong(f"the preset of {dataset} cannot be built ({one_line(error)}); correct its names and values")
+            yield wrong(f"the preset {key!r} cannot be built ({one_line(error)}); correct its names and values")
 
 
 def reason_against(cls: type[Method], pair: Pair) -> str | None:
     """What ``supports`` says against a pair.
 
     Raises:
-        Wrong: if it raises or says something that is no sentence.
+        Wrong: if it raises or returns something else than a sentence.
     """
     try:
         reason: Any = cls.supports(net_info(pair.student, False), net_info(pair.teacher, True))
     except Exception as error:
         raise Wrong(
-            "build", f"supports() raised {one_line(error)}; return a reason, or None when the pair runs", trace(error)
+            "build", f"supports() raised {one_line(error)}; return a reason, or None when the pair runs", error
         ) from error
     if reason is not None and not (isinstance(reason, str) and reason.strip()):
         raise Wrong(
@@ -97,13 +97,13 @@ def built(cls: type[Method], pair: Pair) -> Trial:
             "build",
             f"__init__ raised {one_line(error)} where a plan is checked (device meta); size modules from NetInfo and "
             "StageInfo, and read no value of a tensor there",
-            trace(error),
+            error,
         ) from error
     try:
         trial = Trial(cls, pair)
     except Exception as error:
         raise Wrong(
-            "build", f"__init__ raised {one_line(error)}; build it from NetInfo, StageInfo and Task alone", trace(error)
+            "build", f"__init__ raised {one_line(error)}; build it from NetInfo, StageInfo and Task alone", error
         ) from error
     if not isinstance(getattr(trial.method, "task", None), Task):
         raise Wrong("build", "the method has no task; begin __init__ with super().__init__(student, teacher, task)")

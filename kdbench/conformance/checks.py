@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.conformance.bench import BATCH, CLASSES, Pair, Trial, sample, with_logits
+from kdbench.conformance.bench import BATCH, CLASSES, SAMPLES, Pair, Trial, sample, with_logits
 from kdbench.conformance.building import built, shapes_of
-from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.conformance.findings import Wrong, one_line
 from kdbench.conformance.watch import Given, Reads, marks
 from kdbench.method import Method, Outputs
 from kdbench.nets.tapped import state_hash
 
 #: Steps within which the loss of one repeated batch must have fallen, and by which share of its size.
 STEPS, FALL = 40, 0.01
+#: Factor by which a loss term may change between batches of 8 and of 128: the root of their ratio.
+SCALE = 4.0
 #: Difference of logits at which everything must stay finite.
 GAP = 1000.0
-#: By how much a sure student's logit lies above the rest: in single precision 1 - p rounds to 0, up to a temperature of 7.
+#: Margin of a sure student's logit above the rest: in single precision 1 - p rounds to 0, up to a temperature of 7.
 SURE = 120.0
 
 
@@ -71,12 +75,10 @@ def _after_backward(trial: Trial, teacher_hash: str) -> Iterator[Wrong]:
             "student",
             "no gradient reaches the student's backbone; compute a term from the student's outputs without detach()",
         )
+    guard = "guard roots, logarithms and divisions at 0"
     for name, parameter in trial.student.net.named_parameters():
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            yield Wrong(
-                "student",
-                f"the gradient of the student's {name} is not finite; guard roots, logarithms and divisions at 0",
-            )
+            yield Wrong("student", f"the gradient of the student's {name} is not finite; {guard}")
             break
     if any(parameter.grad is not None for parameter in trial.teacher.parameters()):
         yield Wrong("teacher", "the teacher received a gradient; do not unfreeze its parameters")
@@ -96,25 +98,51 @@ def _after_backward(trial: Trial, teacher_hash: str) -> Iterator[Wrong]:
                 f"parameter {name} gets no gradient; use it in a loss term, or make it a buffer or requires_grad=False",
             )
         elif not bool(parameter.grad.isfinite().all()):
-            yield Wrong(
-                "parameters",
-                f"the gradient of parameter {name} is not finite; guard roots, logarithms and divisions at 0",
-            )
+            yield Wrong("parameters", f"the gradient of parameter {name} is not finite; {guard}")
 
 
 def batch_of_one(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     trial = Trial(cls, pair)
     advice = "relations need a second sample and batch statistics more than one value: give them a value for one"
-    with trial.stream.active(), _as("batch of one", advice):
+    with _finite(trial, "batch of one", "on a single image", advice):
         terms = trial.terms(sample(1))
         trial.backward(terms)
-        _need_finite(trial, "batch of one", "the gradient of {} is not finite on a single image; " + advice)
+    with trial.stream.active():
         usual = trial.terms(sample())
     if list(usual) != list(terms):
         yield Wrong(
             "batch of one",
             f"the terms are {', '.join(usual)}, for one image {', '.join(terms)}; return the same names always",
         )
+
+
+def batch_size(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    found = terms_by_batch(cls, pair, BATCH, SAMPLES)
+    for name in sorted(set(cls.follows_batch) - set(found)):
+        yield Wrong("batch size", f"follows_batch names {name!r}, the terms are {', '.join(found)}")
+    for name, (small, large) in found.items():
+        seen = f"loss term {name!r} is {large:.3g} in a batch of {SAMPLES} and {small:.3g} in batches of {BATCH}"
+        follows = not 1 / SCALE < large / small < SCALE
+        if follows and name not in cls.follows_batch:
+            yield Wrong("batch size", f"{seen}; divide by what grows with the batch, or name the term in follows_batch")
+        elif name in cls.follows_batch and not follows:
+            yield Wrong("batch size", f"{seen}; take it out of follows_batch")
+
+
+def terms_by_batch(cls: type[Method], pair: Pair, small: int, large: int) -> dict[str, tuple[float, float]]:
+    """Absolute values of the loss terms on the same samples, in batches of ``small`` (their mean) and in one of ``large``.
+
+    Terms that are nothing beside the others are left out.
+    """
+    means: list[dict[str, float]] = []
+    for size in (small, large):
+        trial = Trial(cls, pair)
+        with trial.stream.active():
+            steps = [trial.terms(sample(size, start)) for start in range(0, large, size)]
+        values = [{name: abs(float(term.detach())) for name, term in terms.items()} for terms in steps]
+        means.append({name: sum(value[name] for value in values) / len(values) for name in values[0]})
+    least = 1e-6 * sum(means[0].values())
+    return {name: (before, means[1][name]) for name, before in means[0].items() if before > least}
 
 
 def learning(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
@@ -149,11 +177,8 @@ def extreme_logits(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
                 push = sure[name] if name in who else 0
                 changed[name] = outputs and with_logits(outputs, push, dtype)
             kind = str(dtype).removeprefix("torch.")
-            with trial.stream.active(), _as("logits", f"with {kind} logits {GAP:g} apart; {advice}"):
+            with _finite(trial, "logits", f"with {kind} logits {GAP:g} apart", advice):
                 trial.backward(trial.terms(data, changed["student"], changed["teacher"]))
-                _need_finite(
-                    trial, "logits", f"the gradient of {{}} is not finite with {kind} logits {GAP:g} apart; {advice}"
-                )
     yield from ()
 
 
@@ -162,32 +187,26 @@ def sure_student(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     trial = Trial(cls, pair)
     data = sample()
     classifier: Any = trial.student.classifier
-    with (
-        torch.no_grad()
-    ):  # in the bias, so that class maps are as sure as the logits; right for some images, wrong for others
+    # In the bias, so that class maps are as sure as the logits; right for some images, wrong for others.
+    with torch.no_grad():
         classifier.bias[data.batch.labels[0]] += SURE
-    with trial.stream.active(), _as("sure student", f"with a student logit {SURE:g} above the rest; {advice}"):
+    with _finite(trial, "sure student", f"with a student logit {SURE:g} above the rest", advice):
         trial.backward(trial.terms(data))
-        _need_finite(
-            trial,
-            "sure student",
-            f"the gradient of {{}} is not finite with a student logit {SURE:g} above the rest; {advice}",
-        )
     yield from ()
 
 
 def precision(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     advice = "bring tensors to one dtype before they meet, and take what needs precision in float32"
     trial = Trial(cls, pair)
-    with trial.stream.active(), _as("precision", f"under autocast to bfloat16; {advice}"):
+    with _finite(trial, "precision", "under autocast to bfloat16", advice):
         with torch.autocast("cpu", torch.bfloat16):
             terms = trial.terms(sample())
         trial.backward(terms)
-        _need_finite(trial, "precision", f"the gradient of {{}} is not finite under autocast to bfloat16; {advice}")
     yield from ()
 
 
 def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    wrong = partial(Wrong, "state")
     trial = Trial(cls, pair)
     for number in range(2):
         trial.step(sample(start=number * BATCH))
@@ -196,10 +215,8 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
         torch.save(trial.method.state_dict(), buffer)
         saved = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     except Exception as error:
-        raise Wrong(
-            "state",
-            f"its state_dict cannot be saved and loaded ({one_line(error)}); keep only tensors in it",
-            trace(error),
+        raise wrong(
+            f"its state_dict cannot be saved and loaded ({one_line(error)}); keep only tensors in it", error
         ) from error
     other = Trial(cls, pair, seed=1)
     other.student.load_state_dict(trial.student.state_dict())
@@ -207,10 +224,9 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     try:
         other.method.load_state_dict(saved)
     except Exception as error:
-        raise Wrong(
-            "state",
+        raise wrong(
             f"a fresh instance cannot load its state_dict ({one_line(error)}); give every buffer its shape in __init__",
-            trace(error),
+            error,
         ) from error
     for data in (sample(start=2 * BATCH), sample(start=3 * BATCH)):
         pair_of_terms = []
@@ -218,59 +234,54 @@ def state(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             with instance.stream.active():
                 pair_of_terms.append(instance.terms(data))
         if not _equal(*pair_of_terms):
-            yield Wrong(
-                "state",
-                "after loading its state_dict the loss differs; keep all that it depends on in parameters and buffers",
+            yield wrong(
+                "after loading its state_dict the loss differs; keep all that it depends on in parameters and buffers"
             )
             return
     if not torch.equal(_prediction(trial, sample()), _prediction(other, sample())):
-        yield Wrong(
-            "state",
-            "after loading its state_dict the prediction differs; keep all that predict uses in parameters and buffers",
+        yield wrong(
+            "after loading its state_dict the prediction differs; keep all that predict uses in parameters and buffers"
         )
 
 
 def seeds(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    wrong = partial(Wrong, "seed")
     first, second = Trial(cls, pair), Trial(cls, pair)
     if not _equal(first.method.state_dict(), second.method.state_dict()):
-        yield Wrong(
-            "seed", "two instances from one seed differ; draw initial values from torch's default generator only"
-        )
+        yield wrong("two instances from one seed differ; draw initial values from torch's default generator only")
         return
     for number in range(2):
         data = sample(start=number * BATCH)
         if not _equal(first.step(data), second.step(data)):
-            yield Wrong(
-                "seed",
+            yield wrong(
                 "the same seed gives another loss; draw from the default generators, and let nothing depend on time, "
-                "id() or the order of sets",
+                "id() or the order of sets"
             )
             return
     other = Trial(cls, pair, seed=1)
     for trial in (first, other):
         trial.step(sample())
     if torch.equal(first.stream.state_dict()["torch"], other.stream.state_dict()["torch"]):
-        yield Wrong("seed", "forward seeds torch's generator; never call manual_seed, each cell has its own stream")
+        yield wrong("forward seeds torch's generator; never call manual_seed, each cell has its own stream")
 
 
 def prediction(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
+    wrong = partial(Wrong, "prediction")
     trial = Trial(cls, pair)
     trial.step(sample())
     for size in (BATCH, 1):
         try:
             logits = _prediction(trial, sample(size))
         except Exception as error:
-            raise Wrong(
-                "prediction",
-                f"predict raised {one_line(error)}; use only what predict_needs names, and no teacher",
-                trace(error),
+            raise wrong(
+                f"predict raised {one_line(error)}; use only what predict_needs names, and no teacher", error
             ) from error
         if not isinstance(logits, Tensor) or logits.shape != (size, CLASSES):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            yield Wrong("prediction", f"predict returned {shape} for {size} images; return logits of shape (B, C)")
+            yield wrong(f"predict returned {shape} for {size} images; return logits of shape (B, C)")
             return
         if not bool(logits.isfinite().all()):
-            yield Wrong("prediction", "predict returned values that are not finite; check the buffers that it uses")
+            yield wrong("predict returned values that are not finite; check the buffers that it uses")
             return
 
 
@@ -304,25 +315,19 @@ def _prediction(trial: Trial, data: Any) -> Tensor:
         trial.method.train()
 
 
-class _as:
-    """Report what goes wrong inside under another check, with a hint."""
-
-    def __init__(self, check: str, hint: str) -> None:
-        self.check, self.hint = check, hint
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, tb: Any) -> None:
-        if isinstance(error, Wrong) and error.check != self.check:
-            seen = error.advice.split("; ")[0]
-            raise Wrong(self.check, f"{seen}: {self.hint}", error.details) from error
-
-
-def _need_finite(trial: Trial, check: str, sentence: str) -> None:
+@contextlib.contextmanager
+def _finite(trial: Trial, check: str, situation: str, advice: str) -> Iterator[None]:
+    """Report wrong terms and gradients that are not finite after the block under ``check``."""
+    try:
+        with trial.stream.active():
+            yield
+    except Wrong as error:
+        seen = error.advice.split("; ")[0]
+        raise Wrong(check, f"{seen}: {situation}; {advice}", error.__cause__) from error
     named = (*trial.student.net.named_parameters(prefix="student"), *trial.method.named_parameters(prefix="method"))
     for name, parameter in named:
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            raise Wrong(check, sentence.format(name))
+            raise Wrong(check, f"the gradient of {name} is not finite {situation}; {advice}")
 
 
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
@@ -334,6 +339,7 @@ Check = Callable[[type[Method], Pair], Iterator[Wrong]]
 #: What every supported pair must pass, and what one, two or three pairs show (each family once on each side).
 ON_EVERY_PAIR: Sequence[tuple[str, Check]] = (("terms", one_step), ("batch of one", batch_of_one))
 ON_SOME_PAIRS: Sequence[tuple[str, Check, int]] = (
+    ("batch size", batch_size, 1),
     ("learning", learning, 3),
     ("logits", extreme_logits, 2),
     ("sure student", sure_student, 3),

@@ -1,4 +1,4 @@
-"""What the checks are called, and what they report."""
+"""The names of the checks, and their findings."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ CHECKS: dict[str, str] = {
     "parameters": "each of its trainable parameters gets a finite gradient and sits in a group of the optimiser",
     "in place": "it writes into nothing that it was given: batch, images, outputs of the teacher",
     "batch of one": "it runs on a single image, with finite terms and gradients and the same names of terms",
+    "batch size": "its terms keep their order of magnitude in a batch of 128 instead of 8, or follows_batch names them",
     "learning": "the loss falls when one batch is repeated",
     "logits": "terms and gradients are finite for logits 1000 apart, in single precision and in bfloat16",
     "sure student": "terms and gradients are finite in single precision for a student logit 120 above the rest",
@@ -78,13 +79,13 @@ class Examination:
 
 
 class Wrong(Exception):
-    """Raised inside a check: the sentence for the author."""
+    """Raised or yielded by a check: the sentence for the author; ``cause`` is the exception behind it."""
 
-    def __init__(self, check: str, advice: str, details: str = "") -> None:
+    def __init__(self, check: str, advice: str, cause: BaseException | None = None) -> None:
         super().__init__(advice)
         self.check = check
         self.advice = advice
-        self.details = details
+        self.details = trace(cause) if cause else ""
 
 
 def one_line(error: BaseException) -> str:

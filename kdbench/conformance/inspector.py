@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from kdbench.conformance import watch
 from kdbench.conformance.bench import PAIRS, Pair, renew_nets, teacher_hashes, teachers_are_frozen
 from kdbench.conformance.building import declaration, reason_against
-from kdbench.conformance.checks import ON_EVERY_PAIR, ON_SOME_PAIRS, Check
+from kdbench.conformance.checks import ON_EVERY_PAIR, ON_SOME_PAIRS
 from kdbench.conformance.findings import Examination, Failure, Skip, Wrong, merged, one_line, trace
 from kdbench.conformance.settings import ranges, settings
 from kdbench.errors import UnsupportedPairError
-from kdbench.method import Method
-from kdbench.plugins.registry import MethodEntry
+from kdbench.method import NEEDS, Method
+from kdbench.plugins.entry import MethodEntry
 
 #: The order in which pairs are chosen for checks that need only some: the first three have each family on either side.
 _PREFERRED = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"), *PAIRS)
 
 
 def check_method(entry: MethodEntry, skips: list[Skip] | None = None) -> list[Failure]:
-    """Run all checks of a method and return those it does not pass; empty when it conforms.
+    """Run all checks of a method (from ``kdbench.plugins.registry.catalog(plugins)``) and return the failures.
 
     Args:
-        entry: the method, from ``kdbench.plugins.registry.catalog(plugins)``.
-        skips: if given, the pairs that the method says it cannot run on are added to it.
+        skips: if given, the pairs that the method refuses are added to it.
     """
     found = examine(entry)
     if skips is not None:
@@ -34,12 +34,7 @@ def check_method(entry: MethodEntry, skips: list[Skip] | None = None) -> list[Fa
 
 
 def examine(entry: MethodEntry, progress: Callable[[str], None] = lambda check: None) -> Examination:
-    """Run all checks of a method.
-
-    Args:
-        entry: the method.
-        progress: called with the name of each check before it runs.
-    """
+    """Run all checks of a method; ``progress`` is called with the name of each before it runs."""
     begun = time.monotonic()
     inspector = _Inspector(entry, progress)
     before, teachers = watch.global_state(), teacher_hashes()
@@ -65,9 +60,8 @@ class _Inspector:
         cls = self._imported()
         if cls is None:
             return
-        before = len(self.failures)
-        self._guard("declaration", (), lambda: declaration(self.entry, cls))
-        if not issubclass(cls, Method) or (len(self.failures) > before and not self._has_known_needs(cls)):
+        self._guard("declaration", (), partial(declaration, self.entry, cls))
+        if not issubclass(cls, Method) or not set(cls.needs) | set(cls.predict_needs) <= NEEDS:
             return
         sound = self._every_pair(cls)
         if not sound:
@@ -75,9 +69,9 @@ class _Inspector:
         some = [pair for pair in dict.fromkeys(_PREFERRED) if pair in sound]
         for name, check, number in ON_SOME_PAIRS:
             for pair in some[:number]:
-                self._on_pair(name, check, cls, pair)
-        self._guard("ranges", (), lambda: ranges(self.entry, cls, some[0]))
-        self._guard("settings", (), lambda: settings(self.entry, cls, some[:3]))
+                self._guard(name, (str(pair),), partial(check, cls, pair))
+        self._guard("ranges", (), partial(ranges, self.entry, cls, some[0]))
+        self._guard("settings", (), partial(settings, self.entry, cls, some[:3]))
 
     def _imported(self) -> Any:
         self.progress("import")
@@ -90,14 +84,8 @@ class _Inspector:
             self.fail("import", (), f"{one_line(error)}; correct what its traceback shows (KDBENCH_DEBUG=1)", details)
             return None
 
-    @staticmethod
-    def _has_known_needs(cls: type[Method]) -> bool:
-        from kdbench.method import NEEDS
-
-        return set(cls.needs) | set(cls.predict_needs) <= NEEDS
-
     def _every_pair(self, cls: type[Method]) -> list[Pair]:
-        """Run what every pair must pass; the pairs that it went through."""
+        """Run the checks of every pair; returns the pairs that pass."""
         sound = []
         for pair in PAIRS:
             try:
@@ -109,7 +97,7 @@ class _Inspector:
                 self.skips.append(Skip(self.entry.name, str(pair), reason))
                 continue
             for name, check in ON_EVERY_PAIR:
-                if not self._on_pair(name, check, cls, pair):
+                if not self._guard(name, (str(pair),), partial(check, cls, pair)):
                     break
             else:
                 sound.append(pair)
@@ -117,11 +105,8 @@ class _Inspector:
             self.fail("build", (), "supports() refuses every pair; a method must run on at least one kind of pair")
         return sound
 
-    def _on_pair(self, name: str, check: Check, cls: type[Method], pair: Pair) -> bool:
-        return self._guard(name, (str(pair),), lambda: check(cls, pair))
-
     def _guard(self, name: str, where: tuple[str, ...], check: Callable[[], Iterable[Wrong]]) -> bool:
-        """Run a check, turn what it raises into a failure, compare global state. Whether it came to its end."""
+        """Run a check, record its failures and changes of global state; returns whether it ran to its end."""
         self.progress(name)
         before = watch.global_state()
         complete = False

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from kdbench.conformance.bench import BATCH, EPOCHS, Pair, Trial, sample
 from kdbench.conformance.checks import _prediction
-from kdbench.conformance.findings import Wrong, one_line, trace
+from kdbench.conformance.findings import Wrong, one_line
 from kdbench.errors import HyperparameterError
+from kdbench.hyperparameters import Hyperparameter
 from kdbench.method import Method
-from kdbench.plugins.hyperparameters import Hyperparameter
-from kdbench.plugins.registry import MethodEntry
+from kdbench.plugins.entry import MethodEntry
 
 #: Epochs of the steps that two values of a hyper-parameter are compared over: warm-ups and ramps differ in one of them.
 _EPOCHS_SEEN = (0, 1, EPOCHS // 2, EPOCHS - 1)
@@ -24,33 +24,38 @@ _EPOCHS_SEEN = (0, 1, EPOCHS // 2, EPOCHS - 1)
 def ranges(entry: MethodEntry, cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     """Senseless values of hyper-parameters that are taken, at most one of each."""
     for name, parameter in entry.hyperparameters.items():
-        for value, helper in _senseless(entry, name, parameter):
-            advice = f"refuse it with {helper} in __init__ (kdbench.method)"
+        for value, advice in _senseless(entry, name, parameter):
             try:
                 Trial(cls, pair, {name: value})
             except HyperparameterError:
                 continue
             except Exception as error:
-                yield Wrong("ranges", f"{name} = {value!r} raised {one_line(error)}; {advice}", trace(error))
+                yield Wrong("ranges", f"{name} = {value!r} raised {one_line(error)}; {advice}", error)
             else:
                 yield Wrong("ranges", f"{name} = {value!r} is taken; {advice}")
             break
 
 
 def _senseless(entry: MethodEntry, name: str, parameter: Hyperparameter) -> Iterator[tuple[Any, str]]:
-    """Values that must be refused, and the helper that does it. Known by the name of the hyper-parameter."""
+    """Values that must be refused, and what refuses them. Known by the name of the hyper-parameter."""
     default = parameter.default
     several = isinstance(default, tuple) and bool(default)
     if not several and not _is_number(default):
         return
     if re.search(r"(^|_)temperatures?($|_)", name):
         for value in (0.0, -1.0):
-            yield ((value, *default[1:]) if several else value), f"positive({name}={name})"
-    elif re.search(r"(^|_)weights?$", name) and "non_negative" in entry.path.read_text(encoding="utf-8"):
+            yield ((value, *default[1:]) if several else value), _declare(parameter, "Range(above=0)")
+    elif re.search(r"(^|_)weights?$", name) and any(
+        other.range is not None and -1.0 not in other.range for other in entry.hyperparameters.values()
+    ):
         # A negative weight may be meant, but hardly where others are refused.
-        yield ((-1.0, *default[1:]) if several else -1.0), f"non_negative({name}={name})"
+        yield ((-1.0, *default[1:]) if several else -1.0), _declare(parameter, "Range(at_least=0)")
     elif name == "stages" and several:
-        yield (5,), "stage_numbers(stages=stages)"
+        yield (5,), "refuse it with stage_numbers(stages=stages) in __init__ (kdbench.method)"
+
+
+def _declare(parameter: Hyperparameter, bounds: str) -> str:
+    return f"declare it as {parameter.name}: Annotated[{parameter.annotation}, {bounds}]"
 
 
 def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> Iterator[Wrong]:
@@ -58,45 +63,32 @@ def settings(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair]) -> It
     usual: dict[Pair, tuple[str, str]] = {}
     for name, parameter in entry.hyperparameters.items():
         tried: list[Any] = []
-        if any(_makes_a_difference(cls, pair, name, parameter, usual, tried) for pair in pairs):
+        if any(_makes_a_difference(cls, pair, parameter, usual, tried) for pair in pairs):
             continue
         shown = ", ".join(map(repr, dict.fromkeys(tried)))
+        advice = f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it"
         if tried:
-            yield Wrong(
-                "settings", f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it"
-            )
-        else:
-            yield Wrong(
-                "settings", f"no value of {name} but {parameter.default!r} is taken; accept another, or remove it"
-            )
+            advice = f"{name} makes no difference ({parameter.default!r} or {shown}); use it or remove it"
+        yield Wrong("settings", advice)
 
 
 def _makes_a_difference(
-    cls: type[Method],
-    pair: Pair,
-    name: str,
-    parameter: Hyperparameter,
-    usual: dict[Pair, tuple[str, str]],
-    tried: list[Any],
+    cls: type[Method], pair: Pair, parameter: Hyperparameter, usual: dict[Pair, tuple[str, str]], tried: list[Any]
 ) -> bool:
     if pair not in usual:
         trial = Trial(cls, pair)
-        usual[pair] = _initial(trial), _course(trial)
-    for value in _others(cls, pair, name, parameter):
+        usual[pair] = _digest(trial.method.state_dict()), _course(trial)
+    for value in _others(cls, pair, parameter):
         try:
-            trial = Trial(cls, pair, {name: value})
+            trial = Trial(cls, pair, {parameter.name: value})
             tried.append(value)
-            if _initial(trial) != usual[pair][0] or _course(trial) != usual[pair][1]:
+            if _digest(trial.method.state_dict()) != usual[pair][0] or _course(trial) != usual[pair][1]:
                 return True
         except Wrong:
             return True  # it fails for this value: no silence
         except Exception:
             continue
     return False
-
-
-def _initial(trial: Trial) -> str:
-    return _digest(trial.method.state_dict())
 
 
 def _course(trial: Trial) -> str:
@@ -126,68 +118,42 @@ def _digest(values: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _others(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter) -> Iterator[Any]:
+def _others(cls: type[Method], pair: Pair, parameter: Hyperparameter) -> Iterator[Any]:
     """Values to try in place of the default, the likeliest to matter first; some will be refused."""
-    default = parameter.default
-    if isinstance(default, bool):
-        yield not default
-    elif isinstance(default, int):
-        yield from _distinct(
-            default,
-            (
-                2 * default,
-                default // 2,
-                default + 1,
-                default - 1,
-                default // 4,
-                default // 8,
-                3,
-                2,
-                1,
-                5,
-                8,
-                16,
-                0,
-                100,
-            ),
-        )
-    elif isinstance(default, float):
-        yield from _distinct(
-            default,
-            (2 * default, default / 2, default + 1.0, 0.5, 10 * default, 1e3 * default, default / 100, 0.0, 1.0),
-        )
-    elif isinstance(default, str):
-        yield from _choices(cls, pair, name, parameter)
-    elif isinstance(default, tuple):
-        scaled = tuple(2 * item if _is_number(item) else item for item in default)
-        raised = tuple(item + 1 if _is_number(item) else item for item in default)
-        yield from _distinct(
-            default, (default[:-1], default[1:], default[:1], default[-1:], scaled, raised, default[::-1])
-        )
+    d: Any = parameter.default
+    if isinstance(d, bool):
+        values: Iterable[Any] = (not d,)
+    elif isinstance(d, int):
+        values = (2 * d, d // 2, d + 1, d - 1, d // 4, d // 8, 3, 2, 1, 5, 8, 16, 0, 100)
+    elif isinstance(d, float):
+        values = (2 * d, d / 2, d + 1.0, 0.5, 10 * d, 1e3 * d, d / 100, 0.0, 1.0)
+    elif isinstance(d, str):
+        values = _choices(cls, pair, parameter)
+    elif isinstance(d, tuple):
+        scaled = tuple(2 * item if _is_number(item) else item for item in d)
+        raised = tuple(item + 1 if _is_number(item) else item for item in d)
+        values = (d[:-1], d[1:], d[:1], d[-1:], scaled, raised, d[::-1])
     else:
-        yield from _distinct(default, (1.0, 0.5, 2.0, 1, 2, 4, 8, True, False, (1,), (1.0,)))
-    if "None" in parameter.annotation and default is not None:
-        yield None
-
-
-def _choices(cls: type[Method], pair: Pair, name: str, parameter: Hyperparameter) -> Iterator[str]:
-    """The strings that may be chosen: from a Literal annotation, or from the refusal of a senseless one."""
-    text = parameter.annotation
-    if "Literal" not in text:
-        try:
-            Trial(cls, pair, {name: "no such choice"})
-            text = ""
-        except Exception as error:
-            text = str(error).partition("must be")[2]
-    yield from (choice for choice in re.findall(r"['\"]([^'\"]*)['\"]", text) if choice != parameter.default)
-
-
-def _distinct(default: Any, values: Sequence[Any]) -> Iterator[Any]:
-    seen = [default]
+        values = (1.0, 0.5, 2.0, 1, 2, 4, 8, True, False, (1,), (1.0,))
+    seen = [d]
     for value in values:
         if value not in seen and value != ():
             seen.append(value)
             yield value
+    if "None" in parameter.annotation and d is not None:
+        yield None
+
+
+def _choices(cls: type[Method], pair: Pair, parameter: Hyperparameter) -> Iterator[str]:
+    """The strings that may be chosen: from a Literal annotation, or from the refusal of a senseless one."""
+    text = parameter.annotation
+    if "Literal" not in text:
+        try:
+            Trial(cls, pair, {parameter.name: "no such choice"})
+            text = ""
+        except Exception as error:
+            text = str(error).partition("must be")[2]
+    yield from re.findall(r"['\"]([^'\"]*)['\"]", text)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,94 +1,33 @@
-"""What a method must leave alone: the process's global state, the nets, and what it was given."""
+"""What a method must not change: the process's global state, the nets, and its inputs."""
 
 from __future__ import annotations
 
+import operator
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.overrides import TorchFunctionMode
 
 from kdbench.conformance.bench import Sample
 from kdbench.method import Outputs
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_READS = frozenset(
-    {
-        "item",
-        "tolist",
-        "numpy",
-        "cpu",
-        "__bool__",
-        "__float__",
-        "__int__",
-        "__index__",
-        "__array__",
-        "nonzero",
-        "masked_select",
-    }
-)
+_READS = frozenset({
+    "item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__", "nonzero", "masked_select",
+})  # fmt: skip
 
 
-def global_state() -> dict[str, Any]:
-    """Global state that a method must not change: name for the author -> value."""
-    return {
-        "grad mode (torch.set_grad_enabled)": torch.is_grad_enabled(),
-        "default dtype (torch.set_default_dtype)": torch.get_default_dtype(),
-        "default device (torch.set_default_device)": torch.get_default_device(),
-        "number of threads (torch.set_num_threads)": torch.get_num_threads(),
-        "deterministic algorithms": (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        ),
-        "cuDNN's flags": (
-            torch.backends.cudnn.enabled,
-            torch.backends.cudnn.benchmark,
-            torch.backends.cudnn.deterministic,
-        ),
-        "precision of matrix products": torch.get_float32_matmul_precision(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "anomaly detection": torch.is_anomaly_enabled(),
-        "warning filters": tuple(warnings.filters),
-        "NumPy's error handling": tuple(np.geterr().items()),
-        "working folder": os.getcwd(),
-        "environment": tuple(sorted(os.environ.items())),
-        "random's generator": random.getstate(),
-        "NumPy's generator": _numpy_state(),
-        "torch's generator": torch.get_rng_state().numpy().tobytes(),
-    }
-
-
-def changes(before: dict[str, Any]) -> list[str]:
-    """Names of what differs from ``before``."""
-    now = global_state()
-    return [name for name, value in before.items() if now[name] != value]
-
-
-def restore(before: dict[str, Any]) -> None:
-    """Put back what a method has changed, so that others are not judged for it."""
-    torch.set_grad_enabled(before["grad mode (torch.set_grad_enabled)"])
-    torch.set_default_dtype(before["default dtype (torch.set_default_dtype)"])
-    device = before["default device (torch.set_default_device)"]
+def _keep_device(device: torch.device) -> None:
     if torch.get_default_device() != device:  # setting even the usual one would slow down every call
         torch.set_default_device(None if device.type == "cpu" else device)
-    torch.set_num_threads(before["number of threads (torch.set_num_threads)"])
-    enabled, warn_only = before["deterministic algorithms"]
-    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-    cudnn = torch.backends.cudnn
-    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before["cuDNN's flags"]
-    torch.set_float32_matmul_precision(before["precision of matrix products"])
-    torch.set_autocast_enabled("cpu", before["autocast"])
-    torch.autograd.set_detect_anomaly(before["anomaly detection"])
-    warnings.filters[:] = before["warning filters"]  # type: ignore[index]
-    np.seterr(**dict(before["NumPy's error handling"]))
-    os.chdir(before["working folder"])
-    random.setstate(before["random's generator"])
-    torch.set_rng_state(torch.frombuffer(bytearray(before["torch's generator"]), dtype=torch.uint8))
 
 
 def _numpy_state() -> tuple[Any, ...]:
@@ -96,8 +35,58 @@ def _numpy_state() -> tuple[Any, ...]:
     return (name, np.asarray(keys).tobytes(), *rest)
 
 
+#: Global state that a method must not change: name for the author -> how it is read, and how it is restored (None: it is not).
+_STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
+    "grad mode (torch.set_grad_enabled)": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "default dtype (torch.set_default_dtype)": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device (torch.set_default_device)": (torch.get_default_device, _keep_device),
+    "number of threads (torch.set_num_threads)": (torch.get_num_threads, torch.set_num_threads),
+    "deterministic algorithms": (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda before: torch.use_deterministic_algorithms(before[0], warn_only=before[1]),
+    ),
+    "cuDNN's flags": (
+        lambda: (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        lambda before: cudnn.set_flags(_enabled=before[0], _benchmark=before[1], _deterministic=before[2]),
+    ),
+    "precision of matrix products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "autocast": (partial(torch.is_autocast_enabled, "cpu"), partial(torch.set_autocast_enabled, "cpu")),
+    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "warning filters": (
+        lambda: tuple(warnings.filters),
+        lambda before: operator.setitem(warnings.filters, slice(None), before),  # type: ignore[call-overload]
+    ),
+    "NumPy's error handling": (lambda: tuple(np.geterr().items()), lambda before: np.seterr(**dict(before))),
+    "working folder": (os.getcwd, os.chdir),
+    "environment": (lambda: tuple(sorted(os.environ.items())), None),
+    "random's generator": (random.getstate, random.setstate),
+    "NumPy's generator": (_numpy_state, None),
+    "torch's generator": (
+        lambda: torch.get_rng_state().numpy().tobytes(),
+        lambda before: torch.set_rng_state(torch.frombuffer(bytearray(before), dtype=torch.uint8)),
+    ),
+}
+
+
+def global_state() -> dict[str, Any]:
+    """Global state that a method must not change: name for the author -> value."""
+    return {name: read() for name, (read, _) in _STATE.items()}
+
+
+def changes(before: dict[str, Any]) -> list[str]:
+    """Names of the differences from ``before``."""
+    return [name for name, value in global_state().items() if value != before[name]]
+
+
+def restore(before: dict[str, Any]) -> None:
+    """Undo a method's changes, so that they do not count against the next one."""
+    for name, (_, write) in _STATE.items():
+        if write is not None:
+            write(before[name])
+
+
 def marks(net: nn.Module) -> dict[str, Any]:
-    """What a method must not change about a net beside its values: name for the author -> value."""
+    """Properties of a net that a method must not change, besides its values: name for the author -> value."""
     modules = list(net.modules())
     return {
         "hooks": sum(len(getattr(module, name)) for module in modules for name in _HOOKS),
@@ -108,7 +97,7 @@ def marks(net: nn.Module) -> dict[str, Any]:
 
 
 class Given:
-    """A memory of what a method is given, by version and by value."""
+    """The inputs of a method, remembered by version and by value."""
 
     def __init__(self, data: Sample, student: Outputs, teacher: Outputs | None) -> None:
         self.tensors = dict(_tensors(data, student, teacher))
@@ -116,7 +105,7 @@ class Given:
         self._values = {name: value.detach().clone() for name, value in self.tensors.items()}
 
     def written(self) -> list[str]:
-        """Names of what was written to."""
+        """Names of the tensors that were written to."""
         return [
             name
             for name, value in self.tensors.items()

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdbench.data.resample import crop_and_resize, resize_and_centre
 from kdbench.suite.recipe import Augment, ResizedCrop
 
-#: How often a box is drawn before the fallback, in torchvision's RandomResizedCrop and timm's RandomErasing.
+#: Boxes drawn before the fallback, in torchvision's RandomResizedCrop and timm's RandomErasing.
 ATTEMPTS = 10
 
 
@@ -132,7 +132,7 @@ def _first(fits: Tensor, *values: Tensor) -> tuple[Tensor, list[Tensor]]:
 def strong_augment(
     images: Tensor, generator: torch.Generator, rows: Tensor | None = None, whole: int | None = None
 ) -> Tensor:
-    """A strong view on the device: random affine map, contrast, brightness and one erased square per image, all drawn per image.
+    """A strong view: a random affine map, contrast, brightness and one erased square per image.
 
     Args:
         images: (B, 3, H, W) in [0, 1].

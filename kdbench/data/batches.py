@@ -1,17 +1,20 @@
-"""What a training batch is, how the engine sees a pipeline, and which part of a global batch a process gets."""
+"""What a training batch and a pipeline are, and which part of a global batch a process gets."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from kdbench.data.images import Images
+from kdbench.data.order import epoch_order
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, binary_cross_entropy
-from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
+from kdbench.seeding import seed_for
+from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.types import Colours
 
@@ -28,48 +31,94 @@ class TrainingBatch:
     strong: Tensor | None = None
 
 
-class Pipeline(Protocol):
-    """Training batches of one run, as the engine sees them."""
-
-    dataset: Any
-
-    def __len__(self) -> int:
-        """Steps of an epoch."""
-
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
-        """The batches of ``epoch`` (from 0), from ``first_step`` on."""
-
-    def make(self, epoch: int, step: int) -> TrainingBatch:
-        """The batch at ``step`` of ``epoch`` (both from 0); the same whenever it is made."""
-
-    def close(self) -> None:
-        """End what works in the background; making a batch starts it again."""
-
-
 @dataclass(frozen=True)
 class Frame:
-    """What a suite says about the images of batches: their side (px; None leaves the data set's own), its mean and std."""
+    """Side (px; None leaves the data set's own), mean and std of the images of batches, from a suite."""
 
     size: int | None = None
     mean: Colours = IMAGENET_MEAN
     std: Colours = IMAGENET_STD
 
-    @classmethod
-    def of(cls, spec: DatasetSpec) -> Frame:
-        return cls(spec.image_size, spec.mean, spec.std)
 
+class Pipeline(ABC):
+    """Training batches; the last, incomplete batch of an epoch is dropped.
 
-def check_batches(images: int, recipe: Recipe) -> None:
-    """Refuse batches that the data, or the way of mixing, cannot give.
+    A batch is a pure function of (seed, epoch, step): it can be made again, and training can go on from any step.
+
+    Args:
+        data: the training images.
+        recipe: batch size, augmentation, label smoothing and number of epochs.
+        seed: everything that order and augmentation depend on (see ``seed_for``).
+        device: where batches go.
+        strong_view: also make the second, strongly augmented view.
+        frame: size of the images, and the mean and std of the noise that erasing draws.
 
     Raises:
-        KdbenchError: if the batch is larger than the data set, or its size odd where timm's Mixup pairs its images.
+        KdbenchError: if the batch is larger than the data set, or cannot be mixed or shared out.
     """
-    if recipe.batch_size > images:
-        raise KdbenchError(f"batch_size = {recipe.batch_size}, but there are only {images} training images")
-    if recipe.augment.mixes and recipe.augment.mix_mode == "batch" and recipe.batch_size % 2:
-        raise KdbenchError(
-            f"batch_size = {recipe.batch_size}: mixing batches pairs their images; choose an even number"
+
+    def __init__(
+        self,
+        data: Images,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device | str,
+        strong_view: bool = False,
+        frame: Frame | None = None,
+    ) -> None:
+        if recipe.batch_size > len(data):
+            raise KdbenchError(f"batch_size = {recipe.batch_size}, but there are only {len(data)} training images")
+        if recipe.augment.mixes and recipe.augment.mix_mode == "batch" and recipe.batch_size % 2:
+            raise KdbenchError(
+                f"batch_size = {recipe.batch_size}: mixing batches pairs their images; choose an even number"
+            )
+        self.dataset = data
+        self.recipe = recipe
+        self.seed = seed
+        self.device = torch.device(device)
+        self.strong_view = strong_view
+        self.frame = frame or Frame()
+        self._order: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return len(self.dataset) // self.recipe.batch_size
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
+        """The batches of ``epoch`` (from 0), from ``first_step`` on."""
+        return self.steps(epoch, range(first_step, len(self)))
+
+    @abstractmethod
+    def steps(self, epoch: int, steps: range) -> Iterator[TrainingBatch]:
+        """The batches at ``steps`` of ``epoch`` (both from 0)."""
+
+    def make(self, epoch: int, step: int) -> TrainingBatch:
+        """The batch at ``step`` of ``epoch`` (both from 0); the same whenever it is made."""
+        return next(self.steps(epoch, range(step, step + 1)))
+
+    def close(self) -> None:  # noqa: B027  most work in this process
+        """End the background processes; making a batch starts them again."""
+
+    def _positions(self, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+        """Order of an epoch; torch shuffles differently on CPU and CUDA."""
+        if self._order is None or self._order[0] != epoch:
+            order = epoch_order(len(self.dataset), self.seed, epoch, self.recipe.augment.repeats, device)
+            self._order = (epoch, order)
+        return self._order[1]
+
+    def _generator(self, *parts: object) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed_for(self.seed, *parts))
+
+    def _batch(self, epoch: int, step: int, labels: Tensor, index: Tensor, targets: Tensor | None) -> Batch:
+        """What methods see of the batch at ``step`` of ``epoch``."""
+        return Batch(
+            labels=labels,
+            index=index,
+            targets=targets,
+            progress=(epoch * len(self) + step) / max(1, self.recipe.epochs * len(self)),
+            epoch=epoch,
+            label_smoothing=self.recipe.label_smoothing,
+            supervised=binary_cross_entropy if self.recipe.loss == "bce" else None,
         )
 
 
@@ -93,18 +142,3 @@ def check_rows(rows: Tensor, recipe: Recipe) -> Tensor:
             f"images are mixed in pairs (i, {size - 1} - i), but rows {rows.tolist()} do not hold both of every pair"
         )
     return rows
-
-
-def make_batch(
-    recipe: Recipe, steps: int, epoch: int, step: int, labels: Tensor, index: Tensor, targets: Tensor | None
-) -> Batch:
-    """What methods see of the batch at ``step`` of ``epoch``, of ``steps`` in an epoch."""
-    return Batch(
-        labels=labels,
-        index=index,
-        targets=targets,
-        progress=(epoch * steps + step) / max(1, recipe.epochs * steps),
-        epoch=epoch,
-        label_smoothing=recipe.label_smoothing,
-        supervised=binary_cross_entropy if recipe.loss == "bce" else None,
-    )

@@ -1,4 +1,4 @@
-"""What a loaded data set is: labelled images, in memory or in files, in three splits; nothing is measured on what was trained on."""
+"""A loaded data set: labelled images, in memory or in files, in three splits; no net is measured on its training images."""
 
 from __future__ import annotations
 
@@ -29,22 +29,16 @@ class ImageSource(Protocol):
         """
 
     def name(self, position: int) -> str:
-        """Where it lies, for messages."""
+        """Its file, for messages."""
 
     def fingerprint(self) -> str:
-        """A checksum over the names of all its images, and over their sizes where these are known without asking for each.
-
-        Images are not read. Members of archives come with their sizes; of files in folders only names count, since a question
-        for each of a million takes minutes on a file server.
-        """
+        """A checksum over the names of all images, and their sizes where a listing has them. Images are not read."""
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """Labelled images in files: ``positions`` (N,) int64 are those of a source, ``labels`` (N,) int64.
-
-    ``undecodable`` is the share of images that may fail to decode.
-    """
+    """Labelled images in files: ``positions`` (N,) int64 in ``source``, ``labels`` (N,) int64; ``undecodable`` is the share that
+    may fail to decode."""
 
     source: ImageSource
     positions: Tensor
@@ -64,10 +58,6 @@ class FileSet:
     def take(self, positions: Tensor) -> FileSet:
         """The images at ``positions``: whole numbers, or (N,) bool."""
         return replace(self, positions=self.positions[positions], labels=self.labels[positions])
-
-    def first_per_class(self, count: int) -> FileSet:
-        """The first ``count`` images of every class; see ``first_of_every_class``."""
-        return self.take(first_of_every_class(self.labels, count))
 
     def checksum_parts(self) -> Sequence[bytes]:
         return (self.source.fingerprint().encode(), self.positions.numpy().tobytes(), self.labels.numpy().tobytes())
@@ -100,11 +90,6 @@ class ImageSet:
         return ImageSet(self.images[positions], self.labels[positions])
 
     def first_per_class(self, count: int) -> ImageSet:
-        """The first ``count`` images of every class, in their order.
-
-        Raises:
-            KdbenchError: if a class has fewer.
-        """
         return self.take(first_of_every_class(self.labels, count))
 
     def checksum_parts(self) -> Sequence[memoryview]:
@@ -132,13 +117,12 @@ def first_of_every_class(labels: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set. ``validation`` is held out from training; ``test`` is for the reported figures.
-
-    Where a data set has no validation images of its own, ``held_out`` tells which positions of ``train`` they are, as long as
-    they are still part of it; ``for_split`` takes them out.
+    """A data set; ``test`` is for the reported figures.
 
     Attributes:
-        class_names: of each class.
+        limit: most images of a split that are used, evenly spread over it.
+        held_out: positions in ``train`` of the ``validation`` images, until ``for_split`` takes them out; None for a data set
+            that has validation images of its own.
         coarse: the superclass of each class, and ``coarse_names`` theirs.
     """
 
@@ -154,7 +138,7 @@ class Dataset:
     limit: int | None = None
 
     def for_split(self, name: str) -> Dataset:
-        """The data set to train on when ``name`` is what is measured: nothing of that split is in its ``train``."""
+        """The data set to train on when nets are measured on ``name``: no image of that split is in its ``train``."""
         if name != "validation" or self.held_out is None:
             return self
         kept = torch.ones(len(self.train), dtype=torch.bool)
@@ -176,16 +160,15 @@ class Dataset:
         return self._within(self.train, per_class)
 
     def measured(self, name: str, per_class: int | None = None) -> Images:
-        """The images of a split on which a net is measured, chosen in the same way."""
+        """The images of a split on which a net is measured; see ``training``."""
         return self._within(self.split(name), per_class)
 
-    def limited(self, count: int) -> Dataset:
-        """The data set of which at most ``count`` images of each split are used, evenly spread over it."""
-        return replace(self, limit=count)
-
     def _within(self, images: Images, per_class: int | None) -> Images:
-        chosen = images if per_class is None else images.first_per_class(per_class)
-        return chosen if self.limit is None else _spread(chosen, self.limit)
+        if per_class is not None:
+            images = images.take(first_of_every_class(images.labels, per_class))
+        if self.limit is None or len(images) <= self.limit:
+            return images
+        return images.take(torch.arange(self.limit) * len(images) // self.limit)
 
     def checksum(self) -> str:
         """SHA-256 over pixels and labels of all splits; of files, see ``ImageSource.fingerprint``."""
@@ -194,9 +177,3 @@ class Dataset:
             for piece in part.checksum_parts():
                 digest.update(piece)
         return digest.hexdigest()
-
-
-def _spread(images: Images, count: int) -> Images:
-    if len(images) <= count:
-        return images
-    return images.take(torch.arange(count) * len(images) // count)

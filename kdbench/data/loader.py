@@ -1,7 +1,7 @@
-"""Loader processes: pieces of work are handed out in turn, and fetched in any order. A process that dies or hangs is named.
+"""Loader processes: jobs are handed out in turn, and answers fetched in any order. A process that dies or hangs is named.
 
-torch's ``DataLoader`` gives the batches of an epoch in their order. Here any piece can be asked for at any time, a batch is
-shared out among all processes, and they come from a fork server: none of them has the parent's CUDA context or threads.
+torch's ``DataLoader`` does not fit: it gives an epoch's batches in order only, and its errors name neither the images nor the
+batch that a dead process was at. These processes come from a fork server, without the parent's CUDA context and threads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -30,6 +31,7 @@ MOST_WORKERS = 8
 _GRACE = 2.0
 #: Seconds that a loader process stays after SIGTERM, in which its parent saves its work.
 _GRACE_AFTER_SIGTERM = 10.0
+_HINTS = {"SIGBUS": ": too little shared memory, see df /dev/shm", "SIGKILL": ": killed, perhaps for want of memory"}
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -52,21 +54,20 @@ def default_workers() -> int:
     return min(MOST_WORKERS, cores)
 
 
+@dataclass(eq=False)
 class Ticket(Generic[Job]):
     """A job that was handed in."""
 
-    def __init__(self, job: Job, worker: _Worker | None) -> None:
-        self.job = job
-        self.worker = worker
-        self.answered = False
-        self.answer: Any = None
+    job: Job
+    worker: _Worker | None
+    answered: bool = False
+    answer: Any = None
 
 
 class Loader(Generic[Job, Answer]):
     """Does work in other processes, which are started with the first job, or (``workers`` = 0) in this one.
 
     Args:
-        work: what is done.
         workers: number of processes; None chooses by the number of cores.
         timeout: seconds after which a process that does not answer counts as hung.
 
@@ -83,6 +84,16 @@ class Loader(Generic[Job, Answer]):
         self._processes: list[_Worker] = []
         self._turn = 0
         self._finalizer: weakref.finalize | None = None
+
+    def batches(self, batches: Iterable[Iterable[Job]], ahead: int) -> Iterator[list[Answer]]:
+        """The answers to each batch of jobs, in order, while ``ahead`` more batches are worked on. Raises as ``result``."""
+        asked: deque[list[Ticket[Job]]] = deque()
+        for jobs in batches:
+            asked.append([self.submit(job) for job in jobs])
+            if len(asked) > ahead:
+                yield [self.result(ticket) for ticket in asked.popleft()]
+        while asked:
+            yield [self.result(ticket) for ticket in asked.popleft()]
 
     def submit(self, job: Job) -> Ticket[Job]:
         """Hand in a job.
@@ -106,7 +117,7 @@ class Loader(Generic[Job, Answer]):
         return ticket
 
     def result(self, ticket: Ticket[Job]) -> Answer:
-        """What became of a job; waits for it. A ticket is good for one answer.
+        """Wait for the answer to a job. A ticket is good for one answer.
 
         Raises:
             KdbenchError: if its process died, hangs, or could not do it.
@@ -116,8 +127,8 @@ class Loader(Generic[Job, Answer]):
         while not ticket.answered:
             self._receive(ticket.worker)
         answer, ticket.answer = ticket.answer, None
-        if isinstance(answer, _Failed):
-            raise KdbenchError(answer.sentence)
+        if isinstance(answer, KdbenchError):
+            raise answer
         result: Answer = answer
         return result
 
@@ -133,7 +144,9 @@ class Loader(Generic[Job, Answer]):
             raise KdbenchError("the loader processes were ended while a batch was waited for")
         ready = wait([worker.connection, worker.process.sentinel], self.timeout)
         if not ready:
-            raise self._hangs(worker)
+            doing = self.work.describe(worker.pending[0].job)
+            self.close()
+            raise KdbenchError(f"{worker} has not answered for {self.timeout:g} s; it was at {doing}")
         if worker.connection not in ready:
             raise self._died(worker)
         try:
@@ -143,16 +156,15 @@ class Loader(Generic[Job, Answer]):
         ticket = worker.pending.popleft()
         ticket.answered, ticket.answer = True, answer
 
-    def _hangs(self, worker: _Worker) -> KdbenchError:
-        doing = self.work.describe(worker.pending[0].job)
-        self.close()
-        return KdbenchError(f"{worker} has not answered for {self.timeout:g} s; it was at {doing}")
-
     def _died(self, worker: _Worker) -> KdbenchError:
         doing = f"; it was at {self.work.describe(worker.pending[0].job)}" if worker.pending else ""
         worker.process.join(_GRACE)
-        how = _exit_in_words(worker.process.exitcode)
+        code = worker.process.exitcode
         self.close()
+        how = f"ended with exit code {code}"
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            how = f"died of {name}{_HINTS.get(name, '')}"
         return KdbenchError(f"{worker} {how}{doing}")
 
 
@@ -173,15 +185,8 @@ class _Worker:
         return f"loader process {self.number} (pid {self.process.pid})"
 
 
-class _Failed:
-    """In the place of an answer."""
-
-    def __init__(self, sentence: str) -> None:
-        self.sentence = sentence
-
-
 def _serve(connection: Connection, work: Any) -> None:
-    """What a loader process does, until its parent closes the connection or dies."""
+    """The loop of a loader process, until its parent closes the connection or dies."""
     # These are for the parent, which saves its work, for which it may need a batch more, and then ends this process.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -194,9 +199,9 @@ def _serve(connection: Connection, work: Any) -> None:
             try:
                 answer = work(job)
             except KdbenchError as error:
-                answer = _Failed(str(error))
+                answer = KdbenchError(str(error))
             except Exception as error:
-                answer = _Failed(f"{type(error).__name__} in a loader process at {work.describe(job)}: {error}")
+                answer = KdbenchError(f"{type(error).__name__} in a loader process at {work.describe(job)}: {error}")
             connection.send(answer)
 
 
@@ -210,10 +215,10 @@ def _leave_later(number: int, frame: object) -> None:
 def _leave_with_parent() -> None:
     """End this process when its parent is gone, also while it hangs in its work."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        time.sleep(_GRACE)
-        os._exit(1)
+    assert parent is not None
+    parent.join()
+    time.sleep(_GRACE)
+    os._exit(1)
 
 
 def _end(workers: Sequence[_Worker]) -> None:
@@ -226,14 +231,3 @@ def _end(workers: Sequence[_Worker]) -> None:
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join(_GRACE)
-
-
-def _exit_in_words(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"ended with exit code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    hints = {
-        "SIGBUS": ": too little shared memory, see df /dev/shm",
-        "SIGKILL": ": killed, perhaps for want of memory",
-    }
-    return f"died of {name}{hints.get(name, '')}"

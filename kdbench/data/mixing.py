@@ -7,18 +7,15 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from kdbench.data.transforms import untouched_randomness
 from kdbench.seeding import seed_for
 from kdbench.suite.recipe import Recipe
 
 
 class Mixer:
-    """Mixes batches as a recipe says; a pure function of (seed, epoch, step).
+    """Mixes batches as a recipe says; a pure function of (seed, epoch, step). Label smoothing is inside the soft labels.
 
     Args:
-        recipe: augmentation, label smoothing (inside the soft labels) and batch size.
-        num_classes: number of classes C.
-        seed: of the pipeline.
-        device: where batches lie.
         rows: positions of the global batch that this process has (see ``check_rows``), or None for all.
     """
 
@@ -48,12 +45,9 @@ class Mixer:
         seed = seed_for(self.seed, "mixup", epoch, step)
         if augment.mix_mode == "image":
             return self._mix_each(images, labels, torch.Generator(self.device).manual_seed(seed))
-        outside = np.random.get_state()  # noqa: NPY002 - timm draws from NumPy's global generator
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
+        with untouched_randomness():
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from NumPy's global generator
             mixed: tuple[Tensor, Tensor] = self._timm(images, labels)
-        finally:
-            np.random.set_state(outside)  # noqa: NPY002
         return mixed
 
     def _mix_each(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""In which order an epoch visits the images: a pure function of seed and epoch."""
+"""The order of the images in an epoch: a pure function of seed and epoch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from kdbench.seeding import seed_for
 def epoch_order(count: int, seed: int, epoch: int, repeats: int = 1, device: torch.device | str = "cpu") -> Tensor:
     """Positions (count,) int64 in the order of an epoch; torch shuffles differently on CPU and CUDA.
 
-    With ``repeats`` each drawn image stands there that many times in a row, and an epoch keeps its length, so that it visits
-    ``1 / repeats`` of the images (repeated augmentation, Hoffer et al., arXiv:1901.09335). This is timm's
-    ``RepeatAugSampler`` in a single process, with two differences: timm cuts an epoch to a multiple of 256 images, here the
-    pipeline drops the last, incomplete batch (the same where the batch size is a multiple of 256); and where several
-    processes train together, timm deals the copies out to different processes, here the batch is that of a single process
-    whatever part of it a process gets.
+    With ``repeats`` each drawn image comes that many times in a row, and an epoch keeps its length (repeated augmentation,
+    Hoffer et al., arXiv:1901.09335). timm's ``RepeatAugSampler`` in a single process does the same, but cuts an epoch to a
+    multiple of 256 images, where the pipeline drops the last, incomplete batch; in several it deals the copies out to different
+    processes, where the batch here is that of a single process.
     """
     generator = torch.Generator(device).manual_seed(seed_for(seed, "order", epoch))
     order = torch.randperm(count, generator=generator, device=device)

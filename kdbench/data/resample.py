@@ -8,8 +8,6 @@ other axis first, which rounds differently, by two levels at most.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -97,17 +95,7 @@ def resize_and_centre(images: Tensor, shorter: int, size: int, bicubic: bool) ->
     for side in (height, width):
         resized = shorter if side == short else int(shorter * side / short)
         first = round((resized - size) / 2)
-        whole = axis_weights(
-            torch.zeros(1, device=images.device),
-            torch.full((1,), side, device=images.device),
-            resized,
-            side,
-            chosen,
-        )
+        start, length = (torch.full((1,), value, device=images.device) for value in (0, side))
+        whole = axis_weights(start, length, resized, side, chosen)
         weights.append(whole[:, first : first + size])
     return resample(images, weights[0], weights[1])
-
-
-def resized_shape(size: int, crop: float) -> int:
-    """The shorter side (px) of which ``size`` px are cut, as timm has it."""
-    return math.floor(size / crop)

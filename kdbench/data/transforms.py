@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,25 +44,38 @@ class Failure:
 
 @dataclass
 class Part:
-    """Some images of a batch, as they travel from a loader process.
+    """Some images of a batch, as they travel from a loader process: in shared memory, so without a copy.
 
     Attributes:
+        count: of the images n.
         images: (n, 3, H, W) uint8.
         positions: of each image in the data set; another's than asked for where that does not decode.
         boxes: (image, top, left, height, width) of each erased box.
-        noise: the boxes' raw pixels (3, height, width) one after the other, flat float32; None without boxes.
+        noise: the boxes' raw pixels (3, height, width), flat float32.
     """
 
-    images: Tensor
-    positions: list[int]
+    count: int
+    images: Tensor = field(default_factory=lambda: torch.empty(0))
+    positions: list[int] = field(default_factory=list)
     boxes: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    noise: Tensor | None = None
+    noise: list[Tensor] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+
+    def add(self, pixels: Tensor, position: int) -> None:
+        if not self.positions:
+            self.images = torch.empty((self.count, *pixels.shape), dtype=torch.uint8)
+            if torch.multiprocessing.parent_process() is not None:
+                self.images.share_memory_()
+        if pixels.shape != self.images.shape[1:]:
+            sizes = [f"{shape[2]} x {shape[1]} px" for shape in (pixels.shape, self.images.shape[1:])]
+            raise KdbenchError(f"images of a batch differ in size ({sizes[0]}, {sizes[1]}); set image_size")
+        self.images[len(self.positions)] = pixels
+        self.positions.append(position)
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is wanted of an epoch: (place in its order, position in the data set) of each image."""
+    """Images of an epoch: (place in its order, position in the data set) of each."""
 
     epoch: int
     images: Sequence[tuple[int, int]]
@@ -77,16 +91,17 @@ class TrainingWork:
     seed: int
 
     def __call__(self, job: TrainingJob) -> Part:
-        """See ``Part``."""
-        batch = _Batch(len(job.images))
+        part = Part(len(job.images))
         with untouched_randomness():
             for place, position in job.images:
-                image, position = self._decode(position, batch)
+                image, position = self._decode(position, part)
                 seed_everything(seed_for(self.seed, "sample", job.epoch, place))
-                batch.add(self.transform(image), position)
+                part.add(self.transform(image), position)
                 if self.augment.erasing:
-                    self._erase(batch)
-        return batch.part()
+                    self._erase(part)
+        if part.noise:
+            part.noise = [torch.cat(part.noise)]
+        return part
 
     def describe(self, job: TrainingJob) -> str:
         return _describe(self.data, [position for _, position in job.images])
@@ -97,35 +112,31 @@ class TrainingWork:
         side = self.data.images.shape[2] if isinstance(self.data, ImageSet) else None
         return training_transform(self.augment, self.frame, side)
 
-    def _decode(self, position: int, batch: _Batch) -> tuple[Image, int]:
+    def _decode(self, position: int, part: Part) -> tuple[Image, int]:
         try:
             return self.data.image(position), position
         except UNDECODABLE as error:
             reason = reason_of(error, self.data.name(position))
-        for other in self._stand_ins(position):
+        labels = self.data.labels.cpu()
+        after = (torch.arange(1, len(labels)) + position) % len(labels)
+        same = labels[after] == labels[position]
+        # The next images, those of the class first.
+        for other in itertools.chain.from_iterable(after[mask].tolist() for mask in (same, ~same)):
             try:
                 image = self.data.image(other)
             except UNDECODABLE:
                 continue
-            batch.failures.append(Failure(position, reason, other))
+            part.failures.append(Failure(position, reason, other))
             return image, other
         raise KdbenchError(f"{self.data.name(position)} does not decode ({reason}), and no other image does")
-
-    def _stand_ins(self, position: int) -> Iterator[int]:
-        """The images after ``position``, those of its class first."""
-        labels = self.data.labels.cpu()
-        after = (torch.arange(1, len(labels)) + position) % len(labels)
-        same = labels[after] == labels[position]
-        yield from after[same].tolist()
-        yield from after[~same].tolist()
 
     @cached_property
     def _eraser(self) -> Any:
         return RandomErasing(self.augment.erasing, mode="pixel", max_count=1, device="cpu")
 
-    def _erase(self, batch: _Batch) -> None:
+    def _erase(self, part: Part) -> None:
         """timm's RandomErasing on an empty canvas: what it writes there is the noise for the normalised image."""
-        canvas = torch.full(batch.images.shape[1:], torch.nan)
+        canvas = torch.full(part.images.shape[1:], torch.nan)
         self._eraser(canvas)
         written = ~canvas[0].isnan()
         if not written.any():
@@ -135,8 +146,8 @@ class TrainingWork:
         height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.frame.mean, self.frame.std))
         noise = canvas[:, top : top + height, left : left + width] * std + mean
-        batch.boxes.append((len(batch.positions) - 1, top, left, height, width))
-        batch.noise.append(noise.flatten())
+        part.boxes.append((len(part.positions) - 1, top, left, height, width))
+        part.noise.append(noise.flatten())
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,7 @@ class EvaluationView:
     """Resize the shorter side to ``int(size / crop)`` px, then cut ``size`` px from the centre (timm's evaluation transform).
 
     ``size`` None leaves images as they are. ``exact`` decodes and resizes with Pillow in loader processes, else images that
-    lie in memory are resized on the device.
+    are in memory are resized on the device.
     """
 
     size: int | None = None
@@ -161,17 +172,16 @@ class EvaluationWork:
     view: EvaluationView
 
     def __call__(self, positions: range) -> Part:
-        """See ``Part``."""
         assert self.view.size is not None
-        batch = _Batch(len(positions))
+        part = Part(len(positions))
         for position in positions:
             try:
                 pixels = self.transform(self.data.image(position))
             except UNDECODABLE as error:
-                batch.failures.append(Failure(position, reason_of(error, self.data.name(position)), None))
+                part.failures.append(Failure(position, reason_of(error, self.data.name(position)), None))
                 pixels = torch.zeros((3, self.view.size, self.view.size), dtype=torch.uint8)
-            batch.add(pixels, position)
-        return batch.part()
+            part.add(pixels, position)
+        return part
 
     def describe(self, positions: range) -> str:
         return _describe(self.data, positions)
@@ -189,10 +199,10 @@ class EvaluationWork:
 
 
 def training_transform(augment: Augment, frame: Frame, side: int | None) -> Any:
-    """timm's training transform up to bytes (3, H, W), without normalisation and erasing.
+    """timm's training transform to (3, H, W) uint8, without normalisation and erasing.
 
-    With ``resized_crop`` it is what timm's train script builds. Else images are resized to the suite's size and cut from the
-    centre, or padded and cropped by torchvision; then flipped and augmented as in timm.
+    Without ``resized_crop`` images are resized to the suite's size and cut from the centre, or padded and cropped by
+    torchvision; then flipped and augmented as in timm.
 
     Args:
         side: of all images (px), where they have one size; ``crop_padding`` then crops before they are resized.
@@ -217,41 +227,26 @@ def training_transform(augment: Augment, frame: Frame, side: int | None) -> Any:
             operation.aug_fn = functools.partial(_posterized, operation.aug_fn)
     if crop:
         return transforms.Compose([primary, secondary, final])
-    steps: list[Any] = []
     resize = [] if frame.size is None else [transforms.Resize(frame.size), transforms.CenterCrop(frame.size)]
-    if augment.crop_padding:
-        cropping = [_PaddedCrop(augment.crop_padding)]
-        steps += resize + cropping if side is None else cropping + resize
-    else:
-        steps += resize
+    cropping = [functools.partial(_padded_crop, augment.crop_padding)] if augment.crop_padding else []
+    steps: list[Any] = [*resize, *cropping] if side is None else [*cropping, *resize]
     if augment.flip:
         steps.append(transforms.RandomHorizontalFlip())
     return transforms.Compose([*steps, secondary, final])
 
 
 def _posterized(posterize: Callable[..., Image], image: Image, bits: int, **options: Any) -> Image:
-    """Keep ``bits`` bits of each colour. timm's RandAugment asks for none at its highest level, which leaves black; newer
-    versions of Pillow refuse that."""
+    """Keep ``bits`` bits of each colour. timm's RandAugment asks for none at its highest level; newer Pillow refuses that."""
     return posterize(image, bits, **options) if bits > 0 else pillow.new(image.mode, image.size)
 
 
-class _PaddedCrop:
+def _padded_crop(padding: int, image: Image) -> Any:
     """torchvision's RandomCrop with zero padding, to the size that the image has."""
-
-    def __init__(self, padding: int) -> None:
-        self.padding = padding
-
-    def __call__(self, image: Image) -> Any:
-        return transforms.RandomCrop((image.height, image.width), padding=self.padding)(image)
+    return transforms.RandomCrop((image.height, image.width), padding=padding)(image)
 
 
 class FailureCount:
-    """Keeps count of the images of a split that do not decode, and stops a run when there are too many.
-
-    Args:
-        data: the split; up to its share ``undecodable`` may fail.
-        say: is told of each of them once.
-    """
+    """Counts the images of ``data`` that do not decode; ``say`` gets a sentence for each. A share ``undecodable`` may fail."""
 
     def __init__(self, data: Images, say: Say) -> None:
         self.data = data
@@ -259,10 +254,10 @@ class FailureCount:
         self.failed: set[int] = set()
 
     def take(self, failures: Sequence[Failure]) -> None:
-        """Count what is new.
+        """Count new failures.
 
         Raises:
-            KdbenchError: if more have failed than the data set's share.
+            KdbenchError: if more images have failed than ``undecodable`` admits.
         """
         for failure in failures:
             if failure.position in self.failed:
@@ -280,7 +275,7 @@ class FailureCount:
 
 
 def reason_of(error: Exception, name: str) -> str:
-    """Why an image does not decode, without what is said of it anyway."""
+    """Why an image does not decode, without its name."""
     return str(error).removeprefix(f"{name} does not decode: ") or type(error).__name__
 
 
@@ -301,33 +296,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
-
-
-class _Batch:
-    """A part in the making; its images lie in shared memory, so that they travel without a copy."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.images = torch.empty(0)
-        self.positions: list[int] = []
-        self.boxes: list[tuple[int, int, int, int, int]] = []
-        self.noise: list[Tensor] = []
-        self.failures: list[Failure] = []
-
-    def add(self, pixels: Tensor, position: int) -> None:
-        if not self.positions:
-            self.images = torch.empty((self.count, *pixels.shape), dtype=torch.uint8)
-            if torch.multiprocessing.parent_process() is not None:
-                self.images.share_memory_()
-        if pixels.shape != self.images.shape[1:]:
-            sizes = [f"{shape[2]} x {shape[1]} px" for shape in (pixels.shape, self.images.shape[1:])]
-            raise KdbenchError(f"images of a batch differ in size ({sizes[0]}, {sizes[1]}); set image_size")
-        self.images[len(self.positions)] = pixels
-        self.positions.append(position)
-
-    def part(self) -> Part:
-        noise = torch.cat(self.noise) if self.noise else None
-        return Part(self.images, self.positions, self.boxes, noise, self.failures)
 
 
 def _describe(data: Images, positions: Sequence[int]) -> str:

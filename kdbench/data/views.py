@@ -1,17 +1,17 @@
-"""What a net sees in evaluation: the images of a split, resized and cropped as the net wants them, in batches on the device."""
+"""Evaluation batches on the device: the images of a split, resized and cropped as a net expects them."""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from kdbench.data.images import Images, ImageSet
-from kdbench.data.loader import TIMEOUT, Loader, Ticket
-from kdbench.data.resample import FILTERS, resize_and_centre, resized_shape
+from kdbench.data.loader import TIMEOUT, Loader
+from kdbench.data.resample import FILTERS, resize_and_centre
 from kdbench.data.transforms import EvaluationView, EvaluationWork, FailureCount, Part, Say
 from kdbench.errors import KdbenchError
 
@@ -35,22 +35,19 @@ def evaluation_batches(
 
     Args:
         positions: only these, of a split that several processes evaluate together.
-        workers: loader processes for files and exact views; 0 decodes in this process; None by the number of cores, and none
-            for what fits into one batch.
+        workers: loader processes for files and exact views; None by the number of cores, but 0 (in this process) for one batch.
         timeout: seconds after which a loader process that does not answer counts as hung.
-        say: is told of images that do not decode; they are shown black. They go to the log otherwise.
+        say: gets a sentence for each image that does not decode, which is black; None logs it.
 
     Raises:
         KdbenchError: for files without a size; if a loader process dies or hangs, or more images do not decode than the data
             set admits.
     """
     chosen = range(len(images)) if positions is None else positions
+    if isinstance(images, ImageSet) and (view.size is None or (not view.exact and view.interpolation in FILTERS)):
+        return _in_memory(images, view, device, chosen)
     if view.size is None:
-        if not isinstance(images, ImageSet):
-            raise KdbenchError("images in files have many sizes: an evaluation needs a size (px)")
-        return _in_memory(images, view, device, chosen)
-    if isinstance(images, ImageSet) and not view.exact and view.interpolation in FILTERS:
-        return _in_memory(images, view, device, chosen)
+        raise KdbenchError("images in files have many sizes: an evaluation needs a size (px)")
     if workers is None and len(chosen) <= EVALUATION_BATCH:
         workers = 0
     return _by_pillow(images, view, device, chosen, workers, timeout, say or logging.getLogger(__name__).warning)
@@ -62,7 +59,7 @@ def _in_memory(images: ImageSet, view: EvaluationView, device: torch.device, cho
         if view.size is None:
             yield part.float() / 255
         else:
-            shorter = resized_shape(view.size, view.crop)
+            shorter = math.floor(view.size / view.crop)  # as in timm
             yield resize_and_centre(part, shorter, view.size, view.interpolation == "bicubic").div_(255)
 
 
@@ -77,22 +74,10 @@ def _by_pillow(
 ) -> Iterator[Tensor]:
     failures = FailureCount(images, say)
     loader: Loader[range, Part] = Loader(EvaluationWork(images, view), workers, timeout)
-    pieces = [
-        [
-            chosen[start : start + EVALUATION_BATCH][first : first + _PART_SIZE]
-            for first in range(0, EVALUATION_BATCH, _PART_SIZE)
-        ]
-        for start in range(0, len(chosen), EVALUATION_BATCH)
-    ]
-    ahead = -(-2 * loader.workers * _PART_SIZE // EVALUATION_BATCH)
-    asked: deque[list[Ticket[range]]] = deque()
+    batches = (chosen[start : start + EVALUATION_BATCH] for start in range(0, len(chosen), EVALUATION_BATCH))
+    jobs = ([batch[at : at + _PART_SIZE] for at in range(0, len(batch), _PART_SIZE)] for batch in batches)
     try:
-        for step in range(len(pieces) + ahead):
-            if step < len(pieces):
-                asked.append([loader.submit(piece) for piece in pieces[step] if len(piece)])
-            if step < ahead:
-                continue
-            parts = [loader.result(ticket) for ticket in asked.popleft()]
+        for parts in loader.batches(jobs, ahead=-(-2 * loader.workers * _PART_SIZE // EVALUATION_BATCH)):
             for part in parts:
                 failures.take(part.failures)
             batch = torch.cat([part.images for part in parts])

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from kdbench.data.images import Dataset, ImageSet
-from kdbench.datasets.download import FileFacts, facts_of, fetch, unpack
+from kdbench.datasets.download import FileFacts, facts_of, fetch_file, unpack
+from kdbench.datasets.sources import reason_of
 from kdbench.errors import KdbenchError
 
 if TYPE_CHECKING:
@@ -50,11 +51,9 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
         folder: the folder ``cifar-100-python``, or the one that holds it.
 
     Raises:
-        KdbenchError: in one line, if a file is missing, damaged, or another one.
+        KdbenchError: if a file is missing, damaged, or another one.
     """
-    files = find(folder)
-    for name, path in files.items():
-        _check_facts(path, FILES[name])
+    files = _checked(folder)
     train, train_coarse = _read_images(files["train"])
     test, test_coarse = _read_images(files["test"])
     meta = _read(files["meta"])
@@ -64,34 +63,17 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
     coarse = _superclasses(labels, np.concatenate([train_coarse, test_coarse]), files["train"])
     held_out = held_out_positions(train.labels.numpy(), VALIDATION_PER_CLASS)
     return Dataset(
-        name="cifar100",
-        num_classes=NUM_CLASSES,
-        train=train,
-        validation=train.take(held_out),
-        test=test,
-        held_out=held_out,
-        class_names=fine_names,
-        coarse=coarse,
-        coarse_names=coarse_names,
+        "cifar100", NUM_CLASSES, train, train.take(held_out), test, held_out, fine_names, coarse, coarse_names
     )
 
 
 def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> None:
-    """See that the files are there and whole, before anything is trained.
-
-    Raises:
-        KdbenchError: as ``load``.
-    """
-    for name, path in find(folder).items():
-        _check_facts(path, FILES[name])
+    """Check that the files are there and whole. Raises as ``load``."""
+    _checked(folder)
 
 
-def find(folder: Path | None) -> dict[str, Path]:
-    """The paths of ``train``, ``test`` and ``meta``.
-
-    Raises:
-        KdbenchError: if one is not there, with what was expected and where to get it.
-    """
+def _checked(folder: Path | None) -> dict[str, Path]:
+    """The paths of ``train``, ``test`` and ``meta``, whose size and MD5 are the official ones."""
     if folder is None:
         raise KdbenchError(
             f"CIFAR-100 lies in files: --data DIR or $KDBENCH_DATA (not set) names the folder that holds {FOLDER}/; "
@@ -117,6 +99,13 @@ def find(folder: Path | None) -> dict[str, Path]:
             raise KdbenchError(
                 f"CIFAR-100: {path} {'is no file' if path.exists() else 'is missing'}; expected {FILES[name]}, from {URL}"
             )
+        try:
+            found = facts_of(path)
+        except OSError as error:
+            raise KdbenchError(f"CIFAR-100: {path} cannot be read ({error.strerror})") from None
+        if found != FILES[name]:
+            why = "only part of it was copied" if found.size < FILES[name].size else "it is another file, or damaged"
+            raise KdbenchError(f"CIFAR-100: {path} has {found}; expected {FILES[name]}: {why}; get it from {URL}")
     return paths
 
 
@@ -124,7 +113,7 @@ def download(folder: Path | None, progress: Callable[[int, int], None] | None = 
     """Fetch CIFAR-100 into ``folder/cifar-100-python``; does nothing where the files are there already.
 
     Args:
-        folder: where data sets lie, or the folder ``cifar-100-python`` itself; made if it does not exist.
+        folder: the data folder, or ``cifar-100-python`` itself; made if it does not exist.
         progress: called with the bytes that came so far, and all.
 
     Raises:
@@ -141,7 +130,9 @@ def download(folder: Path | None, progress: Callable[[int, int], None] | None = 
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as work:
             archive = Path(work) / f"{FOLDER}.tar.gz"
-            fetch(URL, archive, ARCHIVE, progress)
+            fetch_file(URL, archive, progress=progress)
+            if (found := facts_of(archive)) != ARCHIVE:
+                raise KdbenchError(f"{URL} is another file, or did not come whole: {found}; expected {ARCHIVE}")
             unpack(archive, {f"{FOLDER}/{name}": (target / name, facts) for name, facts in FILES.items()})
     except OSError as error:
         raise KdbenchError(f"CIFAR-100 cannot be stored in {target} ({error.strerror or error})") from None
@@ -153,7 +144,7 @@ def download(folder: Path | None, progress: Callable[[int, int], None] | None = 
 def held_out_positions(labels: np.ndarray, per_class: int) -> torch.Tensor:
     """Positions in the training set that are validation images, in order: ``per_class`` of every class.
 
-    A position's rank is its SHA-256, so that no library's random numbers decide who is in which split.
+    A position's rank is its SHA-256, so that the split does not depend on a library's random numbers.
 
     Args:
         labels: (N,) classes of the training images.
@@ -164,18 +155,8 @@ def held_out_positions(labels: np.ndarray, per_class: int) -> torch.Tensor:
     return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))
 
 
-def _check_facts(path: Path, expected: FileFacts) -> None:
-    try:
-        found = facts_of(path)
-    except OSError as error:
-        raise KdbenchError(f"CIFAR-100: {path} cannot be read ({error.strerror})") from None
-    if found != expected:
-        why = "only part of it was copied" if found.size < expected.size else "it is another file, or damaged"
-        raise KdbenchError(f"CIFAR-100: {path} has {found}; expected {expected}: {why}; get it from {URL}")
-
-
 def _refuse_file(path: Path) -> NoReturn:
-    """Say what to do about a file in the place of the folder."""
+    """Refuse a file in the place of the folder, with what to do."""
     with path.open("rb") as file:
         start = file.read(512)
     if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
@@ -186,8 +167,8 @@ def _refuse_file(path: Path) -> NoReturn:
 class _PlainUnpickler(pickle.Unpickler):
     """Reads what the official files consist of: dictionaries, lists, bytes, numbers, and arrays of bytes. Nothing else.
 
-    A pickle names the functions it wants called. The three that NumPy's arrays need stand here for what may be made of them;
-    any other name is refused before it is imported.
+    A pickle names the functions it wants called. The three that NumPy's arrays need are replaced by narrow ones here; any other
+    name is refused before it is imported.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -198,9 +179,6 @@ class _PlainUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return _byte_type
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of CIFAR-100 needs")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to an object outside")
 
 
 def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
@@ -221,7 +199,7 @@ def _read(path: Path) -> dict[bytes, Any]:
         with path.open("rb") as file:
             content = _PlainUnpickler(file, encoding="bytes").load()
     except Exception as error:  # whatever a wrong pickle makes the unpickler or NumPy raise
-        raise KdbenchError(f"CIFAR-100: {path} is no file of this data set: {_one_line(error)}") from None
+        raise KdbenchError(f"CIFAR-100: {path} is no file of this data set: {reason_of(error)}") from None
     if not isinstance(content, dict):
         raise KdbenchError(f"CIFAR-100: {path} holds a {type(content).__name__}; expected a dictionary")
     return content
@@ -269,10 +247,3 @@ def _superclasses(fine: np.ndarray, coarse: np.ndarray, path: Path) -> tuple[int
             f"expected {NUM_CLASSES} classes, each in one superclass"
         )
     return tuple(above for _, above in pairs)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-__all__ = ["ARCHIVE", "FILES", "FOLDER", "URL", "check", "download", "find", "held_out_positions", "load"]

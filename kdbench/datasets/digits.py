@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TEST_PER_CLASS = 50
 VALIDATION_PER_CLASS = 30
-SPLIT_SEED = 20260101  # fixes who is in which split, for every run on every machine
+SPLIT_SEED = 20260101  # fixes the splits, for every run on every machine
 
 
 def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset:

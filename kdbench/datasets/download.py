@@ -1,4 +1,4 @@
-"""Fetching an archive and taking single files out of it. Works without torch."""
+"""Downloading a file, and taking single files out of an archive. Works without torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file must be: its size in bytes and its MD5 as hexadecimal digits."""
+    """The expected size of a file in bytes, and its MD5 in hexadecimal digits."""
 
     size: int
     md5: str
@@ -34,51 +34,23 @@ class FileFacts:
 
 def facts_of(path: Path) -> FileFacts:
     """Size and MD5 of a file."""
-    digest = hashlib.md5(usedforsecurity=False)
-    size = 0
+    return FileFacts(path.stat().st_size, _digest(path, hashlib.md5(usedforsecurity=False)))
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> str:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-            size += len(chunk)
-    return FileFacts(size, digest.hexdigest())
-
-
-def fetch(url: str, path: Path, expected: FileFacts, progress: Callable[[int, int], None] | None = None) -> None:
-    """Download ``url`` to ``path``. What is kept is whole and has the expected size and MD5, or nothing is.
-
-    Args:
-        url: where the file lies.
-        path: where it goes; its folder exists.
-        expected: its size and MD5.
-        progress: called with the bytes that came so far, and all.
-
-    Raises:
-        KdbenchError: if it cannot be had, or is another file.
-    """
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as source:
-            found = _store(source, path, expected, progress)
-    except urllib.error.HTTPError as error:
-        raise KdbenchError(f"{url} cannot be downloaded (the server says {error.code} {error.reason})") from None
-    except urllib.error.URLError as error:
-        raise KdbenchError(f"{url} cannot be downloaded ({error.reason}); is there a network?") from None
-    except OSError as error:
-        raise KdbenchError(f"{url} cannot be downloaded to {path} ({error.strerror or error})") from None
-    if found != expected:
-        raise KdbenchError(f"{url} is not what it was, or did not come whole: {found}; expected {expected}")
+    return digest.hexdigest()
 
 
 def fetch_file(
     url: str, path: Path, sha256: str | None = None, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Download ``url`` to ``path``, of which only a SHA-256 is known, or nothing. What is kept is whole, or nothing is.
-
-    Where the SHA-256 is known, what came before a connection broke is kept as ``.NAME.part``, and another try goes on from there.
+    """Download ``url`` to ``path``, whole or not at all; its folder is made.
 
     Args:
-        url: where the file lies.
-        path: where it goes; its folder is made.
-        sha256: what it must have, as hexadecimal digits.
+        sha256: expected, in hexadecimal digits. Where it is known, a broken download is kept as ``.NAME.part`` and resumed.
         progress: called with the bytes that came so far, and all (0 where the server does not say).
 
     Raises:
@@ -104,7 +76,7 @@ def fetch_file(
         if came < size:
             again = "; another try goes on from there" if sha256 else ""
             raise KdbenchError(f"{url} did not come whole ({came:,} of {size:,} bytes){again}")
-        if sha256 and (found := _sha256(partial)) != sha256:
+        if sha256 and (found := _digest(partial, hashlib.sha256())) != sha256:
             partial.unlink()
             raise KdbenchError(f"{url} is not what it was ({came:,} bytes, sha256 {found}); expected sha256 {sha256}")
         os.replace(partial, path)
@@ -123,23 +95,14 @@ def fetch_file(
                 partial.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def unpack(archive: Path, members: Mapping[str, tuple[Path, FileFacts]]) -> None:
     """Take single files out of a tar archive.
 
-    Only the named members are read, as bytes, and written to paths that the caller chose: nothing that an archive says (a
-    path, a link, an owner, a mode) decides where or what is written. No more bytes are read than a member should have.
+    Only the named members are read, as bytes, no more than each should have, and written to paths that the caller chose: no
+    path, link, owner or mode in the archive is followed.
 
     Args:
-        archive: the archive, compressed or not.
-        members: name in the archive -> where it goes, and what it must be.
+        members: name in the archive -> where it goes, and its expected size and MD5.
 
     Raises:
         KdbenchError: if the archive cannot be read, or a member is missing or another one than expected.
@@ -161,25 +124,19 @@ def unpack(archive: Path, members: Mapping[str, tuple[Path, FileFacts]]) -> None
         raise KdbenchError(f"{archive} cannot be unpacked ({error})") from None
 
 
-def _store(
-    source: IO[bytes], path: Path, expected: FileFacts, progress: Callable[[int, int], None] | None = None
-) -> FileFacts:
+def _store(source: IO[bytes], path: Path, expected: FileFacts) -> FileFacts:
     """Copy ``source`` into ``path`` through a temporary file, which takes its place only if it is what was expected."""
-    digest = hashlib.md5(usedforsecurity=False)
-    size = 0
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as target:
             # One byte more than there should be is enough to know that it is another file.
-            while size <= expected.size and (chunk := source.read(min(CHUNK, expected.size + 1 - size))):
+            while target.tell() <= expected.size and (
+                chunk := source.read(min(CHUNK, expected.size + 1 - target.tell()))
+            ):
                 target.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-                if progress is not None:
-                    progress(size, expected.size)
             target.flush()
             os.fsync(target.fileno())
-        found = FileFacts(size, digest.hexdigest())
+        found = facts_of(Path(name))
         if found == expected:
             os.chmod(name, 0o644)
             os.replace(name, path)

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from kdbench.datasets.parts import Part, sorted_order, stem
+from kdbench.datasets.parts import Part, note_on_bad, sorted_order, stem
 from kdbench.datasets.sources import FolderSource, PackedNames, is_image_name
 from kdbench.errors import KdbenchError, counted
 
 #: What file managers and archivers leave behind.
 _LEFT_BEHIND = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
-#: Of at most so many files of a split the size is asked for, evenly spread, to find empty ones before a run.
+#: At most so many files of a split, evenly spread, are checked for their size before a run.
 SIZES_LOOKED_AT = 20_000
 
 
 @dataclass(frozen=True)
 class Entries:
-    """What lies in a folder: sorted names. ``others`` are neither images nor folders, ``hidden`` ones left out."""
+    """Sorted names in a folder. ``others`` are neither images nor folders; hidden ones are left out."""
 
     folders: tuple[str, ...]
     images: tuple[str, ...]
@@ -29,10 +29,7 @@ class Entries:
 
 
 def entries(folder: Path, title: str) -> Entries:
-    """List a folder. Hidden files and what file managers leave behind are passed over.
-
-    Args:
-        title: of the data set, for messages.
+    """List a folder of the data set ``title``, without hidden files and those that file managers leave behind.
 
     Raises:
         KdbenchError: if it cannot be read.
@@ -54,14 +51,14 @@ def entries(folder: Path, title: str) -> Entries:
     return Entries(tuple(sorted(folders)), tuple(sorted(images)), tuple(sorted(others)))
 
 
-def what_lies(found: Entries) -> str:
-    """What is in a folder, for messages: ``holds a/, b.txt``."""
+def contents(found: Entries) -> str:
+    """The contents of a folder, for messages: ``holds a/, b.txt``."""
     names = [*(f"{name}/" for name in found.folders), *found.images, *found.others]
     return f"holds {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else "is empty"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a link to one; where a link called like an image leads is not asked."""
+    """Whether an entry is a folder, or a link to one; links named like images are not followed."""
     if not entry.is_symlink():
         return entry.is_dir(follow_symlinks=False)
     if is_image_name(entry.name):
@@ -75,11 +72,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def list_class_folders(
     root: Path, classes: Mapping[str, int], title: str, undecodable: float = 0.0, what: str = "class"
 ) -> Part:
-    """The images of the class folders of ``root`` that ``classes`` names; the folders are there.
+    """The images of the class folders of ``root`` that ``classes`` names, with the label of each; the folders exist.
 
     Args:
-        classes: the number of each class.
-        undecodable: share of images that may turn out empty.
+        undecodable: share of images that may be empty.
 
     Raises:
         KdbenchError: for a class without images, with folders inside, or not readable; for too many empty files.
@@ -108,26 +104,25 @@ def list_class_folders(
 def list_flat_folder(
     root: Path, found: Entries, labels: Sequence[int | None], title: str, undecodable: float = 0.0
 ) -> Part:
-    """The images that lie in ``root`` itself, whose classes are known from elsewhere.
-
-    Args:
-        labels: of each of ``found.images``; None leaves an image out.
-    """
+    """The images in ``root`` itself with their ``labels``; None leaves an image out."""
     kept = [(name, label) for name, label in zip(found.images, labels, strict=True) if label is not None]
     order = sorted_order([label for _, label in kept], [name for name, _ in kept])
     chosen = [kept[position] for position in order]
-    return _part(
-        root, [name for name, _ in chosen], [label for _, label in chosen], list(found.others), title, undecodable
-    )
+    names, chosen_labels = [name for name, _ in chosen], [label for _, label in chosen]
+    return _part(root, names, chosen_labels, found.others, title, undecodable)
 
 
-def _part(root: Path, names: list[str], labels: list[int], others: list[str], title: str, undecodable: float) -> Part:
+def _part(
+    root: Path, names: list[str], labels: list[int], others: Sequence[str], title: str, undecodable: float
+) -> Part:
     notes = []
     if others:
         notes.append(
             f"{root}: {counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} no image left out, such as {others[0]}"
         )
-    notes += _look_at_sizes(root, names, title, undecodable)
+    count = min(len(names), SIZES_LOOKED_AT)
+    bad = list(filter(None, (_defect(os.path.join(root, names[step * len(names) // count])) for step in range(count))))
+    notes += note_on_bad(bad, count, undecodable, title)
     return Part(
         FolderSource(str(root.absolute()), PackedNames.pack(names)),
         np.array(labels, dtype=np.int64),
@@ -136,38 +131,16 @@ def _part(root: Path, names: list[str], labels: list[int], others: list[str], ti
     )
 
 
-def _look_at_sizes(root: Path, names: Sequence[str], title: str, undecodable: float) -> list[str]:
-    """Ask for the sizes of some files: empty ones, and links to nothing, come from a copy that was cut off.
-
-    Raises:
-        KdbenchError: if their share is larger than ``undecodable``.
-    """
-    count = min(len(names), SIZES_LOOKED_AT)
-    bad: list[str] = []
-    for step in range(count):
-        name = names[step * len(names) // count]
-        try:
-            why = "" if os.stat(os.path.join(root, name)).st_size else "is empty"
-        except OSError as error:
-            why = f"cannot be read ({error.strerror})"
-        if why:
-            bad.append(f"{os.path.join(root, name)} {why}")
-    if not bad:
-        return []
-    more = f", and {len(bad) - 1:,} more of the {count:,} looked at" if len(bad) > 1 else ""
-    if len(bad) > undecodable * count:
-        raise KdbenchError(
-            f"{title}: {bad[0]}{more}: copy again, remove them, or let the suite say which share may fail (undecodable)"
-        )
-    return [f"{bad[0]}{more}; another image takes the place"]
+def _defect(path: str) -> str:
+    """``PATH is empty``, or a link to nothing: from a copy that was cut off; else nothing."""
+    try:
+        return "" if os.stat(path).st_size else f"{path} is empty"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
 
 
 def refuse_missing(root: Path, present: Iterable[str], wanted: Sequence[str], title: str, hint: str = "") -> None:
-    """See that every wanted class is among those that are present.
-
-    Raises:
-        KdbenchError: with the first few that are not.
-    """
+    """Raise ``KdbenchError`` if a wanted class is not present."""
     there = set(present)
     missing = [name for name in wanted if name not in there]
     if missing:

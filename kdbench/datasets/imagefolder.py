@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kdbench.data.images import Dataset
-from kdbench.datasets.folders import entries, list_class_folders, refuse_missing, what_lies
+from kdbench.datasets.folders import contents, entries, list_class_folders, refuse_missing
 from kdbench.datasets.imagenet.layouts import below
 from kdbench.datasets.parts import Part, file_set, held_out_positions
 from kdbench.errors import KdbenchError, UnknownNameError, counted
@@ -22,21 +22,20 @@ if TYPE_CHECKING:
 
 TITLE = "Image folders"
 EXPECTED = "train/CLASS/FILE and val/CLASS/FILE or test/CLASS/FILE"
-#: One of so many images of each class is held out for validation where there is no ``val`` beside ``test``.
+#: One of so many images of each class is held out for validation, unless there are both ``val`` and ``test``.
 HELD_OUT_ONE_OF = 10
 
 
-def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset:
+def load(folder: Path | None, spec: DatasetSpec) -> Dataset:
     """List the images of a folder of classes.
 
     Args:
-        folder: where data sets lie; ``spec.folder`` is below it.
-        spec: what the suite says; its number of classes must be that of the folders.
+        folder: the data folder; ``spec.folder`` is below it.
+        spec: the suite's; its number of classes must be that of the folders.
 
     Raises:
-        KdbenchError: in one line, if something is not as expected.
+        KdbenchError: if the folders are not as expected.
     """
-    spec = _named(spec)
     parts, names = _read(folder, spec)
     train = file_set(parts["train"], spec.undecodable)
     test = file_set(parts.get("test", parts.get("val", parts["train"])), spec.undecodable)
@@ -46,32 +45,13 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
     else:
         held_out = torch.from_numpy(held_out_positions(parts["train"], "kdbench imagefolder", _held_out_of))
         validation = train.take(held_out)
-    return Dataset(
-        name="imagefolder",
-        num_classes=len(names),
-        train=train,
-        validation=validation,
-        test=test,
-        held_out=held_out,
-        class_names=names,
-    )
+    return Dataset("imagefolder", len(names), train, validation, test, held_out, names)
 
 
-def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> tuple[str, ...]:
-    """List the images without keeping them.
-
-    Returns:
-        What is worth knowing of the files, a line each.
-
-    Raises:
-        KdbenchError: as ``load``.
-    """
-    parts, _ = _read(folder, _named(spec))
+def check(folder: Path | None, spec: DatasetSpec) -> tuple[str, ...]:
+    """List the images without keeping them; notes on the files, a line each. Raises as ``load``."""
+    parts, _ = _read(folder, spec)
     return tuple(f"{TITLE}: {note}" for part in parts.values() for note in part.notes)
-
-
-def download(folder: Path | None, progress: object = None) -> None:
-    """There is nothing to fetch; whether the folders are there, ``check`` says."""
 
 
 def _held_out_of(count: int) -> int:
@@ -79,16 +59,8 @@ def _held_out_of(count: int) -> int:
     return max(1, count // HELD_OUT_ONE_OF) if count > 1 else 0
 
 
-def _named(spec: DatasetSpec | None) -> DatasetSpec:
-    if spec is None or spec.folder is None:
-        raise KdbenchError(
-            f"{TITLE}: the suite's dataset has no folder; expected one below --data that holds {EXPECTED}"
-        )
-    return spec
-
-
 def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[str, ...]]:
-    """The parts that are there by the names of their folders, and what each label means."""
+    """The parts by split, and the class name of each label."""
     if data is None:
         raise KdbenchError(
             f"{TITLE} lie in files: --data DIR or $KDBENCH_DATA (not set) names the folder that holds {spec.folder}/"
@@ -102,7 +74,7 @@ def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[
     splits = {"train": "train", "test": "test", "val": "val" if "val" in there.folders else "validation"}
     found = {split: root / name for split, name in splits.items() if name in there.folders}
     if "train" not in found or len(found) < 2:
-        raise KdbenchError(f"{TITLE}: {root} {what_lies(there)}; expected {EXPECTED}")
+        raise KdbenchError(f"{TITLE}: {root} {contents(there)}; expected {EXPECTED}")
     present = {split: entries(path, TITLE).folders for split, path in found.items()}
     labels, names = _labels(found["train"], present["train"], spec)
     for split, path in found.items():
@@ -115,7 +87,7 @@ def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[
 
 
 def _labels(train: Path, present: tuple[str, ...], spec: DatasetSpec) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The label of each class that is used, and the name of each label."""
+    """The label of each chosen class, and the name of each label."""
     if not present:
         raise KdbenchError(f"{TITLE}: {train} holds no folders; expected {EXPECTED}")
     listed = spec.class_list
@@ -132,6 +104,3 @@ def _labels(train: Path, present: tuple[str, ...], spec: DatasetSpec) -> tuple[d
             f"first {names[0]}, last {names[-1]}"
         )
     return {name: names.index(name) for name in wanted}, tuple(names)
-
-
-__all__ = ["EXPECTED", "check", "download", "load"]

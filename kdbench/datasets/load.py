@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kdbench.data.images import Dataset
 from kdbench.suite.dataset import DatasetSpec
@@ -15,52 +17,48 @@ def load_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> Datas
     """Load a data set.
 
     Args:
-        wanted: what a suite says about it, or only its name.
-        folder: where data sets lie on this machine (``digits`` needs none).
+        wanted: the suite's specification, or only the name.
+        folder: the data folder of this machine (``digits`` needs none).
 
     Raises:
         KdbenchError: if it is not there, or not whole.
     """
-    spec = _spec(wanted)
-    loaded: Dataset = importlib.import_module(find_dataset(spec.name).loader).load(folder, spec)
+    module, spec = _module(wanted)
+    loaded: Dataset = module.load(folder, spec)
     return loaded
 
 
 def open_dataset(wanted: DatasetSpec | str, folder: Path | None, split: str, limit: int | None = None) -> Dataset:
     """Load a data set to train on when ``split`` is measured, at most ``limit`` images of each of its splits."""
-    dataset = load_dataset(wanted, folder).for_split(split)
-    return dataset if limit is None else dataset.limited(limit)
+    return replace(load_dataset(wanted, folder).for_split(split), limit=limit)
 
 
 def check_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> tuple[str, ...]:
-    """See that a data set can be loaded, at a glance: its loader's ``check(folder, spec)``, where it has one.
+    """Check that a data set can be loaded, by ``check(folder, spec)`` of its module, where it has one.
 
     Returns:
-        What is worth knowing of its files though it can be loaded, a line each.
+        Notes on its files, a line each.
 
     Raises:
         KdbenchError: if files of it are missing.
     """
-    spec = _spec(wanted)
-    check = getattr(importlib.import_module(find_dataset(spec.name).loader), "check", None)
-    return tuple((check(folder, spec) if check is not None else None) or ())
+    module, spec = _module(wanted)
+    return (module.check(folder, spec) if hasattr(module, "check") else None) or ()
 
 
 def download_dataset(
     wanted: DatasetSpec | str, folder: Path | None, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Fetch a data set that is not in ``folder`` yet: its loader's ``download(folder, progress)``, where it has one.
+    """Fetch a data set that is not in ``folder`` yet, by ``download(folder, progress)`` of its module, where it has one.
 
     Raises:
         KdbenchError: if it cannot be had.
     """
-    download = getattr(importlib.import_module(find_dataset(_spec(wanted).name).loader), "download", None)
-    if download is not None:
-        download(folder, progress)
+    module, _ = _module(wanted)
+    if hasattr(module, "download"):
+        module.download(folder, progress)
 
 
-def _spec(wanted: DatasetSpec | str) -> DatasetSpec:
-    if not isinstance(wanted, str):
-        return wanted
-    find_dataset(wanted)
-    return DatasetSpec(name=wanted)
+def _module(wanted: DatasetSpec | str) -> tuple[Any, DatasetSpec]:
+    entry = find_dataset(wanted if isinstance(wanted, str) else wanted.name)
+    return importlib.import_module(entry.loader), DatasetSpec(name=wanted) if isinstance(wanted, str) else wanted

@@ -1,4 +1,4 @@
-"""One split as it was found on disk, in an order that no layout decides; who of it is held out for validation."""
+"""One split of a data set on disk, in an order that does not depend on the layout; the images held out for validation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kdbench.data.images import FileSet, ImageSource
+from kdbench.errors import KdbenchError
 
 #: Copies from Hugging Face's hub append the class to the official name: n01440764_10026_n01440764.JPEG.
 _APPENDED_WNID = re.compile(r"(?<=\d)_n\d{8}$")
@@ -25,8 +26,8 @@ class Part:
     Attributes:
         source: the images.
         labels: (N,) int64, the class of each.
-        stems: of each; see ``stem``.
-        notes: what is worth knowing of the files, a line each.
+        stems: see ``stem``.
+        notes: on the files, a line each.
     """
 
     source: ImageSource
@@ -39,16 +40,28 @@ class Part:
 
 
 def file_set(part: Part, undecodable: float) -> FileSet:
-    """The images of a part, in its order.
-
-    Args:
-        undecodable: share of them that may fail to decode.
-    """
+    """The images of a part, of which a share ``undecodable`` may fail to decode."""
     return FileSet(part.source, torch.arange(len(part)), torch.from_numpy(part.labels), undecodable)
 
 
+def note_on_bad(bad: Sequence[str], count: int, undecodable: float, title: str) -> list[str]:
+    """A note on the ``bad`` ones (with the reason) of ``count`` files.
+
+    Raises:
+        KdbenchError: if their share is larger than ``undecodable``.
+    """
+    if not bad:
+        return []
+    more = f", and {len(bad) - 1:,} more of the {count:,} looked at" if len(bad) > 1 else ""
+    if len(bad) > undecodable * count:
+        raise KdbenchError(
+            f"{title}: {bad[0]}{more}: copy again, remove them, or let the suite say which share may fail (undecodable)"
+        )
+    return [f"{bad[0]}{more}; another image takes the place"]
+
+
 def stem(name: str) -> str:
-    """What an image is called in every layout: its name without folders, extension and an appended class."""
+    """The name of an image in every layout: without folders, extension and an appended class."""
     return _APPENDED_WNID.sub("", os.path.splitext(os.path.basename(name))[0])
 
 
@@ -61,12 +74,12 @@ def sorted_order(labels: Sequence[int], names: Sequence[str]) -> list[int]:
 def held_out_positions(part: Part, salt: str, count: Callable[[int], int]) -> np.ndarray:
     """Positions of the images that are held out for validation, in order.
 
-    An image's rank in its class is the SHA-256 of its stem, so that neither the layout, nor the choice of classes, nor a
-    missing file, nor a library's random numbers decide who is in which split.
+    An image's rank in its class is the SHA-256 of its stem: layout, choice of classes, missing files and random numbers of
+    libraries do not change the split.
 
     Args:
         salt: the fixed seed.
-        count: how many of a class of so many images.
+        count: size of a class -> images held out.
 
     Returns:
         (M,) int64.

@@ -1,4 +1,4 @@
-"""Where encoded images lie: files of a folder, members of tar archives. Decoding one; names of a million in little memory."""
+"""Sources of encoded images: files of a folder, members of tar archives."""
 
 from __future__ import annotations
 
@@ -27,13 +27,11 @@ def is_image_name(name: str) -> bool:
 def decode(file: IO[bytes], name: str) -> Image:
     """Decode an image to RGB. Its EXIF orientation is not applied (as in timm and torchvision).
 
-    Args:
-        name: of the image, for messages.
-
     Raises:
-        OSError: if it does not decode, with its name and the reason.
+        OSError: if it does not decode, with ``name`` and the reason.
     """
     from PIL import Image as pillow
+    from PIL import UnidentifiedImageError
 
     try:
         image = pillow.open(file)
@@ -44,26 +42,20 @@ def decode(file: IO[bytes], name: str) -> Image:
         return image.convert("RGB")
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's plugins raise many kinds on broken files, some of them none of OSError's
-        raise OSError(f"{name} does not decode: {_reason(error, name)}") from None
+    except UnidentifiedImageError:
+        raise OSError(f"{name} does not decode: it is no image that Pillow knows") from None
+    except Exception as error:  # Pillow's plugins raise many kinds on broken files, some of them no OSError
+        raise OSError(f"{name} does not decode: {reason_of(error)}") from None
 
 
-def _reason(error: Exception, name: str) -> str:
-    from PIL import UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no image that Pillow knows"
+def reason_of(error: Exception) -> str:
+    """The text of an exception in one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclass(frozen=True)
 class PackedNames:
-    """Many names in one piece of memory: a million Python strings take a hundred megabytes, and are copied by forked processes.
-
-    Attributes:
-        blob: all names, one after the other.
-        ends: (N,) int64, where each ends.
-    """
+    """Names end to end in ``blob``, with the ``ends`` (N,) int64 of each: a million Python strings would take 100 MB."""
 
     blob: bytes
     ends: np.ndarray
@@ -77,8 +69,6 @@ class PackedNames:
         return len(self.ends)
 
     def __getitem__(self, position: int) -> str:
-        if not 0 <= position < len(self.ends):
-            raise IndexError(f"name {position} of {len(self.ends)}")
         start = int(self.ends[position - 1]) if position else 0
         return os.fsdecode(self.blob[start : int(self.ends[position])])
 
@@ -116,13 +106,12 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class TarSource:
-    """Images that are members of tar archives below ``root``, read where they lie; nothing is unpacked.
+    """Images that are members of tar archives below ``root``, which are not unpacked.
 
     Attributes:
         archives: paths below ``root``.
         archive: (N,) int32, the archive of each image.
-        offsets, sizes: (N,) int64, where its bytes lie in the archive.
-        names: of the members.
+        offsets, sizes: (N,) int64, of its bytes in the archive.
     """
 
     root: str

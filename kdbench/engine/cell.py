@@ -22,7 +22,7 @@ from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrappe
 from kdbench.engine.precision import Precision
 from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
-from kdbench.method import Batch, Method, NetInfo, Outputs, Task
+from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.seeding import RandomStream, may_draw_on_host, seed_for
 from kdbench.store.folders import CellFolder
@@ -171,7 +171,7 @@ class CellTrainer:
     def compute(
         self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
     ) -> None:
-        """What a step does on the device: all of it but the count of steps, which the host keeps."""
+        """What a step does on the device: all but the count of steps."""
         if self.micro_batches > 1:
             terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
         else:
@@ -298,6 +298,10 @@ def _total(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([term.reshape(()) for term in terms.values()]).sum()
 
 
+def _without_preactivation(stage: Feature) -> Feature:
+    return stage if stage.preactivation is None else Feature(stage.map, stage.class_tokens, stage.layout)
+
+
 def _only(outputs: Outputs | None, needs: frozenset[str]) -> Any:
     """Hide what a method did not ask for: a cell must not depend on what its company asked for."""
     if outputs is None:
@@ -306,6 +310,8 @@ def _only(outputs: Outputs | None, needs: frozenset[str]) -> Any:
     if "stagewise" not in needs:
         hidden["images"] = None
     shown = replace(outputs, **hidden)
+    if shown.stages is not None and "preactivation" not in needs:
+        shown.stages = [_without_preactivation(stage) for stage in shown.stages]
     if shown.strong is not None:
         shown.strong = _only(shown.strong, needs - {"strong"})
     return shown

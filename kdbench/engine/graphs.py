@@ -50,8 +50,8 @@ class Records(Protocol):
     def waits(self) -> contextlib.AbstractContextManager[list[str]]:
         """Places in the block that wait for the device, listed when it ends."""
 
-    def record(self, work: Callable[[], None], stream: RandomStream | None) -> Callable[[], None]:
-        """Record what ``work`` would do, drawing from ``stream``, which is active; what is returned does it."""
+    def record(self, work: Callable[[], object], stream: RandomStream) -> Callable[[], None]:
+        """Record what ``work`` would do, drawing from ``stream``; what is returned does it."""
 
 
 class Recorder:
@@ -93,12 +93,13 @@ class Recorder:
             elif "Synchronization debug mode" not in str(warning.message):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
-    def record(self, work: Callable[[], None], stream: RandomStream | None) -> Callable[[], None]:
+    def record(self, work: Callable[[], object], stream: RandomStream) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         failure: Exception | None = None
+        # Threads that load data may use CUDA meanwhile.
+        capture = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
         try:
-            # Threads that load data may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            with stream.active(), capture:
                 try:
                     work()
                 except Exception as error:
@@ -110,6 +111,7 @@ class Recorder:
                 graph.reset()
             with contextlib.suppress(Exception):
                 torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+            stream.renew()
         if failure is not None:
             raise failure
         replay: Callable[[], None] = graph.replay
@@ -218,11 +220,10 @@ class StepGraph:
         wrapper.send_rate()
         given = shared.given_to(cell)
         try:
-            with cell.stream.active(), torch.enable_grad():
+            with torch.enable_grad():
                 replay = self.recorder.record(lambda: cell.compute(batch, *given, wrapper), cell.stream)
         except Exception as error:  # nothing was executed: the step is still to be done
             wrapper.zero_grad()
-            cell.stream.renew()
             self._leave(f"cannot be recorded ({_sentence(error)})")
             return
         if self._look(batch, before):
@@ -292,7 +293,8 @@ class CohortGraphs:
                 self._record(data, make)
         if self._replay is None or self._batch is None or self._shared is None or _shapes(data) != _shapes(self._batch):
             return make(data)
-        torch._foreach_copy_(_tensors(self._batch), _tensors(data))
+        for kept, value in zip(_tensors(self._batch), _tensors(data), strict=True):
+            kept.copy_(value)
         self._replay()
         self._shared.renew(_on(self._batch, data))
         return self._shared
@@ -304,7 +306,9 @@ class CohortGraphs:
         stays = self._batch = TrainingBatch(data.images.clone(), batch, strong)
         made: list[Shared] = []
         try:
-            self._replay = self.recorder.record(lambda: made.append(make(stays)), None)
+            # A frozen net in eval mode draws nothing.
+            stream = RandomStream(0, self.cells[0].stream.device, host=False)
+            self._replay = self.recorder.record(lambda: made.append(make(stays)), stream)
         except Exception as error:
             self._leave(f"cannot be recorded ({_sentence(error)})")
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdbench.method import Batch, Feature, Outputs
+from kdbench.method import Batch, Outputs
 
 Part = tuple[float, Batch, Tensor, Tensor | None, Outputs | None]
 
@@ -44,10 +44,7 @@ def rows_of_outputs(outputs: Outputs | None, rows: slice) -> Any:
         return None
     stages = None
     if outputs.stages is not None:
-        stages = [
-            Feature(stage.map[rows], None if stage.class_tokens is None else stage.class_tokens[rows], stage.layout)
-            for stage in outputs.stages
-        ]
+        stages = [stage.each(lambda value: value[rows]) for stage in outputs.stages]
     return replace(
         outputs,
         logits=outputs.logits[rows],

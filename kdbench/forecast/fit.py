@@ -1,33 +1,76 @@
-"""Cohorts that fit into memory: estimated before anything runs, corrected by peaks that were measured, split where too large."""
+"""Cohorts that fit a machine: split until every worker has one, and until each fits into memory. It changes time, never numbers."""
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdbench.datasets.load import open_dataset
-from kdbench.forecast.balance import halves
 from kdbench.matrix.cells import Cohort, Plan
-from kdbench.store.folders import CellFolder, Store
-from kdbench.store.layout import cell_paths
+from kdbench.store.folders import CellState
 
-#: A peak says more than an estimate, but a single one may be of a process that did something else.
+#: A cohort is not split below so many cells for the workers' sake: every part pays a teacher forward of its own.
+LEAST_CELLS = 3
+#: Measured peaks correct an estimate at most so far: a single one may be of a process that did something else.
 _LEAST_SCALE, _MOST_SCALE = 0.5, 3.0
 #: Of the free memory; the rest is for what other programs need, and for what an allocator cannot use.
 USABLE = 0.9
 
 
-def estimate_memory(
-    plan: Plan, cohorts: Sequence[Cohort], store: Store, device: str | None, data: Path | None
+def balance(cohorts: Sequence[Cohort], workers: int) -> list[Cohort]:
+    """Halve the largest cohorts until there are two for each worker, or nothing is large enough.
+
+    With a single worker nothing is split. The parts of a cohort stand last, so that small jobs end the run.
+    """
+    parts: list[Cohort] = list(cohorts)
+    pieces: list[Cohort] = []
+    while workers > 1 and len(parts) + len(pieces) < 2 * workers:
+        candidates = [cohort for cohort in (*parts, *pieces) if len(cohort.cells) >= 2 * LEAST_CELLS]
+        if not candidates:
+            break
+        largest = max(reversed(candidates), key=lambda cohort: len(cohort.cells))
+        (pieces if largest in pieces else parts).remove(largest)
+        pieces += _halves(largest)
+    return [*parts, *pieces]
+
+
+def fit(
+    cohorts: Sequence[Cohort], limit: float, estimated: Callable[[Sequence[Cohort]], Sequence[Cohort]]
 ) -> list[Cohort]:
-    """The cohorts with ``memory``, the bytes that each is likely to take on its device."""
+    """Halve cohorts until each takes at most ``limit`` bytes, or is a single cell: that is trained in parts of a batch."""
+    fitting: list[Cohort] = []
+    waiting = list(cohorts)
+    while waiting:
+        cohort = waiting.pop(0)
+        if cohort.memory <= limit or len(cohort.cells) == 1:
+            fitting.append(cohort)
+        else:
+            waiting[:0] = estimated(_halves(cohort))
+    return fitting
+
+
+def _halves(cohort: Cohort) -> list[Cohort]:
+    middle = (len(cohort.cells) + 1) // 2
+    return [
+        replace(cohort, cells=cells, part=f"{cohort.part}{suffix}" if cohort.part else f"part {suffix}", memory=0)
+        for suffix, cells in (("a", cohort.cells[:middle]), ("b", cohort.cells[middle:]))
+    ]
+
+
+def estimate_memory(
+    plan: Plan, cohorts: Sequence[Cohort], states: Mapping[str, CellState], device: str | None, data: Path | None
+) -> list[Cohort]:
+    """The cohorts with ``memory``, the bytes that each is likely to take on its device.
+
+    Args:
+        states: of the plan's cells; peaks of those that are done correct the estimate.
+    """
     from kdbench.forecast.memory import cohort_need
 
     on_gpu = _is_gpu(device)
-    scale = measured_scale(store, on_gpu)
+    scale = measured_scale(states, on_gpu)
     found = []
     for cohort in cohorts:
         images = training_images(plan, cohort.cells[0].split, plan.images_per_class, data)
@@ -35,22 +78,24 @@ def estimate_memory(
     return found
 
 
+def measured_scale(states: Mapping[str, CellState], on_gpu: bool) -> float:
+    """How many times its estimate the memory of finished cohorts was on this kind of device; 1 if there are none."""
+    ratios = [
+        result.cost.peak_memory_bytes / result.cost.estimated_memory_bytes
+        for result in (state.result for state in states.values())
+        if result and result.cost.estimated_memory_bytes and (result.provenance.device_type != "cpu") == on_gpu
+    ]
+    return min(max(statistics.median(ratios), _LEAST_SCALE), _MOST_SCALE) if ratios else 1.0
+
+
 def training_images(plan: Plan, split: str, limit: int | None, data: Path | None) -> int:
     """Number of images to train on when ``split`` is measured, at most ``limit`` of a class."""
     known = plan.suite.dataset.training_images(split, limit, plan.request.limit)
     if known is not None:
         return known
+    from kdbench.datasets.load import open_dataset
+
     return len(open_dataset(plan.suite.dataset, data, split, plan.request.limit).training(limit))
-
-
-def measured_scale(store: Store, on_gpu: bool) -> float:
-    """How many times its estimate the memory of finished cohorts was, in this run directory; 1 if there are none."""
-    ratios = []
-    for path in cell_paths(store.root):
-        result = CellFolder(store.root / path).look().result
-        if result and (result.provenance.device_type != "cpu") == on_gpu and result.cost.estimated_memory_bytes:
-            ratios.append(result.cost.peak_memory_bytes / result.cost.estimated_memory_bytes)
-    return min(max(statistics.median(ratios), _LEAST_SCALE), _MOST_SCALE) if ratios else 1.0
 
 
 def available(device: str | None, workers: int) -> float:
@@ -70,24 +115,6 @@ def available(device: str | None, workers: int) -> float:
         except (ValueError, OSError):
             return float("inf")
     return USABLE * free / max(1, workers)
-
-
-def fit(
-    cohorts: Sequence[Cohort], limit: float, estimated: Callable[[Sequence[Cohort]], Sequence[Cohort]]
-) -> list[Cohort]:
-    """Halve cohorts until each takes at most ``limit`` bytes, or is a single cell: that goes on in parts of a batch.
-
-    It changes time, never numbers.
-    """
-    fitting: list[Cohort] = []
-    waiting = list(cohorts)
-    while waiting:
-        cohort = waiting.pop(0)
-        if cohort.memory <= limit or len(cohort.cells) == 1:
-            fitting.append(cohort)
-        else:
-            waiting[:0] = estimated(halves(cohort))
-    return fitting
 
 
 def _is_gpu(device: str | None) -> bool:

@@ -1,7 +1,7 @@
-"""Memory that a cohort needs, from a step that is taken without data: on torch's ``meta`` device, where tensors have no content.
+"""Memory of a cohort, from a step on torch's ``meta`` device, where tensors have no content.
 
-What a cell holds between steps adds up over the cells of a cohort; what a step holds for its backward pass does not, since each
-cell's graph is gone before the next cell's begins.
+What a cell holds between steps adds up over the cells of a cohort; what a step keeps for its backward pass does not, since each
+cell's graph is freed before the next cell's step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdbench.data.views import EVALUATION_BATCH
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
-from kdbench.nets.tapped import TappedNet
+from kdbench.nets.tapped import TappedNet, preprocessing_of
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 
-#: States that an optimiser keeps for every number it trains; what is not named keeps two, as Adam does.
+#: States that an optimiser keeps per parameter; two, as of Adam, where it is not named here.
 _STATES = {"sgd": 1, "momentum": 1, "nesterov": 1, "lion": 1, "rmsprop": 1, "rmsproptf": 1}
-#: Of what is kept for the backward pass, autocast halves the inputs of products and convolutions, not all of it.
+#: Share of what is kept for the backward pass under autocast, which halves only inputs of products and convolutions.
 _AUTOCAST = 0.6
-#: What a process holds before it trains: Python and its libraries, as seen on a CPU (torch with CUDA's libraries).
+#: Memory of a process before it trains, with torch built for CUDA, as seen on a CPU.
 PROCESS_BYTES = 1_000_000_000
 
 
@@ -53,7 +52,7 @@ class CellNeed:
 
     @property
     def step(self) -> int:
-        """What a step or an evaluation needs for a while, whichever is more."""
+        """Transient memory of a step or an evaluation, whichever is more."""
         return max(self.gradients + self.graph, self.evaluation)
 
 
@@ -73,12 +72,12 @@ class Need:
 
 
 def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> Need:
-    """What a cohort needs on its device; on a GPU without what the driver takes."""
+    """Memory of a cohort on its device; on a GPU without the driver's."""
     cells = [cell_need(plan, cell, train_images) for cell in cohort.cells]
     recipe = cohort.cells[0].recipe
     needs: frozenset[str] = frozenset[str]().union(*(plan.catalog[cell.method].needs for cell in cohort.cells))
     teacher = _teacher_need(cohort.teacher.net.model_dump_json(), plan.num_classes, needs, recipe.batch_size)
-    side = plan.suite.dataset.image_size or _side(cohort.cells[0].student_net)
+    side = plan.suite.dataset.image_size or max(preprocessing_of(cohort.cells[0].student_net)["input_size"])
     image = 3 * side**2
     in_memory = recipe.pipeline == "device"
     return Need(
@@ -92,9 +91,10 @@ def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> 
 
 
 def cell_need(plan: Plan, cell: Cell, train_images: int) -> CellNeed:
-    """What one cell needs; cells that differ in their seed only are worked out once."""
+    """Memory of one cell. Cached for cells that differ in their seed alone."""
     return _cell_need(
-        _Frozen(plan.catalog[cell.method].load(), dict(cell.hyperparameters)),
+        plan.catalog[cell.method].load(),
+        json.dumps(cell.hyperparameters),
         cell.student_net.model_dump_json(),
         cell.teacher.net.model_dump_json(),
         cell.recipe.model_dump_json(),
@@ -104,27 +104,23 @@ def cell_need(plan: Plan, cell: Cell, train_images: int) -> CellNeed:
     )
 
 
-@dataclass(frozen=True)
-class _Frozen:
-    """A method with its hyper-parameters, which are lists and numbers, as a key."""
-
-    cls: type[Method]
-    hyperparameters: Mapping[str, Any]
-
-    def __hash__(self) -> int:
-        return hash((self.cls, json.dumps(self.hyperparameters, sort_keys=True, default=str)))
-
-
 @functools.lru_cache(maxsize=2048)
 def _cell_need(
-    method: _Frozen, student: str, teacher: str, recipe_text: str, classes: int, train_images: int, dataset: str
+    method: type[Method],
+    hyperparameters: str,
+    student: str,
+    teacher: str,
+    recipe_text: str,
+    classes: int,
+    train_images: int,
+    dataset: str,
 ) -> CellNeed:
     recipe = Recipe.model_validate_json(recipe_text)
     size = recipe.batch_size
     (ours, our_info), (_, their_info) = _net(student, classes), _net(teacher, classes)
     with _without_data():
         task = Task(classes, train_images, torch.zeros(train_images, dtype=torch.int64), dataset, recipe.epochs)
-        module = method.cls(our_info, their_info, task, **method.hyperparameters)
+        module = method(our_info, their_info, task, **json.loads(hyperparameters))
         needs = frozenset(module.needs)
         strong = "strong" in needs
         batch = Batch(
@@ -139,7 +135,7 @@ def _cell_need(
             with saved_storages() as own:
                 sum(term.sum() for term in module(batch, outputs, seen).values())
             graph = shared | own
-        except Exception:  # a method that reads values, which a tensor without content has not
+        except Exception:  # a method that reads values
             exact = False
             _, graph = _student_step(student, classes, size, needs, False)
         kept = _apart_from(graph, (*_state_of(ours, module), *_tensors(seen)))
@@ -168,19 +164,13 @@ def _net(spec: str, classes: int) -> tuple[TappedNet, NetInfo]:
 @contextmanager
 def _without_data() -> Iterator[None]:
     """New tensors have no content. Autocast does not know the device of such tensors, and is not needed for sizes."""
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.device("meta"),
-        mock.patch.object(torch, "autocast", return_value=nullcontext()),
-    ):
-        yield
-
-
-def _side(net: NetSpec) -> int:
-    from kdbench.nets.tapped import preprocessing_of
-
-    height, width = preprocessing_of(net)["input_size"]
-    return int(max(height, width))
+    autocast = torch.autocast
+    torch.autocast = lambda *arguments, **options: nullcontext()  # type: ignore[misc, assignment]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
 
 
 def _images(net: TappedNet, size: int) -> Tensor:
@@ -205,7 +195,7 @@ def _teacher_outputs(spec: str, classes: int, size: int, needs: frozenset[str], 
 def _student_step(
     spec: str, classes: int, size: int, needs: frozenset[str], strong: bool
 ) -> tuple[Outputs, dict[int, Any]]:
-    """A student's outputs, which many methods share here, and the storages that it keeps for its backward pass."""
+    """A student's outputs, cached for all methods, and the storages that it keeps for its backward pass."""
     net, _ = _net(spec, classes)
     with _without_data(), saved_storages() as kept:
         outputs = _run(net.train(), size, needs, strong)
@@ -213,14 +203,14 @@ def _student_step(
 
 
 def _apart_from(kept: Mapping[int, Any], known: Iterable[Tensor]) -> int:
-    """Bytes of storages that are not those of weights or of the teacher's outputs."""
+    """Bytes of storages that are not among the known tensors'."""
     there = {_storage(value) for value in known}
     return sum(storage.nbytes() for key, storage in kept.items() if key not in there)
 
 
 @contextmanager
 def saved_storages() -> Iterator[dict[int, Any]]:
-    """Storages that are kept for a backward pass within the block, held so that each has an identity of its own."""
+    """Storages kept for a backward pass within the block, referenced so that no identity is used twice."""
     kept: dict[int, Any] = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -247,12 +237,13 @@ def _bytes(values: Iterable[Tensor]) -> int:
 def _tensors(outputs: Outputs | None) -> list[Tensor]:
     if outputs is None:
         return []
-    found = [outputs.logits, outputs.embedding, outputs.images, *(stage.map for stage in outputs.stages or ())]
+    features = [value for stage in outputs.stages or () for value in stage.tensors]
+    found = [outputs.logits, outputs.embedding, outputs.images, *features]
     return [value for value in found if value is not None] + _tensors(outputs.strong)
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the size of the largest tensor that an operation makes."""
+    """Records the size of the largest tensor that an operation returns."""
 
     bytes = 0
 
@@ -265,7 +256,7 @@ class _Largest(TorchDispatchMode):
 
 @functools.lru_cache(maxsize=256)
 def _largest(spec: str, classes: int, size: int) -> int:
-    """Three times the largest tensor of a forward pass without gradients: an input, an output, and what lies beside them."""
+    """Three times the largest tensor of a forward pass without gradients: an input, an output, and temporaries."""
     net, _ = _net(spec, classes)
     with _without_data(), torch.no_grad(), _Largest() as largest:
         net.eval().run(_images(net, size), frozenset({"logits"}))

@@ -1,4 +1,4 @@
-"""Seconds per step, measured with a few steps of untrained nets: the base of an estimate where nothing was measured yet."""
+"""Seconds per step and per evaluation, from a few timed steps of untrained nets."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.store.folders import Store
 
-#: Steps are timed, after one that is not, until there are so many, or so many seconds are used.
+#: After one step to warm up, at least and at most so many steps are timed, for about so many seconds.
 LEAST_STEPS, MOST_STEPS, TIMED_SECONDS = 3, 20, 2.0
-#: One step is enough where it takes so many seconds: many cells average what disturbs them.
+#: One step is enough where it takes so many seconds: disturbances average out over its many cells.
 LONG_STEP = 4.0
-#: Images of an evaluation that is timed, after one that is not.
+#: Images of the timed evaluation, which follows one to warm up.
 TIMED_IMAGES = 250
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was timed.
+    """Measured times.
 
     Attributes:
         step: seconds per step of the whole cohort.
@@ -93,7 +93,7 @@ def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.d
     model.eval()
     count = min(len(split), TIMED_IMAGES)
     part = split.take(torch.arange(count))
-    of_student: dict[str, float] = {}  # methods evaluate their student, nearly all without anything beside
+    of_student: dict[str, float] = {}  # nearly all methods evaluate their student alone
     for cell in model.alive:
         if cell.spec.name in of_student:
             continue

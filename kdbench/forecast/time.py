@@ -1,4 +1,4 @@
-"""What a run will cost before it starts: from steps that were measured in this run directory, else from a probe of a few steps."""
+"""How long a run will take: from steps of cells that are done, else from a few timed steps, else from parameter counts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdbench.forecast.fit import training_images
-from kdbench.forecast.speeds import Speeds
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.store.files import DamagedFileError, read_json
-from kdbench.store.folders import CellFolder, Store
-from kdbench.store.layout import cell_paths
-from kdbench.store.result import CellResult, read_record
+from kdbench.store.folders import CellState, Store
+from kdbench.suite.net import NetSpec
 
 #: Seconds that a worker needs before its first step (imports, data, nets) where that was not timed: 4 to 9 were seen on two
 #: cores.
@@ -27,15 +25,19 @@ STARTUP_SECONDS = 7.0
 #: Of it, what is not import (opening the data, building nets, measuring the teacher), and what the end of a cell takes
 #: (timing its inference, writing its files), as seen on two cores.
 SETUP_SECONDS, FINISH_SECONDS = 2.5, 0.25
-#: A probe stops after so many seconds; what was not reached is taken from its likes.
+#: Probing stops after so many seconds; the rest is extrapolated.
 PROBE_BUDGET = 90.0
 #: Images of a test split whose size is not known before it is loaded: CIFAR's 10,000, ImageNet's 50,000 lie on both sides.
 TEST_IMAGES = 20_000
+#: Seconds of a step and of an evaluation per parameter and image, where nothing was timed: an order of magnitude.
+STEP_GUESS, EVALUATION_GUESS = 3e-9, 1e-9
+#: Bytes of a finished cell beside its weights.
+FILES_OF_A_CELL = 40_000
 
 
 @dataclass(frozen=True)
 class JobEstimate:
-    """Cost of one job. ``source`` is ``measured``, ``probed``, ``from its likes`` or ``guessed``."""
+    """Cost of one job. ``source`` is ``measured``, ``probed``, ``extrapolated`` or ``guessed``."""
 
     name: str
     seconds: float
@@ -59,6 +61,7 @@ def estimate(
     plan: Plan,
     cohorts: Sequence[Cohort],
     store: Store,
+    states: Mapping[str, CellState],
     workers: int,
     *,
     device: str | None = None,
@@ -69,49 +72,46 @@ def estimate(
     """Estimate what is left of a plan.
 
     Args:
-        plan: the plan.
         cohorts: what is left to train.
-        store: the run directory; cells of the same pair and method that were measured there come first.
+        store: tells which teachers are ready.
+        states: of the plan's cells; those that are done tell what similar ones take.
         workers: number of jobs at a time.
-        probe: take a few steps of what was never measured (else guess from parameter counts).
+        probe: time a few steps of what is not known.
         progress: called with a line before each probe.
     """
     from kdbench.engine import train
 
-    timing = _Timing(plan, store, train.setup(plan.suite.cpu_threads, device), data, probe, progress, train.now())
-    jobs = []
-    teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}
-    for teacher in teachers.values():
-        if store.result_of_teacher(teacher) is None:
-            jobs.append(JobEstimate(f"teacher {teacher.name}", *timing.of_teacher(teacher)))
+    timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, device), data, probe, progress)
     startup = _startup_seconds() if probe and cohorts else STARTUP_SECONDS
-    jobs = [replace(job, seconds=job.seconds + startup) for job in jobs]
+    teachers = list({cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values())
+    jobs = []
+    for teacher in teachers:
+        if store.result_of_teacher(teacher) is None:
+            seconds, source = timing.of_teacher(teacher)
+            jobs.append(JobEstimate(f"teacher {teacher.name}", seconds + startup, source))
     pending = {job.name for job in jobs}
     for cohort in cohorts:
         seconds, source = timing.of_cohort(cohort)
         needs = f"teacher {cohort.teacher.name}"
         seconds += startup + FINISH_SECONDS * len(cohort.cells)
         jobs.append(JobEstimate(cohort.name, seconds, source, needs if needs in pending else None))
-    disk, memory = _space(plan, cohorts)
-    return Estimate(tuple(jobs), workers, sum(job.seconds for job in jobs), wall_time(jobs, workers), disk, memory)
-
-
-def _startup_seconds() -> float:
-    """What a worker takes to import what it needs, and to set up its work: the better of two tries, as one may be disturbed."""
-    found = []
-    for _ in range(2):
-        begun = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", "import kdbench.engine.prepare_teacher"], capture_output=True, check=False
-        )
-        found.append(STARTUP_SECONDS if done.returncode else time.monotonic() - begun)
-    return SETUP_SECONDS + min(found)
+    nets = [(teacher.net, teacher.name) for teacher in teachers]
+    nets += [(cell.student_net, cell.student) for cohort in cohorts for cell in cohort.cells]
+    disk = sum(4 * _parameters(plan, *net) for net in nets)
+    disk += FILES_OF_A_CELL * sum(len(cohort.cells) for cohort in cohorts)
+    return Estimate(
+        jobs=tuple(jobs),
+        workers=workers,
+        compute_seconds=sum(job.seconds for job in jobs),
+        wall_seconds=wall_time(jobs, workers),
+        disk_bytes=disk,
+        memory_bytes=max((cohort.memory for cohort in cohorts), default=0),
+    )
 
 
 def wall_time(jobs: Sequence[JobEstimate], workers: int) -> float:
     """Seconds until the last job ends when ``workers`` take them in order, each as soon as what it needs is done."""
     free = [0.0] * max(1, workers)
-    heapq.heapify(free)
     ended: dict[str, float] = {}
     waiting = list(jobs)
     now = 0.0
@@ -128,137 +128,150 @@ def wall_time(jobs: Sequence[JobEstimate], workers: int) -> float:
     return max(ended.values(), default=0.0)
 
 
-def steps_of(plan: Plan, cell: Cell, train_images: int) -> int:
-    """Number of steps of a cell."""
-    return cell.recipe.epochs * (train_images // cell.recipe.batch_size)
+def _startup_seconds() -> float:
+    """What a worker takes to import what it needs, and to set up its work: the better of two tries, as one may be disturbed."""
+    found = []
+    for _ in range(2):
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", "import kdbench.engine.prepare_teacher"], capture_output=True, check=False
+        )
+        found.append(STARTUP_SECONDS if done.returncode else time.monotonic() - start)
+    return SETUP_SECONDS + min(found)
 
 
-def _steps(plan: Plan, teacher: TeacherPlan, data: Path | None) -> int:
-    return teacher.recipe.epochs * (
-        training_images(plan, teacher.split, plan.teacher_images_per_class, data) // teacher.recipe.batch_size
-    )
-
-
-def _measured_steps(store: Store) -> dict[Any, float]:
-    """Seconds per step, everything included, of what was trained in this run directory."""
-    collected: dict[Any, list[float]] = {}
-    for path in cell_paths(store.root):
-        folder = CellFolder(store.root / path)
-        try:
-            result, config = read_record(folder.result, CellResult), read_json(folder.config)["config"]
-            key = (
-                config["teacher"]["name"],
-                config["student"]["name"],
-                config["method"]["name"],
-                config["recipe"]["batch_size"],
-                result.provenance.device,
-            )
-            collected.setdefault(key, []).append(result.cost.train_seconds / max(1, result.cost.steps))
-        except (OSError, DamagedFileError, KeyError, TypeError):
-            continue
-    return {key: statistics.median(values) for key, values in collected.items()}
-
-
-def _loading_seconds(plan: Plan, teacher: TeacherPlan) -> float:
-    """Seconds to load a teacher and to measure it on the test split: 1 ns per parameter and image, a third of a step's."""
+def _parameters(plan: Plan, net: NetSpec, name: str) -> int:
     from kdbench.nets.tapped import count_parameters
 
-    per_class = plan.measured_images_per_class
-    images = plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
-    return 1e-9 * count_parameters(teacher.net, plan.num_classes, teacher.name) * images
+    return count_parameters(net, plan.num_classes, name)
+
+
+@dataclass
+class Speeds:
+    """Ratios of timed seconds to seconds guessed from parameter counts, and what they say of what was not timed.
+
+    Attributes:
+        cells: (student, method, ratio) of a step of a cell on its own.
+        wholes: of all that a cohort takes (its batches, its teacher and its evaluations too) to its cells' steps.
+        teachers: of the training of a teacher.
+    """
+
+    cells: list[tuple[str, str, float]] = field(default_factory=list)
+    wholes: list[float] = field(default_factory=list)
+    teachers: list[float] = field(default_factory=list)
+
+    def learn(
+        self, names: Sequence[tuple[str, str]], timed: Sequence[float], guessed: Sequence[float], whole: float
+    ) -> None:
+        """Add a timed cohort.
+
+        Args:
+            names: student and method of each cell.
+            timed: seconds per step of each cell.
+            guessed: the same from parameter counts.
+            whole: seconds of the cohort, divided by its number of steps.
+        """
+        for (student, method), seconds, guess in zip(names, timed, guessed, strict=True):
+            if seconds > 0 and guess > 0:
+                self.cells.append((student, method, seconds / guess))
+        if sum(timed) > 0:
+            self.wholes.append(whole / sum(timed))
+
+    def of_cohort(self, names: Sequence[tuple[str, str]], guessed: Sequence[float]) -> float | None:
+        """Seconds of a cohort that was not timed, divided by its steps; None where nothing was timed."""
+        if not self.cells:
+            return None
+        steps = sum(guess * self._ratio(*name) for name, guess in zip(names, guessed, strict=True))
+        return statistics.median(self.wholes) * steps
+
+    def of_teacher(self, guessed: float) -> float | None:
+        """Seconds of a teacher's training that was not timed; None where none was."""
+        return statistics.median(self.teachers) * guessed if self.teachers else None
+
+    def _ratio(self, student: str, method: str) -> float:
+        """Of the same student and method behind another teacher, else of the student times that of the method."""
+        both = [ratio for s, m, ratio in self.cells if (s, m) == (student, method)]
+        if both:
+            return statistics.median(both)
+        middle = statistics.median(ratio for _, _, ratio in self.cells)
+        of_student = statistics.median([ratio for s, _, ratio in self.cells if s == student] or [middle])
+        of_method = statistics.median([ratio for _, m, ratio in self.cells if m == method] or [middle])
+        return of_student * of_method / middle
 
 
 class _Timing:
-    """Seconds of teachers and cohorts: as measured in the run directory, else probed, else reckoned from their likes."""
+    """Seconds of teachers and cohorts, and how they are known."""
 
     def __init__(
         self,
         plan: Plan,
-        store: Store,
+        states: Mapping[str, CellState],
         device: Any,
         data: Path | None,
         probe: bool,
         progress: Callable[[str], None],
-        begun: float,
     ) -> None:
+        from kdbench.store.provenance import device_name
+
         self.plan, self.device, self.data, self.progress = plan, device, data, progress
-        self.until = begun + PROBE_BUDGET if probe else 0.0
-        self.measured = _measured_steps(store)
+        self.until = time.monotonic() + PROBE_BUDGET if probe else 0.0
         self.probed: dict[Any, float] = {}
         self.speeds = Speeds()
+        #: Seconds per step, everything included, of cells that were trained on this device.
+        self.measured: dict[Any, list[float]] = defaultdict(list)
+        for cell in plan.cells:
+            result = states[cell.folder].result
+            if result is not None and result.provenance.device == device_name(device):
+                self.measured[_kind(cell)].append(result.cost.train_seconds / max(1, result.cost.steps))
 
     def of_teacher(self, teacher: TeacherPlan) -> tuple[float, str]:
-        """Seconds that a teacher takes until it can teach, and how they are known."""
+        """Until it can teach."""
+        plan, parameters = self.plan, _parameters(self.plan, teacher.net, teacher.name)
         if not teacher.trained_here:
-            return _loading_seconds(self.plan, teacher), "guessed"
-        steps = _steps(self.plan, teacher, self.data)
-        raw = steps * _guess(self.plan, teacher, None)
-        if self._may_probe():
+            per_class = plan.measured_images_per_class
+            images = plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
+            return EVALUATION_GUESS * parameters * images, "guessed"
+        images = training_images(plan, teacher.split, plan.teacher_images_per_class, self.data)
+        steps = teacher.recipe.epochs * (images // teacher.recipe.batch_size)
+        guessed = steps * STEP_GUESS * parameters * teacher.recipe.batch_size
+        if time.monotonic() < self.until:
             from kdbench.forecast.probe import probe_teacher
 
             self.progress(f"timing a few steps of teacher {teacher.name}")
-            probe = probe_teacher(self.plan, teacher, self.device, self.data)
+            probe = probe_teacher(plan, teacher, self.device, self.data)
             seconds = steps * probe.step + teacher.recipe.evaluations * probe.evaluation
-            if raw:
-                self.speeds.teachers.append(seconds / raw)
+            if guessed:
+                self.speeds.teachers.append(seconds / guessed)
             return seconds, "probed"
-        like = self.speeds.of_teacher(raw)
-        return (raw, "guessed") if like is None else (like, "from its likes")
+        extrapolated = self.speeds.of_teacher(guessed)
+        return (guessed, "guessed") if extrapolated is None else (extrapolated, "extrapolated")
 
     def of_cohort(self, cohort: Cohort) -> tuple[float, str]:
-        """Seconds that a cohort trains, and how they are known."""
-        from kdbench.store.provenance import device_name
-
-        first = cohort.cells[0]
-        steps = steps_of(
-            self.plan, first, training_images(self.plan, first.split, self.plan.images_per_class, self.data)
-        )
-        device = device_name(self.device)
-        keys = tuple(
-            (cell.teacher.name, cell.student, cell.method, cell.recipe.batch_size, device) for cell in cohort.cells
-        )
-        if all(key in self.measured for key in keys):
-            return steps * sum(self.measured[key] for key in keys), "measured"
-        if keys in self.probed:  # another seed of the same cells
-            return self.probed[keys], "probed"
+        """Of its training."""
+        plan, recipe = self.plan, cohort.cells[0].recipe
+        images = training_images(plan, cohort.cells[0].split, plan.images_per_class, self.data)
+        steps = recipe.epochs * (images // recipe.batch_size)
+        kinds = tuple(_kind(cell) for cell in cohort.cells)
+        if all(kind in self.measured for kind in kinds):
+            return steps * sum(statistics.median(self.measured[kind]) for kind in kinds), "measured"
+        if kinds in self.probed:  # another seed of the same cells
+            return self.probed[kinds], "probed"
         names = [(cell.student, cell.method) for cell in cohort.cells]
-        raws = [_guess(self.plan, cohort.teacher, cell) for cell in cohort.cells]
-        if self._may_probe():
+        guessed = [
+            STEP_GUESS * _parameters(plan, cell.student_net, cell.student) * recipe.batch_size for cell in cohort.cells
+        ]
+        if time.monotonic() < self.until:
             from kdbench.forecast.probe import probe_cohort
 
             self.progress(f"timing a few steps of {cohort.name}")
-            probe = probe_cohort(self.plan, cohort, self.device, self.data)
-            self.probed[keys] = seconds = steps * probe.step + first.recipe.evaluations * probe.evaluation
-            self.speeds.learn(names, probe.cells, raws, seconds / max(1, steps))
+            probe = probe_cohort(plan, cohort, self.device, self.data)
+            self.probed[kinds] = seconds = steps * probe.step + recipe.evaluations * probe.evaluation
+            self.speeds.learn(names, probe.cells, guessed, seconds / max(1, steps))
             return seconds, "probed"
-        like = self.speeds.of_cohort(names, raws)
-        return (steps * sum(raws), "guessed") if like is None else (steps * like, "from its likes")
-
-    def _may_probe(self) -> bool:
-        from kdbench.engine import train
-
-        return train.now() < self.until
+        extrapolated = self.speeds.of_cohort(names, guessed)
+        return (steps * sum(guessed), "guessed") if extrapolated is None else (steps * extrapolated, "extrapolated")
 
 
-def _guess(plan: Plan, teacher: TeacherPlan, cell: Cell | None) -> float:
-    """Seconds per step from parameter counts, where nothing was timed: 3 ns per parameter and image, an order of magnitude."""
-    from kdbench.nets.tapped import count_parameters
-
-    classes = plan.num_classes
-    if cell is None:
-        return 3e-9 * count_parameters(teacher.net, classes, teacher.name) * teacher.recipe.batch_size
-    return 3e-9 * count_parameters(cell.student_net, classes, cell.student) * cell.recipe.batch_size
-
-
-def _space(plan: Plan, cohorts: Sequence[Cohort]) -> tuple[int, int]:
-    """Disk that the results will take, and memory of the largest cohort."""
-    from kdbench.nets.tapped import count_parameters
-
-    classes = plan.num_classes
-    disk = 0
-    for cohort in cohorts:
-        sizes = [4 * count_parameters(cell.student_net, classes, cell.student) for cell in cohort.cells]
-        disk += sum(sizes) + 40_000 * len(sizes)
-    teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}
-    disk += sum(4 * count_parameters(teacher.net, classes, teacher.name) for teacher in teachers.values())
-    return disk, max((cohort.memory for cohort in cohorts), default=0)
+def _kind(cell: Cell) -> tuple[str, str, str, int]:
+    """Cells that differ in less take the same time for a step."""
+    return cell.teacher.name, cell.student, cell.method, cell.recipe.batch_size

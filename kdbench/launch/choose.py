@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import KdbenchError, counted
-from kdbench.forecast.balance import balance
-from kdbench.forecast.fit import available, estimate_memory, fit
+from kdbench.forecast.fit import available, balance, estimate_memory, fit
 from kdbench.launch.job import Launcher
 from kdbench.launch.remote import check_installed
 from kdbench.launch.slurm import parse_options
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.request import Request
-from kdbench.store.folders import Store
+from kdbench.store.folders import CellState
 
 #: Above this many cells, estimating their memory takes so long that a progress note is due.
 MANY_CELLS = 100
@@ -109,16 +108,25 @@ def ready_data(plan: Plan, note: Callable[[str], None], progress: Callable[[int,
 
 
 def cohorts_of(
-    plan: Plan, cells: Sequence[Cell], store: Store, machine: Machine, progress: Callable[[str], None]
+    plan: Plan,
+    cells: Sequence[Cell],
+    states: Mapping[str, CellState],
+    machine: Machine,
+    progress: Callable[[str], None],
 ) -> Sequence[Cohort]:
-    """What is trained together: as many cells as fit into memory, and enough cohorts for all workers."""
+    """What is trained together: as many cells as fit into memory, and enough cohorts for all workers.
+
+    Args:
+        cells: what is left to train.
+        states: of all cells of the plan.
+    """
     request = plan.request
     if not cells:
         return []
     cohorts = plan.cohorts(True, cells) if request.solo else balance(plan.cohorts(False, cells), machine.workers)
 
     def estimated(parts: Sequence[Cohort]) -> Sequence[Cohort]:
-        return estimate_memory(plan, parts, store, request.device, request.data_folder)
+        return estimate_memory(plan, parts, states, request.device, request.data_folder)
 
     if request.memory:
         limit = request.memory * 2**30

@@ -19,12 +19,12 @@ from kdbench.store.claims import STALE_SECONDS, Watch
 from kdbench.store.folders import CellFolder, Store
 from kdbench.teachers.readiness import raise_all
 
-#: How often a job whose process died is started again without having got further, before its cells count as failed.
+#: Restarts of a job whose process keeps dying without progress, before its cells count as failed.
 MAX_CRASHES = 2
-#: The same for jobs that were asked to end by somebody else (pre-emption), which is not their fault.
+#: The same for jobs that are pre-empted.
 MAX_STOPS = 20
-#: Seconds between two looks at what other runs hold.
-LOOK_SECONDS = 2.0
+#: Seconds between two checks of what other runs have claimed.
+RECHECK_SECONDS = 2.0
 
 
 @dataclass
@@ -81,18 +81,18 @@ def execute(
     cohorts: Sequence[Cohort] | None = None,
     follower: Follower | None = None,
     stale: float = STALE_SECONDS,
-    look: float = LOOK_SECONDS,
+    recheck: float = RECHECK_SECONDS,
 ) -> Summary:
     """Train ``todo.train``, in the given cohorts (default: as the plan groups them).
 
     Cells that another run has claimed are waited for, and taken over when its claim is stale. On Ctrl-C and SIGTERM the workers
-    are stopped and KeyboardInterrupt goes on to the caller; what is saved stays.
+    are stopped and KeyboardInterrupt is raised; what is saved stays.
 
     Args:
         stale: seconds after which a claim without heartbeat is taken over.
-        look: seconds between two looks at what other runs hold.
+        recheck: seconds between two checks of what other runs have claimed.
     """
-    run = _Run(plan, store, launcher, follower or Follower(), Watch(stale), look)
+    run = _Run(plan, store, launcher, follower or Follower(), Watch(stale), recheck)
     run.add(plan.cohorts(False, todo.train) if cohorts is None else cohorts)
     run.go()
     return summarize(plan, todo, store, run.lost)
@@ -136,17 +136,17 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 @dataclass
 class _Task:
-    """A job and what has become of it."""
+    """A job and its state."""
 
     job: Job
     teacher: str
     cells: dict[str, Cell]  # by folder; empty for a teacher
     state: str = "waiting"
-    looked: float = float("-inf")
+    checked: float = float("-inf")
     crashes: int = 0
     mark: Any = None
-    shared: bool = False  # another run had, or took, some of its cells
-    told: set[str] = field(default_factory=set)  # cells whose end was told
+    shared: bool = False  # another run has, or had, some of its cells
+    reported: set[str] = field(default_factory=set)  # cells whose end was reported
 
     @property
     def is_teacher(self) -> bool:
@@ -163,10 +163,10 @@ class _Run:
         launcher: Launcher,
         follower: Follower,
         watch: Watch,
-        look: float = LOOK_SECONDS,
+        recheck: float = RECHECK_SECONDS,
     ) -> None:
         self.plan, self.store, self.launcher = plan, store, launcher
-        self.follower, self.watch, self.look = follower, watch, look
+        self.follower, self.watch, self.recheck = follower, watch, recheck
         self.tasks: list[_Task] = []
         self.lost: dict[str, str] = {}
         self._teachers = {teacher.hash: teacher for teacher in plan.teachers}
@@ -201,7 +201,7 @@ class _Run:
                 raise
 
     def start(self) -> None:
-        """Give the launcher what is ready and free."""
+        """Submit what is ready and unclaimed, up to the launcher's capacity."""
         running = sum(task.state == "running" for task in self.tasks)
         for task in self.tasks:
             if task.state not in ("waiting", "elsewhere"):
@@ -211,7 +211,7 @@ class _Run:
                 self._fail(task, "teacher", reason)
                 self._end(task, reason)
             elif running < self.launcher.capacity and (task.is_teacher or task.teacher in self._ready):
-                if time.monotonic() - task.looked < self.look:
+                if time.monotonic() - task.checked < self.recheck:
                     continue
                 free = self._free(task)
                 if free:
@@ -222,19 +222,19 @@ class _Run:
                     self.launcher.submit(job)
 
     def take_in(self, event: Event) -> None:
-        """Follow an event of a job."""
+        """Update a task from an event of its job."""
         task = next(task for task in self.tasks if task.job.name == event["job"])
         if event["event"] in ("busy", "lost"):
             task.shared = True
         elif event["event"] in ("done", "failed") and task.cells:
-            task.told.add(event["cell"])
+            task.reported.add(event["cell"])
         if event["event"] != "finished":
             self.follower.event(event)
             return
         error = event["error"]
         if (event.get("crashed") or event.get("stopped")) and self._may_go_on(task, bool(event.get("stopped"))):
             self.follower.event({"event": "restarted", "job": task.job.name, "error": error})
-            task.state, task.looked = "waiting", float("-inf")
+            task.state, task.checked = "waiting", float("-inf")
             return
         if error is None and task.shared and not self._settled(task):
             task.shared = False
@@ -244,7 +244,7 @@ class _Run:
             self._ready.add(task.teacher)
         elif task.is_teacher:
             self.lost_teachers[task.teacher] = error
-        elif event.get("full"):  # as if it had been interrupted: the same command goes on when there is room
+        elif event.get("full"):  # as if interrupted: the same command continues when there is space
             self._lose(task, error)
         elif error is not None:
             self._fail(task, "crash", error, task.job.log)
@@ -252,7 +252,7 @@ class _Run:
 
     def _free(self, task: _Task) -> tuple[str, ...]:
         """Members that can be trained now. A task whose members others have ended is ended."""
-        task.looked = time.monotonic()
+        task.checked = time.monotonic()
         if self._settled(task):
             self._ready |= {task.teacher} if task.is_teacher else set()
             self._end(task, None)
@@ -265,7 +265,7 @@ class _Run:
         return free
 
     def _wait(self, task: _Task) -> None:
-        """Another run has what is left of a task."""
+        """Wait for another run that has claimed what is left of a task."""
         task.state = "elsewhere"
         holders = (CellFolder(self.store.root / folder).holder() for folder in task.job.members)
         where = next((holder.where for holder in holders if holder is not None), "")
@@ -280,7 +280,7 @@ class _Run:
         return CellFolder(self.store.root / folder).state() in ("done", "failed")
 
     def _may_go_on(self, task: _Task, stopped: bool) -> bool:
-        """Whether a job that broke off is started again: as long as it gets further, and a few times if it does not."""
+        """Whether a job that broke off is restarted: as long as it makes progress, and a few times if it does not."""
         mark = [
             (self._is_over(folder) if task.cells else False, CellFolder(self.store.root / folder).positions())
             for folder in task.job.members
@@ -293,7 +293,7 @@ class _Run:
         task.state = "ended"
         for folder, cell in task.cells.items():
             state = CellFolder(self.store.root / folder).state()
-            if state in ("done", "failed") and cell.key not in task.told:
+            if state in ("done", "failed") and cell.key not in task.reported:
                 reason = self.store.cell(cell).failure().reason if state == "failed" else ""
                 self.follower.event({"event": state, "job": task.job.name, "cell": cell.key, "reason": reason})
         self.follower.event({"event": "finished", "job": task.job.name, "error": error})
@@ -301,7 +301,7 @@ class _Run:
             shutil.rmtree(task.job.events, ignore_errors=True)
 
     def _fail(self, task: _Task, kind: str, reason: str, log: str | None = None) -> None:
-        """Record that a whole cohort could not go on, for those of its cells that were not finished."""
+        """Record why a whole cohort stopped, for its unfinished cells."""
         for cell in self._open(task):
             folder = self.store.cell(cell)
             folder.say(f"failed ({kind}): {reason}" + (f"; see {log}" if log else ""))

@@ -24,8 +24,6 @@ from kdbench.suite.suite import load_suite
 
 Event = dict[str, Any]
 
-#: Below the run directory: what jobs tell while they run.
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -81,16 +79,15 @@ class Launcher(Protocol):
         """Start a job. At most ``capacity`` jobs are given at a time."""
 
     def poll(self, seconds: float) -> list[Event]:
-        """Wait up to ``seconds`` for events. The last event of a job is ``finished``, with ``error`` None or a sentence. What
-        became of it is told by ``crashed`` (its process died without a word), ``stopped`` (it was asked to end, and saved its
-        work) and ``full`` (nothing can be written)."""
+        """Wait up to ``seconds`` for events. The last event of a job is ``finished``, with ``error`` None or a sentence, and
+        with ``crashed`` (its process died), ``stopped`` (it was asked to end, and saved its work) or ``full`` (no space)."""
 
     def cancel(self) -> None:
         """Stop everything that runs; what is saved stays."""
 
 
 class Follower:
-    """Is told what happens to the jobs of a run. This one ignores it."""
+    """Receives what happens to the jobs of a run. This one ignores it."""
 
     def start(self, jobs: Sequence[Job]) -> None:
         """The jobs, before the first one is submitted."""

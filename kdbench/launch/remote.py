@@ -1,7 +1,7 @@
-"""What launchers on other machines share: the function that is sent there, and the files in which a job tells how far it is.
+"""What launchers on other machines share: the function that runs there, and the files of a job's events.
 
-Nothing but a job as JSON travels, and what a job tells comes back as lines of JSON in the run directory, which all machines
-share. What comes back is never unpickled.
+Only a job as JSON is sent, and its events come back as lines of JSON in the run directory, which all machines share. What comes
+back is never unpickled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAVE_SECONDS = 60.0
 
 
 def carry(job: str) -> str:
-    """Do a job, given as JSON, in a process of its own, so that its death is seen and told.
+    """Do a job, given as JSON, in a process of its own, so that its death is noticed and reported.
 
     Returns:
         how it ended, as JSON: ``error``, ``crashed``, ``stopped``, ``full``.
@@ -67,13 +67,13 @@ def _carry(job: Job, on_start: Callable[[subprocess.Popen[str]], None]) -> Event
     on_start(process)
     try:
         end = follow(job, process, lambda event: None)
-    except BaseException:  # the engine takes the job back
+    except BaseException:  # the engine cancels the job
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=SAVE_SECONDS)
         process.kill()
         raise
-    if end.get("crashed"):  # the worker could not say so itself
+    if end.get("crashed"):  # the worker could not report it itself
         with contextlib.suppress(OSError):
             job.events.mkdir(parents=True, exist_ok=True)
             with open(job.events / f"crash-{os.uname().nodename}-{process.pid}.jsonl", "w", encoding="utf-8") as file:
@@ -89,7 +89,7 @@ def _is_running(pid: int) -> bool:
 
 
 class EventFiles:
-    """Reads the files of events of a job as they grow. Lines that are not whole, or not events, are passed over."""
+    """Reads the files of events of a job as they grow. Incomplete lines and lines that are no events are skipped."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

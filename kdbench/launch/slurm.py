@@ -1,7 +1,7 @@
 """A launcher that submits jobs to Slurm through submitit, as arrays; what they do is read from files in the run directory.
 
 submitit writes what it submits as pickles, and its jobs load them: a run directory is for its owner alone. Here nothing of
-submitit's is loaded back. A job's end is what its own events say; that it is gone without having said so is asked of
+submitit's is loaded back. A job's end is what its own events say; whether it vanished is asked of
 ``squeue`` and ``scontrol``, since ``sacct`` knows nothing where Slurm keeps no accounts.
 """
 
@@ -20,7 +20,7 @@ from kdbench.errors import KdbenchError, nearest
 from kdbench.launch.job import JOBS_FOLDER, Event, Job
 from kdbench.launch.remote import Carry, EventFiles, finished
 
-#: Seconds between two looks at the queue, and after which a job that left it without a word counts as dead.
+#: Seconds between two polls of the queue, and after which a job that left it without reporting its end counts as dead.
 QUEUE_SECONDS, GONE_SECONDS = 5.0, 20.0
 #: How often Slurm may put a job back into the queue because its time was over.
 MAX_TIMEOUTS = 1000
@@ -80,7 +80,7 @@ def minutes(text: str) -> int:
 
 @dataclasses.dataclass
 class _Known:
-    """A job in Slurm's hands."""
+    """A submitted job."""
 
     job: Job
     files: EventFiles
@@ -112,7 +112,7 @@ class SlurmLauncher:
             raise KdbenchError("--on slurm: there is no srun here; run it where jobs can be submitted") from None
         self._new: list[Job] = []
         self._known: dict[str, _Known] = {}
-        self._looked = 0.0
+        self._polled = 0.0
 
     def submit(self, job: Job) -> None:
         self._new.append(job)
@@ -130,9 +130,9 @@ class SlurmLauncher:
                 else:
                     events.append(finished(name, event))
                     self._known.pop(name, None)
-        if self._known and time.monotonic() - self._looked >= QUEUE_SECONDS:
-            self._looked = time.monotonic()
-            events += self._look()
+        if self._known and time.monotonic() - self._polled >= QUEUE_SECONDS:
+            self._polled = time.monotonic()
+            events += self._check_queue()
         return events
 
     def cancel(self) -> None:
@@ -157,11 +157,11 @@ class SlurmLauncher:
             self._known[job.name] = _Known(job, EventFiles(job.events), str(handle.job_id))
         return []
 
-    def _look(self) -> list[Event]:
-        """Finish what has left the queue without a word, or after it was stopped."""
+    def _check_queue(self) -> list[Event]:
+        """Finish jobs that left the queue without reporting their end, or after they were stopped."""
         states = queue_states()
         events: list[Event] = []
-        if states is None:  # no answer tells nothing
+        if states is None:  # no answer
             return events
         for name, known in list(self._known.items()):
             state = states.get(known.number)
@@ -171,7 +171,7 @@ class SlurmLauncher:
                 continue
             now = time.monotonic()
             known.gone = known.gone or now
-            if known.stopped is None and now - known.gone < GONE_SECONDS:  # its last words may still be on their way
+            if known.stopped is None and now - known.gone < GONE_SECONDS:  # its last events may still be on their way
                 continue
             self._known.pop(name)
             end = known.stopped or {"error": f"Slurm's job {known.number} ended: {_why(known.number)}", "crashed": True}

@@ -28,8 +28,8 @@ def launcher_of_environment() -> str | None:
 class TogetherLauncher(InProcessLauncher):
     """The first process's launcher: see ``Launcher``. A job is done when ``submit`` returns.
 
-    A job whose batches the processes cannot share equally is done in a process apart, on its own, while all others wait: with the
-    figures of a single process, at its speed.
+    A job whose batches the processes cannot share equally runs in a separate process while the others wait: with the figures and
+    the speed of a single process.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class TogetherLauncher(InProcessLauncher):
         if reason is None:
             super().submit(job)
             return
-        self._events.append({"event": "warning", "job": job.name, "reason": f"{reason}: one process does this alone"})
+        self._events.append({"event": "warning", "job": job.name, "reason": f"{reason}: a single process trains it"})
         self._running_apart += 1
         self._apart.submit(job)
 
@@ -91,7 +91,7 @@ def together(environment: str, device: str | None, lead: Callable[[], int]) -> i
         try:
             return lead()
         finally:
-            parallel.send(None)  # the others go home
+            parallel.send(None)  # the others return from follow()
     finally:
         parallel.leave()
 

@@ -1,7 +1,7 @@
 """The process of one job: ``python -m kdbench.launch.worker``, job on standard input, events on standard output and in a file.
 
 It ends when its standard input closes, so that no worker outlives the run that started it. On SIGTERM it saves its work after
-the step that it is in, and ends. When it makes no step for too long, it writes where it hangs into its log and ends.
+the current step, and ends. When it makes no step for too long, it writes where it hangs into its log and ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 #: Exit status of a worker that was asked to end and saved its work (EX_TEMPFAIL).
 STOPPED = 75
-#: Least seconds between two steps that are told to the parent, and between two that are written to the file.
+#: Minimum seconds between two steps that are sent to the parent, and between two that are written to the file.
 STEP_INTERVAL, FILE_INTERVAL = 1.0, 10.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 

@@ -15,7 +15,7 @@ from kdbench.matrix.teachers import TeacherPlan, dataset_config, plan_teacher, w
 from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
-from kdbench.suite.net import NetSpec
+from kdbench.suite.net import FAMILIES, NetSpec
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.suite import PAIR_SEPARATOR, ResolvedProtocol, Suite, split_pair
 
@@ -185,30 +185,36 @@ class _Configured:
 
 def _configure_methods(
     suite: Suite, protocol: ResolvedProtocol, request: Request, catalog: MethodCatalog
-) -> dict[str, _Configured]:
-    """The chosen methods by name, in the order of the request."""
+) -> dict[str, dict[str, _Configured]]:
+    """The chosen methods in the order of the request, each for students of every family."""
     plugins = {Path(plugin) for plugin in request.plugins}
     from_plugins = [name for name, entry in catalog.items() if entry.path in plugins]
     chosen = choose_methods(catalog, request.methods or (*suite.methods.default, *from_plugins))
-    presets = suite.dataset.presets or suite.dataset.name
-    configured = {}
+    presets = [name for name in (suite.dataset.presets, suite.dataset.name) if name]
+    # What the command line sets for KD is KD's alone: rows of methods that carry KD stay as they are.
+    kd = {family: catalog.find("kd").resolve(presets, protocol.set.get("kd", {}), family=family) for family in FAMILIES}
+    configured: dict[str, dict[str, _Configured]] = {}
     for name in dict.fromkeys((*chosen, *protocol.set, *request.set)):
         entry = catalog.find(name)
-        hyperparameters = entry.resolve(presets, protocol.set.get(name, {}), request.set.get(name, {}))
-        configured[name] = _Configured(
-            config={
+        facts = {
+            "method_display": entry.display,
+            "method_family": entry.family,
+            "fidelity": entry.fidelity,
+            "carries_kd": bool(entry.carries_kd),
+            "plugin": None if entry.builtin else Path(entry.path).name,
+        }
+        configured[name] = {}
+        for family in FAMILIES:
+            hyperparameters = entry.resolve(
+                presets, protocol.set.get(name, {}), request.set.get(name, {}), family=family, kd=kd[family]
+            )
+            config = {
                 "name": name,
                 "version": entry.version,
                 "source": None if entry.builtin else entry.source_hash(),
                 "hyperparameters": hyperparameters,
-            },
-            facts={
-                "method_display": entry.display,
-                "method_family": entry.family,
-                "fidelity": entry.fidelity,
-                "plugin": None if entry.builtin else Path(entry.path).name,
-            },
-        )
+            }
+            configured[name][family] = _Configured(config, facts)
     return {name: configured[name] for name in chosen}
 
 
@@ -218,14 +224,15 @@ def _cells_of_pair(
     request: Request,
     teacher: TeacherPlan,
     student: str,
-    methods: Mapping[str, _Configured],
+    methods: Mapping[str, Mapping[str, _Configured]],
     hooks: Sequence[HookEntry],
 ) -> list[Cell]:
     """The cells of a pair for any one seed, which is no part of their configuration."""
     # Weights are a teacher's: as a student every net starts from scratch.
     net = with_family(suite.net(student).model_copy(update={"weights": "train"}), student)
-    assert net.family is not None
-    recipe_name = suite.recipe_name(student, net.family)
+    family = net.family
+    assert family is not None
+    recipe_name = suite.recipe_name(student, family)
     recipe = protocol.recipes[recipe_name]
     net = with_drop_path(net, recipe)
     config = {
@@ -246,10 +253,11 @@ def _cells_of_pair(
         "teacher_display": teacher.net.display or teacher.name,
         "student_display": net.display or student,
         "teacher_family": teacher.net.family,
-        "student_family": net.family,
+        "student_family": family,
     }
     cells = []
-    for name, method in methods.items():
+    for name, by_family in methods.items():
+        method = by_family[family]
         own = {**config, "method": method.config}
         cells.append(
             Cell(

@@ -1,4 +1,4 @@
-"""Whether the cells of a plan can run: every net and method is built, without memory for weights, before anything trains."""
+"""Which cells of a plan can run: every net and method is built on the ``meta`` device before anything trains."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import HyperparameterError, KdbenchError, ListedError, UnknownNameError, UnsupportedPairError
 from kdbench.matrix.cells import Cell, Plan
-from kdbench.plugins.registry import MethodEntry
-from kdbench.plugins.source import PluginError
+from kdbench.plugins.entry import MethodEntry, PluginError
 from kdbench.suite.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 def check_cells(plan: Plan) -> Plan:
-    """Build every net and method of a plan without memory for weights, and separate the cells that cannot run.
+    """Build every net and method of a plan on the ``meta`` device, and separate the cells that cannot run.
 
     Plugins that cannot be imported or built join the ``errors`` of the plan's catalog.
 

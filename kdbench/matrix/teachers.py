@@ -1,4 +1,4 @@
-"""The teachers of a plan: which net, how it comes to its weights, and what these depend on."""
+"""The teachers of a plan: which net, where its weights come from, and what these depend on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdbench.suite.suite import ResolvedProtocol, Suite
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """One teacher: a net, and how it comes to its weights. ``hash`` covers everything that they depend on."""
+    """One teacher: a net, and where its weights come from. ``hash`` covers everything that they depend on."""
 
     name: str
     net: NetSpec
@@ -29,9 +29,9 @@ class TeacherPlan:
     seed: int
     config: Mapping[str, Any]
     expected_top1: float = 0.0
-    #: What is measured where that decides on which images it is trained, else "test".
+    #: The evaluated split, where it decides which images the teacher is trained on; else "test".
     split: str = "test"
-    #: Whether it sees the preprocessing of a student instead of its own.
+    #: Whether it is shown the preprocessing of a student instead of its own.
     seen_through: bool = False
 
     @property

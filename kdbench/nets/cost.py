@@ -1,4 +1,4 @@
-"""What a trained student costs at inference: multiply-adds of one image, images per second, parameters beyond the net's own."""
+"""Cost of a trained student at inference: multiply-adds per image, images per second, parameters beyond the net's own."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-#: Images per timed batch: enough to keep the device busy, the same for every net of an input size so that figures compare.
+#: Images per timed batch: enough to occupy the device, and the same for every net of an input size, so that figures compare.
 TIMED_BATCH = {"cpu": 64}
 TIMED_BATCH_ELSEWHERE = 256
-#: On a CPU large images come in batches of fewer, at least 8: pixels of a batch.
+#: Pixels per timed batch on a CPU, which then has fewer images, but at least 8.
 TIMED_PIXELS = 64 * 64 * 64
-#: Batches are timed until so many seconds are used or so many are done, after one that warms up.
+#: Batches are timed for so many seconds, at most so many batches, after one to warm up.
 TIMED_SECONDS, TIMED_BATCHES = 0.05, 20
 
 Predict = Callable[[Tensor], Tensor]
@@ -46,13 +46,13 @@ class InferenceCost:
 def inference_cost(
     predict: Predict, input_size: tuple[int, int], device: torch.device, method: nn.Module | None = None
 ) -> InferenceCost:
-    """Measure a net in evaluation mode. A net that cannot be measured gives NaN: what it learned stays a result.
+    """Measure a net in evaluation mode. Where that fails the cost is NaN, and the result is kept.
 
     Args:
         predict: raw images (B, 3, h, w) in [0, 1] to logits.
         input_size: (height, width) of the net's input in pixels.
         device: where the net lies.
-        method: the module whose numbers count as extra when ``predict`` uses them.
+        method: its parameters and buffers count as extra where ``predict`` uses them.
     """
     batch = TIMED_BATCH.get(device.type, TIMED_BATCH_ELSEWHERE)
     if device.type == "cpu":
@@ -62,7 +62,7 @@ def inference_cost(
         gmacs = count_macs(predict, one) / 1e9
         extra = 0 if method is None else used_by(predict, one, method)
         return InferenceCost(gmacs, throughput(predict, one.expand(batch, -1, -1, -1).clone()), batch, extra)
-    except Exception:  # a plugin's own way of inference, or too little memory
+    except Exception:  # in a plugin's ``predict``, or out of memory
         return InferenceCost(math.nan, math.nan, batch, 0)
 
 
@@ -70,8 +70,8 @@ def inference_cost(
 def count_macs(predict: Predict, images: Tensor) -> int:
     """Multiply-adds of matrix products, convolutions and attention, biases and activations not counted.
 
-    torch's counter counts two operations for each multiply-add: its figure is halved. Attention is run unfused, as two
-    matrix products, so that it is counted by every version of torch. Works on the device "meta" too.
+    torch counts two operations per multiply-add: its figure is halved. Attention runs unfused, as two matrix products, so that
+    every version of torch counts it. Works on the device "meta" too.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         predict(images)
@@ -80,21 +80,21 @@ def count_macs(predict: Predict, images: Tensor) -> int:
 
 @torch.no_grad()
 def throughput(predict: Predict, images: Tensor) -> float:
-    """Images per second: one batch to warm up, then the median of some batches."""
+    """Images per second: the median over batches, after one to warm up."""
     predict(images)
     seconds: list[float] = []
     _wait(images.device)
     while len(seconds) < TIMED_BATCHES and sum(seconds) < TIMED_SECONDS:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         predict(images)
         _wait(images.device)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return len(images) / median(seconds)
 
 
 @torch.no_grad()
 def used_by(predict: Predict, images: Tensor, module: nn.Module) -> int:
-    """How many numbers of ``module`` a prediction uses: its parameters and its buffers of real numbers, running statistics not."""
+    """Number of values of ``module`` that a prediction uses: parameters and floating-point buffers, without running statistics."""
     candidates: dict[int, Tensor] = {id(parameter): parameter for parameter in module.parameters()}
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point() and not name.rpartition(".")[2].startswith("running_"):

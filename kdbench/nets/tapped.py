@@ -1,17 +1,19 @@
-"""A timm net that hands out logits, four stages and its embedding, each only where asked."""
+"""A timm net that returns logits, and its four stages and its embedding where they are asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 import kdbench.nets.small
@@ -69,7 +71,7 @@ class TappedNet(nn.Module):
         normalisation = {key: tuple(getattr(spec, key) or config[key]) for key in ("mean", "std")}
         for key, values in normalisation.items():
             self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
-        #: Equal for nets that preprocess alike, which then may share their input. Known on the host: a step asks for it.
+        #: Nets with equal preprocessing share their input. Kept on the host, since every step compares it.
         self.preprocessing: tuple[object, ...] = (self.input_size, *normalisation["mean"], *normalisation["std"])
 
     @property
@@ -91,7 +93,10 @@ class TappedNet(nn.Module):
         """Run the net on what ``preprocess`` returned."""
         stages = None
         if "stages" in needs:
-            final, stages = self._tap(inputs)
+            with _inputs_of(self._last_activations if "preactivation" in needs else ()) as before:
+                final, stages = self._tap(inputs)
+            for stage, value in zip(stages, before, strict=False):
+                stage.preactivation = value
         else:
             final = self.net.forward_features(inputs)
         embedding = self.net.forward_head(final, pre_logits=True)
@@ -103,6 +108,15 @@ class TappedNet(nn.Module):
             images=inputs if "stagewise" in needs else None,
             stagewise=self.stagewise if "stagewise" in needs else None,
         )
+
+    @functools.cached_property
+    def _last_activations(self) -> list[nn.Module]:
+        """The activation that ends each tapped stage of a ResNet; empty for other nets."""
+        if not isinstance(self.net, ResNet) or "final" in self.taps:
+            return []
+        stages: list[Any] = [self.net.get_submodule(self.net.feature_info[int(tap)]["module"]) for tap in self.taps]
+        # a stage is its blocks, the stem its activation alone
+        return [_block_activation(stage[-1]) if isinstance(stage, nn.Sequential) else stage for stage in stages]
 
     @property
     def stagewise(self) -> StagewiseNet:
@@ -166,13 +180,30 @@ class TappedNet(nn.Module):
         )
 
 
+def _block_activation(block: Any) -> nn.Module:
+    activation: nn.Module = block.act3 if hasattr(block, "act3") else block.act2
+    return activation
+
+
+@contextlib.contextmanager
+def _inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """What each of ``modules`` is given inside the block, in their order; copies, since activations write in place."""
+    kept: list[Tensor] = []
+    handles = [module.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone())) for module in modules]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _full(value: Tensor) -> Tensor:
-    """Logits and embeddings leave autocast as 32-bit floats: what methods do with them is small, and sensitive."""
+    """Logits and embeddings leave autocast in 32 bits: what methods compute from them is cheap and sensitive to rounding."""
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
-    """Input size, normalisation and evaluation crop of a net, as the fields of a ``NetSpec``; what it does not set, as timm has it."""
+    """Input size, normalisation and evaluation crop of a net as fields of a ``NetSpec``; timm's where the spec sets none."""
     config = timm.get_pretrained_cfg(spec.timm) if timm.is_model(spec.timm.split(".")[0]) else None
     known = config.to_dict() if config is not None else {}
     return {
@@ -202,7 +233,7 @@ def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int]:
             return net.describe(), sum(parameter.numel() for parameter in net.parameters())
     except KdbenchError:
         raise
-    except Exception as error:  # one of timm's many architectures that works otherwise than the others
+    except Exception as error:  # timm's architectures differ in many ways
         raise NetError(f"net {name}: its stages cannot be tapped ({type(error).__name__}: {error})") from error
 
 

@@ -1,6 +1,6 @@
 """Methods, metrics and hooks by name, those of plugins too.
 
-In reading order: ``registry`` (methods, found by reading their source), ``hyperparameters`` (as a method declares them),
-``metrics`` (what is measured), ``hooks`` (of mmengine), ``source`` (files of plugins), ``template`` (the text of a new method),
-``methodtable`` (the page docs/methods.md).
+In reading order: ``entry`` (a method as its class registers it), ``source`` (what a file registers, read without importing it),
+``registry`` (all methods by name), ``metrics`` (what is measured), ``hooks``
+(of files that the command line names), ``template`` (the text of a new method), ``methodtable`` (the page docs/methods.md).
 """

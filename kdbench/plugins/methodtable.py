@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError
-from kdbench.plugins.registry import FAMILIES, MethodCatalog, MethodEntry, catalog
+from kdbench.plugins.entry import FAMILIES, MethodEntry
+from kdbench.plugins.registry import MethodCatalog, catalog
 
 COSTS = Path(__file__).with_name("method_costs.json")
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -31,6 +32,7 @@ REFERENCE_PAIRS = {
 
 _TAPS = {
     "stages": "four stages",
+    "preactivation": "maps before the last activation",
     "embedding": "embedding",
     "index": "index of the sample",
     "classifier": "classifier",

@@ -12,7 +12,7 @@ from kdbench.errors import KdbenchError
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: Names that the template imports, which the class must not hide.
-_IMPORTED = frozenset({"Batch", "F", "Method", "NetInfo", "Outputs", "Task", "Tensor"})
+_IMPORTED = frozenset({"Annotated", "Batch", "F", "Method", "NetInfo", "Outputs", "Range", "Task", "Tensor"})
 
 _TEMPLATE = '''\
 """{display}: say in one line what is distilled.
@@ -23,11 +23,12 @@ Train:  kdbench run digits --protocol smoke --methods scratch,kd,{name} --plugin
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench import Batch, Method, NetInfo, Outputs, Task, register_method
-from kdbench.method import non_negative, positive
+from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 
 
 def {name}_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -53,20 +54,19 @@ class {class_name}(Method):
     needs = frozenset({{"logits"}})
     version = 1  # raise it with every change that changes results
 
-    # Keyword-only arguments with literal defaults are the hyper-parameters: --set {name}.temperature=2
+    # Keyword-only arguments with literal defaults are the hyper-parameters: --set {name}.temperature=2. What lies outside
+    # the range is refused; "search" is the interval that a search draws from.
     def __init__(
         self,
         student: NetInfo,
         teacher: NetInfo,
         task: Task,
         *,
-        temperature: float = 4.0,
-        ce_weight: float = 1.0,
-        kd_weight: float = 1.0,
+        temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 4.0,
+        ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
+        kd_weight: Annotated[float, Range(at_least=0, search=(0.1, 10), scale="log")] = 1.0,
     ) -> None:
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(ce_weight=ce_weight, kd_weight=kd_weight)
         self.temperature = temperature
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight

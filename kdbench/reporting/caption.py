@@ -118,12 +118,15 @@ def nothing_text(results: Results) -> str:
 
 
 def data_notes(results: Results) -> list[str]:
-    """What a reader must know about the rows: results replaced, settings that differ, teachers that differ, gaps."""
+    """What a reader must know about the rows: results replaced, who carries KD, settings and teachers that differ, gaps."""
     notes = []
     if results.superseded:
         notes.append(
             f"{results.superseded} older results of the same cells, under another configuration, are left out."
         )
+    carrying = results.cells.loc[results.cells["carries_kd"], "method_display"].unique()
+    if len(carrying):
+        notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
     mixed = _mixed_settings(results.cells)
     if mixed:
         notes.append(f"Hyper-parameters differ between the seeds of one figure: {join_names(mixed)}.")

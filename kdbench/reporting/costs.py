@@ -45,8 +45,8 @@ def student_costs(results: Results) -> list[StudentCost]:
         device = "" if timed.empty else str(timed["device"].value_counts().index[0])
         costs.append(
             StudentCost(
-                student, display, own["student_parameters"].median(), plain["student_gmacs"].median(),
-                timed.loc[timed["device"] == device, "inference_images_per_second"].median(), device,
+                student, display, number_or_nan(own["student_parameters"].median()), number_or_nan(plain["student_gmacs"].median()),
+                number_or_nan(timed.loc[timed["device"] == device, "inference_images_per_second"].median()), device,
             )
         )  # fmt: skip
     return costs
@@ -56,6 +56,11 @@ def hours(cells: pd.DataFrame) -> float:
     """Hours of training of all cells together; a cell's share of its cohort's time. NaN where none is known."""
     seconds = cells["train_seconds"].dropna()
     return math.fsum(seconds) / 3600 if len(seconds) else np.nan
+
+
+def number_or_nan(number: float) -> float:
+    """The number, or ``np.nan`` itself where there is none, so that equal records compare equal."""
+    return float(number) if np.isfinite(number) else np.nan
 
 
 def students_note(costs: Sequence[StudentCost]) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.plugins.entry import FAMILIES as METHOD_FAMILIES
 from kdbench.plugins.metrics import BUILT_IN, METRICS, Metric
-from kdbench.plugins.registry import FAMILIES as METHOD_FAMILIES
 from kdbench.store.result import Definition
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
@@ -144,8 +144,9 @@ def check_frame(frame: pd.DataFrame) -> pd.DataFrame:
         except (TypeError, ValueError) as error:
             raise KdbenchError(f"the results' column {name} holds something else than numbers: {error}") from None
         checked[name] = column.replace([np.inf, -np.inf], np.nan)
-    dirty = checked["dirty"].astype(object) if "dirty" in checked else pd.Series(False, index=checked.index)
-    checked["dirty"] = dirty.where(dirty.notna(), False).astype(bool)
+    for name in ("dirty", "carries_kd"):
+        flags = checked[name].astype(object) if name in checked else pd.Series(False, index=checked.index)
+        checked[name] = flags.where(flags.notna(), False).astype(bool)
     return checked
 
 

@@ -14,7 +14,7 @@ from kdbench.errors import UnknownNameError, counted
 from kdbench.plugins.metrics import Metric
 from kdbench.reporting import statistics
 from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text, results_hash, seeds_text
-from kdbench.reporting.costs import StudentCost, count_text, hours, student_costs, students_note
+from kdbench.reporting.costs import StudentCost, count_text, hours, number_or_nan, student_costs, students_note
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.table import RECONSTRUCTION_NOTE
 
@@ -211,10 +211,10 @@ class _Builder:
             cells=(len(done), planned),
             mean=float(self.means[name].mean()),
             step_ratio=self._step_ratios.get(str(name), np.nan),
-            extra_parameters=float(done["extra_parameters"].median()),
-            inference_parameters=float(done["inference_extra_parameters"].max()),
+            extra_parameters=number_or_nan(done["extra_parameters"].median()),
+            inference_parameters=number_or_nan(done["inference_extra_parameters"].max()),
             hours=hours(done),
-            peak_memory=float(done["peak_memory_bytes"].max()),
+            peak_memory=number_or_nan(done["peak_memory_bytes"].max()),
             pairs=int(self.means[name].notna().sum()),
         )
         if "scratch" in self.means and name != "scratch":

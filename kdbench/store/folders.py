@@ -177,7 +177,7 @@ class CellFolder(Folder):
         problem = ""
         try:
             return CellState("done", read_record(self.result, CellResult))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except DamagedFileError as error:
             problem = str(error)

@@ -8,7 +8,7 @@
 ``SUITE/PROTOCOL/.workers/HASH/``                       log of the process that trained a cohort
 ``.jobs/TICKET/``                                       events of running jobs
 ``.cache/teachers/``                                    teachers' outputs, kept between runs
-``.rows.npz``                                           rows of finished cells, remembered between readings
+``.rows.json``                                          rows of finished cells, remembered between readings
 ======================================================  ====================================================================
 """
 
@@ -26,7 +26,7 @@ FORMAT_FILE = "format.json"
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 CLAIM_FILE = "claim.json"
-ROWS_FILE = ".rows.npz"
+ROWS_FILE = ".rows.json"
 JOBS_FOLDER = ".jobs"
 TEACHER_OUTPUTS_FOLDER = ".cache/teachers"
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import BUILT_IN
-from kdbench.store.files import DamagedFileError, read_json, write_bytes
+from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import cell_name
 from kdbench.store.result import CellResult
@@ -39,7 +38,16 @@ _NUMBERS = (
 #: Columns of every frame; metrics of plugins follow them. ``plugin_metrics``: definitions of a cell's, as JSON.
 COLUMNS = [
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display"),
-    *("student_display", "teacher_family", "student_family", "method", "method_display", "method_family", "fidelity"),
+    *(
+        "student_display",
+        "teacher_family",
+        "student_family",
+        "method",
+        "method_display",
+        "method_family",
+        "fidelity",
+        "carries_kd",
+    ),
     *("seed", "state", "reason", *_NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
 ]
 #: A cell's values of metrics from plugins, as JSON: name -> (last, best). Becomes columns of their own.
@@ -75,14 +83,14 @@ def read_frame(
     """``load_results`` of a directory that was checked; ``least`` and ``settled`` as for ``read_rows``."""
     import pandas as pd
 
-    rows = read_rows(root, suite, protocol, _row, [*COLUMNS, _VALUES], _NUMBERS, write_bytes, least, settled)
-    values = [json.loads(text) if isinstance(text, str) else {} for text in rows.pop(_VALUES)]
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    columns = [*COLUMNS, _VALUES]
+    rows = read_rows(root, suite, protocol, _row, columns, least, settled)
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    values = [json.loads(text) if text else {} for text in frame.pop(_VALUES)]
     frame = frame.astype(dict.fromkeys(_NUMBERS, "float64") | {"seed": "int64"})
     for name in sorted({name for own in values for name in own}):
         for column, place in ((name, 0), (f"best_{name}", 1)):
-            numbers = [own.get(name, (None, None))[place] for own in values]
-            frame[column] = [math.nan if number is None else float(number) for number in numbers]
+            frame[column] = pd.Series([own.get(name, (None, None))[place] for own in values], dtype="float64")
     return frame
 
 

@@ -1,4 +1,4 @@
-"""Lists of classes that have a name in the literature. Works without torch."""
+"""Lists of classes that have a name in the literature."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ def named_class_list(name: str) -> tuple[str, ...]:
 
 
 def list_called(classes: Iterable[str]) -> str | None:
-    """The name of the list that consists of these classes, if there is one."""
+    """The name of the list with exactly these classes, or None."""
     chosen = set(classes)
     return next((name for name, members in CLASS_LISTS.items() if set(members) == chosen), None)

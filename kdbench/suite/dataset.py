@@ -1,4 +1,4 @@
-"""What a suite says about its data. Works without torch."""
+"""The data of a suite."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class DatasetSpec(Strict):
 
     Attributes:
         name: of the data set (``kdbench list datasets``).
-        images_per_class: limits what students train on; teachers see the whole training split.
-        presets: the methods' presets for this data, where they are not those of the data set's own name (CIFAR-100 is
-            published at 224 px and at 32 px, with other hyper-parameters).
+        images_per_class: of students; teachers train on the whole training split.
+        presets: where methods' presets are looked up first, before the data set's own name (CIFAR-100 is published at 224 px
+            and at 32 px, with other hyper-parameters).
         image_size: side (px) of the images that batches hold; None leaves the data set's own. Nets with another input size
             resize them.
         mean, std: of the data: what random erasing draws its noise from.
@@ -63,7 +63,7 @@ class DatasetSpec(Strict):
 
     @property
     def class_list(self) -> tuple[str, ...] | None:
-        """The chosen classes, a named list resolved.
+        """The chosen classes, of a named list its members.
 
         Raises:
             KdbenchError: for a list that is not known.
@@ -96,7 +96,7 @@ class DatasetSpec(Strict):
         return entry.train_images - (entry.held_out_per_class * self.width if split == "validation" else 0)
 
     def identity(self) -> dict[str, object]:
-        """What a result depends on beside the data set itself and how many of its images are used."""
+        """What a result depends on, beside the name of the data set and the limits on its images."""
         content = self.model_dump(mode="json", exclude={"name", "images_per_class", "presets", "undecodable"})
         chosen = self.class_list
         return {**content, "classes": None if chosen is None else sorted(chosen)}

@@ -1,4 +1,4 @@
-"""The data sets by name. Works without torch; ``datasets/load.py`` imports a data set's module when it is loaded."""
+"""The data sets by name; ``datasets/load`` imports a data set's module when it is loaded."""
 
 from __future__ import annotations
 

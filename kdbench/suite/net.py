@@ -1,4 +1,4 @@
-"""What names a net: a timm model with arguments, its taps and its preprocessing. Works without torch."""
+"""A net as a suite describes it: a timm model with arguments, taps, preprocessing and weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WeightsFile(Strict):
         return self
 
     def identity(self) -> dict[str, str]:
-        """What tells these weights from others: their checksum where it is given, else the name of the file."""
+        """The checksum where it is given, else the name of the file."""
         return {"sha256": self.sha256} if self.sha256 else {"file": self.file}
 
 

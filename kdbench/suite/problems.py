@@ -1,4 +1,4 @@
-"""What is wrong with a suite, and where in its file: pydantic's findings and our own, as one location and one sentence."""
+"""Problems of a suite file, from pydantic and from our own checks, each as a location and one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdbench.errors import KdbenchError, UnknownNameError, nearest
 
 
 class Contradiction(ValueError):
-    """A problem that a validator found, with the place in the file where it is to be corrected."""
+    """A problem found by a validator, with its location in the file."""
 
     def __init__(self, message: str, *location: Any) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class Contradiction(ValueError):
 
 @contextlib.contextmanager
 def at(*location: Any) -> Iterator[None]:
-    """Say where in the file a problem lies that is found inside the block."""
+    """Add the location in the file to an error raised inside the block."""
     try:
         yield
     except KdbenchError as error:
@@ -34,7 +34,7 @@ def find(kind: str, name: str, valid: Iterable[str]) -> None:
 
 
 def first_problem(error: ValidationError, root: type[BaseModel]) -> tuple[tuple[Any, ...], str]:
-    """Location and sentence of the first problem of a validation, with the nearest valid key for an unknown one."""
+    """Location and sentence of the first problem; for an unknown key, with the nearest valid one."""
     problem = error.errors(include_url=False)[0]
     location = tuple(key for key in problem["loc"] if key != "[key]")  # pydantic's word for "the key itself"
     cause = problem.get("ctx", {}).get("error")

@@ -1,4 +1,4 @@
-"""Recipes: how a kind of student, or a teacher, is trained. Typed, self-checking, and without torch."""
+"""Recipes: how a kind of student, or a teacher, is trained."""
 
 from __future__ import annotations
 

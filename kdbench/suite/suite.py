@@ -1,4 +1,4 @@
-"""Suites: ``pairs/*.yaml`` as typed, self-checking objects. Works without torch."""
+"""Suite files: one data set, its pairs, recipes and protocols; and a protocol resolved."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class SuiteError(KdbenchError):
 
 
 class Protocol(Strict):
-    """How much of a suite is run. ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers, ``recipes``
-    those of single recipes, by name, whoever is trained with them.
+    """How much of a suite is run.
 
-    The images of a class can be limited: what students train on (instead of the suite's own limit), what teachers train on, and
-    what both are measured on.
+    ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers; ``recipes`` change single recipes, by name,
+    of both. ``set`` gives hyper-parameters of methods and goes before the suite's. Images per class can be limited for the
+    training of students (in place of the suite's own limit) and of teachers, and for the evaluation of both.
     """
 
     description: str
@@ -46,6 +46,7 @@ class Protocol(Strict):
     recipe: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
     recipes: dict[Name, dict[str, Any]] = {}
+    set: dict[str, dict[str, Any]] = {}
     images_per_class: Count | None = None
     teacher_images_per_class: Count | None = None
     #: Which epoch's figure tables show by default: the last, or the best on the test split, as much released code reports.
@@ -187,7 +188,7 @@ class Suite(Strict):
             pairs=tuple(self.choose_pairs(own.pairs)),
             seeds=own.seeds,
             select=own.select,
-            set=self.methods.set,
+            set=merge(self.methods.set, own.set),
             recipes=self._recipes(of_students, protocol, "recipe", own.recipe),
             teacher_recipes=self._recipes(of_teachers, protocol, "teacher", own.teacher),
             images_per_class=own.images_per_class or self.dataset.images_per_class,

@@ -1,4 +1,4 @@
-"""Types of values in suite files, shared by the modules that describe nets, data and recipes. Works without torch."""
+"""Types of values in suite files."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def check_weights(
     """Check that teachers that are not prepared yet have their weights, and the ones that the suite names.
 
     Args:
-        progress: fetch what is missing and tell this; None fetches nothing.
+        progress: fetch what is missing, with progress reported here; None fetches nothing.
 
     Raises:
         ListedError: naming all that are missing, or all that are others.
@@ -67,7 +67,7 @@ def check_weights(
 
 
 def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, folder: Path | None, note: Note) -> None:
-    """Where only the name of a file tells weights apart, say that it holds others now than those that are in use."""
+    """Note that a file that is identified by its name alone has changed since its weights were loaded."""
     weights = teacher.net.weights
     if not isinstance(weights, WeightsFile) or weights.sha256 or folder is None:
         return
@@ -75,7 +75,7 @@ def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, fold
         if result.weights and file_sha256(folder / weights.file) != result.weights.file_sha256:
             note(
                 f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.teacher(teacher)} "
-                "keeps the former weights, which go on being used. Write the file's sha256 into the suite to use the new ones"
+                "keeps the former weights, which are still used. Write the file's sha256 into the suite to use the new ones"
             )
 
 
@@ -103,7 +103,7 @@ def _are_sound(weights: Path, checksum: str) -> bool:
 
 
 def verdict_of(teacher: TeacherPlan, store: Store, tolerance: float = TOLERANCE) -> Verdict | None:
-    """What was measured of a teacher that came with weights, beside what was published; None where there is nothing to judge."""
+    """The measured accuracy of a teacher with weights against the published one; None where nothing was measured."""
     result = None if teacher.trained_here else store.result_of_teacher(teacher)
     return None if result is None else judge(teacher, result, tolerance)
 
@@ -148,7 +148,7 @@ def raise_all(problems: Sequence[str], sentence: str) -> None:
 
 
 def state_of(teacher: TeacherPlan, store: Store) -> str:
-    """The state of a teacher in a few words, without looking for its weights."""
+    """The state of a teacher as a phrase, without searching for its weights."""
     result = store.result_of_teacher(teacher)
     if teacher.trained_here:
         if result is not None:
@@ -160,7 +160,7 @@ def state_of(teacher: TeacherPlan, store: Store) -> str:
 
 
 def origin_of(teacher: TeacherPlan) -> str:
-    """Where a teacher's weights come from, in a few words."""
+    """Where a teacher's weights come from, as a phrase."""
     weights = teacher.net.weights
     if isinstance(weights, WeightsFile):
         return f"file {weights.file}"

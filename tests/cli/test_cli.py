@@ -17,11 +17,15 @@ from kdbench.cli.parser import VERBS
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import METHODS, catalog
-from kdbench.store.folders import FORMAT, Store, write_bytes, write_json
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
+from kdbench.store.files import write_bytes
+from kdbench.store.folders import Store
+from kdbench.store.layout import FORMAT
+from kdbench.store.result import write_record
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said, tiny
-from tests.store.test_folders import result
+from tests.records import cell_result
 
 Kdbench = Callable[..., Said]
 #: What no verb that trains nothing may import: it takes seconds.
@@ -43,7 +47,7 @@ def filled(tmp_path: Path, write_suite: Callable[..., Path]) -> tuple[Path, Path
     store.check(writable=True)
     for number, cell in enumerate(make_plan(load_suite(str(suite)), Request(protocol="seeds"), catalog()).cells):
         store.cell(cell).prepare(cell)
-        write_json(store.cell(cell).result, result(cell, 90.0 + number % 5))
+        write_record(store.cell(cell).result, cell_result(cell, 90.0 + number % 5))
     return suite, store.root
 
 
@@ -117,7 +121,6 @@ WRONG = [
     ("list method", "unknown what 'method'; did you mean 'methods'?"),
     ("list pairs --suite digit", "unknown suite 'digit'; did you mean 'digits'?"),
     ("table --format excel", "unknown --format 'excel'; valid: "),
-    ("table --metric top", "unknown metric 'top'; did you mean 'top5'?"),
     ("table --out nowhere", "run directory nowhere does not exist; kdbench run makes it"),
     ("leaderboard --out nowhere", "run directory nowhere does not exist"),
     ("run --teacher-tolerance x", "--teacher-tolerance: 'x' is not a number of points"),
@@ -146,8 +149,8 @@ def test_wrong_request_is_told_in_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("--set kd.temperature=0", "method kd: temperature = 0.0: must be above 0"),
-        ("--set kd.temperature=nan", "method kd: temperature = nan: must be above 0"),
+        ("--set kd.temperature=0", "kd.temperature = 0: must be above 0"),
+        ("--set kd.temperature=nan", "kd.temperature = nan: must be above 0"),
         ("--device cudaa", "--device cudaa: "),
     ],
 )
@@ -392,6 +395,15 @@ def test_tables_show_the_epoch_that_the_protocol_selects_unless_told_otherwise(
     for verb in ("table", "leaderboard"):
         assert "best test epoch" in kdbench(verb, best, *words).out
         assert "best test epoch" not in kdbench(verb, best, *words, "--select", "last").out
+
+
+def test_metric_that_no_result_has_is_refused_with_the_nearest_one(
+    kdbench: Kdbench, filled: tuple[Path, Path], tmp_path: Path
+) -> None:
+    words = (filled[0], "--protocol", "seeds", "--out", filled[1], "--metric", "top")
+    for verb in ("table", "leaderboard", ("plots", "--to", tmp_path / "plots")):
+        said = kdbench(*(verb if isinstance(verb, tuple) else (verb,)), *words)
+        assert (said.status, said.err) == (2, "kdbench: unknown metric 'top'; did you mean 'top5'?\n")
 
 
 def test_table_of_an_unfinished_run_shows_what_there_is(kdbench: Kdbench, filled: tuple[Path, Path]) -> None:

@@ -67,7 +67,7 @@ def test_restart_of_a_job_is_told_and_a_lost_job_with_its_reason() -> None:
     progress = followed(Progress(3))
     progress.event({"event": "restarted", "job": COHORT, "error": "the worker was ended by signal SIGKILL"})
     progress.event({"event": "resumed", "job": COHORT, "cell": "a", "epoch": 1})
-    assert "started again from its last checkpoint" in progress.failures[-1]
+    assert "restarted from its last checkpoint" in progress.failures[-1]
     assert progress.jobs[COHORT]["epoch"] == 1
     progress.event({"event": "finished", "job": COHORT, "error": "the disk is full"})
     assert progress.failures[-1] == f"{COHORT}: the disk is full"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from kdbench.store.folders import read_json
+from kdbench.store.files import read_json
 from tests.conftest import tiny
 
 #: Two pairs, one of them with BatchNorm in the student, two methods: jobs of some seconds of training.

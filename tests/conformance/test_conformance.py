@@ -14,8 +14,9 @@ from kdbench.cli import parser
 from kdbench.conformance import CHECKS, Failure, Skip, check_method, examine
 from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, sample, teacher_hashes
 from kdbench.conformance.settings import _others
-from kdbench.plugins.hyperparameters import Hyperparameter
-from kdbench.plugins.registry import METHODS, catalog
+from kdbench.hyperparameters import Hyperparameter
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
 
 BUILT_IN = catalog()
 #: Each family once on either side.
@@ -27,8 +28,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from kdbench import Method, register_method
-from kdbench.method import non_negative, positive
+from typing import Annotated
+from kdbench import Method, Range, register_method
 
 TOP
 
@@ -39,10 +40,11 @@ class Plugin(Method):
     needs = frozenset({"logits", "stages", "embedding"})
     CLASS
 
-    def __init__(self, student, teacher, task, *, temperature: float = 2.0, kd_weight: float = 1.0, SETTING):
+    def __init__(
+        self, student, teacher, task, *,
+        temperature: Annotated[float, Range(above=0)] = 2.0, kd_weight: Annotated[float, Range(at_least=0)] = 1.0, SETTING
+    ):
         super().__init__(student, teacher, task)
-        positive(temperature=temperature)
-        non_negative(kd_weight=kd_weight)
         self.temperature, self.kd_weight = temperature, kd_weight
         self.linear = nn.Linear(student.embedding_dim, teacher.embedding_dim)
         INIT
@@ -290,6 +292,21 @@ UNSOUND = {
         },
         "hooks",
     ),
+    "batch size: a sum over the batch": (
+        "batch size",
+        {"FORWARD": "terms['hint'] = hint * len(batch.labels)"},
+        "name the term in follows_batch",
+    ),
+    "batch size: a declaration that does not hold": (
+        "batch size",
+        {"CLASS": "follows_batch = {'hint'}"},
+        "take it out of follows_batch",
+    ),
+    "batch size: a term that is none": (
+        "batch size",
+        {"CLASS": "follows_batch = {'hin'}"},
+        "names 'hin', the terms are",
+    ),
     "ranges: a temperature of 0": (
         "ranges",
         {
@@ -297,12 +314,12 @@ UNSOUND = {
             "FORWARD": "terms['ce'] = ce * self.s",
             "INIT": "self.s = soft_temperature",
         },
-        "positive(",
+        "Annotated[float, Range(above=0)]",
     ),
     "ranges: a negative weight": (
         "ranges",
         {"SETTING": "ce_weight: float = 1.0", "FORWARD": "terms['ce'] = ce * self.s", "INIT": "self.s = ce_weight"},
-        "non_negative(",
+        "Annotated[float, Range(at_least=0)]",
     ),
     "ranges: a stage that is none": (
         "ranges",
@@ -351,14 +368,19 @@ def test_there_is_an_unsound_method_for_every_check() -> None:
 
 
 SOUND = {
+    "a sum over the batch that is declared": {
+        "CLASS": "follows_batch = {'hint'}",
+        "FORWARD": "terms['hint'] = hint * len(batch.labels)",
+    },
     "a ramp over many epochs": {
         "SETTING": "warmup_epochs: int = 0",
         "INIT": "self.w = warmup_epochs",
         "FORWARD": "terms['hint'] = hint * (min((batch.epoch + 1) / self.w, 1.0) if self.w else 1.0)",
     },
     "a name out of a few": {
-        "SETTING": "mode: str = 'sum'",
-        "INIT": "from kdbench.method import one_of\none_of(('sum', 'half'), mode=mode)\nself.mode = mode",
+        "TOP": "from typing import Literal",
+        "SETTING": "mode: Literal['sum', 'half'] = 'sum'",
+        "INIT": "self.mode = mode",
         "FORWARD": "terms['hint'] = hint * (1.0 if self.mode == 'sum' else 0.5)",
     },
     "None as a default": {
@@ -445,7 +467,7 @@ def test_trials_start_from_the_same_student_whatever_was_trained_before() -> Non
     ],
 )
 def test_other_values_differ_from_the_default_and_from_each_other(default, annotation) -> None:
-    values = list(_others(BUILT_IN["kd"].load(), THREE[0], "x", Hyperparameter("x", default, annotation)))
+    values = list(_others(BUILT_IN["kd"].load(), THREE[0], Hyperparameter("x", default, annotation)))
     assert values
     assert default not in [value for value in values if type(value) is type(default)]
 

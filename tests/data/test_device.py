@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from kdbench.data.augment import random_shift, strong_augment
 from kdbench.data.images import Dataset, ImageSet
-from kdbench.data.pipeline import DevicePipeline, TrainingBatch, random_shift, strong_augment
+from kdbench.data.pipeline import DevicePipeline, TrainingBatch
 from kdbench.datasets.load import load_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.suite.datasets import DATASETS, find_dataset
@@ -294,9 +296,9 @@ def test_strong_view_leaks_nothing_between_images() -> None:
 
 
 def test_a_limit_keeps_images_that_are_spread_over_what_was_chosen(digits) -> None:
-    few = digits.limited(20)
+    few = replace(digits, limit=20)
     assert set(few.training(5).labels.tolist()) == set(range(10))
     assert len(few.training()) == len(few.measured("test")) == 20
     assert len(few.training(1)) == 10  # fewer than the limit
     assert set(few.measured("test").labels.tolist()) == set(range(10))
-    assert digits.limited(10_000).training().labels.equal(digits.train.labels)
+    assert replace(digits, limit=10_000).training().labels.equal(digits.train.labels)

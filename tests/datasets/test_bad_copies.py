@@ -592,7 +592,7 @@ def test_tables_without_pyarrow_say_what_to_install(tmp_path: Path, monkeypatch:
     write(tmp_path / "imagenet" / "train" / "a.parquet", b"x")
     write(tmp_path / "imagenet" / "val" / "a.parquet", b"x")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "needs pyarrow to be read: pip install 'kdbench[huggingface]'" in refusal(tmp_path)
+    assert "needs pyarrow: pip install 'kdbench[huggingface]'" in refusal(tmp_path)
 
 
 def test_snapshot_that_was_not_fetched_is_said(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from kdbench.data.images import Dataset
 from kdbench.datasets import cifar100
-from kdbench.datasets.download import FileFacts, facts_of, fetch, unpack
+from kdbench.datasets.download import FileFacts, facts_of, fetch_file, unpack
 from kdbench.datasets.load import check_dataset, download_dataset, load_dataset
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Plan, make_plan
@@ -405,7 +405,7 @@ def test_member_that_is_missing_or_too_long_is_refused(served: Path, tmp_path: P
 def test_no_network_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(KdbenchError, match=r"cannot be downloaded .*is there a network") as caught:
-        fetch("http://127.0.0.1:9/thing", tmp_path / "thing", FileFacts(1, ""))
+        fetch_file("http://127.0.0.1:9/thing", tmp_path / "thing")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 

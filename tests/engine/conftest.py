@@ -14,8 +14,10 @@ from kdbench.engine import train
 from kdbench.matrix.cells import Cohort, Plan, make_plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import METHODS, catalog
-from kdbench.store.folders import Store, read_json
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
+from kdbench.store.files import read_json
+from kdbench.store.folders import Store
 from kdbench.suite.suite import Suite, merge
 
 TINY: dict[str, Any] = {

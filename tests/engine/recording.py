@@ -7,7 +7,7 @@ that would wait for the device is refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -29,10 +29,11 @@ def _alias(value: Tensor) -> Tensor:
 
 
 class Tape(TorchDispatchMode):
-    """Records the operations of the block."""
+    """Records the operations of the block, but for ``refused`` ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Collection[str] = WAITING) -> None:
         super().__init__()
+        self.refused = refused
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
         self._own: dict[int, Tensor] = {}  # made in the block, by the address of their storage
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
@@ -40,7 +41,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._overloadpacket.__name__
-        if name in WAITING:
+        if name in self.refused:
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         for value in self._written(func, name, args, kwargs):
@@ -82,6 +83,8 @@ class Tape(TorchDispatchMode):
 class TapeRecorder:
     """What ``kdbench.engine.graphs`` asks of CUDA, on a CPU. ``recorded`` counts recordings, ``replayed`` replays."""
 
+    refused: Collection[str] = WAITING
+
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
@@ -102,19 +105,21 @@ class TapeRecorder:
         with Waits():
             yield found
 
-    def record(self, work: Callable[[], None], stream: RandomStream | None) -> Callable[[], None]:
-        tape, position = Tape(), torch.get_rng_state()
-        try:
-            with tape:
-                work()
-        finally:
-            tape.undo()
-            torch.set_rng_state(position)
+    def record(self, work: Callable[[], object], stream: RandomStream) -> Callable[[], None]:
+        tape = Tape(self.refused)
+        with stream.active():
+            position = torch.get_rng_state()
+            try:
+                with tape:
+                    work()
+            finally:
+                tape.undo()
+                torch.set_rng_state(position)
         self.recorded += 1
 
         def replay() -> None:
             self.replayed += 1
-            with contextlib.nullcontext() if stream is None else stream.active():
+            with stream.active():
                 tape.play()
 
         return replay

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from kdbench.data.batches import TrainingBatch
 from kdbench.engine import graphs, groups
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import Position
-from kdbench.engine.cohort import CohortModel
+from kdbench.engine.cohort import CohortModel, Shared
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.optim import build_optim_wrapper
 from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
+from kdbench.method import Batch, Feature, Outputs
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.suite.recipe import Recipe
@@ -141,7 +144,7 @@ def test_a_whole_run_gives_the_same_results_and_says_that_it_was_recorded(lab: L
     for method in ("scratch", "kd", "crd"):
         assert kept(recorded, plan, method) == kept(plain, plan, method)
         assert lab.result(recorded, plan, method)["cost"]["tuning"] == {"graphs": True}
-        assert "tuning" not in lab.result(plain, plan, method)["cost"]
+        assert lab.result(plain, plan, method)["cost"]["tuning"] == {}
     assert [made.recorder.recorded for made in on_cpu.made] == [2, 4]  # the teacher's own training, and the cohort
     assert on_cpu.made[1].recorder.replayed == 4 * (12 - graphs.WARM_STEPS)
 
@@ -210,35 +213,31 @@ def test_a_method_that_reads_the_epoch_is_recorded_in_each(
     assert on_cpu.made[-1].recorder.recorded == 1 + 3  # the teacher, three epochs
 
 
-@pytest.mark.parametrize("calls", [1, 40])
-def test_a_recording_that_fails_loses_no_step(
-    lab: Lab, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch, calls: int
-) -> None:
+@pytest.mark.parametrize("failing", [{2}, {2, 3}])  # the first recording is the teacher's
+def test_a_recording_that_fails_loses_no_step(lab: Lab, on_cpu: OnCpu, failing: set[int]) -> None:
     class Fails(TapeRecorder):
-        """Ends the recording of a step after some operations, with gradients half made."""
+        """Some recordings fail when gradients are there and the optimiser is about to use them."""
 
-        def record(self, work: Callable[[], None], stream: Any) -> Callable[[], None]:
-            def broken() -> None:
-                work()
-                raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        asked = 0
 
-            return super().record(work if stream is None or self.recorded > calls else broken, stream)
+        def record(self, work: Callable[[], object], stream: Any) -> Callable[[], None]:
+            self.asked += 1
+            self.refused = {"_fused_adamw_"} if self.asked in failing else set()
+            return super().record(work, stream)
 
     on_cpu.recorder = Fails
     plan = lab.plan(["kd", "fitnet"])
     plain, recorded = both(lab, on_cpu, plan)
     for method in ("kd", "fitnet"):
         assert kept(recorded, plan, method) == kept(plain, plan, method)
-        fact = "fell back: cannot be recorded (RuntimeError: operation not permitted)"
-        assert lab.result(recorded, plan, method)["cost"]["tuning"]["graphs"] in (True, fact)
-    assert fact in [lab.result(recorded, plan, method)["cost"]["tuning"]["graphs"] for method in ("kd", "fitnet")]
+    facts = [lab.result(recorded, plan, method)["cost"]["tuning"]["graphs"] for method in ("kd", "fitnet")]
+    why = "RuntimeError: operation not permitted when stream is capturing: _fused_adamw_"
+    assert facts.count(f"fell back: cannot be recorded ({why})") == len(failing)
 
 
-def test_where_the_teacher_cannot_be_recorded_nothing_is(
-    lab: Lab, on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_teacher_cannot_be_recorded_nothing_is(lab: Lab, on_cpu: OnCpu) -> None:
     class Refuses(TapeRecorder):
-        def record(self, work: Callable[[], None], stream: Any) -> Callable[[], None]:
+        def record(self, work: Callable[[], object], stream: Any) -> Callable[[], None]:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     on_cpu.recorder = Refuses
@@ -272,8 +271,27 @@ def test_a_cell_that_fails_among_recorded_ones_leaves_them_their_numbers(
     for method in ("kd", "dist"):
         assert kept(store, company, method) == kept(plain, alone, method)
         assert lab.result(store, company, method)["cost"]["tuning"] == {"graphs": True}
-    reason = store.cell(company.cells[1]).failure()["reason"]
+    reason = store.cell(company.cells[1]).failure().reason
     assert "not finite at epoch 2, step 2" in reason or "in place" in reason
+
+
+def test_features_of_a_teacher_whose_tensors_stay_do_not_remember_their_tokens() -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    data = TrainingBatch(images, Batch(torch.zeros(2), torch.zeros(2)))
+    shared, value = Shared(data, None, frozenset()), torch.zeros(2, 5, 4, 4)
+    shared.teacher = Outputs(torch.zeros(2, 3), [Feature(value.transpose(2, 3))])  # tokens are a copy
+    shared.static = True
+    cell: Any = SimpleNamespace(needs=frozenset(), student=SimpleNamespace(preprocessing=(), preprocess=lambda x: x))
+    for step in (1.0, 2.0):
+        value.fill_(step)  # a replay
+        shared.renew(data)
+        _, _, teacher = shared.given_to(cell)
+        assert teacher is not None
+        assert teacher.stages is not None
+        assert teacher.stages[0].tokens.eq(step).all()
+        assert not shared.was_changed()
+    teacher.logits.fill_(1)
+    assert shared.was_changed()
 
 
 def test_the_rate_on_the_device_follows_the_schedule_and_stays_out_of_checkpoints() -> None:

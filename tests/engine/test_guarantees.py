@@ -24,7 +24,7 @@ from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
 from kdbench.method import Task
 from kdbench.nets.tapped import state_hash
-from kdbench.store.claims import Claims, take_away
+from kdbench.store.claims import Claims, remove_claim
 from kdbench.store.folders import Store
 
 from .conftest import Lab, cohort_of
@@ -70,7 +70,7 @@ def test_teacher_is_bit_identical_after_training_and_in_no_file_of_a_student(lab
     assert before is not None
     lab.train(plan, on_event=look)
     teacher, after = load_teacher(plan.teachers[0], store, 10, lab.device)
-    assert state_hash(teacher.net) == before["checksum"] == after["checksum"]
+    assert state_hash(teacher.net) == before.checksum == after.checksum
     teacher_keys = set(teacher.net.state_dict())
     assert seen
     for keys in seen:
@@ -224,7 +224,7 @@ def test_a_failing_plugin_fails_alone(
     failed = next(cell for cell in plan.cells if cell.method == name)
     assert store.cell(failed).state() == "failed"
     record = store.cell(failed).failure()
-    assert (record["kind"], record["reason"]) == (kind, reason.replace("PAIR", failed.pair))
+    assert (record.kind, record.reason) == (kind, reason.replace("PAIR", failed.pair))
     assert "Traceback" in store.cell(failed).log.read_text()
     alone = lab.plan(["kd", "fitnet"])
     without = lab.train(alone, "without")
@@ -313,7 +313,7 @@ def test_a_loss_that_was_not_finite_before_an_interruption_is_told_after_it(
     with pytest.raises(StopRequested):
         lab.train(plan, on_event=lambda event: event["event"] == "step" and event["step"] == 2)
     store = lab.train(plan)
-    assert store.cell(plan.cells[0]).failure()["reason"] == "loss term 'ce' is not finite at epoch 1, step 1"
+    assert store.cell(plan.cells[0]).failure().reason == "loss term 'ce' is not finite at epoch 1, step 1"
 
 
 def test_on_a_full_disk_the_last_good_checkpoint_is_kept_and_work_goes_on_from_it(
@@ -358,7 +358,7 @@ def test_a_cell_that_another_process_took_over_is_left_to_it(lab: Lab) -> None:
             if event["event"] == "epoch" and event["epoch"] == 2 and event["cell"] == taken.key:
                 holder = store.cell(taken).holder()
                 assert holder is not None
-                take_away(store.cell(taken).path, holder.token)
+                remove_claim(store.cell(taken).path, holder.token)
                 assert other.take(store.cell(taken).path)
 
         train.train_cohort(plan, cohort_of(plan), store, lab.device, None, steal)
@@ -435,8 +435,8 @@ def test_a_result_says_where_it_comes_from(lab: Lab) -> None:
     result = lab.result(store, plan, "ofa")
     teacher = store.result_of_teacher(plan.teachers[0])
     assert teacher is not None
-    assert result["teacher"]["checksum"] == teacher["checksum"]
-    assert 0 <= result["teacher"]["top1"] <= 100
+    assert result["teacher"]["checksum"] == teacher.checksum
+    assert 0 <= result["teacher"]["metrics"]["top1"] <= 100
     assert {"kdbench", "commit", "dirty", "python", "versions", "device", "threads", "finished"} <= set(
         result["provenance"]
     )

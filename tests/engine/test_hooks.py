@@ -10,7 +10,7 @@ import pytest
 
 from kdbench.errors import KdbenchError, ListedError, StopRequested
 from kdbench.matrix.cells import make_plan
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.suite.suite import Suite
@@ -157,7 +157,7 @@ def test_a_hook_is_part_of_the_identity_by_its_source_and_that_of_the_modules_be
     lab: Lab, write_hook: Write, tmp_path: Path
 ) -> None:
     def identity(*hooks: str) -> str:
-        choice = Choice(methods=("kd",), pairs=("cnn--vit",), hooks=hooks)
+        choice = Request(methods=("kd",), pairs=("cnn--vit",), hooks=hooks)
         return make_plan(Suite.model_validate(TINY), choice, catalog()).cells[0].hash
 
     hook = write_hook(SHRINK)
@@ -179,9 +179,9 @@ def test_a_hook_that_a_suite_names_runs_only_when_it_is_named_too(lab: Lab, writ
     with pytest.raises(
         KdbenchError, match=rf"^suite tiny names the hook .*; .* only when you name it too: --hook {hook}$"
     ):
-        make_plan(suite, Choice(), catalog())
+        make_plan(suite, Request(), catalog())
     for named in ({"hooks": (hook,)}, {"plugins": (hook,)}):
-        assert [entry.name for entry in make_plan(suite, Choice(**named), catalog()).hooks] == ["Mine"]
+        assert [entry.name for entry in make_plan(suite, Request(**named), catalog()).hooks] == ["Mine"]
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from kdbench.forecast.memory import (
     saved_storages,
 )
 from kdbench.matrix.cells import Cohort
-from kdbench.store.folders import Store, write_json
+from kdbench.store.folders import CellState
 from tests.engine.conftest import Lab, cohort_of
 from tests.engine.test_no_waiting import cohort_model, take_steps
+from tests.records import cell_result
 
 METHODS = ("scratch", "kd", "fitnet", "crd", "ofa", "lfcc", "rkd", "mlld")
 
@@ -112,15 +113,15 @@ def test_a_larger_cohort_needs_more_by_what_its_cells_hold(lab: Lab) -> None:
 
 
 def test_measured_peaks_refine_estimates_of_the_same_kind_of_device(lab: Lab) -> None:
-    store = Store(lab.root / "runs")
-    assert measured_scale(store, on_gpu=False) == 1.0
-    for number, (device, peak) in enumerate([("cpu", 120), ("cpu", 140), ("cpu", 160), ("cuda", 1000)]):
-        path = store.root / "s" / "p" / "a--b" / "kd" / f"seed{number}-x" / "result.json"
-        cost = {"peak_memory_bytes": peak, "estimated_memory_bytes": 100}
-        path.parent.mkdir(parents=True)
-        write_json(path, {"cost": cost, "provenance": {"device_type": device}})
-    assert measured_scale(store, on_gpu=False) == 1.4
-    assert measured_scale(store, on_gpu=True) == 3.0  # at most
+    cell = lab.plan(["kd"]).cells[0]
+    states = {"planned": CellState("planned"), "not estimated": CellState("done", cell_result(cell))}
+    assert measured_scale(states, on_gpu=False) == 1.0
+    for number, (device_type, peak) in enumerate([("cpu", 120), ("cpu", 140), ("cpu", 160), ("cuda", 1000)]):
+        result = cell_result(cell, cost={"peak_memory_bytes": peak, "estimated_memory_bytes": 100})
+        provenance = result.provenance.model_copy(update={"device_type": device_type})
+        states[str(number)] = CellState("done", result.model_copy(update={"provenance": provenance}))
+    assert measured_scale(states, on_gpu=False) == 1.4
+    assert measured_scale(states, on_gpu=True) == 3.0  # at most
 
 
 def test_the_hosts_memory_is_shared_by_its_workers() -> None:

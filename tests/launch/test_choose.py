@@ -43,7 +43,7 @@ def test_memory_of_a_request_limits_cohorts_and_that_of_this_machine_only_those_
 
     def cohorts(machine: Machine, **wanted: Any) -> int:
         plan = planned(**wanted)
-        return len(cohorts_of(plan, plan.cells, Store("nowhere"), machine, pytest.fail))
+        return len(cohorts_of(plan, plan.cells, Store("nowhere").scan(plan.cells), machine, pytest.fail))
 
     assert cohorts(Machine("slurm", 1)) == 4  # of two teachers and two seeds
     assert cohorts(Machine("local", 1)) == cohorts(Machine("slurm", 1), memory=1e-6) == 12

@@ -33,13 +33,17 @@ from kdbench.launch.remote import EventFiles
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import METHODS, catalog
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
 from kdbench.store.claims import Claims
-from kdbench.store.folders import Store, load_results, read_json, write_bytes
+from kdbench.store.files import read_json, write_bytes
+from kdbench.store.folders import Store
+from kdbench.store.result import CellResult, read_record
+from kdbench.store.rows import load_results
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said
+from tests.records import cell_result
 from tests.store.test_claims import elsewhere
-from tests.store.test_folders import result
 
 Kdbench = Callable[..., Said]
 #: Seconds after which a test that hangs is given up; no machine is that slow.
@@ -314,7 +318,7 @@ def test_job_that_keeps_dying_is_started_again_a_few_times_and_then_failed(
     assert launcher.submitted.count(name) == MAX_CRASHES + 1
     assert sum(event["event"] == "restarted" for event in events) == MAX_CRASHES
     assert {reason for _, reason in summary.failed} == {dies["error"]}
-    assert store.cell(made.cells[0]).failure()["kind"] == "crash"
+    assert store.cell(made.cells[0]).failure().kind == "crash"
 
 
 def test_anything_that_ends_the_run_cancels_the_workers(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -338,7 +342,7 @@ def test_cells_that_another_run_has_are_waited_for_and_not_trained_again(
         ticks[0] += 1
         if ticks[0] == 5:
             shown.append(store.cell(kd).state())
-            store.cell(kd).finish(result(kd))
+            store.cell(kd).finish(cell_result(kd))
             other.close()
 
     class Trains(Scripted):
@@ -347,10 +351,10 @@ def test_cells_that_another_run_has_are_waited_for_and_not_trained_again(
             given.append(job.members)
             for cell in made.cells:
                 if cell.folder in job.members:
-                    store.cell(cell).finish(result(cell))
+                    store.cell(cell).finish(cell_result(cell))
 
     given: list[tuple[str, ...]] = []
-    summary, events = executed(made, store, Trains({}), tick=tick, look=0.0)
+    summary, events = executed(made, store, Trains({}), tick=tick, recheck=0.0)
     assert shown == ["running"]
     assert kd.folder not in {member for members in given for member in members}
     assert len(summary.done) == 2
@@ -367,7 +371,7 @@ def test_cells_of_a_holder_that_is_gone_are_taken_over_after_the_stated_time(
         elsewhere(store.cell(cell).path)
     start = time.monotonic()
     launcher = Scripted({})
-    executed(made, store, launcher, stale=0.5, look=0.0)
+    executed(made, store, launcher, stale=0.5, recheck=0.0)
     assert time.monotonic() - start >= 0.5
     assert launcher.submitted == ["teacher cnn", made.cohorts()[0].name]
     assert store.cell(made.cells[0]).holder() is None
@@ -490,15 +494,15 @@ def test_plan_that_costs_more_than_it_may_is_refused_with_its_estimate(
     assert re.search(r"estimated to take 0\.0 hours of computing .*, more than --max-hours 0\.0001", said.err)
     made, store = planned(trained, tmp_path, max_hours=0.0, yes=True)
     with pytest.raises(KdbenchError, match=r"estimated to take .*, more than --max-hours 0"):
-        plan_verb.check_cost(made, made.cohorts(), store, Machine("slurm", 1))
+        plan_verb.check_cost(made, made.cohorts(), store, store.scan(made.cells), Machine("slurm", 1))
 
 
 def test_a_long_run_is_asked_for_and_refused_where_nobody_can_be_asked(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, store = planned(trained, tmp_path)
-    cost = (made, made.cohorts(), store, Machine("slurm", 1))
-    with pytest.raises(KdbenchError, match=r"hours of computing .*; to run it all the same: kdbench .*--yes$"):
+    cost = (made, made.cohorts(), store, store.scan(made.cells), Machine("slurm", 1))
+    with pytest.raises(KdbenchError, match=r"hours of computing .*; to run it anyway: kdbench .*--yes$"):
         plan_verb.check_cost(*cost, ask_above=0.0)
     monkeypatch.setattr("kdbench.cli.console.confirm", lambda question: False)
     with pytest.raises(KdbenchError, match="nothing was started"):
@@ -514,7 +518,8 @@ def test_short_plan_is_not_timed_before_it_begins(trained: tuple[Path, Path], mo
     monkeypatch.setattr("kdbench.forecast.probe.probe_cohort", refuse)
     monkeypatch.setattr("kdbench.forecast.probe.probe_teacher", refuse)
     made = make_plan(load_suite("digits"), Request(device="cpu"), catalog())
-    plan_verb.check_cost(made, made.cohorts(), Store("nowhere"), Machine("local", 2))
+    store = Store("nowhere")
+    plan_verb.check_cost(made, made.cohorts(), store, store.scan(made.cells), Machine("local", 2))
 
 
 # State, seen from elsewhere
@@ -551,7 +556,7 @@ def test_status_is_watched_until_nothing_is_left(
     suite, runs = copied
     made = make_plan(load_suite(str(suite)), Request(str(suite), out=str(runs)), catalog())
     folder = Store(runs).cell(made.cells[0])
-    content = read_json(folder.result)
+    content = read_record(folder.result, CellResult)
     folder.result.unlink()
     watch_status(made, Store(runs), 5.0, sleep=lambda seconds: folder.finish(content))
     assert capsys.readouterr().out.count("suite tiny") == 2

@@ -16,14 +16,14 @@ from kdbench.errors import HyperparameterError
 from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task
 from kdbench.methods import crd as crd_module
 from kdbench.methods.crd import CRD, ContrastMemory, OtherClassSampler, bank_scores, weighted_rows
-from kdbench.methods.fitnet import FitNet, aligner
+from kdbench.methods.fitnet import FitNet, FitNetKD, aligner
 from kdbench.methods.lfcc import LFCC, LowPass, contrast_loss
 from kdbench.methods.ofa import OFA, PatchMerging, TokenBranch, branch, ofa_loss
 from kdbench.nets.tapped import describe
 from kdbench.suite.net import NetSpec
 
 CLASSES = 10
-METHODS = (FitNet, OFA, LFCC, CRD)
+METHODS = (FitNet, FitNetKD, OFA, LFCC, CRD)
 
 
 def net(width: int, grids: list[int], channels: list[int], layout: str, class_tokens: int = 0) -> NetInfo:
@@ -164,7 +164,7 @@ def test_a_state_dict_round_trip_keeps_the_loss(cls: type[Method]) -> None:
     ("cls", "settings"),
     [
         (FitNet, {"fit_weight": -1.0}),
-        (FitNet, {"temperature": 0.0}),
+        (FitNetKD, {"temperature": 0.0}),
         (FitNet, {"stages": (0, 1)}),
         (OFA, {"eps": 0.0}),
         (OFA, {"eps": (1.0, 1.0)}),
@@ -252,7 +252,7 @@ def test_oblong_grids_align() -> None:
 
 def test_fitnet_has_zero_loss_and_gradient_where_the_aligned_student_is_the_teacher() -> None:
     twin = NETS["resnet"]
-    method = FitNet(twin, twin, task())
+    method = FitNetKD(twin, twin, task())
     for module in method.aligners:
         weight = module.layers[1].weight
         weight.data = torch.eye(len(weight))[:, :, None, None]

@@ -276,6 +276,27 @@ def test_reviewkd_ramps_up_over_the_warm_up_and_is_never_zero():
     torch.testing.assert_close(values / values[-1], torch.tensor([0.25, 0.5, 1.0, 1.0]))
 
 
+@pytest.mark.parametrize("student_too", [False, True])
+def test_reviewkd_takes_the_teachers_maps_before_the_activation_and_the_students_where_asked(student_too):
+    """mdistiller ReviewKD.py: preact_feats of the teacher; of the student with STU_PREACT, as on ImageNet."""
+    method = ReviewKD(STUDENTS["cnn"], TEACHERS["cnn"], TASK, student_preactivation=student_too).eval()
+    student, teacher = outputs_of(STUDENTS["cnn"], 3), outputs_of(TEACHERS["cnn"], 3, trained=False, seed=1)
+    given = []
+    for fusion in method.fusions:
+        fusion.reduce.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    before = method(batch_of(3), student, teacher)["review"]
+    assert [value is stage.map for value, stage in zip(given[1:], student.stages[::-1], strict=True)] == [True] * 4
+    given.clear()
+    for stage in (*student.stages, *teacher.stages):
+        stage.preactivation = stage.map - 1
+    after = method(batch_of(3), student, teacher)["review"]
+    assert all(
+        value is (stage.preactivation if student_too else stage.map)
+        for value, stage in zip(given[1:], student.stages[::-1], strict=True)
+    )
+    assert before.item() != after.item()
+
+
 def test_reviewkd_hands_the_deeper_levels_down_to_the_shallow_ones():
     method = ReviewKD(STUDENTS["mlp"], TEACHERS["vit"], TASK).eval()
     ours, theirs = outputs_of(STUDENTS["mlp"]), outputs_of(TEACHERS["vit"], trained=False)

@@ -134,9 +134,9 @@ def numpy_mlld(weak, strong, temperatures):
             ps, pt = (np.array([softmax(row) for row in z / t]) for z in view)
             kept = [kl(b, a) for a, b, keep in zip(ps, pt, samples, strict=True) if keep or everything]
             instance += t**2 * sum(kept) / len(ps)
-            difference = ((pt.T @ pt - ps.T @ ps) ** 2).sum(1)
+            difference = ((pt.T @ pt - ps.T @ ps) ** 2).sum(1) * (64 / len(ps)) ** 2
             by_class += difference[classes | everything].sum() / len(classes)
-            by_batch += ((pt @ pt.T - ps @ ps.T) ** 2).sum(1)[samples].sum() / len(ps)
+            by_batch += ((pt @ pt.T - ps @ ps.T) ** 2).sum(1)[samples].sum() / len(ps) * 64 / len(ps)
     return instance, by_class, by_batch
 
 

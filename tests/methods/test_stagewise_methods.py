@@ -260,12 +260,13 @@ def test_region_attention_equals_its_formula() -> None:
             patch = value.numpy()[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
             tokens.append(np.einsum("bchw,dchw->bd", patch, kernel) + bias)
     x = np.stack(tokens, axis=1)
-    for position, channel in itertools.product(range(x.shape[1]), range(dim)):
-        angle = position / 10000 ** (2 * (channel // 2) / dim)
-        x[:, position, channel] += math.sin(angle) if channel % 2 == 0 else math.cos(angle)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     q = x @ weights["query.weight"].T + weights["query.bias"]
     k, v = np.split(x @ weights["key_value.weight"].T + weights["key_value.bias"], 2, axis=-1)
+    for position, channel in itertools.product(range(x.shape[1]), range(dim)):
+        angle = position / 10000 ** (2 * (channel // 2) / dim)
+        for value in (q, k):
+            value[:, position, channel] += math.sin(angle) if channel % 2 == 0 else math.cos(angle)
     size = dim // heads
     expected = np.concatenate(
         [
@@ -282,6 +283,18 @@ def test_region_attention_of_a_resnet18_has_the_published_size() -> None:
     with torch.device("meta"):
         attention = RegionAttention(describe(NetSpec(timm="resnet18"), 100).stages, 4, 512, 8)
     assert round(sum(p.numel() for p in attention.parameters()) / 1e6, 2) == 13.57
+
+
+def test_only_the_aligners_are_initialised_as_ofa_does() -> None:
+    method = FOFA(info("resnet_32px_small"), info("swin_32px_large"), task(), **NARROW["fofa"])
+    aligned = [layer for layer in method.aligners.modules() if isinstance(layer, torch.nn.Linear)]
+    assert aligned
+    assert all((layer.bias == 0).all() for layer in aligned)
+    for layer in (*method.attention.modules(), *method.prompts.modules()):
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+            fan_in = layer.weight[0].numel()  # torch's default: uniform within 1 / sqrt(fan in)
+            assert layer.weight.abs().max() <= fan_in**-0.5
+            assert (layer.bias != 0).any()
 
 
 def test_region_attention_does_not_depend_on_the_order_of_the_batch() -> None:
@@ -507,13 +520,14 @@ def test_the_fusion_net_puts_convolutions_first(teacher: str, student: str, last
     method = build("tas", teacher, student)
     net = student_net(student).eval()  # no drop-path between the two runs that are compared
     learned, taught = outputs(teacher_net(teacher), net, batch_of(3)[0])
-    embedding, logits = method.fuse(learned, taught)
+    last_map, logits = method.fuse(learned, taught)
     owner = {"teacher": teacher_net(teacher), "student": net}[last]
-    torch.testing.assert_close(owner.classifier(embedding), logits)
     assert method.student_last is (last == "student")
     first = learned if last == "teacher" else taught
     state = owner.stagewise.state_from_map(*method.project(first.stages[2].map))
-    torch.testing.assert_close(owner.stagewise.head(owner.stagewise.stage(4, state))[1], logits)
+    state = owner.stagewise.stage(4, state)
+    torch.testing.assert_close(state.map, last_map)
+    torch.testing.assert_close(owner.stagewise.head(state)[1], logits)
 
 
 def test_tas_adds_its_seven_terms() -> None:
@@ -523,10 +537,10 @@ def test_tas_adds_its_seven_terms() -> None:
     images, batch = batch_of(5)
     learned, taught = outputs(teacher_net(teacher), student_net(student), images)
     terms = {key: float(value.detach()) for key, value in method(batch, learned, taught).items()}
-    embedding, logits = method.fuse(learned, taught)
+    last_map, logits = method.fuse(learned, taught)
 
     def unit(linear: torch.nn.Linear, value: Tensor) -> np.ndarray:
-        out = (value @ linear.weight.T + linear.bias).detach().double().numpy()
+        out = (value.mean((2, 3)) @ linear.weight.T + linear.bias).detach().double().numpy()
         return out / np.linalg.norm(out, axis=1, keepdims=True)
 
     def ofa(learner: Tensor, target: Tensor) -> float:
@@ -537,9 +551,9 @@ def test_tas_adds_its_seven_terms() -> None:
         )
 
     f = {
-        "student": unit(method.embed_student, learned.embedding),
-        "teacher": unit(method.embed_teacher, taught.embedding),
-        "fusion": unit(method.embed_fusion, embedding),
+        "student": unit(method.embed_student, learned.stages[-1].map),
+        "teacher": unit(method.embed_teacher, taught.stages[-1].map),
+        "fusion": unit(method.embed_fusion, last_map),
     }
     p = {"student": learned.logits, "teacher": taught.logits, "fusion": logits}
     expected = {"ce": 0.5 * float(batch.task_loss(learned.logits.detach()))}

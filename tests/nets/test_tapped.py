@@ -121,6 +121,41 @@ def test_only_what_is_needed_is_handed_out() -> None:
     assert outputs.stages is None
 
 
+@pytest.mark.parametrize("name", ["resnet_32px_small", "resnet18", "resnet50"])
+def test_stages_of_a_resnet_are_also_handed_out_before_their_last_activation(name: str) -> None:
+    net = TappedNet(NetSpec(timm=name), 10).train()
+    for module in net.modules():
+        if isinstance(
+            module, torch.nn.BatchNorm2d
+        ):  # of blocks that timm starts at 0, before a ReLU that has nothing to do
+            torch.nn.init.ones_(module.weight)
+    hooks = [len(module._forward_pre_hooks) for module in net.modules()]
+    images = torch.rand(2, 3, *net.input_size)
+    outputs = net(images, {"logits", "stages", "preactivation"})
+    for stage in outputs.stages:
+        assert (stage.preactivation < 0).any()
+        torch.testing.assert_close(stage.preactivation.relu(), stage.map)
+        assert stage.detach().preactivation.grad_fn is None
+    sum(stage.preactivation.square().mean() for stage in outputs.stages).backward()
+    assert net.net.conv1.weight.grad.any()
+    assert [len(module._forward_pre_hooks) for module in net.modules()] == hooks
+    assert all(stage.preactivation is None for stage in net(images, {"logits", "stages"}).stages)
+
+
+@pytest.mark.parametrize("name", ["convnext_32px_small", "vit_32px_small", "swin_32px_small", "mixer_32px_small"])
+def test_nets_that_end_their_stages_without_an_activation_have_none(name: str) -> None:
+    net = TappedNet(zoo_net(name), 10)
+    outputs = net(torch.rand(2, 3, *net.input_size), {"logits", "stages", "preactivation"})
+    assert all(stage.preactivation is None for stage in outputs.stages)
+
+
+def test_tap_of_the_stem_has_its_own_activation() -> None:
+    net = TappedNet(NetSpec(timm="resnet_32px_small", taps=(0, 1, 2, 3)), 10)
+    outputs = net(torch.rand(2, 3, 32, 32), {"logits", "stages", "preactivation"})
+    for stage in outputs.stages:
+        torch.testing.assert_close(stage.preactivation.relu(), stage.map)
+
+
 def test_describing_keeps_the_mode_and_the_random_state() -> None:
     torch.manual_seed(7)
     expected = torch.rand(2)

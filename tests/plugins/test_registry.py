@@ -12,16 +12,10 @@ from typing import Any
 import pytest
 
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
-from kdbench.plugins.hyperparameters import Hyperparameter
-from kdbench.plugins.registry import (
-    _ATTRIBUTES,
-    METHODS,
-    MethodEntry,
-    PluginError,
-    catalog,
-    read_source,
-    register_method,
-)
+from kdbench.hyperparameters import Hyperparameter, Range
+from kdbench.plugins.entry import METHODS, MethodEntry, PluginError, register_method
+from kdbench.plugins.registry import catalog
+from kdbench.plugins.source import _ATTRIBUTES, read_source
 from tests.conftest import PLUGIN
 
 BUILTIN = sorted(catalog())
@@ -85,6 +79,13 @@ def test_hyperparameters_come_from_defaults_then_preset_then_suite_then_user(wri
     assert isinstance(found.resolve("digits", {"weight": 3})["weight"], float)
 
 
+def test_method_that_carries_what_kd_does_not_have_is_refused(write_plugin: Callable[..., Path]) -> None:
+    path = write_plugin(before="")
+    path.write_text(path.read_text().replace('    """A', '    carries_kd = {"temprature": "weight"}\n    """A'))
+    with pytest.raises(HyperparameterError, match=r"mine\.carries_kd: .*did you mean 'temperature'"):
+        catalog([str(path)])["mine"].resolve("digits", kd=entry().resolve("digits"))
+
+
 def test_unknown_hyperparameter_is_refused_with_the_nearest() -> None:
     with pytest.raises(HyperparameterError, match=r"kd\.temprature; did you mean 'temperature'"):
         entry().resolve("digits", {"temprature": 4})
@@ -145,6 +146,70 @@ def test_value_of_another_type_is_refused_with_both_types(annotation: str, value
         Hyperparameter("x", None, annotation).check(value, "m")
     assert str(caught.value).startswith("m.x = ")
     assert annotation in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("kd.temperature", 0.0, "kd.temperature = 0.0: must be above 0"),
+        ("kd.kd_weight", -1.0, "must be 0 or more"),
+        ("kd.kd_weight", float("nan"), "must be 0 or more"),
+        ("kd.kd_weight", float("inf"), "must be 0 or more"),
+        ("crd.momentum", 1.5, r"must lie in \[0, 1\]"),
+        ("mgd.mask_ratio", 1.0, "must be 0 or more and below 1"),
+        ("mlld.temperatures", (4.0, 0.0), "must be above 0"),
+        ("ofa.eps", (1.0, 1.0, 1.0, 1.0, 0.0), "must be above 0"),
+        ("lfcc.kernel", 4, "expected Literal"),
+        ("at.stages", (0,), r"must lie in \[1, 4\]"),
+    ],
+)
+def test_value_out_of_range_is_refused_in_a_plan_and_in_python(name: str, value: Any, words: str) -> None:
+    method, _, key = name.partition(".")
+    with pytest.raises(HyperparameterError, match=words):
+        entry(method).resolve("digits", {key: value})
+    cls: Any = entry(method).load()
+    with pytest.raises(HyperparameterError, match=words):
+        cls(None, None, None, **{key: value})
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_number_has_a_range_and_is_searched_inside_it(name: str) -> None:
+    for parameter in entry(name).hyperparameters.values():
+        if isinstance(parameter.default, bool) or "Literal" in parameter.annotation:
+            continue
+        bounds = parameter.range
+        assert bounds is not None, parameter.name
+        assert bounds != Range(), parameter.name
+        for number in bounds.search or ():
+            assert number in bounds, parameter.name
+
+
+RANGED = "weight: Annotated[float, Range({})] = {}"
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+@pytest.mark.parametrize("default", ["1.0", "1.0 / 4"])
+def test_range_is_read_from_the_source_and_from_the_class_alike(
+    write_plugin: Callable[..., Path], future: str, default: str
+) -> None:
+    path = write_plugin("ranged", before="from typing import Annotated\nfrom kdbench import Range")
+    path.write_text(future + path.read_text().replace("weight: float = 1.0", RANGED.format("at_least=0", default)))
+    found = catalog([str(path)])["ranged"]
+    assert found.hyperparameters["weight"].annotation == "float"
+    assert found.hyperparameters["weight"].range == Range(at_least=0)
+    cls: Any = found.load()
+    with pytest.raises(HyperparameterError, match=r"ranged.weight = -1: must be 0 or more"):
+        cls(None, None, None, weight=-1)
+    assert isinstance(cls(None, None, None, weight=2).weight, float)
+
+
+@pytest.mark.parametrize("bounds", ["0", "at_least=LOW", "atleast=0"])
+def test_range_that_is_no_literal_is_reported(write_plugin: Callable[..., Path], bounds: str) -> None:
+    path = write_plugin("ranged", before="from typing import Annotated\nfrom kdbench import Range\nLOW = 0")
+    text = path.read_text().replace("weight: float = 1.0", RANGED.format(bounds, 1.0))
+    path.write_text("from __future__ import annotations\n" + text)
+    (error,) = catalog([str(path)]).errors
+    assert f"weight: write Range({bounds}) with literals" in str(error)
 
 
 def test_unknown_method_is_refused_with_the_nearest() -> None:
@@ -249,6 +314,8 @@ def test_plugin_may_not_take_the_name_of_another_method(write_plugin: Callable[.
         ('    """A', '    version = "2"\n    """A', "version = '2' has the wrong type"),
         ('    """A', '    needs = "stages"\n    """A', "needs = 'stages' has the wrong type"),
         ('    """A', '    presets = {"digits": 1}\n    """A', "presets"),
+        ('    """A', '    presets = {"digits:vlt": {}}\n    """A', "no family of students; did you mean 'vit'"),
+        ('    """A', '    carries_kd = {"kd_weight": "wait"}\n    """A', "'wait'; did you mean 'weight'"),
     ],
 )
 def test_plugin_that_declares_nonsense_is_reported(

@@ -13,7 +13,9 @@ import pytest
 
 from kdbench.cli import parser
 from kdbench.errors import KdbenchError
-from kdbench.plugins.registry import METHODS, catalog, read_source
+from kdbench.plugins.entry import METHODS
+from kdbench.plugins.registry import catalog
+from kdbench.plugins.source import read_source
 from kdbench.plugins.template import check_name, method_template, write_template
 
 

@@ -1,4 +1,4 @@
-"""Synthetic results, shaped as ``kdbench.store.folders.load_results`` gives them."""
+"""Synthetic results, shaped as ``kdbench.load_results`` gives them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ METHODS = {
     "kd": ("KD", "logits", "reference"),
     "dkd": ("DKD", "logits", "reference"),
     "fitnet": ("FitNet", "hint", "paper"),
+    "fitnet-kd": ("FitNet + KD", "hint", "paper"),
     "crd": ("CRD", "relation", "reference"),
     "ofa": ("OFA", "hybrid", "reference"),
     "tas": ("FBT", "hybrid", "reconstruction"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
-from kdbench.store.files import _checksum
-from kdbench.store.folders import FORMAT, METRICS
+from kdbench.store.files import encode_json
+from kdbench.store.layout import FORMAT, FORMAT_FILE
 from kdbench.suite.suite import load_suite
+from tests.records import cell_result
 
 
 def large_plan(suite: str = "digits", cells: int = 10_000) -> Plan:
@@ -26,28 +26,11 @@ def large_plan(suite: str = "digits", cells: int = 10_000) -> Plan:
 def write_large(root: Path, plan: Plan, cells: int = 10_000) -> None:
     """Write config.json and result.json of the first cells of a plan, as the engine does but without fsync."""
     root.mkdir(parents=True)
-    (root / "format.json").write_text(json.dumps({"format": FORMAT}))
+    (root / FORMAT_FILE).write_text(json.dumps({"format": FORMAT}))
     for number, cell in enumerate(plan.cells[:cells]):
         folder = root / cell.folder
         folder.mkdir(parents=True)
-        scores = dict.fromkeys(METRICS, 50.0 + number * 7919 % 4001 / 100)
-        content: dict[str, Any] = {
-            "format": FORMAT,
-            "hash": cell.hash,
-            "metrics": {"last": {"epoch": 60, **scores}, "best": {"epoch": 50, **scores}},
-            "teacher": {"name": cell.teacher.name, "top1": 95.0, "top5": 100.0},
-            "cost": {
-                "student_parameters": 1000, "extra_parameters": 10, "step_seconds": 0.1, "train_seconds": 1.0,
-                "peak_memory_bytes": 5, "steps": 10,
-            },
-            "provenance": {"device": "cpu", "commit": "abc", "dirty": False, "finished": "2026-01-01T00:00:00Z"},
-        }  # fmt: skip
-        _write(
-            folder / "config.json",
-            {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts},
-        )
-        _write(folder / "result.json", content)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps({**content, "file_checksum": _checksum(content)}, indent=1) + "\n")
+        result = cell_result(cell, top1=50.0 + number * 7919 % 4001 / 100)
+        config = {"format": FORMAT, "hash": cell.hash, "config": cell.config, "facts": cell.facts}
+        (folder / "config.json").write_bytes(encode_json(config))
+        (folder / "result.json").write_bytes(encode_json(result.model_dump(mode="json")))

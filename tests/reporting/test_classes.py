@@ -1,4 +1,4 @@
-"""Accuracy by class: counted by hand, over the right pairs and seeds, with older files, in every format."""
+"""Accuracy by class: counted by hand, over the right pairs and seeds, in every format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdbench.reporting.frame import collect
 from kdbench.reporting.table import Cell, Table
 from kdbench.reporting.text.render import FORMATS, render
 from kdbench.store.classnames import ClassNames, read_classes, write_classes
-from kdbench.store.reading import Outcomes, read_predictions
+from kdbench.store.reading import Outcomes
 from tests.reporting import factory
 
 P1, P2 = "swin_tiny--resnet18", "convnext_tiny--deit_tiny"
@@ -24,25 +24,25 @@ LABELS = np.array([0, 0, 1, 1, 1, 1, 2, 2])
 NAMES = ("cat", "dog", "oak", "none of the images")
 
 
-def write(root: Path, right: dict[tuple[str, str], list[list[int]]], old: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Predictions from 0 and 1 per image, for every pair and method one list per seed; ``old`` methods store no labels."""
+def write(root: Path, right: dict[tuple[str, str], list[list[int]]]) -> pd.DataFrame:
+    """Predictions from 0 and 1 per image, for every pair and method one list per seed."""
     rows: list[dict[str, Any]] = []
     for (pair, method), seeds in right.items():
         for seed, correct in enumerate(seeds):
             path = f"toy/short/{pair}/{method}/seed{seed}-0"
             (root / path).mkdir(parents=True)
-            arrays = {
-                "correct": np.array(correct, bool), "probability": np.full(len(correct), 0.5, np.float32),
-                "predicted": np.zeros(len(correct), np.int32),
-            }  # fmt: skip
-            if method not in old:
-                arrays["label"] = LABELS[: len(correct)].astype(np.int32)
-            np.savez(root / path / "predictions.npz", **arrays)  # type: ignore[arg-type]
+            np.savez(
+                root / path / "predictions.npz",
+                correct=np.array(correct, bool),
+                probability=np.full(len(correct), 0.5, np.float32),
+                predicted=np.zeros(len(correct), np.int32),
+                label=LABELS[: len(correct)].astype(np.int32),
+            )
             rows.append(factory.cell(pair, method, 100 * float(np.mean(correct)), seed, path=path))
     return pd.DataFrame(rows)
 
 
-def small(root: Path, **changes: Any) -> pd.DataFrame:
+def small(root: Path) -> pd.DataFrame:
     write_classes(root, "digits", NAMES, [0, 0, 1, 1], ["animal", "plant"])
     return write(
         root,
@@ -53,7 +53,6 @@ def small(root: Path, **changes: Any) -> pd.DataFrame:
             (P2, "kd"): [[1, 1, 0, 0, 0, 1, 0, 0]],
             (P2, "ofa"): [[1, 1, 1, 1, 1, 1, 0, 0]],
         },
-        **changes,
     )
 
 
@@ -117,21 +116,13 @@ def test_records_hold_every_pair_with_its_spread(tmp_path: Path) -> None:
     assert row["sd"] == pytest.approx(np.std([50, 100], ddof=1))
 
 
-def test_older_predictions_borrow_the_labels_of_the_same_split(tmp_path: Path) -> None:
-    scores = class_scores(collect(small(tmp_path, old=("kd", "scratch"))), tmp_path)
-    assert scores.accuracy[:, scores.methods.index("kd")].tolist() == [87.5, 50, 0]
-    path = tmp_path / f"toy/short/{P1}/kd/seed0-0"
-    stored = read_predictions(path)
-    assert stored is not None
-    assert stored.label is None
-    assert stored.correct.tolist() == [True, False, True, True, False, False, False, False]
-
-
 @pytest.mark.parametrize("format", FORMATS)
-def test_without_any_labels_it_is_said_in_one_line(tmp_path: Path, format: str) -> None:
-    frame = small(tmp_path, old=("kd", "scratch", "ofa"))
+def test_without_any_predictions_it_is_said_in_one_line(tmp_path: Path, format: str) -> None:
+    frame = small(tmp_path)
+    for path in frame["path"]:
+        (tmp_path / path / "predictions.npz").write_bytes(b"damaged")
     text = render(build_class_table(frame, tmp_path), format)
-    assert format == "csv" or sum("hold labels" in line for line in text.splitlines()) == 1
+    assert format == "csv" or sum("predictions that can be read" in line for line in text.splitlines()) == 1
 
 
 def test_cells_of_other_images_are_left_out_and_counted(tmp_path: Path) -> None:

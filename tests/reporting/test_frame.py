@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
+from kdbench.plugins.metrics import BUILT_IN
 from kdbench.reporting.caption import build_caption, coverage_text, data_notes, provenance_text, results_hash
-from kdbench.reporting.frame import METRICS, check_frame, collect, common_pairs, split_frame
+from kdbench.reporting.frame import check_frame, collect, common_pairs, split_frame
 from tests.reporting import factory
 
 PAIR = "swin_tiny--resnet18"
@@ -22,7 +23,7 @@ def test_mean_sd_and_n_are_those_of_the_seeds_done():
     assert np.isnan(ofa["sd"])
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", BUILT_IN)
 def test_best_reads_the_column_of_the_best_epoch(metric):
     frame = factory.frame({PAIR: {"kd": 90.0}}).assign(**{metric: 1.0, f"best_{metric}": 2.0})
     assert collect(frame, metric, "last").scores["mean"].item() == 1.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -274,14 +272,3 @@ def test_the_terminal_cuts_no_figure(width):
 )
 def test_counts_read(count, text):
     assert count_text(count) == text
-
-
-def test_ten_thousand_rows_take_less_than_two_seconds():
-    methods = ["scratch", "kd", *(f"m{k}" for k in range(18))]
-    draw = np.random.default_rng(0)
-    figures = {f"t{i}--s{j}": {m: list(draw.normal(80, 1, 10)) for m in methods} for i in range(5) for j in range(10)}
-    frame = factory.frame(figures)
-    assert len(frame) == 10_000
-    start = time.perf_counter()
-    build_leaderboard(frame)
-    assert time.perf_counter() - start < 2

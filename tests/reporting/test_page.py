@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,16 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
+from kdbench.plugins.metrics import METRICS
+from kdbench.reporting.frame import check_frame, collect
 from kdbench.reporting.html import tables
 from kdbench.reporting.html.data import BLOCK, Provenance, blocks_of_files, cells_data, plain, safe_json
 from kdbench.reporting.html.page import report_html, write_report
+from kdbench.reporting.html.tables import Links
+from kdbench.reporting.leaderboard import build_leaderboard
 from kdbench.reporting.plots import draw
 from kdbench.store.classnames import write_classes
+from kdbench.store.reading import Outcomes
 from tests.reporting import factory
 from tests.reporting.stored import write_store
 
@@ -266,13 +270,11 @@ def test_long_histories_keep_their_last_epoch(tmp_path: Path) -> None:
     assert len(kept) <= 200
 
 
-def test_ten_thousand_cells_make_a_page_of_a_few_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_thousand_cells_make_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
     methods = {f"m{i}": [50.0 + i % 7, 51.0, 52.0, 53.0, 54.0] for i in range(38)}
     frame = factory.frame({f"t{i % 5}--s{i}": {"scratch": [40.0] * 5, "kd": [50.0] * 5, **methods} for i in range(50)})
     assert len(frame) == 10_000
-    begun = time.process_time()
     text = report_html(frame, tmp_path)
-    assert time.process_time() - begun < 15
     assert len(text) < 6_000_000
     page = Page(text)
     assert json.loads(page.scripts["cells-data"])["count"] == 10_000
@@ -280,14 +282,18 @@ def test_ten_thousand_cells_make_a_page_of_a_few_megabytes(tmp_path: Path, monke
     assert len(page.of("tr")) < 500  # rows of the cells are drawn by the browser, a hundred at a time
 
 
-def test_comparisons_that_are_left_out_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparisons_that_are_left_out_are_counted(tmp_path: Path) -> None:
     frame = write_store(tmp_path, factory.small())
-    assert "comparisons are shown" not in Page(report_html(frame, tmp_path)).words
-    monkeypatch.setattr(tables, "MOST_COMPARISONS", 6)
-    page = Page(report_html(frame, tmp_path))
-    assert "Only 6 of 12 comparisons are shown, those of the first 2 of 3 pairs" in page.words
-    table = page.words.split("Only 6 of 12")[1].split("Plots")[0]
-    assert table.count("→ ResNet18") == 4
+    results, board = collect(frame), build_leaderboard(frame)
+    links = Links({}, {name: row["title"] for name, row in results.method_info.items()})
+    whole, part = (
+        tables.paired_table(results, board, Outcomes(tmp_path), links, "paired", limit) for limit in (600, 6)
+    )
+    assert whole is not None
+    assert part is not None
+    assert (len(whole.rows), whole.intro) == (12, "")
+    assert part.intro.startswith("Only 6 of 12 comparisons are shown, those of the first 2 of 3 pairs")
+    assert sum(row[0].text.endswith("→ ResNet18") for row in part.rows) == 4
 
 
 def test_classes_students_and_what_inference_keeps_are_shown(tmp_path: Path) -> None:
@@ -316,5 +322,5 @@ def test_files_of_many_cells_are_packed_small(tmp_path: Path) -> None:
 
 def test_texts_of_the_list_are_stored_once() -> None:
     cells = factory.small().assign(method_title="x", pair_title="y")
-    method = next(c for c in cells_data(cells)["columns"] if c["name"] == "method")
+    method = next(c for c in cells_data(check_frame(cells), METRICS.values())["columns"] if c["name"] == "method")
     assert (method["words"], set(method["values"])) == (["x"], {0})

@@ -9,7 +9,7 @@ from scipy import stats
 from kdbench.errors import KdbenchError
 from kdbench.reporting import paired
 from kdbench.reporting.frame import collect
-from kdbench.store.reading import cell_folder
+from kdbench.store.layout import folder_at
 from tests.reporting import factory
 from tests.reporting.stored import write_store
 
@@ -129,7 +129,8 @@ def test_missing_damaged_and_foreign_predictions_are_refused_in_words(tmp_path):
     paths["ofa"].write_bytes(paths["ofa"].read_bytes()[:100])
     with pytest.raises(KdbenchError, match="no seed of which both have predictions"):
         paired.compare_methods(results, tmp_path, PAIR, "ofa", "kd")
-    np.savez(paths["dkd"], correct=np.ones(7, bool), probability=np.ones(7), predicted=np.ones(7))
+    seven = np.ones(7, int)
+    np.savez(paths["dkd"], correct=seven > 0, probability=seven, predicted=seven, label=seven)
     with pytest.raises(KdbenchError, match=r"different numbers of images \(7, 200\)"):
         paired.compare_methods(results, tmp_path, PAIR, "dkd", "kd")
     with pytest.raises(KdbenchError, match="unknown method 'odf'"):
@@ -139,4 +140,4 @@ def test_missing_damaged_and_foreign_predictions_are_refused_in_words(tmp_path):
 
 def test_a_path_never_leads_out_of_the_run_directory(tmp_path):
     for path in ("../secret", "/etc", "a/../../b", ""):
-        assert cell_folder(tmp_path, path) is None
+        assert folder_at(tmp_path, path) is None

@@ -89,7 +89,7 @@ def test_nets_of_other_sizes_keep_their_own_keys():
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("KD", "kd"), ("OFA", "ofa"), ("OFA-KD", "ofa"), ("FitNet", "fitnet"), ("CRD", "crd"), ("PAT", "fofa"),
+        ("KD", "kd"), ("OFA", "ofa"), ("OFA-KD", "ofa"), ("FitNet", "fitnet-kd"), ("CRD", "crd"), ("PAT", "fofa"),
         ("FBT", "tas"), ("RSD", "rsd"), ("from scratch", "scratch"), ("teacher", "teacher"),
         ("released checkpoint resnet18 (no distillation)", "teacher"),
     ],
@@ -183,11 +183,19 @@ def test_a_reconstruction_is_named_so_and_never_a_reproduction(tmp_path, format)
 
 def test_what_is_not_run_or_failed_keeps_its_row_without_a_figure(tmp_path):
     folder = folder_with(tmp_path, {"method": "CRD", "top1": 77.63}, {"method": "FitNet", "top1": 78.87})
-    extra = [factory.cell(P1, "crd", state="failed"), factory.cell(P1, "fitnet")]
+    extra = [factory.cell(P1, "crd", state="failed"), factory.cell(P1, "fitnet-kd")]
     rows = ledger(pd.concat([ours(), pd.DataFrame(extra).assign(dataset="cifar100")]), folder).set_index("method")
     assert rows["ours_top1"].isna().all()
     assert rows["difference"].isna().all()
-    assert rows["note"].to_dict() == {"crd": "failed", "fitnet": "not run yet"}
+    assert rows["note"].to_dict() == {"crd": "failed", "fitnet-kd": "not run yet"}
+
+
+def test_hints_without_kd_are_not_set_beside_the_fitnet_of_the_papers(tmp_path):
+    folder = folder_with(tmp_path, {"method": "FitNet", "top1": 78.87})
+    rows = pd.DataFrame([factory.cell(P1, name, top1=70.0) for name in ("fitnet", "fitnet-kd")]).assign(
+        dataset="cifar100"
+    )
+    assert set(ledger(rows, folder)["method"]) == {"fitnet-kd"}
 
 
 def test_a_protocol_that_is_not_the_papers_is_said(tmp_path):

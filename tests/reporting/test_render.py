@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import unicodedata
 from html.parser import HTMLParser
 
@@ -85,10 +84,11 @@ def test_comments_cannot_be_closed_from_within():
 
 def test_latex_escapes_everything_special():
     assert escape_latex("50% a_b & $x #1 {y}") == r"50\% a\_\allowbreak{}b \& \$x \#1 \{y\}"
-    assert escape_latex("é → ± 中") == r"é $\rightarrow$ $\pm$ ?"
+    assert escape_latex("é → ± e\u0301") == r"\'e $\rightarrow$ \ensuremath{\pm} \'e"
+    assert escape_latex("中") == r"\ensuremath{\langle}\texttt{U+4E2D}\ensuremath{\rangle}"
     assert escape_latex("*[a]") == "{*}{[}a{]}"
     assert escape_latex("a--b ''c'' —") == "a-{}-b '{}'c'{}' ---"
-    assert escape_latex("Straße β") == r"Stra{\ss}e $\beta$"
+    assert escape_latex("Straße β") == r"Stra\ss{}e \ensuremath{\beta}"
 
 
 @pytest.mark.parametrize("layout", ["pairs", "methods"])
@@ -229,16 +229,6 @@ def test_every_format_renders_gaps_nans_and_odd_names(format):
 def test_unknown_formats_are_refused():
     with pytest.raises(KdbenchError, match="did you mean 'markdown'"):
         render(build_table(factory.small()), "markdwn")
-
-
-def test_ten_thousand_rows_take_less_than_two_seconds():
-    methods = ["scratch", "kd", *(f"m{k}" for k in range(18))]
-    figures = {f"t{i}--s{j}": {m: [80.0 + k for k in range(10)] for m in methods} for i in range(5) for j in range(10)}
-    frame = factory.frame(figures)
-    assert len(frame) == 10_000
-    start = time.perf_counter()
-    render(build_table(frame), "markdown")
-    assert time.perf_counter() - start < 2
 
 
 def test_a_table_needs_neither_torch_nor_scipy_nor_matplotlib():

@@ -46,6 +46,13 @@ def test_rows_are_pairs_by_student_family_and_columns_are_methods_by_family():
     assert [h.title for h in table.columns if h.reconstruction] == ["FBT"]
 
 
+def test_methods_that_carry_kd_are_named():
+    rows = [factory.cell(P1, name, top1=80.0, carries_kd=name != "crd") for name in ("fitnet-kd", "crd")]
+    texts = [note.text for note in build_table(with_rows(*rows)).notes]
+    assert "KD's loss is part of theirs: FitNet + KD." in texts
+    assert not any("KD's loss" in note.text for note in build_table(factory.small()).notes)
+
+
 def test_a_cell_holds_mean_sd_and_n():
     cell = cell_of(build_table(factory.small()), "Swin-T → ResNet18", "OFA")
     assert (cell.kind, cell.value, cell.n) == ("value", 87.0, 2)

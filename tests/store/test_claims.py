@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from kdbench.store import claims as module
-from kdbench.store.claims import NAME, ClaimLostError, Claims, Watch, read_holder, take_away
+from kdbench.store.claims import ClaimLostError, Claims, Watch, read_holder, remove_claim
+from kdbench.store.layout import CLAIM_FILE
 
 HOLD = (
     "import sys, time; from pathlib import Path; from kdbench.store.claims import Claims\n"
@@ -42,8 +43,8 @@ def ended(process: subprocess.Popen[str]) -> None:
 
 def elsewhere(folder: Path) -> None:
     """Make the claim on a folder look as if another machine held it."""
-    content = json.loads((folder / NAME).read_bytes())
-    (folder / NAME).write_text(json.dumps({**content, "machine": "another", "host": "far"}))
+    content = json.loads((folder / CLAIM_FILE).read_bytes())
+    (folder / CLAIM_FILE).write_text(json.dumps({**content, "machine": "another", "host": "far"}))
 
 
 def test_a_folder_has_one_holder_until_it_is_given_back(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_process_number_that_was_given_again_is_not_taken_for_the_holder(tmp_pat
     holder = read_holder(tmp_path)
     assert holder is not None
     content = {**asdict(holder), "pid": 1}  # alive, but begun at another time
-    (tmp_path / NAME).write_text(json.dumps(content))
+    (tmp_path / CLAIM_FILE).write_text(json.dumps(content))
     assert Claims().take(tmp_path)
 
 
@@ -110,11 +111,11 @@ def test_claim_of_another_machine_is_stale_when_it_was_seen_unchanged_for_the_st
     watch = Watch(120.0, lambda: now[0])
     Claims(beat=1e9).take(tmp_path)
     elsewhere(tmp_path)
-    os.utime(tmp_path / NAME, (5.0, 5.0))  # a clock that is years behind tells nothing
+    os.utime(tmp_path / CLAIM_FILE, (5.0, 5.0))  # a clock that is years behind tells nothing
     assert not watch.free(tmp_path)
     now[0] += 119
     assert not watch.free(tmp_path)
-    os.utime(tmp_path / NAME, (4.0, 4.0))  # a heartbeat, by a clock that was set back
+    os.utime(tmp_path / CLAIM_FILE, (4.0, 4.0))  # a heartbeat, by a clock that was set back
     now[0] += 119
     assert not watch.free(tmp_path)
     now[0] += 119
@@ -179,14 +180,14 @@ def test_later_attempt_of_the_same_job_does_not_wait_for_the_earlier_one(tmp_pat
 def test_claim_that_was_made_meanwhile_is_put_back(tmp_path: Path) -> None:
     mine = Claims()
     mine.take(tmp_path)
-    take_away(tmp_path, "somebody who was seen before")
+    remove_claim(tmp_path, "somebody who was seen before")
     mine.confirm(tmp_path)
-    assert os.listdir(tmp_path) == [NAME]
+    assert os.listdir(tmp_path) == [CLAIM_FILE]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"token": 3}', b"\xff" * 100, b"[" * 9000])
 def test_damaged_claim_is_one_that_does_not_change(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / NAME).write_bytes(content)
+    (tmp_path / CLAIM_FILE).write_bytes(content)
     now = [0.0]
     watch = Watch(120.0, lambda: now[0])
     assert not Claims().take(tmp_path)

@@ -33,7 +33,9 @@ from kdbench.matrix.request import Request
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet, state_hash
 from kdbench.plugins.registry import catalog
-from kdbench.store.folders import Store, load_results, read_json
+from kdbench.store.files import read_json
+from kdbench.store.folders import Store
+from kdbench.store.rows import load_results
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.net import NetSpec
 from kdbench.suite.suite import Suite

@@ -1,11 +1,15 @@
-"""Splits in Parquet files (Hugging Face's hub) and in Arrow files (``datasets.save_to_disk``). Needs pyarrow."""
+"""Splits in Parquet files (Hugging Face's hub) and in Arrow files (``datasets.save_to_disk``). Needs pyarrow.
+
+The library ``datasets`` is not used: it would first copy all images of the Parquet files into its cache, as Arrow files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdbench.datasets.imagenet.shards import refuse_gaps
-from kdbench.datasets.imagenet.wnids import refuse_other_class, wnids
+from kdbench.datasets.imagenet.wnids import TITLE, refuse_other_class, wnids
 from kdbench.datasets.parts import Part, sorted_order, stem
-from kdbench.datasets.sources import PackedNames, decode
+from kdbench.datasets.sources import PackedNames, decode, reason_of
 from kdbench.errors import KdbenchError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: What the columns are called in the copies that are around.
+#: Names of the columns in common copies.
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img", "jpg"), ("label", "labels", "cls")
 EXTENSIONS = (".parquet", ".arrow")
 #: Files that a process keeps open: below the usual limit of 1,024, above the 294 of the hub's copy.
@@ -30,102 +34,69 @@ _MAX_OPEN = 512
 _LARGE_GROUP = 16
 
 
-class _ParquetRows:
-    """Rows of one Parquet file. The last row group stays in memory: in the order of the file, each is read once."""
+class _Rows:
+    """Rows of one file: Arrow is mapped into memory, of Parquet a whole row group is read for one row.
 
-    def __init__(self, path: str) -> None:
-        from pyarrow import parquet
-
-        self.file = parquet.ParquetFile(path)
-        metadata = self.file.metadata
-        self.groups = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
-        self.schema = self.file.schema_arrow
-        self._group: tuple[int, Any] | None = None
-
-    def column(self, name: str) -> Any:
-        return _inner(self.file.read(columns=[name], use_threads=False), name)
-
-    def value(self, column: str, row: int) -> Any:
-        group = int(np.searchsorted(self.groups, row, side="right"))
-        if self._group is None or self._group[0] != group:
-            self._group = (group, self.file.read_row_group(group, columns=[column], use_threads=False).column(column))
-        return self._group[1][row - (int(self.groups[group - 1]) if group else 0)].as_py()
-
-    def forget(self) -> None:
-        """Give the last row group's memory back."""
-        self._group = None
-
-    def __len__(self) -> int:
-        return int(self.groups[-1]) if len(self.groups) else 0
-
-
-class _ArrowRows:
-    """Rows of one Arrow file, mapped into memory: a single row is read where it lies."""
+    Attributes:
+        groups: (G,) rows up to the end of each row group.
+    """
 
     def __init__(self, path: str) -> None:
         import pyarrow
+        from pyarrow import parquet
 
-        mapped = pyarrow.memory_map(path)
-        try:
-            self.table = pyarrow.ipc.open_stream(mapped).read_all()
-        except pyarrow.ArrowInvalid:
-            self.table = pyarrow.ipc.open_file(pyarrow.memory_map(path)).read_all()
-        self.schema = self.table.schema
-        self.groups = np.array([len(self.table)])
+        self.file: Any = None
+        self.table: Any = None
+        if path.endswith(".parquet"):
+            self.file = parquet.ParquetFile(path)
+            sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
+            self.schema = self.file.schema_arrow
+        else:
+            try:
+                self.table = pyarrow.ipc.open_stream(pyarrow.memory_map(path)).read_all()
+            except pyarrow.ArrowInvalid:
+                self.table = pyarrow.ipc.open_file(pyarrow.memory_map(path)).read_all()
+            sizes, self.schema = [len(self.table)], self.table.schema
+        self.groups = np.cumsum([0, *sizes])
 
     def column(self, name: str) -> Any:
-        return _inner(self.table, name)
+        """A column, or with ``COLUMN.FIELD`` a field of its structures."""
+        from pyarrow import compute
+
+        table = self.table if self.file is None else self.file.read(columns=[name], use_threads=False)
+        column, _, inner = name.partition(".")
+        return compute.struct_field(table.column(column), inner) if inner else table.column(column)
 
     def value(self, column: str, row: int) -> Any:
-        return self.table.column(column)[row].as_py()
-
-    def forget(self) -> None:
-        """Nothing is kept."""
+        if self.file is None:
+            return self.table.column(column)[row].as_py()
+        group = int(np.searchsorted(self.groups, row, side="right")) - 1
+        return _row_group(self.file, group, column)[row - int(self.groups[group])].as_py()
 
     def __len__(self) -> int:
-        return len(self.table)
+        return int(self.groups[-1])
 
 
-def _inner(table: Any, name: str) -> Any:
-    """A column, or with ``COLUMN.FIELD`` a field of its structures."""
-    from pyarrow import compute
-
-    column, _, inner = name.partition(".")
-    return compute.struct_field(table.column(column), inner) if inner else table.column(column)
+@lru_cache(maxsize=1)
+def _row_group(file: Any, group: int, column: str) -> Any:
+    """The last row group stays in memory: in the order of the file, each is read once."""
+    return file.read_row_group(group, columns=[column], use_threads=False).column(column)
 
 
-def _open(path: str) -> _ParquetRows | _ArrowRows:
-    return _ParquetRows(path) if path.endswith(".parquet") else _ArrowRows(path)
-
-
-class _Opened:
-    """Files that a process has open. A forked process opens its own; only the file read last keeps a row group."""
-
-    def __init__(self) -> None:
-        self._process, self._files, self._last = os.getpid(), dict[str, _ParquetRows | _ArrowRows](), ""
-
-    def rows(self, path: str) -> _ParquetRows | _ArrowRows:
-        if self._process != os.getpid():
-            self.__init__()  # type: ignore[misc]
-        if self._last in self._files and self._last != path:
-            self._files[self._last].forget()
-        if path not in self._files:
-            if len(self._files) >= _MAX_OPEN:
-                self._files.clear()
-            self._files[path] = _open(path)
-        self._last = path
-        return self._files[path]
+@lru_cache(maxsize=_MAX_OPEN)
+def _opened(path: str, process: int) -> _Rows:
+    """An open file of one process: a forked process opens its own."""
+    return _Rows(path)
 
 
 @dataclass(frozen=True)
 class TableSource:
-    """Images that are cells of a column of files below ``root``.
+    """Images in a ``column`` of files below ``root``.
 
     Attributes:
-        files: paths below ``root``, and ``bytes_of`` their sizes.
-        column: of the images.
-        file: (N,) int32, the file of each image, and ``rows`` (N,) int64 its row.
-        names: of the images; empty where the files have none.
+        files: paths below ``root``; ``bytes_of`` are their sizes.
+        file: (N,) int32, the file of each image; ``rows`` (N,) int64, its row.
+        names: empty where the files have none.
     """
 
     root: str
@@ -135,10 +106,6 @@ class TableSource:
     file: np.ndarray
     rows: np.ndarray
     names: PackedNames
-    _opened: _Opened = field(default_factory=_Opened, compare=False, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": _Opened()}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -149,9 +116,9 @@ class TableSource:
 
     def read(self, position: int) -> Image:
         try:
-            value = self._rows(position).value(self.column, int(self.rows[position]))
+            value = _opened(self._path(position), os.getpid()).value(self.column, int(self.rows[position]))
         except Exception as error:  # pyarrow's errors for damaged files are of many kinds
-            raise OSError(f"{self.name(position)} cannot be read: {' '.join(str(error).split())}") from None
+            raise OSError(f"{self.name(position)} cannot be read: {reason_of(error)}") from None
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(encoded, bytes) or not encoded:
             raise OSError(f"{self.name(position)} has no bytes")
@@ -169,33 +136,27 @@ class TableSource:
     def _path(self, position: int) -> str:
         return os.path.join(self.root, self.files[int(self.file[position])])
 
-    def _rows(self, position: int) -> _ParquetRows | _ArrowRows:
-        return self._opened.rows(self._path(position))
 
-
-def read_tables(
-    root: Path, files: Sequence[str], labels: Mapping[str, int], title: str, undecodable: float = 0.0
-) -> tuple[Part, set[str]]:
-    """The images of a split in Parquet or Arrow files of ``root``; labels are numbers of the sorted WNIDs, from 0.
+def read_tables(root: Path, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Part, set[str]]:
+    """The images of a split in Parquet or Arrow files of ``root``, whose labels number the sorted WNIDs from 0.
 
     Args:
         files: names below ``root``.
-        labels: what each wanted WNID becomes; images of others are left out.
+        labels: label of each wanted WNID; images of others are left out.
 
     Returns:
-        The images, and the WNIDs that were seen.
+        The images, and all WNIDs in the files.
 
     Raises:
-        KdbenchError: without pyarrow, for files that are not whole, without images or with labels of another kind.
+        KdbenchError: without pyarrow; for files that are not whole, without images or with other labels.
     """
     try:
         import pyarrow
     except ImportError:
-        raise KdbenchError(
-            f"{title}: {root / files[0]} needs pyarrow to be read: pip install 'kdbench[huggingface]'"
-        ) from None
-    refuse_gaps(root, files, title)
+        raise KdbenchError(f"{TITLE}: {root / files[0]} needs pyarrow: pip install 'kdbench[huggingface]'") from None
+    refuse_gaps(root, files)
     official = wnids()
+    renumbered = np.array([labels.get(wnid, -1) for wnid in official], dtype=np.int64)
     names: list[str] = []
     classes: list[np.ndarray] = []
     file_of: list[np.ndarray] = []
@@ -205,35 +166,30 @@ def read_tables(
     for number, name in enumerate(files):
         path = root / name
         try:
-            rows = _open(str(path))
-            column, label, has_path = _columns(path, rows, title)
+            rows = _Rows(str(path))
+            column, label, has_path = _columns(path, rows)
             numbers = rows.column(label).to_numpy().astype(np.int64)
             told = rows.column(f"{column}.path").to_pylist() if has_path else [None] * len(rows)
             first = rows.value(column, 0) if len(rows) else b""
         except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise KdbenchError(f"{title}: {path} cannot be read ({reason}): was it copied whole?") from None
+            raise KdbenchError(f"{TITLE}: {path} cannot be read ({reason_of(error)}): was it copied whole?") from None
         if len(rows) and not (first.get("bytes") if isinstance(first, dict) else first):
             raise KdbenchError(
-                f"{title}: {path} only names files and does not hold the images; store them with their bytes"
+                f"{TITLE}: {path} only names files and does not hold the images; store them with their bytes"
             )
         wrong = numbers[(numbers < 0) | (numbers >= len(official))]
         if len(wrong):
-            raise KdbenchError(f"{title}: {path} has the label {wrong[0]}; expected 0 to {len(official) - 1}")
+            raise KdbenchError(f"{TITLE}: {path} has the label {wrong[0]}; expected 0 to {len(official) - 1}")
         for at, image in enumerate(told):
             if image:
-                refuse_other_class(image, official[numbers[at]], str(path), title)
-        present = np.unique(numbers)
-        seen |= {official[one] for one in present}
-        renumbered = np.full(len(official), -1, dtype=np.int64)
-        for one in present:
-            renumbered[one] = labels.get(official[one], -1)
+                refuse_other_class(image, official[numbers[at]], str(path))
+        seen |= {official[label] for label in np.unique(numbers)}
         kept = np.flatnonzero(renumbered[numbers] >= 0)
         classes.append(renumbered[numbers[kept]])
         file_of.append(np.full(len(kept), number, dtype=np.int32))
         rows_of.append(kept)
         names += [told[at] or "" for at in kept]
-        group = max(group, int(np.diff(rows.groups, prepend=0).max(initial=0)) if isinstance(rows, _ParquetRows) else 0)
+        group = max(group, int(np.diff(rows.groups).max(initial=0)) if rows.file is not None else 0)
     chosen = np.concatenate(classes)
     file, row = np.concatenate(file_of), np.concatenate(rows_of)
     # Where images have no names, their place is one.
@@ -255,7 +211,7 @@ def read_tables(
     return Part(source, chosen[order], [stem(keys[at]) for at in order], (note,) if group > _LARGE_GROUP else ()), seen
 
 
-def _columns(path: Path, rows: _ParquetRows | _ArrowRows, title: str) -> tuple[str, str, bool]:
+def _columns(path: Path, rows: _Rows) -> tuple[str, str, bool]:
     """The columns of images and labels, and whether images come with their names."""
     import pyarrow
 
@@ -263,9 +219,9 @@ def _columns(path: Path, rows: _ParquetRows | _ArrowRows, title: str) -> tuple[s
     image = next((name for name in _IMAGE_COLUMNS if name in there), None)
     label = next((name for name in _LABEL_COLUMNS if name in there), None)
     if image is None or label is None:
-        raise KdbenchError(f"{title}: {path} has the columns {', '.join(there)}; expected image and label")
+        raise KdbenchError(f"{TITLE}: {path} has the columns {', '.join(there)}; expected image and label")
     kind = rows.schema.field(image).type
     inner = {kind.field(at).name for at in range(kind.num_fields)} if pyarrow.types.is_struct(kind) else set()
     if inner and "bytes" not in inner:
-        raise KdbenchError(f"{title}: {path}: {image} is {kind}; expected the bytes of encoded images")
+        raise KdbenchError(f"{TITLE}: {path}: {image} is {kind}; expected the bytes of encoded images")
     return image, label, "path" in inner

@@ -1,4 +1,4 @@
-"""ImageNet-1K (ILSVRC 2012) in the forms in which it lies on disks, or any choice of its classes.
+"""ImageNet-1K (ILSVRC 2012), or any choice of its classes.
 
 Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, arXiv:1409.0575: 1,281,167 training images of 1,000
 classes, and 50,000 validation images, which are the test images here, as in the literature. For ``--split validation`` 20
@@ -9,6 +9,7 @@ Nothing is decoded when it is loaded; images stay encoded on disk until a batch 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ import torch
 
 from kdbench.data.images import Dataset
 from kdbench.datasets.imagenet.groundtruth import refuse_other_order
-from kdbench.datasets.imagenet.layouts import EXPECTED, SOURCE, TITLE, Wanted, find_root, read_split
-from kdbench.datasets.imagenet.wnids import class_names, wnid_to_index, wnids
+from kdbench.datasets.imagenet.layouts import EXPECTED, SOURCE, Wanted, find_root, read_split
+from kdbench.datasets.imagenet.wnids import TITLE, class_names, numbers, wnid_to_index
 from kdbench.datasets.parts import Part, file_set, held_out_positions
 from kdbench.errors import KdbenchError
 
@@ -36,52 +37,36 @@ VALIDATION_PER_CLASS = 20
 
 @dataclass(frozen=True)
 class Chosen:
-    """The classes of a suite. ``labels`` is what each WNID becomes, ``names`` what each label means."""
+    """The classes of a suite: the label of each WNID, and the class name of each label."""
 
     labels: Mapping[str, int]
     names: tuple[str, ...]
 
 
-def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset:
+def load(folder: Path | None, spec: DatasetSpec) -> Dataset:
     """List ImageNet-1K, or the classes of it that the suite chose.
 
     Args:
-        folder: where data sets lie; the data set is one of ``layouts.FOLDERS`` in it, the folder itself, or ``spec.folder``.
-        spec: what the suite says.
+        folder: the data folder; the data set is one of ``layouts.FOLDERS`` in it, the folder itself, or ``spec.folder``.
 
     Raises:
-        KdbenchError: in one line, if it is not there or not whole.
+        KdbenchError: if it is not there or not whole.
     """
     chosen = choose(spec)
     train, test = _read(folder, spec, chosen)
-    undecodable = spec.undecodable if spec is not None else 0.0
     held_out = torch.from_numpy(
         held_out_positions(train, "kdbench imagenet1k", lambda count: min(VALIDATION_PER_CLASS, count // 2))
     )
-    images = file_set(train, undecodable)
-    return Dataset(
-        name="imagenet1k",
-        num_classes=len(chosen.names),
-        train=images,
-        validation=images.take(held_out),
-        test=file_set(test, undecodable),
-        held_out=held_out,
-        class_names=chosen.names,
-    )
+    images = file_set(train, spec.undecodable)
+    validation, test_images = images.take(held_out), file_set(test, spec.undecodable)
+    return Dataset("imagenet1k", len(chosen.names), images, validation, test_images, held_out, chosen.names)
 
 
-def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> tuple[str, ...]:
-    """List it without keeping it: for a request that is about to be carried out.
-
-    Returns:
-        What is worth knowing of the files, a line each.
-
-    Raises:
-        KdbenchError: as ``load``.
-    """
+def check(folder: Path | None, spec: DatasetSpec) -> tuple[str, ...]:
+    """List the images without keeping them; notes on the files, a line each. Raises as ``load``."""
     train, test = _read(folder, spec, choose(spec))
     notes = [*train.notes, *test.notes]
-    if spec is None or spec.classes is None:
+    if spec.classes is None:
         for name, part in (("train", train), ("val", test)):
             if len(part) != OFFICIAL[name]:
                 notes.append(f"{name} holds {len(part):,} images; the official split has {OFFICIAL[name]:,}")
@@ -89,55 +74,45 @@ def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> tuple[
 
 
 def download(folder: Path | None, progress: Callable[[int, int], None] | None = None) -> None:
-    """Say why it cannot be fetched; does nothing where it lies already.
-
-    Raises:
-        KdbenchError: if it is not there.
-    """
-    if folder is not None and Path(folder).is_dir():
-        try:
+    """Raise ``KdbenchError``, unless the data set is there: it needs an account."""
+    if folder is not None:
+        with contextlib.suppress(KdbenchError):
             find_root(Path(folder), None)
-        except KdbenchError:
-            pass
-        else:
             return
     raise KdbenchError(
         f"{TITLE} cannot be downloaded without an account: register at {SOURCE}, and lay it out as DATA/imagenet/ with {EXPECTED}"
     )
 
 
-def choose(spec: DatasetSpec | None) -> Chosen:
+def choose(spec: DatasetSpec) -> Chosen:
     """The classes that a suite asks for. Renumbered labels follow the sorted WNIDs, whatever the order of the suite's list.
 
     Raises:
         KdbenchError: for a class that is none of ImageNet-1K, or is named twice.
     """
     names = class_names()
-    listed = spec.class_list if spec is not None else None
+    listed = spec.class_list
     if listed is None:
-        return Chosen({wnid: number for number, wnid in enumerate(wnids())}, tuple(names.values()))
+        return Chosen(numbers(), tuple(names.values()))
     for wnid in listed:
         wnid_to_index(wnid)
     if len(set(listed)) < len(listed) or not listed:
         twice = next((wnid for wnid in listed if listed.count(wnid) > 1), None)
         raise KdbenchError(f"{TITLE}: classes {f'names {twice} twice' if twice else 'is an empty list'}")
-    if spec is not None and spec.labels == "kept":
+    if spec.labels == "kept":
         return Chosen({wnid: wnid_to_index(wnid) for wnid in sorted(listed)}, tuple(names.values()))
     return Chosen(
         {wnid: label for label, wnid in enumerate(sorted(listed))}, tuple(names[wnid] for wnid in sorted(listed))
     )
 
 
-def _read(folder: Path | None, spec: DatasetSpec | None, chosen: Chosen) -> tuple[Part, Part]:
+def _read(folder: Path | None, spec: DatasetSpec, chosen: Chosen) -> tuple[Part, Part]:
     if folder is None:
         raise KdbenchError(
             f"{TITLE} lies in files: --data DIR or $KDBENCH_DATA (not set) names the folder that holds imagenet/ with {EXPECTED}"
         )
     data = Path(folder)
-    wanted = Wanted(chosen.labels, spec is None or spec.classes is None, spec.undecodable if spec is not None else 0.0)
-    root = find_root(data, spec.folder if spec is not None else None)
-    refuse_other_order(root, data, TITLE)
+    wanted = Wanted(chosen.labels, spec.classes is None, spec.undecodable)
+    root = find_root(data, spec.folder)
+    refuse_other_order(root, data)
     return read_split(root, "train", wanted, data), read_split(root, "val", wanted, data)
-
-
-__all__ = ["OFFICIAL", "VALIDATION_PER_CLASS", "check", "choose", "download", "load"]

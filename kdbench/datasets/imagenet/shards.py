@@ -11,22 +11,19 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from kdbench.datasets.imagenet.tarindex import Member, members
-from kdbench.datasets.imagenet.wnids import WNID, numbers, refuse_other_class, refuse_unknown, wnids
-from kdbench.datasets.parts import Part, sorted_order, stem
+from kdbench.datasets.imagenet.wnids import TITLE, WNID, numbers, refuse_other_class, refuse_unknown, wnids
+from kdbench.datasets.parts import Part, note_on_bad, sorted_order, stem
 from kdbench.datasets.sources import PackedNames, TarSource, is_image_name
 from kdbench.errors import KdbenchError, counted
 
 _NUMBERED = re.compile(r"(?P<start>.*?)(?P<number>\d+)(?:-of-(?P<total>\d+))?\.(?:tar|parquet|arrow)")
 #: Extension of the member that holds the class of the image of the same name (WebDataset).
 _CLASS_EXTENSION = ".cls"
+_METADATA = (_CLASS_EXTENSION, ".json", ".txt", "__key__")
 
 
-def refuse_gaps(root: Path, names: Sequence[str], title: str) -> None:
-    """See that numbered files are complete: ``x-000000.tar``, ``x-000001.tar`` ... or ``x-00000-of-00257.parquet``.
-
-    Raises:
-        KdbenchError: with the first that is missing.
-    """
+def refuse_gaps(root: Path, names: Sequence[str]) -> None:
+    """Raise ``KdbenchError`` if one of ``x-000000.tar``, ``x-000001.tar`` ... or ``x-00000-of-00257.parquet`` is missing."""
     groups: dict[tuple[str, str | None], dict[int, str]] = {}
     for name in names:
         match = _NUMBERED.fullmatch(name)
@@ -40,7 +37,7 @@ def refuse_gaps(root: Path, names: Sequence[str], title: str) -> None:
             width = len(next(iter(present.values())))
             ending = f"-of-{total}" if total is not None else ""
             raise KdbenchError(
-                f"{title}: {root} lacks {start}{missing[0]:0{width}d}{ending}{os.path.splitext(names[0])[1]}"
+                f"{TITLE}: {root} lacks {start}{missing[0]:0{width}d}{ending}{os.path.splitext(names[0])[1]}"
                 f"{f' and {len(missing) - 1:,} more' if len(missing) > 1 else ''} of {len(expected):,} files: was it copied whole?"
             )
 
@@ -49,26 +46,25 @@ def read_shards(
     root: Path,
     archives: Sequence[str],
     labels: Mapping[str, int],
-    title: str,
     classes_of: Callable[[Sequence[str]], Sequence[str]],
     undecodable: float = 0.0,
 ) -> tuple[Part, set[str]]:
     """The images of a split in archives of ``root``.
 
-    The class of an image is what its ``.cls`` member says (a number of the sorted WNIDs, or a WNID), else the folder in which
-    it lies in the archive, else the archive itself; else what ``classes_of`` knows of the images of such names.
+    The class of an image is that of its ``.cls`` member (an index of the sorted WNIDs, or a WNID), else its folder in the
+    archive, else the name of the archive, else that of ``classes_of`` for the names of the images.
 
     Args:
         archives: names below ``root``.
-        labels: what each wanted WNID becomes; images of others are left out.
+        labels: label of each wanted WNID; images of others are left out.
 
     Returns:
-        The images, and the WNIDs that were seen.
+        The images, and all WNIDs in the archives.
 
     Raises:
         KdbenchError: for archives that are not whole, or an image without a class.
     """
-    refuse_gaps(root, archives, title)
+    refuse_gaps(root, archives)
     names: list[str] = []
     chosen, archive, offsets, sizes = array("q"), array("i"), array("q"), array("q")
     seen: set[str] = set()
@@ -77,35 +73,36 @@ def read_shards(
     for number, name in enumerate(archives):
         alone = os.path.splitext(name)[0]
         if WNID.fullmatch(alone) and alone not in labels:
-            refuse_unknown(alone, labels, str(root / name), title)
+            refuse_unknown(alone, labels, str(root / name))
             seen.add(alone)
             continue
-        found = members(root / name, title)
+        found = members(root / name)
         images = [member for member in found if is_image_name(member.name)]
-        others += sum(not is_image_name(member.name) and not _is_metadata(member.name) for member in found)
+        others += sum(
+            not is_image_name(member.name) and not member.name.lower().endswith(_METADATA) for member in found
+        )
         if not images:
             raise KdbenchError(
-                f"{title}: {root / name} holds no images (.JPEG, .jpg, .jpeg or .png): was it copied whole?"
+                f"{TITLE}: {root / name} holds no images (.JPEG, .jpg, .jpeg or .png): was it copied whole?"
             )
-        classes = _classes(root / name, found, images, labels, title, classes_of)
+        classes = _classes(root / name, found, images, labels, classes_of)
         for member, wnid in zip(images, classes, strict=True):
-            refuse_other_class(member.name, wnid, str(root / name), title)
+            refuse_other_class(member.name, wnid, str(root / name))
             seen.add(wnid)
             if wnid not in labels:
                 continue
             if member.size == 0:
-                empty.append(f"{root / name}: {member.name}")
+                empty.append(f"{root / name}: {member.name} is empty")
             names.append(member.name)
             chosen.append(labels[wnid])
             archive.append(number)
             offsets.append(member.offset)
             sizes.append(member.size)
-    notes = (
-        [f"{root}: {counted(others, 'member')} of archives left out that {'is' if others == 1 else 'are'} no image"]
-        if others
-        else []
-    )
-    notes += _empty(empty, len(names), undecodable, title)
+    notes = []
+    if others:
+        left_out = f"{counted(others, 'member')} of archives left out that {'is' if others == 1 else 'are'} no image"
+        notes.append(f"{root}: {left_out}")
+    notes += note_on_bad(empty, len(names), undecodable, TITLE)
     order = np.array(sorted_order(chosen, names), dtype=np.int64)
     names = [names[position] for position in order]
     source = TarSource(
@@ -120,16 +117,11 @@ def read_shards(
     return part, seen
 
 
-def _is_metadata(name: str) -> bool:
-    return name.lower().endswith((_CLASS_EXTENSION, ".json", ".txt", "__key__"))
-
-
 def _classes(
     path: Path,
     found: Sequence[Member],
     images: Sequence[Member],
     labels: Mapping[str, int],
-    title: str,
     classes_of: Callable[[Sequence[str]], Sequence[str]],
 ) -> Sequence[str]:
     """The WNID of every image of an archive."""
@@ -137,23 +129,23 @@ def _classes(
         os.path.splitext(member.name)[0]: member for member in found if member.name.lower().endswith(_CLASS_EXTENSION)
     }
     if stated:
-        return _stated_classes(path, images, stated, title)
+        return _stated_classes(path, images, stated)
     folders = [PurePosixPath(image.name).parent.name.removesuffix(".tar") for image in images]
     if all(WNID.fullmatch(folder) for folder in folders):
         for folder in set(folders):
-            refuse_unknown(folder, labels, str(path), title)
+            refuse_unknown(folder, labels, str(path))
         return folders
     if WNID.fullmatch(path.stem):
         return [path.stem] * len(images)
     odd = next((folder for folder in folders if folder and not WNID.fullmatch(folder)), None)
     if odd is not None and any(WNID.fullmatch(folder) for folder in folders):
         raise KdbenchError(
-            f"{title}: {path} holds a folder {odd}; expected folders named by WNID, such as {wnids()[0]}"
+            f"{TITLE}: {path} holds a folder {odd}; expected folders named by WNID, such as {wnids()[0]}"
         )
     return classes_of([os.path.basename(image.name) for image in images])
 
 
-def _stated_classes(path: Path, images: Sequence[Member], stated: Mapping[str, Member], title: str) -> Sequence[str]:
+def _stated_classes(path: Path, images: Sequence[Member], stated: Mapping[str, Member]) -> Sequence[str]:
     official = wnids()
     classes = []
     with path.open("rb") as file:
@@ -161,7 +153,7 @@ def _stated_classes(path: Path, images: Sequence[Member], stated: Mapping[str, M
             member = stated.get(os.path.splitext(image.name)[0])
             if member is None:
                 raise KdbenchError(
-                    f"{title}: {path} holds {image.name}, but not its class, {os.path.splitext(image.name)[0]}{_CLASS_EXTENSION}"
+                    f"{TITLE}: {path} holds {image.name}, but not its class, {os.path.splitext(image.name)[0]}{_CLASS_EXTENSION}"
                 )
             text = os.pread(file.fileno(), min(member.size, 64), member.offset).decode("utf-8", "replace").strip()
             if text.isdecimal() and int(text) < len(official):
@@ -170,20 +162,6 @@ def _stated_classes(path: Path, images: Sequence[Member], stated: Mapping[str, M
                 classes.append(text)
             else:
                 raise KdbenchError(
-                    f"{title}: {path}: {member.name} says {text!r}; expected a class from 0 to {len(official) - 1} or a WNID"
+                    f"{TITLE}: {path}: {member.name} says {text!r}; expected a class from 0 to {len(official) - 1} or a WNID"
                 )
     return classes
-
-
-def _empty(empty: Sequence[str], count: int, undecodable: float, title: str) -> list[str]:
-    if not empty:
-        return []
-    more = f", and {len(empty) - 1:,} more of {count:,}" if len(empty) > 1 else ""
-    if len(empty) > undecodable * count:
-        raise KdbenchError(
-            f"{title}: {empty[0]} is empty{more}: copy again, or let the suite say which share may fail (undecodable)"
-        )
-    return [f"{empty[0]} is empty{more}; another image takes the place"]
-
-
-__all__ = ["read_shards", "refuse_gaps"]

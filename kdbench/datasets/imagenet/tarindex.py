@@ -1,4 +1,4 @@
-"""What lies where in a tar archive, from its headers alone: images are passed over, not read."""
+"""The index of a tar archive, from its headers alone; images are not read."""
 
 from __future__ import annotations
 
@@ -9,69 +9,72 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from kdbench.datasets.imagenet.wnids import TITLE
+from kdbench.datasets.sources import reason_of
 from kdbench.errors import KdbenchError
 
 _BLOCK = tarfile.BLOCKSIZE
 _FILES, _FOLDER, _EXTENDED = (tarfile.REGTYPE, tarfile.AREGTYPE), tarfile.DIRTYPE, tarfile.XHDTYPE
-#: Records of an extended header that change what the next header says; others (times, owners) do not matter here.
+#: Records of an extended header that change the next header; others (times, owners) do not matter here.
 _TELLING = re.compile(rb" (?:path=|size=|linkpath=|GNU\.sparse|hdrcharset=)")
 
 
 class Member(NamedTuple):
-    """A file of an archive: its name, and where its bytes lie in the archive."""
+    """A file of an archive: its name, and the offset and number of its bytes in the archive."""
 
     name: str
     offset: int
     size: int
 
 
-def members(path: Path, title: str) -> list[Member]:
+def members(path: Path) -> list[Member]:
     """The files of an archive; those of archives inside it (the official ``ILSVRC2012_img_train.tar``) as ``INNER.tar/NAME``.
 
     Raises:
-        KdbenchError: for an archive that is compressed, cut short or none, and for members that would lead out of it.
+        KdbenchError: for an archive that is compressed, cut short or none, and for names that lead out of it.
     """
     try:
         with path.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
                 raise KdbenchError(
-                    f"{title}: {path} is compressed, so single images cannot be read from it; unpack it: gunzip {path}"
+                    f"{TITLE}: {path} is compressed, so single images cannot be read from it; unpack it: gunzip {path}"
                 )
-            return list(_files(file.fileno(), path, title, 0, os.fstat(file.fileno()).st_size, ""))
+            return list(_files(file.fileno(), path, 0, os.fstat(file.fileno()).st_size, ""))
     except OSError as error:
-        raise KdbenchError(f"{title}: {path} cannot be read ({error.strerror or error})") from None
+        raise KdbenchError(f"{TITLE}: {path} cannot be read ({error.strerror or error})") from None
 
 
-def _files(descriptor: int, path: Path, title: str, start: int, stop: int, inside: str) -> Iterator[Member]:
+def _files(descriptor: int, path: Path, start: int, stop: int, inside: str) -> Iterator[Member]:
     """Members between two offsets, those of inner archives in the place of these."""
-    plain = _plain(descriptor, path, title, start, stop)
-    for member in _by_tarfile(path, title, start, stop) if plain is None else plain:
+    plain = _plain(descriptor, path, start, stop)
+    for member in _by_tarfile(path, start, stop) if plain is None else plain:
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if member.name.startswith("/") or ".." in parts:
             raise KdbenchError(
-                f"{title}: {path} holds a member named {member.name}; expected names that stay inside the archive"
+                f"{TITLE}: {path} holds a member named {member.name}; expected names that stay inside the archive"
             )
         if parts and parts[-1].startswith("."):
             continue
         name = f"{inside}{'/'.join(parts)}"
         if name.endswith(".tar") and not inside:
-            yield from _files(descriptor, path, title, member.offset, member.offset + member.size, f"{name}/")
+            yield from _files(descriptor, path, member.offset, member.offset + member.size, f"{name}/")
         else:
             yield Member(name, member.offset, member.size)
 
 
-def _plain(descriptor: int, path: Path, title: str, start: int, stop: int) -> list[Member] | None:
+def _plain(descriptor: int, path: Path, start: int, stop: int) -> list[Member] | None:
     """The members by a short parser of POSIX headers; None where one needs more than that.
 
     ``tarfile`` takes 20 us for a member, and 45 us for one with an extended header, as WebDataset writes them, against 8 and
     14 us here (one core, Python 3.11): two minutes for the 2.6 million members of ImageNet's shards instead of half a minute.
     """
+    cut_short = KdbenchError(f"{TITLE}: {path} is cut short after {stop - start:,} bytes: was it copied whole?")
     found: list[Member] = []
     at = start
     while True:
         header = os.pread(descriptor, _BLOCK, at) if at + _BLOCK <= stop else b""
         if len(header) < _BLOCK:
-            raise KdbenchError(f"{title}: {path} is cut short after {stop - start:,} bytes: was it copied whole?")
+            raise cut_short
         if not header[0] and not any(header):
             return found
         kind, size_field = header[156:157], header[124:136].strip(b" \0")
@@ -81,12 +84,11 @@ def _plain(descriptor: int, path: Path, title: str, start: int, stop: int) -> li
         data = at + _BLOCK
         at = data + -(-size // _BLOCK) * _BLOCK
         if kind == _EXTENDED:
-            records = os.pread(descriptor, size, data)
-            if _TELLING.search(records):
+            if _TELLING.search(os.pread(descriptor, size, data)):
                 return None
         elif kind in _FILES:
             if data + size > stop:
-                raise KdbenchError(f"{title}: {path} is cut short after {stop - start:,} bytes: was it copied whole?")
+                raise cut_short
             name = header[:100].split(b"\0", 1)[0]
             prefix = header[345:500].split(b"\0", 1)[0] if header[262:263] == b"\0" else b""
             whole = os.fsdecode(prefix + b"/" + name if prefix else name)
@@ -102,7 +104,7 @@ def _checksum_holds(header: bytes) -> bool:
     return stated.isdigit() and int(stated, 8) == sum(header[:148]) + sum(header[156:]) + 8 * ord(" ")
 
 
-def _by_tarfile(path: Path, title: str, start: int, stop: int) -> Iterator[Member]:
+def _by_tarfile(path: Path, start: int, stop: int) -> Iterator[Member]:
     """The members by the library, which knows all formats."""
     try:
         with path.open("rb") as file:
@@ -114,11 +116,12 @@ def _by_tarfile(path: Path, title: str, start: int, stop: int) -> Iterator[Membe
                     continue
                 if not member.isreg() or member.issparse():
                     raise KdbenchError(
-                        f"{title}: {path} holds {member.name}, which is a link or the like; expected only files and folders"
+                        f"{TITLE}: {path} holds {member.name}, which is a link or the like; expected only files and folders"
                     )
                 if member.offset_data + member.size > stop:
                     raise tarfile.ReadError("unexpected end of data")
                 yield Member(member.name, member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise KdbenchError(f"{title}: {path} is no whole tar archive ({reason}): was it copied whole?") from None
+        raise KdbenchError(
+            f"{TITLE}: {path} is no whole tar archive ({reason_of(error)}): was it copied whole?"
+        ) from None

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from kdbench.errors import KdbenchError, UnknownNameError, nearest
 
-#: How a class is called: a noun of WordNet by its number.
+#: The data set, in messages.
+TITLE = "ImageNet-1K"
+#: The name of a class: the number of its noun in WordNet.
 WNID = re.compile(r"n\d{8}")
 #: How the official names of training images begin, or those of copies from Hugging Face's hub end.
 _IN_NAME = re.compile(r"(?:^|/)(n\d{8})_\d+(?:_n\d{8})?\.\w+$|\d_(n\d{8})\.\w+$")
@@ -19,9 +21,9 @@ _IN_NAME = re.compile(r"(?:^|/)(n\d{8})_\d+(?:_n\d{8})?\.\w+$|\d_(n\d{8})\.\w+$"
 
 @lru_cache(maxsize=1)
 def wnids() -> tuple[str, ...]:
-    """The WNIDs, class 0 first. The order is that of timm's and torchvision's classifiers, which is the sorted one.
+    """The WNIDs, class 0 first, in sorted order, which is that of timm's and torchvision's classifiers.
 
-    The devkit of ILSVRC 2012 numbers the classes from 1 in an order of its own (``ILSVRC2012_ID``), which is another.
+    The devkit of ILSVRC 2012 numbers the classes from 1 in another order (``ILSVRC2012_ID``).
     """
     return tuple(_timm_file("imagenet_synsets.txt").read_text("utf-8").split())
 
@@ -51,33 +53,22 @@ def wnid_to_index(wnid: str) -> int:
     return numbers()[wnid]
 
 
-def refuse_other_class(name: str, wnid: str, where: str, title: str) -> None:
-    """See that an image whose official name tells its class is said to be of that class: copies exist that number otherwise.
-
-    Args:
-        name: of the image: ``n01440764_10026.JPEG``, or with the class appended.
-        wnid: of the class that it is said to have.
-
-    Raises:
-        KdbenchError: if they differ.
-    """
+def refuse_other_class(name: str, wnid: str, where: str) -> None:
+    """Raise ``KdbenchError`` if the official name of an image (``n01440764_10026.JPEG``, or with the class appended) contradicts
+    its label ``wnid``: some copies number the classes in another order."""
     match = _IN_NAME.search(name)
     told = (match[1] or match[2]) if match else None
     if told is not None and told != wnid:
         raise KdbenchError(
-            f"{title}: {where} gives {name} the class {wnid}, but its name says {told}; "
+            f"{TITLE}: {where} gives {name} the class {wnid}, but its name says {told}; "
             "expected classes numbered from 0 in the order of sorted WNIDs"
         )
 
 
-def refuse_unknown(wnid: str, wanted: Container[str], where: str, title: str) -> None:
-    """See that a WNID is one of ImageNet-1K. Where only some classes are wanted, others of a larger ImageNet may stand beside.
-
-    Raises:
-        KdbenchError: with the nearest WNID.
-    """
+def refuse_unknown(wnid: str, wanted: Container[str], where: str) -> None:
+    """Raise ``KdbenchError`` for a WNID outside ImageNet-1K, unless only some classes are wanted (of a larger ImageNet)."""
     if wnid not in numbers() and all(name in wanted for name in wnids()):
-        raise KdbenchError(f"{title}: {where} is of {wnid}, no class of ILSVRC 2012; {nearest(wnid, wnids())}")
+        raise KdbenchError(f"{TITLE}: {where} is of {wnid}, no class of ILSVRC 2012; {nearest(wnid, wnids())}")
 
 
 def _timm_file(name: str) -> Path:

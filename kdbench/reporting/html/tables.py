@@ -97,7 +97,7 @@ def leaderboard_table(board: Leaderboard, links: Links, id: str) -> PageTable:
         row = []
         for _, text, entries in columns:
             said, key = entries[i]
-            row.append(Item(said, href, None if text else "" if key is None or isinstance(key, str) else float(key)))
+            row.append(Item(said, href, None if text else "" if key is None else float(key)))
         row[0] = Item(row[0].text, href, aside=standing.family)
         rows.append(tuple(row))
     return PageTable(id, "leaderboard", "Leaderboard", headings, tuple(rows), notes=board.notes)
@@ -185,12 +185,18 @@ def _number(value: float, form: str, href: str) -> Item:
     return Item(form.format(value), href, float(value)) if np.isfinite(value) else Item("", "", "")
 
 
-def paired_table(results: Results, board: Leaderboard, outcomes: Outcomes, links: Links, id: str) -> PageTable | None:
-    """Each method against the reference within each pair, from stored predictions; None where there is nothing."""
+def paired_table(
+    results: Results, board: Leaderboard, outcomes: Outcomes, links: Links, id: str, limit: int = MOST_COMPARISONS
+) -> PageTable | None:
+    """Each method against the reference within each pair, from stored predictions; None where there is nothing.
+
+    Args:
+        limit: comparisons shown.
+    """
     if not board.reference:
         return None
     wanted = comparable(results, board.reference)
-    shown = wanted[:MOST_COMPARISONS]
+    shown = wanted[:limit]
     comparisons = compare_some(results, outcomes, board.reference, shown)
     if not comparisons:
         return None

@@ -82,6 +82,7 @@ def write_plots(
     width: str = "full",
     metric: str = "top1",
     select: str = "last",
+    names: Sequence[str] = (),
     command: str = "",
 ) -> list[Path]:
     """Write each plot in each format, and ``captions.md`` with what must stand under them.
@@ -97,7 +98,7 @@ def write_plots(
             raise UnknownNameError("format", format, FORMATS, "plots")
     if not formats:
         raise KdbenchError(f"no format of plots was given: expected some of {', '.join(FORMATS)}")
-    plots = draw_plots(frame, store_root, width, metric, select)
+    plots = draw_plots(frame, store_root, width, metric, select, names)
     results = collect(frame, metric, select)
     target = Path(folder)
     lines = [f"<!-- {' '.join(command.split()).replace('-->', '-- >')} -->", ""] if command else []

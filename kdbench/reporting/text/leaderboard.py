@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdbench.reporting.costs import count_text
@@ -18,13 +17,36 @@ if TYPE_CHECKING:
 FULL_WIDTH, COST_WIDTH = 120, 160
 
 
-@dataclass(frozen=True)
 class _Column:
-    title: str
-    text: Callable[[Standing], str]
-    left: bool = False
-    essential: bool = True
-    key: Callable[[Standing], float | str | None] | None = None  # what a page sorts by
+    """A column.
+
+    Args:
+        value: what a page sorts by; None or NaN where there is nothing.
+        says: the text, where there is something.
+        left: whether it is text.
+        essential: whether a narrow terminal shows it too.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        value: Callable[[Standing], float | None],
+        says: Callable[[Standing], str],
+        left: bool = False,
+        essential: bool = True,
+    ) -> None:
+        self.title, self.left, self.essential = title, left, essential
+        self._value, self._says = value, says
+
+    def key(self, standing: Standing) -> float | None:
+        value = self._value(standing)
+        return None if value is None or math.isnan(value) else value
+
+    def text(self, standing: Standing) -> str:
+        return self._says(standing) if self.left or self.key(standing) is not None else ""
+
+
+_NAME = _Column("method", lambda s: None, lambda s: s.display + (" (rec.)" if s.reconstruction else ""), left=True)
 
 
 def leaderboard_text(leaderboard: Leaderboard) -> str:
@@ -97,92 +119,58 @@ def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> Rich
     return table
 
 
-def leaderboard_columns(board: Leaderboard) -> list[tuple[str, bool, list[tuple[str, float | str | None]]]]:
+def leaderboard_columns(board: Leaderboard) -> list[tuple[str, bool, list[tuple[str, float | None]]]]:
     """The columns for a page: (title, whether it is text, per standing what it says and what it is sorted by)."""
-    columns = []
-    for column in [*_columns(board), *_cost_columns(board)]:
-        keys = [column.key(s) if column.key else column.text(s) for s in board.standings]
-        finite = [None if isinstance(key, float) and math.isnan(key) else key for key in keys]
-        texts = [column.text(s) for s in board.standings]
-        columns.append((column.title, column.left, list(zip(texts, finite, strict=True))))
-    return columns
+    return [
+        (column.title, column.left, [(column.text(s), column.key(s)) for s in board.standings])
+        for column in [*_columns(board), *_cost_columns(board)]
+    ]
 
 
 def _columns(board: Leaderboard) -> list[_Column]:
-    decimals = board.decimals
-
     def signed(value: float) -> str:
-        return "" if math.isnan(value) else signed_text(value, decimals)
+        return signed_text(value, board.decimals)
 
     def span(low: float, high: float) -> str:
-        return "" if math.isnan(low) else f"[{signed_text(low, decimals)}, {signed_text(high, decimals)}]"
+        return f"[{signed(low)}, {signed(high)}]"
 
-    columns = [
-        _Column("#", lambda s: "" if s.rank is None else str(s.rank), key=lambda s: s.rank),
-        _Column("method", _name, left=True),
-    ]
+    columns = [_Column("#", lambda s: s.rank, lambda s: str(s.rank)), _NAME]
     if board.reference:
         columns += [
-            _Column(f"gain over {board.reference_display}", lambda s: signed(s.gain), key=lambda s: s.gain),
-            _Column("95 % interval", lambda s: span(s.low, s.high), key=lambda s: s.low),
+            _Column(f"gain over {board.reference_display}", lambda s: s.gain, lambda s: signed(s.gain)),
+            _Column("95 % interval", lambda s: s.low, lambda s: span(s.low, s.high)),
             _Column(
-                "left out",
-                lambda s: span(s.left_out_low, s.left_out_high),
-                essential=False,
-                key=lambda s: s.left_out_low,
+                "left out", lambda s: s.left_out_low, lambda s: span(s.left_out_low, s.left_out_high), essential=False
             ),
         ]
     else:
-        columns.append(
-            _Column(
-                f"mean {board.metric.name}",
-                lambda s: "" if math.isnan(s.mean) else f"{s.mean:.{decimals}f}",
-                key=lambda s: s.mean,
-            )
-        )
-    columns.append(
-        _Column(
-            "average rank",
-            lambda s: "" if math.isnan(s.average_rank) else f"{s.average_rank:.2f}",
-            key=lambda s: s.average_rank,
-        )
-    )
+        columns.append(_Column(f"mean {board.metric.name}", lambda s: s.mean, lambda s: f"{s.mean:.{board.decimals}f}"))
+    columns.append(_Column("average rank", lambda s: s.average_rank, lambda s: f"{s.average_rank:.2f}"))
     if board.reference:
         columns += [
             _Column(
                 "win/tie/loss",
-                lambda s: "" if s.wins is None else f"{s.wins}/{s.ties}/{s.losses}",
-                key=lambda s: None if s.wins is None else s.wins - (s.losses or 0),
+                lambda s: None if s.wins is None else s.wins - (s.losses or 0),
+                lambda s: f"{s.wins}/{s.ties}/{s.losses}",
             ),
-            _Column("p (Holm)", p_text, key=lambda s: s.p_holm),
+            _Column("p (Holm)", lambda s: s.p_holm, p_text),
         ]
-    if board.reference != "scratch" and any(s.harmed for s in board.standings):
-        columns.append(
-            _Column(
-                "over scratch",
-                lambda s: signed(s.gain_over_scratch),
-                essential=False,
-                key=lambda s: s.gain_over_scratch,
-            )
-        )
     if any(s.harmed for s in board.standings):
-        columns.append(
-            _Column(
-                "pairs harmed",
-                lambda s: f"{s.harmed[0]}/{s.harmed[1]}" if s.harmed else "",
-                key=lambda s: s.harmed[0] / s.harmed[1] if s.harmed else None,
+        if board.reference != "scratch":
+            over = _Column(
+                "over scratch", lambda s: s.gain_over_scratch, lambda s: signed(s.gain_over_scratch), essential=False
             )
-        )
+            columns.append(over)
+        columns.append(_Column("pairs harmed", lambda s: _ratio(s.harmed), lambda s: "{}/{}".format(*s.harmed or ())))
     return [
         *columns,
-        _Column(
-            "step time",
-            lambda s: "" if math.isnan(s.step_ratio) else f"{s.step_ratio:.2f}×",
-            essential=False,
-            key=lambda s: s.step_ratio,
-        ),
-        _Column("pairs", lambda s: f"{s.pairs}/{board.pairs}", essential=False, key=lambda s: s.pairs),
+        _Column("step time", lambda s: s.step_ratio, lambda s: f"{s.step_ratio:.2f}×", essential=False),
+        _Column("pairs", lambda s: s.pairs, lambda s: f"{s.pairs}/{board.pairs}", essential=False),
     ]
+
+
+def _ratio(part: tuple[int, int] | None) -> float | None:
+    return None if part is None else part[0] / part[1]
 
 
 def _two_lines(title: str) -> str:
@@ -193,39 +181,26 @@ def _two_lines(title: str) -> str:
 def _blocks(board: Leaderboard) -> list[list[_Column]]:
     """The ranking, and under it the cost, which would make it too wide to read."""
     costs = _cost_columns(board)
-    return [_columns(board), *([[_Column("method", _name, left=True), *costs]] if costs else [])]
+    return [_columns(board), *([[_NAME, *costs]] if costs else [])]
 
 
 def _cost_columns(board: Leaderboard) -> list[_Column]:
     """Columns of what is known of any method."""
-
-    def column(title: str, value: Callable[[Standing], float], text: Callable[[float], str]) -> _Column:
-        def said(standing: Standing) -> str:
-            number = value(standing)
-            return "" if math.isnan(number) else text(number)
-
-        return _Column(title, said, essential=False, key=value)
-
-    found = [
-        (column("training hours", lambda s: s.hours, "{:.3g}".format), [s.hours for s in board.standings]),
-        (
-            column("peak memory (MiB)", lambda s: s.peak_memory, lambda value: f"{value / 2**20:,.0f}"),
-            [s.peak_memory for s in board.standings],
+    columns = [
+        _Column("training hours", lambda s: s.hours, lambda s: f"{s.hours:.3g}", essential=False),
+        _Column(
+            "peak memory (MiB)", lambda s: s.peak_memory, lambda s: f"{s.peak_memory / 2**20:,.0f}", essential=False
         ),
-        (
-            column("extra parameters", lambda s: s.extra_parameters, count_text),
-            [s.extra_parameters for s in board.standings],
-        ),
-        (
-            column("kept at inference", lambda s: s.inference_parameters, count_text),
-            [s.inference_parameters if s.inference_parameters > 0 else math.nan for s in board.standings],
+        _Column(
+            "extra parameters", lambda s: s.extra_parameters, lambda s: count_text(s.extra_parameters), essential=False
         ),
     ]
-    return [shown for shown, values in found if not all(map(math.isnan, values))]
-
-
-def _name(standing: Standing) -> str:
-    return standing.display + (" (rec.)" if standing.reconstruction else "")
+    known = [column for column in columns if any(column.key(s) is not None for s in board.standings)]
+    if any(s.inference_parameters > 0 for s in board.standings):
+        known.append(
+            _Column("kept at inference", lambda s: s.inference_parameters, lambda s: count_text(s.inference_parameters))
+        )
+    return known
 
 
 def signed_text(value: float, decimals: int) -> str:

@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kdbench.reporting.table import Cell, Header, Table
 
 _GROUP_TITLES = {"baseline": "baselines"}
 
-_GREEK_NAMES = (
-    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
-)
-_GREEK = dict(zip("αβγδεζηθκλμνξπρστφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK_NAMES.split(), strict=True))
-
+#: In LaTeX, words of more characters may be broken at slashes, colons and @.
 _LONG_WORD = 30
 
-LATEX_CHARACTERS = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_\allowbreak{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"{''}",
-    # After \\ a star or a bracket would be read as its argument.
-    "*": r"{*}",
-    "[": r"{[}",
-    "]": r"{]}",
-    "`": r"{\char96}",
-    **{"ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "ł": r"{\l}", "Ł": r"{\L}", "ı": r"{\i}"},
-    **{"æ": r"{\ae}", "Æ": r"{\AE}", "œ": r"{\oe}", "Œ": r"{\OE}"},
-    **{letter: rf"$\{name}$" for letter, name in _GREEK.items()},
-    "→": r"$\rightarrow$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "−": r"$-$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "†": r"$\dagger$",
-    "–": "--",
-    "—": "---",
-    "’": "'",
-    "‘": "`",
-    "“": "``",
-    "”": "''",
-    "…": r"\ldots{}",
+#: What pylatexenc leaves as it is, or writes with commands that older LaTeX has in packages only.
+_LATEX = {
+    **{"_": r"\_\allowbreak{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"{''}"},
+    **{"`": r"{\char96}", "→": r"$\rightarrow$", "×": r"$\times$", "†": r"$\dagger$", "…": r"\ldots{}"},
+    **{"*": r"{*}", "[": r"{[}", "]": r"{]}"},  # after \\ they would be read as its argument
+    **{"–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''"},
 }
 
 
@@ -94,35 +60,35 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape LaTeX's special characters; what pdflatex's default fonts lack becomes a question mark."""
-    return " ".join(_latex_word(word) for word in one_line(text).split(" "))
+    """Escape LaTeX's special characters; those that it cannot print become their number, ⟨U+4E2D⟩."""
+    words = []
+    for word in unicodedata.normalize("NFC", one_line(text)).split(" "):
+        parts = re.split(r"(?<=[/:@])", word) if len(word) > _LONG_WORD else [word]
+        words.append(r"\allowbreak{}".join(map(_latex_encoder().unicode_to_latex, parts)))
+    return " ".join(words)
 
 
-def _latex_word(word: str) -> str:
-    pieces = [LATEX_CHARACTERS.get(char) or _latex_letter(char) for char in word]
-    if len(word) > _LONG_WORD:  # an address: it may be broken after its parts
-        pieces = [piece + r"\allowbreak{}" if piece in ("/", ":", "@") else piece for piece in pieces]
+@functools.cache
+def _latex_encoder() -> Any:
+    from pylatexenc.latexencode import RULE_DICT, RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
+
     # Two hyphens or two apostrophes in a name are no dash and no quotation mark.
-    return "{}".join("".join(part) for part in _apart(pieces))
-
-
-def _apart(pieces: Iterable[str]) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
-    for piece in pieces:
-        if piece in ("-", "'") and parts[-1] and parts[-1][-1] == piece:
-            parts.append([])
-        parts[-1].append(piece)
-    return parts
+    doubled = [(re.compile("-(?=-)"), "-{}"), (re.compile("'(?=')"), "'{}")]
+    own = [
+        UnicodeToLatexConversionRule(RULE_REGEX, doubled),
+        UnicodeToLatexConversionRule(RULE_DICT, {ord(char): latex for char, latex in _LATEX.items()}),
+    ]
+    return UnicodeToLatexEncoder(
+        conversion_rules=[*own, "defaults"],
+        unknown_char_policy="unihex",
+        unknown_char_warning=False,
+        replacement_latex_protection="braces-after-macro",
+    )
 
 
 def comment_text(table: Table) -> str:
     """The command that makes the table and the hash of the results it used, on one line."""
     return one_line(f"{table.command} (results {table.results_hash})")
-
-
-def _latex_letter(char: str) -> str:
-    base = unicodedata.normalize("NFKD", char)
-    return char if base.isascii() or (len(base) == 2 and base[0].isascii() and base[0].isalpha()) else "?"
 
 
 def one_line(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdbench.forecast.speeds import Speeds
+from kdbench.forecast.time import Speeds
 
 
 def test_nothing_is_said_where_nothing_was_timed() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.forecast.balance import balance
+from kdbench.forecast.fit import balance
 from kdbench.matrix.cells import Cohort, make_plan
 from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from kdbench.errors import HyperparameterError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Range:
     """Valid values of a number: ``temperature: Annotated[float, Range(above=0, search=(0.5, 8), scale="log")] = 1.0``.
 
@@ -69,7 +70,7 @@ class Hyperparameter:
         """Split ``Annotated[TYPE, Range(...)]`` into type and range.
 
         Raises:
-            ValueError: for a range that is no literal.
+            ValueError: for a range whose bounds are no literals given by name.
         """
         node = ast.parse(annotation, mode="eval").body
         if (
@@ -78,12 +79,20 @@ class Hyperparameter:
         ):
             return cls(name, default, annotation)
         kind, *extras = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        ranges = [
-            Range(**{keyword.arg or "": ast.literal_eval(keyword.value) for keyword in extra.keywords})
-            for extra in extras
-            if isinstance(extra, ast.Call) and getattr(extra.func, "id", getattr(extra.func, "attr", "")) == "Range"
-        ]
-        return cls(name, default, ast.unparse(kind), ranges[0] if ranges else None)
+        for extra in extras:
+            if isinstance(extra, ast.Call) and getattr(extra.func, "id", getattr(extra.func, "attr", "")) == "Range":
+                return cls(name, default, ast.unparse(kind), _read_range(name, extra))
+        return cls(name, default, ast.unparse(kind))
+
+    @classmethod
+    def of(cls, argument: inspect.Parameter) -> Hyperparameter:
+        """That of an argument whose function was imported; see ``read``."""
+        hint = argument.annotation
+        if hint is argument.empty:
+            hint = type(argument.default)
+        if isinstance(hint, type) and not hasattr(hint, "__origin__"):
+            hint = hint.__name__
+        return cls.read(argument.name, argument.default, str(hint))
 
     def check(self, value: Any, where: str) -> Any:
         """Return the value in the annotated type.
@@ -101,6 +110,16 @@ class Hyperparameter:
                 if isinstance(number, (int, float)) and number not in self.range:
                     raise HyperparameterError(f"{where}.{self.name} = {value!r}: {self.range}")
         return converted
+
+
+def _read_range(name: str, call: ast.Call) -> Range:
+    try:
+        if call.args:
+            raise ValueError("bounds without names")
+        bounds = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        return Range(**bounds)
+    except (ValueError, TypeError):
+        raise ValueError(f"{name}: write {ast.unparse(call)} with literals, as Range(at_least=0)") from None
 
 
 def _coerce(value: Any, annotation: str) -> tuple[Any, bool]:

@@ -1,0 +1,180 @@
+"""Methods as their classes register them, and as their source declares them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdbench.errors import HyperparameterError, KdbenchError, nearest
+from kdbench.hyperparameters import Hyperparameter
+
+#: name -> class, filled by ``register_method`` when a method's module is imported.
+METHODS: dict[str, type] = {}
+
+T = TypeVar("T", bound=type)
+
+#: Families of methods, in the order of tables, with their headings.
+FAMILIES = {
+    "baseline": "Baseline",
+    "logits": "On logits",
+    "hint": "On features",
+    "relation": "On relations between samples",
+    "hybrid": "On several of these",
+}
+FIDELITIES = ("reference", "paper", "reconstruction")
+
+
+class PluginError(KdbenchError):
+    """A plugin that cannot be read or imported; ``details`` is its own traceback."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodEntry:
+    """One method as its source declares it."""
+
+    name: str
+    class_name: str
+    display: str
+    family: str
+    fidelity: str
+    needs: frozenset[str]
+    uses_teacher: bool
+    version: int
+    presets: Mapping[str, Mapping[str, Any]]
+    carries_kd: Mapping[str, str]
+    paper: str
+    hyperparameters: Mapping[str, Hyperparameter]
+    path: Path
+    module: str
+    builtin: bool
+
+    def load(self) -> type:
+        """Import the method's module and return its class.
+
+        Raises:
+            PluginError: if the module raises when it is imported, with its own traceback.
+        """
+        if self.name not in METHODS:
+            import_source(self.module, self.path)
+        if self.name not in METHODS:
+            raise PluginError(f"plugin {self.path}: importing it registers no method {self.name!r}")
+        return METHODS[self.name]
+
+    def source_hash(self) -> str:
+        """See ``source_hash``; part of the identity of a plugin's results."""
+        return source_hash(self.path)
+
+    def resolve(
+        self,
+        datasets: str | Sequence[str],
+        *overrides: Mapping[str, Any],
+        family: str = "",
+        kd: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return all hyper-parameters. What comes later in this list replaces what comes before:
+
+        1. the method's defaults;
+        2. KD's settings, for a method that carries a KD term;
+        3. the method's preset for the data set;
+        4. its preset for the data set and the family of the student;
+        5. the overrides in order: the suite's, the protocol's, the command line's.
+
+        Args:
+            datasets: names under which presets are looked up; the first of them that has any counts.
+            overrides: hyper-parameters by name.
+            family: of the student, ``"cnn"``, ``"vit"`` or ``"mlp"``.
+            kd: KD's own hyper-parameters on this suite.
+
+        Raises:
+            HyperparameterError: for an unknown name, a wrong type or a value out of range.
+        """
+        names = (datasets,) if isinstance(datasets, str) else datasets
+        presets = next((found for name in names if (found := self._presets(name, family))), [])
+        unknown = [theirs for theirs in self.carries_kd if kd is not None and theirs not in kd]
+        if kd is not None and unknown:
+            raise HyperparameterError(f"{self.name}.carries_kd: KD has no {unknown[0]!r}; {nearest(unknown[0], kd)}")
+        carried = {own: kd[theirs] for theirs, own in self.carries_kd.items()} if kd is not None else {}
+        values = {name: parameter.default for name, parameter in self.hyperparameters.items()}
+        for layer in (carried, *presets, *overrides):
+            for name, value in layer.items():
+                if name not in self.hyperparameters:
+                    raise HyperparameterError(
+                        f"unknown hyper-parameter {self.name}.{name}; {nearest(name, self.hyperparameters)}"
+                        if self.hyperparameters
+                        else f"unknown hyper-parameter {self.name}.{name}; {self.name} has none"
+                    )
+                values[name] = self.hyperparameters[name].check(value, self.name)
+        return values
+
+    def _presets(self, dataset: str, family: str) -> list[Mapping[str, Any]]:
+        return [self.presets[key] for key in (dataset, f"{dataset}:{family}") if key in self.presets]
+
+
+def register_method(name: str) -> Callable[[T], T]:
+    """Class decorator that puts a ``Method`` into the registry under ``name``."""
+
+    def register(cls: T) -> T:
+        known = METHODS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise KdbenchError(f"method {name!r} is registered twice, by {known.__module__} and by {cls.__module__}")
+        METHODS[name] = cls
+        cls.name = name  # type: ignore[attr-defined]
+        return cls
+
+    return register
+
+
+def plugin_module(path: Path) -> str:
+    """The name under which a plugin file is imported."""
+    return f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+
+
+def source_hash(path: Path) -> str:
+    """Hash of a plugin file and of the modules beside it that it imports."""
+    digest, files = hashlib.sha256(), [path]
+    for file in files:
+        content = file.read_bytes()
+        digest.update(file.name.encode() + b"\0" + content + b"\0")
+        for node in ast.walk(ast.parse(content)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            beside = (file.with_name(f"{name.split('.')[0]}.py") for name in names)
+            files += [other for other in beside if other.is_file() and other not in files]
+    return digest.hexdigest()[:12]
+
+
+def import_source(module: str, path: Path) -> None:
+    """Import a plugin, by the name of its module or, for a file of ``--plugin``, from its path.
+
+    Raises:
+        PluginError: if it raises, with its own traceback.
+    """
+    try:
+        if not module.startswith("kdbench_plugin_"):
+            importlib.import_module(module)
+            return
+        spec = importlib.util.spec_from_file_location(module, path)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[module] = loaded
+        spec.loader.exec_module(loaded)
+    except (Exception, SystemExit) as error:  # a plugin must not end the run of the others
+        sys.modules.pop(module, None)
+        if isinstance(error, KdbenchError):
+            raise
+        raise PluginError(
+            f"plugin {path} raised when it was imported: {type(error).__name__}: {error}", traceback.format_exc()
+        ) from error
