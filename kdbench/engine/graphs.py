@@ -168,12 +168,16 @@ class StepGraph:
         cell: the cell; ``captured`` tells what became of it.
         recorder: of the cohort.
         say: is told why its steps are not recorded, once.
+        warm_steps: that run as they are first.
     """
 
-    def __init__(self, cell: CellTrainer, recorder: Records, say: Callable[[CellTrainer, str], None]) -> None:
+    def __init__(
+        self, cell: CellTrainer, recorder: Records, say: Callable[[CellTrainer, str], None], warm_steps: int
+    ) -> None:
         self.cell = cell
         self.recorder = recorder
         self.say = say
+        self.warm_steps = warm_steps
         self.warm = 0
         self.replay: Callable[[], None] | None = None
         #: The only epoch that the recording is good for; None for all.
@@ -186,9 +190,9 @@ class StepGraph:
             Exception: whatever the method raises.
         """
         if self.epoch not in (None, shared.data.batch.epoch):  # one step as it is, then anew
-            self.replay, self.epoch, self.warm = None, None, WARM_STEPS - 1
+            self.replay, self.epoch, self.warm = None, None, self.warm_steps - 1
         recordable = shared.static and not isinstance(self.cell.captured, str)
-        if recordable and self.replay is None and self.warm >= WARM_STEPS:
+        if recordable and self.replay is None and self.warm >= self.warm_steps:
             self._record(shared, wrapper)
         if shared.static and self.replay is not None:
             wrapper.send_rate()
@@ -196,7 +200,7 @@ class StepGraph:
             self.cell.meters.steps += 1
             return
         self.warm += 1
-        if isinstance(self.cell.captured, str) or self.warm != WARM_STEPS:
+        if isinstance(self.cell.captured, str) or self.warm != self.warm_steps:
             self._run(shared.data.batch, shared, wrapper)
             return
         batch, before, host = watched(shared.data.batch), python_state(self.cell), self.cell.stream.host_position()
@@ -251,15 +255,21 @@ class CohortGraphs:
         cells: the cells.
         recorder: what records.
         say: is told why something is not recorded.
+        warm_steps: that run as they are first.
     """
 
     def __init__(
-        self, cells: Sequence[CellTrainer], recorder: Records, say: Callable[[CellTrainer, str], None]
+        self,
+        cells: Sequence[CellTrainer],
+        recorder: Records,
+        say: Callable[[CellTrainer, str], None],
+        warm_steps: int = WARM_STEPS,
     ) -> None:
         self.cells = cells
         self.recorder = recorder
         self.say = say
-        self._steps = {cell.key: StepGraph(cell, recorder, say) for cell in cells}
+        self._steps = {cell.key: StepGraph(cell, recorder, say, warm_steps) for cell in cells}
+        self.warm_steps = warm_steps
         self._warm = 0
         self._left = False
         self._batch: TrainingBatch | None = None
@@ -274,13 +284,13 @@ class CohortGraphs:
         """What the cells share in a step: ``make(data)``, as it is or replayed on the batch that stays."""
         if self._replay is None and not self._left:
             self._warm += 1
-            if self._warm == WARM_STEPS:
+            if self._warm == self.warm_steps:
                 with self.recorder.waits() as waits:
                     shared = make(data)
                 if waits:
                     self._leave(f"waits for the device ({waits[0]})")
                 return shared
-            if self._warm > WARM_STEPS:
+            if self._warm > self.warm_steps:
                 self._record(data, make)
         if self._replay is None or self._batch is None or self._shared is None or _shapes(data) != _shapes(self._batch):
             return make(data)

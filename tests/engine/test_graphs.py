@@ -35,6 +35,11 @@ from .conftest import Lab
 from .recording import TapeRecorder
 from .test_no_waiting import cohort_model
 
+EVERY = list(catalog())
+#: Some of each family: recording all of them takes a minute.
+SOME = ["scratch", "kd", "dkd", "fitnet", "crd", "ofa", "mlld", "lfcc", "simkd", "rld"]
+READ_THE_EPOCH = {"ctkd", "dkd", "reviewkd", "rld", "sdd"}
+
 
 class OnCpu:
     """Records cohorts of runs on a CPU; ``made`` are their graphs."""
@@ -97,12 +102,17 @@ def state(cell: CellTrainer) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("pair", ["cnn--vit", pytest.param("vit--cnn", marks=pytest.mark.slow)])
-def test_every_method_is_recorded_and_ends_where_plain_steps_end(
-    lab: Lab, pair: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphs, "WARM_STEPS", 2)
-    names, recorder = list(catalog()), TapeRecorder()
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (SOME, "cnn--vit"),
+        pytest.param(EVERY, "cnn--vit", marks=pytest.mark.slow),
+        pytest.param(EVERY, "vit--cnn", marks=pytest.mark.slow),
+    ],
+    ids=["some, cnn--vit", "all, cnn--vit", "all, vit--cnn"],
+)
+def test_every_method_is_recorded_and_ends_where_plain_steps_end(lab: Lab, names: list[str], pair: str) -> None:
+    recorder = TapeRecorder()
 
     def trained(recorded: bool) -> CohortModel:
         torch.manual_seed(0)  # of the teacher
@@ -110,7 +120,7 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(
         for cell in model.alive:
             give_rate(cell)
         if recorded:
-            model.graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text))
+            model.graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text), warm_steps=2)
         wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
         model.train()
         for epoch, steps in enumerate((3, 2)):
@@ -133,7 +143,7 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(
         for name, value in state(one).items():
             assert torch.equal(value, values[name]), f"{two.key}: {name}"
     # the teacher, every method, and in the second epoch those that read its number
-    assert recorder.recorded == 1 + len(names) + len({"ctkd", "dkd", "reviewkd", "rld", "sdd"})
+    assert recorder.recorded == 1 + len(names) + len(READ_THE_EPOCH.intersection(names))
 
 
 @pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])
