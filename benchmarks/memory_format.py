@@ -27,12 +27,12 @@ FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous",
 #: On a CPU a batch has at most so many pixels, at least 4 images.
 MOST_PIXELS = 128 * 64 * 64
 #: How often the work is done for one measurement.
-TIMES = 5
+TIMES = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=9)
+    arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=7)
     add_arguments(arguing)
     arguing.add_argument("--suites", nargs="+", default=SUITES, metavar="NAME")
     options = arguing.parse_args(arguments)
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             timings |= {f"{title}, {memory_format}": timing for memory_format, timing in found.items()}
             fraction = ratio(found["channels_last"].on(clock), found["contiguous"].on(clock))
             findings.append(Finding(f"{title}: channels_last / contiguous", fraction))
+            print(findings[-1], flush=True)
         if options.quick:
             break
     return finish(
