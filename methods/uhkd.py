@@ -40,8 +40,8 @@ def compact_spectrum(feature_map: Tensor, bins: int) -> Tensor:
 
 @register_method("uhkd")
 class UHKD(Method):
-    """Yu et al., Unified Framework for Heterogeneous Knowledge Distillation via Frequency-Domain Representations, 2025
-    (arXiv:2510.24116).
+    """Yu et al., UHKD: A Unified Framework for Heterogeneous Knowledge Distillation via Frequency-Domain Representations,
+    2025 (arXiv:2510.24116).
 
     A reconstruction: only the abstract was read and no code is published. Known are a Fourier transform that makes the
     teacher's intermediate features compact, learned modules that project the student's features to that space at
