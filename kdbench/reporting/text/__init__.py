@@ -1,1 +1,3 @@
-"""Tables and leaderboards as text: Markdown, LaTeX, CSV, HTML, plain."""
+"""Tables and leaderboards as text: ``markup`` (how each format escapes and stresses), ``render`` (Markdown, CSV, HTML, plain),
+``latex``, ``leaderboard``.
+"""
