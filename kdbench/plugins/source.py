@@ -100,19 +100,11 @@ def _registered_name(node: ast.ClassDef) -> str | None:
     return None
 
 
-def registers_additions(path: Path) -> bool:
-    """Whether a file registers a metric or defines a hook (a class with the base ``Hook``)."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and any(
-            isinstance(decorator, ast.Call) and _called(decorator) == "register_metric"
-            for decorator in node.decorator_list
-        ):
-            return True
-        if isinstance(node, ast.ClassDef) and any(
-            getattr(base, "attr", getattr(base, "id", "")) == "Hook" for base in node.bases
-        ):
-            return True
-    return False
+def registers_metric(path: Path) -> bool:
+    """Whether a file that parses registers a metric."""
+    functions = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef))
+    decorators = [decorator for function in functions for decorator in function.decorator_list]
+    return any(isinstance(decorator, ast.Call) and _called(decorator) == "register_metric" for decorator in decorators)
 
 
 def _called(call: ast.Call) -> str:
