@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,6 +44,15 @@ class AT(Method):
 
     display, family, fidelity = "AT", "hint", "reference"
     needs = frozenset({"logits", "stages"})
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "zagoruyko2017at",
+        "authors": "Zagoruyko, Sergey and Komodakis, Nikos",
+        "title": "Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via "
+        "Attention Transfer",
+        "venue": "ICLR",
+        "year": 2017,
+        "arxiv": "1612.03928",
+    }
 
     def __init__(
         self,

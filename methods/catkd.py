@@ -59,6 +59,14 @@ class CATKD(Method):
         "imagenet1k": {"cat_weight": 10.0},
         "imagenet1k-resnet18": {"cat_weight": 0.5, "resolution": 4, "normalize": False},
     }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "guo2023catkd",
+        "authors": "Guo, Ziyao and Yan, Haonan and Li, Hui and Lin, Xiaodong",
+        "title": "Class Attention Transfer Based Knowledge Distillation",
+        "venue": "CVPR",
+        "year": 2023,
+        "arxiv": "2304.12777",
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,15 @@ class CC(Method):
 
     display, family, fidelity = "CC", "relation", "reference"
     needs = frozenset({"logits", "embedding"})
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "peng2019cc",
+        "authors": "Peng, Baoyun and Jin, Xiao and Liu, Jiaheng and Li, Dongsheng and Wu, Yichao and Liu, Yu and Zhou, "
+        "Shunfeng and Zhang, Zhaoning",
+        "title": "Correlation Congruence for Knowledge Distillation",
+        "venue": "ICCV",
+        "year": 2019,
+        "arxiv": "1904.01802",
+    }
 
     def __init__(
         self,

@@ -42,6 +42,14 @@ class CRD(Method):
     display, family, fidelity = "CRD", "relation", "reference"
     needs = frozenset({"logits", "embedding", "index"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cifar100-32": {"crd_weight": 0.8}}
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "tian2020crd",
+        "authors": "Tian, Yonglong and Krishnan, Dilip and Isola, Phillip",
+        "title": "Contrastive Representation Distillation",
+        "venue": "ICLR",
+        "year": 2020,
+        "arxiv": "1910.10699",
+    }
 
     def __init__(
         self,

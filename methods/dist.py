@@ -64,6 +64,14 @@ class DIST(Method):
 
     display, family, fidelity = "DIST", "logits", "reference"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cifar100-32": {"temperature": 4.0, "dist_weight": 2.0}}
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "huang2022dist",
+        "authors": "Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang",
+        "title": "Knowledge Distillation from A Stronger Teacher",
+        "venue": "NeurIPS",
+        "year": 2022,
+        "arxiv": "2205.10536",
+    }
 
     def __init__(
         self,

@@ -66,6 +66,14 @@ class DKD(Method):
         "cifar100-32": {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, "warmup_epochs": 20},
         "imagenet1k": {"alpha": 1.0, "beta": 0.5, "temperature": 1.0, "warmup_epochs": 1},
     }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "zhao2022dkd",
+        "authors": "Zhao, Borui and Cui, Quan and Song, Renjie and Qiu, Yiyu and Liang, Jiajun",
+        "title": "Decoupled Knowledge Distillation",
+        "venue": "CVPR",
+        "year": 2022,
+        "arxiv": "2203.08679",
+    }
 
     def __init__(
         self,

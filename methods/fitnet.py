@@ -34,6 +34,15 @@ class FitNet(Method):
     needs = frozenset({"logits", "stages"})
     version = 2
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cifar100-32": {"fit_weight": 100.0, "stages": (2,)}}
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "romero2015fitnets",
+        "authors": "Romero, Adriana and Ballas, Nicolas and Kahou, Samira Ebrahimi and Chassang, Antoine and Gatta, "
+        "Carlo and Bengio, Yoshua",
+        "title": "FitNets: Hints for Thin Deep Nets",
+        "venue": "ICLR",
+        "year": 2015,
+        "arxiv": "1412.6550",
+    }
 
     def __init__(
         self,

@@ -210,6 +210,15 @@ class FOFA(Method):
     }
     # Small images need no width of 512; the matrix of small nets must stay a matter of minutes.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"digits": {"dim": 128, "heads": 4}}
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "lin2025pat",
+        "authors": "Lin, Jhe-Hao and Yao, Yi and Hsu, Chan-Feng and Xie, Hongxia and Shuai, Hong-Han and Cheng, "
+        "Wen-Huang",
+        "title": "Perspective-Aware Teaching: Adapting Knowledge for Heterogeneous Distillation",
+        "venue": "ICCV",
+        "year": 2025,
+        "arxiv": "2501.08885",
+    }
 
     def __init__(
         self,

@@ -35,6 +35,14 @@ class KD(Method):
         "cifar100-32": {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9},
         "imagenet1k-resnet18": {"ce_weight": 0.5, "kd_weight": 0.5},
     }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "hinton2015kd",
+        "authors": "Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff",
+        "title": "Distilling the Knowledge in a Neural Network",
+        "venue": "arXiv",
+        "year": 2015,
+        "arxiv": "1503.02531",
+    }
 
     def __init__(
         self,

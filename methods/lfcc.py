@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,14 @@ class LFCC(Method):
         "temperature": "temperature",
         "kd_weight": "kd_weight",
         "ce_weight": "ce_weight",
+    }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "wu2024lfcc",
+        "authors": "Wu, Hongjun and Xiao, Li and Zhang, Xingkuo and Miao, Yining",
+        "title": "Aligning in a Compact Space: Contrastive Knowledge Distillation between Heterogeneous Architectures",
+        "venue": "arXiv",
+        "year": 2024,
+        "arxiv": "2405.18524",
     }
 
     def __init__(

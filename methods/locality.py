@@ -59,7 +59,7 @@ class Locality(Method):
         *,
         locality_weight: Annotated[float, Range(at_least=0, search=(0.25, 25), scale="log")] = 2.5,
         ce_weight: Annotated[float, Range(at_least=0)] = 1.0,
-        stages: tuple[int, ...] = (1, 3, 4),
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 3, 4),
     ) -> None:
         super().__init__(student, teacher, task)
         stage_numbers(stages=stages)

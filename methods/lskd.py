@@ -40,6 +40,14 @@ class LSKD(Method):
         "cifar100:vit": {"ce_weight": 0.5, "kd_weight": 10.0},
         "imagenet1k": {"ce_weight": 1.0},
     }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "sun2024lskd",
+        "authors": "Sun, Shangquan and Ren, Wenqi and Li, Jingzhi and Wang, Rui and Cao, Xiaochun",
+        "title": "Logit Standardization in Knowledge Distillation",
+        "venue": "CVPR",
+        "year": 2024,
+        "arxiv": "2403.01427",
+    }
 
     def __init__(
         self,

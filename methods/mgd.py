@@ -43,6 +43,14 @@ class MGD(Method):
     display, family, fidelity = "MGD", "hint", "paper"
     needs = frozenset({"logits", "stages"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k": {"mgd_weight": 7e-5}}
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "yang2022mgd",
+        "authors": "Yang, Zhendong and Li, Zhe and Shao, Mingqi and Shi, Dachuan and Yuan, Zehuan and Yuan, Chun",
+        "title": "Masked Generative Distillation",
+        "venue": "ECCV",
+        "year": 2022,
+        "arxiv": "2205.01529",
+    }
 
     def __init__(
         self,

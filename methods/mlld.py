@@ -103,6 +103,13 @@ class MLLD(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "imagenet1k": {"temperatures": (1.0, 3.0, 5.0, 2.0, 6.0), "ce_weight": 0.5, "kd_weight": 0.5}
     }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "jin2023mlld",
+        "authors": "Jin, Ying and Wang, Jiaqi and Lin, Dahua",
+        "title": "Multi-Level Logit Distillation",
+        "venue": "CVPR",
+        "year": 2023,
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,14 @@ class MSDCRD(Method):
     display, family, fidelity = "MSDCRD", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages"})
     version = 2
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "wang2025msdcrd",
+        "authors": "Wang, Cuipeng and Wang, Haipeng",
+        "title": "Contrastive Representation Distillation via Multi-Scale Feature Decoupling",
+        "venue": "arXiv",
+        "year": 2025,
+        "arxiv": "2502.05835",
+    }
 
     def __init__(
         self,

@@ -68,6 +68,15 @@ class NKD(Method):
         "imagenet1k": {"temperature": 1.0, "gamma": 1.5},
         "imagenet1k:vit": {"gamma": 1.0},
     }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "yang2023nkd",
+        "authors": "Yang, Zhendong and Zeng, Ailing and Li, Zhe and Zhang, Tianke and Yuan, Chun and Li, Yu",
+        "title": "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss "
+        "and Customized Soft Labels",
+        "venue": "ICCV",
+        "year": 2023,
+        "arxiv": "2303.13005",
+    }
 
     def __init__(
         self,

@@ -65,6 +65,15 @@ class OFA(Method):
         "cifar100": {"ofa_weight": 0.1},
         "imagenet1k": {"eps": 1.5},
     }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "hao2023ofa",
+        "authors": "Hao, Zhiwei and Guo, Jianyuan and Han, Kai and Tang, Yehui and Hu, Han and Wang, Yunhe and Xu, "
+        "Chang",
+        "title": "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation",
+        "venue": "NeurIPS",
+        "year": 2023,
+        "arxiv": "2310.19444",
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,14 @@ class PKT(Method):
     display, family, fidelity = "PKT", "relation", "reference"
     needs = frozenset({"logits", "embedding"})
     follows_batch = frozenset({"pkt"})
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "passalis2018pkt",
+        "authors": "Passalis, Nikolaos and Tefas, Anastasios",
+        "title": "Learning Deep Representations with Probabilistic Knowledge Transfer",
+        "venue": "ECCV",
+        "year": 2018,
+        "arxiv": "1803.10837",
+    }
 
     def __init__(
         self,

@@ -93,6 +93,14 @@ class ReviewKD(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "imagenet1k": {"review_weight": 1.0, "warmup_epochs": 1, "student_preactivation": True}
     }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "chen2021reviewkd",
+        "authors": "Chen, Pengguang and Liu, Shu and Zhao, Hengshuang and Jia, Jiaya",
+        "title": "Distilling Knowledge via Knowledge Review",
+        "venue": "CVPR",
+        "year": 2021,
+        "arxiv": "2104.09044",
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,14 @@ class RKD(Method):
 
     display, family, fidelity = "RKD", "relation", "reference"
     needs = frozenset({"logits", "embedding"})
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "park2019rkd",
+        "authors": "Park, Wonpyo and Kim, Dongju and Lu, Yan and Cho, Minsu",
+        "title": "Relational Knowledge Distillation",
+        "venue": "CVPR",
+        "year": 2019,
+        "arxiv": "1904.05068",
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,14 @@ class RSD(Method):
 
     display, family, fidelity = "RSD", "relation", "reference"
     needs = frozenset({"logits", "embedding"})
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "zhang2025rsd",
+        "authors": "Zhang, Weijia and Liu, Yuehao and Ran, Wu and Ma, Chao",
+        "title": "Cross-Architecture Distillation Made Simple with Redundancy Suppression",
+        "venue": "ICCV",
+        "year": 2025,
+        "arxiv": "2507.21844",
+    }
 
     def __init__(
         self,

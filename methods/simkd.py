@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,14 @@ class SimKD(Method):
     display, family, fidelity = "SimKD", "hint", "paper"
     needs = frozenset({"logits", "stages", "embedding", "classifier"})
     predict_needs = frozenset({"logits", "stages"})
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "chen2022simkd",
+        "authors": "Chen, Defang and Mei, Jian-Ping and Zhang, Hailin and Wang, Can and Feng, Yan and Chen, Chun",
+        "title": "Knowledge Distillation with the Reused Teacher Classifier",
+        "venue": "CVPR",
+        "year": 2022,
+        "arxiv": "2203.14001",
+    }
 
     classifier_weight: Tensor
     classifier_bias: Tensor

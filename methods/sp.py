@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,14 @@ class SP(Method):
     display, family, fidelity = "SP", "relation", "reference"
     needs = frozenset({"logits", "stages"})
     follows_batch = frozenset({"sp"})
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "tung2019sp",
+        "authors": "Tung, Frederick and Mori, Greg",
+        "title": "Similarity-Preserving Knowledge Distillation",
+        "venue": "ICCV",
+        "year": 2019,
+        "arxiv": "1907.09682",
+    }
 
     def __init__(
         self,

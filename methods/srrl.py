@@ -45,6 +45,13 @@ class SRRL(Method):
     display, family, fidelity = "SRRL", "hint", "paper"
     needs = frozenset({"logits", "stages", "embedding", "classifier"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {"imagenet1k": {"regression_weight": 1.0}}
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "yang2021srrl",
+        "authors": "Yang, Jing and Martinez, Brais and Bulat, Adrian and Tzimiropoulos, Georgios",
+        "title": "Knowledge Distillation via Softmax Regression Representation Learning",
+        "venue": "ICLR",
+        "year": 2021,
+    }
 
     def __init__(
         self,

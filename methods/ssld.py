@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,16 @@ class SSLD(Method):
     """
 
     display, family, fidelity = "SSLD", "logits", "reference"
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "cui2021ssld",
+        "authors": "Cui, Cheng and Guo, Ruoyu and Du, Yuning and He, Dongliang and Li, Fu and Wu, Zewu and Liu, Qiwen "
+        "and Wen, Shilei and Huang, Jizhou and Hu, Xiaoguang and Yu, Dianhai and Ding, Errui and Ma, Yanjun",
+        "title": "Beyond Self-Supervision: A Simple Yet Effective Network Distillation Alternative to Improve "
+        "Backbones",
+        "venue": "arXiv",
+        "year": 2021,
+        "arxiv": "2103.05959",
+    }
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,14 @@ class TAS(Method):
     display, family, fidelity = "TAS (FBT)", "hybrid", "reconstruction"
     needs = frozenset({"logits", "stages", "stagewise"})
     version = 2
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "li2025fbt",
+        "authors": "Li, Guopeng and Wang, Qiang and Yan, Ke and Ding, Shouhong and Gao, Yuan and Xia, Gui-Song",
+        "title": "Fuse Before Transfer: Knowledge Fusion for Heterogeneous Distillation",
+        "venue": "ICCV",
+        "year": 2025,
+        "arxiv": "2410.12342",
+    }
 
     def __init__(
         self,

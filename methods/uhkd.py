@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,8 @@ def compact_spectrum(feature_map: Tensor, bins: int) -> Tensor:
 
 @register_method("uhkd")
 class UHKD(Method):
-    """Yu et al., Unified Framework for Heterogeneous Knowledge Distillation via Frequency-Domain Representations, 2025
-    (arXiv:2510.24116).
+    """Yu et al., UHKD: A Unified Framework for Heterogeneous Knowledge Distillation via Frequency-Domain Representations,
+    2025 (arXiv:2510.24116).
 
     A reconstruction: only the abstract was read and no code is published. Known are a Fourier transform that makes the
     teacher's intermediate features compact, learned modules that project the student's features to that space at
@@ -62,6 +62,15 @@ class UHKD(Method):
         "temperature": "temperature",
         "kd_weight": "kd_weight",
         "ce_weight": "ce_weight",
+    }
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "yu2025uhkd",
+        "authors": "Yu, Fengming and Pan, Haiwei and Zhang, Kejia and Guan, Jian and Jiang, Haiying",
+        "title": "UHKD: A Unified Framework for Heterogeneous Knowledge Distillation via Frequency-Domain "
+        "Representations",
+        "venue": "arXiv",
+        "year": 2025,
+        "arxiv": "2510.24116",
     }
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,14 @@ class VID(Method):
 
     display, family, fidelity = "VID", "hint", "paper"
     needs = frozenset({"logits", "stages"})
+    citation: ClassVar[dict[str, Any]] = {
+        "key": "ahn2019vid",
+        "authors": "Ahn, Sungsoo and Hu, Shell Xu and Damianou, Andreas and Lawrence, Neil D. and Dai, Zhenwen",
+        "title": "Variational Information Distillation for Knowledge Transfer",
+        "venue": "CVPR",
+        "year": 2019,
+        "arxiv": "1904.05835",
+    }
 
     def __init__(
         self,

@@ -12,7 +12,9 @@ from tabulate import tabulate
 from kdbench.cli import console
 from kdbench.cli.options import verb
 from kdbench.cli.values import OneOf
+from kdbench.errors import KdbenchError
 from kdbench.matrix.request import Request
+from kdbench.plugins.citations import bibtex
 from kdbench.plugins.entry import FAMILIES
 from kdbench.plugins.methodtable import extra_parameters, short_count
 from kdbench.plugins.registry import MethodCatalog, catalog
@@ -31,9 +33,15 @@ WIDTH, TAPS = 120, 10
 @click.argument("what", required=False, type=OneOf(KINDS))
 @click.option("--suite", metavar="SUITE", help="Whose pairs to list (default: of all suites).")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def list_all(request: Request, what: str | None, suite: str | None, as_json: bool) -> int:
+@click.option("--bibtex", "as_bibtex", is_flag=True, help="The papers of the methods, as BibTeX.")
+def list_all(request: Request, what: str | None, suite: str | None, as_json: bool, as_bibtex: bool) -> int:
     """List methods, pairs, suites, nets or data sets."""
     methods = catalog(request.plugins)
+    if as_bibtex:
+        if what != "methods" or as_json:
+            raise KdbenchError("--bibtex lists the papers of methods: kdbench list methods --bibtex")
+        console.say(bibtex(entry.citation for entry in methods.values()))
+        return console.plugin_errors(methods.errors)
     content = {kind: _rows(kind, methods, suite) for kind in ([what] if what else KINDS)}
     if as_json:
         console.say(json.dumps(content[what] if what else content, indent=1))
@@ -67,6 +75,7 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
                 "needs": sorted(entry.needs),
                 "extra_parameters": extra_parameters().get(entry.name) if entry.builtin else None,
                 "paper": entry.paper,
+                "citation": dict(entry.citation),
                 "version": entry.version,
                 "hyperparameters": {name: parameter.default for name, parameter in entry.hyperparameters.items()},
                 "presets": {key: dict(value) for key, value in entry.presets.items()},

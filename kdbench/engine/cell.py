@@ -128,7 +128,6 @@ class CellTrainer:
         self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch)
         self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device, may_draw_on_host(spec.method))
         self.meters = Meters(device)
-        self.terms: dict[str, Tensor] = {}
         self.losses: dict[str, float] = {}
         self.watch = Stopwatch(device)
         self.history: list[dict[str, float]] = []
@@ -178,8 +177,7 @@ class CellTrainer:
             with self.precision.autocast():
                 terms = self._wrapped(batch, images, strong, teacher)
             wrapper.update_params(_total(terms))
-        self.terms = {name: term.detach() for name, term in terms.items()}
-        self.meters.add(self.terms)
+        self.meters.add(terms)  # and no other reference: a replay may use the memory of a recorded step's tensors again
         if self.average is not None:
             self.average.update(self.distiller)
 

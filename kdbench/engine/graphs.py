@@ -32,6 +32,7 @@ from kdbench.engine.cell import CellTrainer
 from kdbench.engine.optim import QuietOptimWrapper
 from kdbench.engine.shared import Shared
 from kdbench.method import Batch
+from kdbench.plugins.hooks import HookEntry
 from kdbench.seeding import RandomStream
 
 #: Steps that run as they are first: libraries set themselves up, optimisers and methods make their state. PyTorch's number.
@@ -167,12 +168,16 @@ class StepGraph:
         cell: the cell; ``captured`` tells what became of it.
         recorder: of the cohort.
         say: is told why its steps are not recorded, once.
+        warm_steps: that run as they are first.
     """
 
-    def __init__(self, cell: CellTrainer, recorder: Records, say: Callable[[CellTrainer, str], None]) -> None:
+    def __init__(
+        self, cell: CellTrainer, recorder: Records, say: Callable[[CellTrainer, str], None], warm_steps: int
+    ) -> None:
         self.cell = cell
         self.recorder = recorder
         self.say = say
+        self.warm_steps = warm_steps
         self.warm = 0
         self.replay: Callable[[], None] | None = None
         #: The only epoch that the recording is good for; None for all.
@@ -185,9 +190,9 @@ class StepGraph:
             Exception: whatever the method raises.
         """
         if self.epoch not in (None, shared.data.batch.epoch):  # one step as it is, then anew
-            self.replay, self.epoch, self.warm = None, None, WARM_STEPS - 1
+            self.replay, self.epoch, self.warm = None, None, self.warm_steps - 1
         recordable = shared.static and not isinstance(self.cell.captured, str)
-        if recordable and self.replay is None and self.warm >= WARM_STEPS:
+        if recordable and self.replay is None and self.warm >= self.warm_steps:
             self._record(shared, wrapper)
         if shared.static and self.replay is not None:
             wrapper.send_rate()
@@ -195,7 +200,7 @@ class StepGraph:
             self.cell.meters.steps += 1
             return
         self.warm += 1
-        if isinstance(self.cell.captured, str) or self.warm != WARM_STEPS:
+        if isinstance(self.cell.captured, str) or self.warm != self.warm_steps:
             self._run(shared.data.batch, shared, wrapper)
             return
         batch, before, host = watched(shared.data.batch), python_state(self.cell), self.cell.stream.host_position()
@@ -250,15 +255,21 @@ class CohortGraphs:
         cells: the cells.
         recorder: what records.
         say: is told why something is not recorded.
+        warm_steps: that run as they are first.
     """
 
     def __init__(
-        self, cells: Sequence[CellTrainer], recorder: Records, say: Callable[[CellTrainer, str], None]
+        self,
+        cells: Sequence[CellTrainer],
+        recorder: Records,
+        say: Callable[[CellTrainer, str], None],
+        warm_steps: int = WARM_STEPS,
     ) -> None:
         self.cells = cells
         self.recorder = recorder
         self.say = say
-        self._steps = {cell.key: StepGraph(cell, recorder, say) for cell in cells}
+        self._steps = {cell.key: StepGraph(cell, recorder, say, warm_steps) for cell in cells}
+        self.warm_steps = warm_steps
         self._warm = 0
         self._left = False
         self._batch: TrainingBatch | None = None
@@ -273,13 +284,13 @@ class CohortGraphs:
         """What the cells share in a step: ``make(data)``, as it is or replayed on the batch that stays."""
         if self._replay is None and not self._left:
             self._warm += 1
-            if self._warm == WARM_STEPS:
+            if self._warm == self.warm_steps:
                 with self.recorder.waits() as waits:
                     shared = make(data)
                 if waits:
                     self._leave(f"waits for the device ({waits[0]})")
                 return shared
-            if self._warm > WARM_STEPS:
+            if self._warm > self.warm_steps:
                 self._record(data, make)
         if self._replay is None or self._batch is None or self._shared is None or _shapes(data) != _shapes(self._batch):
             return make(data)
@@ -312,9 +323,11 @@ class CohortGraphs:
             self.say(cell, f"{cell.key} runs without CUDA graphs: its teacher's forward pass {reason}")
 
 
-def why_not(cells: Sequence[CellTrainer]) -> str | None:
+def why_not(cells: Sequence[CellTrainer], hooks: Sequence[HookEntry] = ()) -> str | None:
     """Why the steps of a cohort are not recorded, whatever its methods do, or None."""
     cell = cells[0]
+    if any(not hook.observes for hook in hooks):
+        return "hooks may change what a step does"
     if parallel.world_size() > 1:
         return "several processes train it"
     if cell.tuning.compile or cell.tuning.cache_teacher:
@@ -329,12 +342,15 @@ def why_not(cells: Sequence[CellTrainer]) -> str | None:
 
 
 def graphs_of(
-    cells: Sequence[CellTrainer], device: torch.device, say: Callable[[CellTrainer, str], None]
+    cells: Sequence[CellTrainer],
+    device: torch.device,
+    say: Callable[[CellTrainer, str], None],
+    hooks: Sequence[HookEntry] = (),
 ) -> CohortGraphs | None:
     """The graphs of a cohort; None on a CPU, where they were turned off, and where there can be none, which ``say`` is told."""
     if device.type != "cuda" or not cells[0].tuning.graphs:
         return None
-    reason = why_not(cells)
+    reason = why_not(cells, hooks)
     if reason is None:
         return CohortGraphs(cells, Recorder(device), say)
     for cell in cells:

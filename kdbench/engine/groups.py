@@ -159,7 +159,7 @@ class Session:
         if self.teacher is not None:
             forward = Forward(self.teacher, self.tuning, cells[0].spec.folder.say)
             teacher = FrozenTeacher(self.teacher, forward, self._cache(cells[0].spec, pipeline))
-        graphs = graphs_of(cells, self.device, self._warn)
+        graphs = graphs_of(cells, self.device, self._warn, self.hooks)
         cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
             CohortRunner(

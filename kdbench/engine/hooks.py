@@ -105,7 +105,7 @@ class CellHooks(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         details = {"batch_idx": batch_idx, "data_batch": data_batch}
-        self._call("after_train_iter", runner, lambda cell: {**details, "outputs": cell.terms})
+        self._call("after_train_iter", runner, lambda cell: {**details, "outputs": cell.meters.last})
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, dict[str, float]] | None = None) -> None:
         self._call("after_val_epoch", runner, lambda cell: {"metrics": cell.history[-1]})

@@ -31,6 +31,7 @@ class Meters:
 
     def _allot(self, names: tuple[str, ...]) -> None:
         self.names = names
+        self._last = torch.zeros(len(names), dtype=torch.float32, device=self.device)
         self._sums = torch.zeros(len(names), device=self.device)
         self._first_bad = torch.full((len(names),), -1, device=self.device)
         self._step = torch.full((), self.steps, device=self.device)
@@ -50,10 +51,15 @@ class Meters:
                     f"loss terms changed within an epoch: {', '.join(self.names)}, then {', '.join(names)}"
                 )
             self._allot(names)
-        values = torch.stack([term.detach().float().reshape(()) for term in terms.values()])
+        values = torch.stack([term.detach().float().reshape(()) for term in terms.values()], out=self._last)
         self._sums += values
         self._first_bad.copy_(torch.where((self._first_bad < 0) & ~values.isfinite(), self._step, self._first_bad))
         self._step += 1
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """The terms of the last step, each a scalar on the device."""
+        return dict(zip(self.names, self._last.unbind(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """What was added since the last reading; empty when there was nothing."""

@@ -57,7 +57,7 @@ def prepare_teacher(
     if teacher.trained_here:
         train_teacher(plan, teacher, store, device, data, emit, found.path, Weights(**origin))
         return
-    plan.catalog.load_additions()
+    plan.catalog.load_metrics()
     begun = now()
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     used = load_state(net, found.path, *rows_of(plan.suite.dataset))

@@ -75,7 +75,7 @@ def train_teacher(
     Raises:
         KdbenchError: if its training failed.
     """
-    plan.catalog.load_additions()
+    plan.catalog.load_metrics()
     dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
@@ -123,7 +123,7 @@ def train_cohort(
     Raises:
         KdbenchError: if the teacher or the data cannot be loaded.
     """
-    plan.catalog.load_additions()
+    plan.catalog.load_metrics()
     first = cohort.cells[0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -37,7 +37,7 @@ def check_cells(plan: Plan) -> Plan:
             raise ListedError(str(error), error.details.splitlines()) from None
     from kdbench.nets.tapped import describe
 
-    plan.catalog.load_additions()
+    plan.catalog.load_metrics()
     num_classes = plan.num_classes
     _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
     possible: list[Cell] = []

@@ -54,6 +54,7 @@ class MethodEntry:
     version: int
     presets: Mapping[str, Mapping[str, Any]]
     carries_kd: Mapping[str, str]
+    citation: Mapping[str, Any]
     paper: str
     hyperparameters: Mapping[str, Hyperparameter]
     path: Path

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.plugins.entry import MethodEntry, PluginError, import_source, plugin_module
-from kdbench.plugins.source import read_source, registers_additions
+from kdbench.plugins.hooks import read_hooks
+from kdbench.plugins.source import read_source, registers_metric
 
 ENTRY_POINT_GROUP = "kdbench.methods"
 
@@ -23,14 +24,14 @@ ENTRY_POINT_GROUP = "kdbench.methods"
 class MethodCatalog(dict[str, MethodEntry]):
     """Methods by name: the built-in ones, those of installed packages, those of ``--plugin`` files.
 
-    ``errors`` holds the plugins that could not be read; they do not stop the others. ``additions``: modules, with their files,
-    that register metrics or hooks, perhaps beside methods.
+    ``errors`` holds the plugins that could not be read; they do not stop the others. ``metrics``: modules that register metrics,
+    with their files.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.errors: list[PluginError] = []
-        self.additions: dict[str, Path] = {}
+        self.metrics: dict[str, Path] = {}
 
     def find(self, name: str) -> MethodEntry:
         if name not in self:
@@ -47,24 +48,24 @@ class MethodCatalog(dict[str, MethodEntry]):
 
     def include(self, entries: Sequence[MethodEntry], module: str, path: Path, who: str) -> None:
         """Add what one plugin registers; ``who`` begins the message when that is nothing."""
-        adds = registers_additions(path)
-        if not entries and not adds:
+        measures = registers_metric(path)
+        if not entries and not measures and not read_hooks(path):
             raise PluginError(
                 f'{who} registers no method, metric or hook; decorate a class with @register_method("name"), or a function '
                 'with @register_metric("name")'
             )
         for entry in entries:
             self.add(entry)
-        if adds:
-            self.additions[module] = path
+        if measures:
+            self.metrics[module] = path
 
-    def load_additions(self) -> None:
-        """Import the plugins that register metrics or hooks.
+    def load_metrics(self) -> None:
+        """Import the plugins that register metrics.
 
         Raises:
             PluginError: if one raises, with its own traceback.
         """
-        for module, path in self.additions.items():
+        for module, path in self.metrics.items():
             if module not in sys.modules:
                 import_source(module, path)
 
@@ -76,7 +77,7 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         plugins: paths of plugin files.
 
     Raises:
-        PluginError: for a plugin file that is missing or registers no method.
+        PluginError: for a plugin file that is missing or registers nothing.
     """
     found = MethodCatalog()
     for path in sorted(_builtin_folder().glob("[a-z]*.py")):

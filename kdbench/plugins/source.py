@@ -11,29 +11,21 @@ from typing import Any
 
 from kdbench.errors import nearest
 from kdbench.hyperparameters import Hyperparameter
+from kdbench.plugins.citations import problem_of
 from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, PluginError, import_source
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
-_ATTRIBUTES = ("display", "family", "fidelity", "needs", "uses_teacher", "version", "presets", "carries_kd")
-_DEFAULTS: dict[str, Any] = {
-    "display": "",
-    "family": "logits",
-    "fidelity": "paper",
-    "needs": {"logits"},
-    "uses_teacher": True,
-    "version": 1,
-    "presets": {},
-    "carries_kd": {},
-}
-_TYPES: dict[str, Any] = {
-    "display": str,
-    "family": str,
-    "fidelity": str,
-    "needs": (set, frozenset, list, tuple),
-    "uses_teacher": bool,
-    "version": int,
-    "presets": Mapping,
-    "carries_kd": Mapping,
+#: What a class body may declare: name -> (default, type).
+_ATTRIBUTES: dict[str, tuple[Any, Any]] = {
+    "display": ("", str),
+    "family": ("logits", str),
+    "fidelity": ("paper", str),
+    "needs": ({"logits"}, (set, frozenset, list, tuple)),
+    "uses_teacher": (True, bool),
+    "version": (1, int),
+    "presets": ({}, Mapping),
+    "carries_kd": ({}, Mapping),
+    "citation": ({}, Mapping),
 }
 
 
@@ -79,7 +71,7 @@ def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
     where = f"plugin {path}: method {name!r}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}", name):
         raise PluginError(f"{where}: a name has letters, digits, '_', '+' and '-' only, 61 at most")
-    for key, expected in _TYPES.items():
+    for key, (_, expected) in _ATTRIBUTES.items():
         if not isinstance(declared[key], expected) or (expected is int and isinstance(declared[key], bool)):
             raise PluginError(f"{where}: {key} = {declared[key]!r} has the wrong type")
     for key, valid in (("family", FAMILIES), ("fidelity", FIDELITIES)):
@@ -91,6 +83,8 @@ def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
         _, colon, student = key.partition(":")
         if colon and student not in NET_FAMILIES:
             raise PluginError(f"{where}: preset {key!r} names no family of students; {nearest(student, NET_FAMILIES)}")
+    if problem := problem_of(declared["citation"]):
+        raise PluginError(f"{where}: {problem}")
     for own in declared["carries_kd"].values():
         if own not in declared["hyperparameters"]:
             known = declared["hyperparameters"]
@@ -106,19 +100,11 @@ def _registered_name(node: ast.ClassDef) -> str | None:
     return None
 
 
-def registers_additions(path: Path) -> bool:
-    """Whether a file registers a metric or defines a hook (a class with the base ``Hook``)."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and any(
-            isinstance(decorator, ast.Call) and _called(decorator) == "register_metric"
-            for decorator in node.decorator_list
-        ):
-            return True
-        if isinstance(node, ast.ClassDef) and any(
-            getattr(base, "attr", getattr(base, "id", "")) == "Hook" for base in node.bases
-        ):
-            return True
-    return False
+def registers_metric(path: Path) -> bool:
+    """Whether a file that parses registers a metric."""
+    functions = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef))
+    decorators = [decorator for function in functions for decorator in function.decorator_list]
+    return any(isinstance(decorator, ast.Call) and _called(decorator) == "register_metric" for decorator in decorators)
 
 
 def _called(call: ast.Call) -> str:
@@ -127,7 +113,7 @@ def _called(call: ast.Call) -> str:
 
 def _declarations(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, Any]:
     """Class attributes and keyword-only arguments, as literals. Raises ValueError when they are not."""
-    declared = dict(_DEFAULTS)
+    declared = {key: default for key, (default, _) in _ATTRIBUTES.items()}
     parameters: dict[str, Hyperparameter] | None = None
     lineage = [node]
     while True:  # base classes in the same file; a foreign base other than Method needs the import
@@ -195,4 +181,5 @@ def _imported_declarations(name: str, module: str, path: Path) -> dict[str, Any]
         if argument.default is argument.empty:
             raise PluginError(f"plugin {path}: hyper-parameter {name}.{argument.name} has no default")
         parameters[argument.name] = Hyperparameter.of(argument)
-    return {**{key: getattr(cls, key, _DEFAULTS[key]) for key in _ATTRIBUTES}, "hyperparameters": parameters}
+    attributes = {key: getattr(cls, key, default) for key, (default, _) in _ATTRIBUTES.items()}
+    return {**attributes, "hyperparameters": parameters}

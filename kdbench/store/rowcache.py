@@ -29,7 +29,7 @@ LEAST = 500
 SETTLED = 3.0
 
 #: Path -> (signature, values in the order of the columns).
-Cache = dict[str, tuple[list[int], list[Any]]]
+Rows = dict[str, tuple[list[int], list[Any]]]
 
 
 def read_rows(
@@ -56,7 +56,9 @@ def read_rows(
     key = _key(columns)
     cache = _load(root / ROWS_FILE, key, len(columns)) if remember else {}
     before = (time.time() - settled) * 1e9
-    rows, kept, new = [], {}, 0
+    rows: list[list[Any]] = []
+    kept: Rows = {}
+    new = 0
     for path in paths:
         signature = _signature(f"{root}/{path}") if remember else None
         known = cache.get(path)
@@ -95,11 +97,11 @@ def _key(columns: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path, key: str, width: int) -> Cache:
-    """The cache; empty where there is none, or a damaged one, or one of other code."""
+def _load(path: Path, key: str, width: int) -> Rows:
+    """The rows in the file; empty where there is none, or a damaged one, or one of other code."""
     try:
-        content = from_json(path.read_bytes(), cache_strings="all")  # in less than half of json's time
-        whole = content["key"] == key and all(len(values) == width for _, values in content["rows"].values())
-        return dict(content["rows"]) if whole else {}
+        found = from_json(path.read_bytes(), cache_strings="all")  # in less than half of json's time
+        whole = found["key"] == key and all(len(values) == width for _, values in found["rows"].values())
+        return dict(found["rows"]) if whole else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

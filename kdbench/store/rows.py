@@ -151,5 +151,5 @@ def _measured(result: CellResult) -> dict[str, Any]:
         **{name: getattr(result.cost, name) for name in _COST},
         **{name: getattr(result.provenance, name) for name in _PROVENANCE},
         "plugin_metrics": json.dumps(plugin) if plugin else "",
-        _VALUES: json.dumps({name: (last.get(name), best.get(name)) for name in plugin}),
+        _VALUES: json.dumps({name: (last.get(name), best.get(name)) for name in plugin}) if plugin else "",
     }

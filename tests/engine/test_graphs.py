@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +22,11 @@ from kdbench.engine.checkpoint import Position
 from kdbench.engine.cohort import CohortModel, Shared
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.optim import build_optim_wrapper
+from kdbench.engine.tuning import Tuning
 from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
 from kdbench.method import Batch, Feature, Outputs
+from kdbench.plugins.hooks import HookEntry
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.suite.recipe import Recipe
@@ -31,6 +34,11 @@ from kdbench.suite.recipe import Recipe
 from .conftest import Lab
 from .recording import TapeRecorder
 from .test_no_waiting import cohort_model
+
+EVERY = list(catalog())
+#: Some of each family: recording all of them takes a minute.
+SOME = ["scratch", "kd", "dkd", "fitnet", "crd", "ofa", "mlld", "lfcc", "simkd", "rld"]
+READ_THE_EPOCH = {"ctkd", "dkd", "reviewkd", "rld", "sdd"}
 
 
 class OnCpu:
@@ -42,11 +50,15 @@ class OnCpu:
         self.recorder: type[TapeRecorder] = TapeRecorder
 
     def __call__(
-        self, cells: Sequence[CellTrainer], device: torch.device, say: Callable[[CellTrainer, str], None]
+        self,
+        cells: Sequence[CellTrainer],
+        device: torch.device,
+        say: Callable[[CellTrainer, str], None],
+        hooks: Sequence[HookEntry],
     ) -> CohortGraphs | None:
         for cell in cells:
             give_rate(cell)
-        if not self.on:
+        if not self.on or graphs.why_not(cells, hooks):
             return None
         self.made.append(CohortGraphs(cells, self.recorder(), say))
         return self.made[-1]
@@ -90,12 +102,17 @@ def state(cell: CellTrainer) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("pair", ["cnn--vit", pytest.param("vit--cnn", marks=pytest.mark.slow)])
-def test_every_method_is_recorded_and_ends_where_plain_steps_end(
-    lab: Lab, pair: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphs, "WARM_STEPS", 2)
-    names, recorder = list(catalog()), TapeRecorder()
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (SOME, "cnn--vit"),
+        pytest.param(EVERY, "cnn--vit", marks=pytest.mark.slow),
+        pytest.param(EVERY, "vit--cnn", marks=pytest.mark.slow),
+    ],
+    ids=["some, cnn--vit", "all, cnn--vit", "all, vit--cnn"],
+)
+def test_every_method_is_recorded_and_ends_where_plain_steps_end(lab: Lab, names: list[str], pair: str) -> None:
+    recorder = TapeRecorder()
 
     def trained(recorded: bool) -> CohortModel:
         torch.manual_seed(0)  # of the teacher
@@ -103,7 +120,7 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(
         for cell in model.alive:
             give_rate(cell)
         if recorded:
-            model.graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text))
+            model.graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text), warm_steps=2)
         wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
         model.train()
         for epoch, steps in enumerate((3, 2)):
@@ -112,6 +129,8 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(
                 for cell in model.alive:
                     cell.schedule.set(epoch, step)
                 model.train_step(model.pipeline.make(epoch, step), wrappers)
+                for cell in model.alive:
+                    cell.history.append({name: float(term) for name, term in cell.meters.last.items()})
             for cell in model.alive:
                 cell.end_epoch(epoch)
                 cell.history.append(cell.losses)
@@ -124,7 +143,7 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(
         for name, value in state(one).items():
             assert torch.equal(value, values[name]), f"{two.key}: {name}"
     # the teacher, every method, and in the second epoch those that read its number
-    assert recorder.recorded == 1 + len(names) + len({"ctkd", "dkd", "reviewkd", "rld", "sdd"})
+    assert recorder.recorded == 1 + len(names) + len(READ_THE_EPOCH.intersection(names))
 
 
 @pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])
@@ -263,6 +282,20 @@ def test_a_cell_that_fails_among_recorded_ones_leaves_them_their_numbers(
         assert lab.result(store, company, method)["cost"]["tuning"] == {"graphs": True}
     reason = store.cell(company.cells[1]).failure().reason
     assert "not finite at epoch 2, step 2" in reason or "in place" in reason
+
+
+def test_what_keeps_a_cohort_from_being_recorded_is_named(lab: Lab) -> None:
+    model = cohort_model(lab, ["kd"], "cnn--vit")
+    (cell,) = cells = model.alive
+    assert graphs.why_not(cells) == "optimizer 'adamw' has no fused kernel"  # on a CPU
+    give_rate(cell)
+    assert graphs.why_not(cells) is None
+    assert graphs.why_not(cells, [HookEntry("Watch", Path(), True, "")]) is None
+    assert graphs.why_not(cells, [HookEntry("Change", Path(), False, "")]) == "hooks may change what a step does"
+    cell.micro_batches = 2
+    assert graphs.why_not(cells) == "batches are trained in parts"
+    cell.tuning = Tuning(compile=True)
+    assert graphs.why_not(cells) == "with --compile and --cache-teacher steps run as they are"
 
 
 def test_features_of_a_teacher_whose_tensors_stay_do_not_remember_their_tokens() -> None:

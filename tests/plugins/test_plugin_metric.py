@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmengine.registry import HOOKS
 
 from kdbench.errors import KdbenchError
 from kdbench.plugins.entry import METHODS, PluginError
@@ -19,6 +20,7 @@ from kdbench.store.rows import COLUMNS, load_results
 
 PLUGIN = '''
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from kdbench import Method, register_method, register_metric
 
@@ -39,8 +41,11 @@ def margin(logits, labels, teacher_logits):
     return (best[:, 0] - best[:, 1]).mean()
 
 
+@HOOKS.register_module()
 class Counts(Hook):
     """A hook of the tests."""
+
+    observes = True
 '''
 
 
@@ -54,6 +59,7 @@ def forget() -> Iterator[None]:
         del METHODS[name]
     for module in [module for module in sys.modules if module.startswith("kdbench_plugin_")]:
         del sys.modules[module]
+    HOOKS.module_dict.pop("Counts", None)
 
 
 def write(folder: Path, text: str = PLUGIN) -> str:
@@ -133,20 +139,17 @@ def test_name_of_a_metric_is_taken_by_one_module_only() -> None:
         register_metric("top1")(lambda logits, labels, teacher_logits: 0.0)
 
 
-@pytest.mark.parametrize("end", ["@register_method", "class Counts"])
-def test_file_with_a_metric_or_a_hook_alone_is_a_plugin(tmp_path: Path, end: str) -> None:
+def test_file_with_a_metric_or_a_hook_alone_is_a_plugin(tmp_path: Path) -> None:
     start, _, rest = PLUGIN.partition('@register_method("mine")')
-    metric, _, hook = rest.partition("class Counts")
-    text = start + (
-        f"class Counts{hook}" if end == "class Counts" else "@register_metric" + metric.split("@register_metric")[1]
-    )
-    found = catalog([write(tmp_path, text)])
-    assert list(found.additions.values()) == [tmp_path / "plugin.py"]
+    metric, hook = rest[rest.index("@register_metric") :].split("@HOOKS")
+    found = catalog([write(tmp_path, start + metric)])
+    assert list(found.metrics.values()) == [tmp_path / "plugin.py"]
     assert all(entry.builtin for entry in found.values())
+    assert not catalog([write(tmp_path, f"{start}@HOOKS{hook}")]).metrics
 
 
 def test_plugin_with_a_metric_that_does_not_import_is_refused_with_its_traceback(tmp_path: Path) -> None:
     found = catalog([write(tmp_path, f"{PLUGIN}\nraise RuntimeError('boom')\n")])
     with pytest.raises(PluginError, match="RuntimeError: boom") as caught:
-        found.load_additions()
+        found.load_metrics()
     assert "raise RuntimeError('boom')" in caught.value.details

@@ -1,1 +1,4 @@
-"""Tables and leaderboards as text: Markdown, LaTeX, CSV, HTML, plain."""
+"""Tables and leaderboards as text.
+
+In reading order: ``render`` (the formats), ``markup`` (what they share), ``latex``, ``leaderboard``.
+"""
