@@ -23,7 +23,7 @@ def _net(timm: str, family: str, display: str, *taps: int | str) -> dict[str, An
 
 #: Nets for 32 x 32 px, teachers and students, built here.
 SMALL_NETS: dict[str, dict[str, Any]] = {
-    **_small("resnet", "cnn", "ResNet32px"),
+    **_small("resnet", "cnn", "ResNet32px", "channels_last"),
     **_small("convnext", "cnn", "ConvNeXt32px"),
     **_small("vit", "vit", "ViT32px"),
     **_small("swin", "vit", "Swin32px"),
