@@ -15,7 +15,7 @@ from kdbench.data.device import DevicePipeline
 from kdbench.data.images import ImageSet
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position
-from kdbench.engine.cohort import CohortModel, Failure, FrozenTeacher
+from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.teacher import freeze
 from kdbench.method import Task
@@ -128,7 +128,7 @@ def make_cohort(
         )
         cells.append(CellTrainer(spec, task, info, len(pipeline), setting.device))
 
-    def fail(cell: CellTrainer, failure: Failure) -> None:
+    def fail(cell: CellTrainer, failure: CellFailure) -> None:
         raise RuntimeError(f"{cell.key}: {failure.reason}\n{failure.details}")
 
     return CohortModel(cells, FrozenTeacher(teacher), pipeline, setting.device, fail)

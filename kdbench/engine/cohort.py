@@ -44,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass(frozen=True)
-class Failure:
+class CellFailure:
     """Why a cell failed: the kind, a sentence, the number of epochs it had completed, and the traceback."""
 
     kind: str
@@ -53,7 +53,7 @@ class Failure:
     details: str
 
     @classmethod
-    def of(cls, error: Exception, epoch: int = 0) -> Failure:
+    def of(cls, error: Exception, epoch: int = 0) -> CellFailure:
         kind = "non-finite loss" if isinstance(error, NonFiniteLossError) else "exception"
         kind = "out of memory" if is_out_of_memory(error) else kind
         sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
@@ -102,7 +102,7 @@ class CohortModel(nn.Module):
         teacher: FrozenTeacher | None,
         pipeline: Pipeline,
         device: torch.device,
-        on_failure: Callable[[CellTrainer, Failure], None],
+        on_failure: Callable[[CellTrainer, CellFailure], None],
         graphs: CohortGraphs | None = None,
         position: Position = Position(),  # noqa: B008 - immutable
     ) -> None:
@@ -133,7 +133,7 @@ class CohortModel(nn.Module):
     def fail(self, cell: CellTrainer, error: Exception) -> None:
         """Take a cell out of the cohort and report why."""
         self.drop(cell)
-        self.on_failure(cell, Failure.of(error, self.position.epoch))
+        self.on_failure(cell, CellFailure.of(error, self.position.epoch))
 
     def drop(self, cell: CellTrainer) -> None:
         """Take a cell out of the cohort without a word: another process trains it."""

@@ -18,7 +18,7 @@ from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
-from kdbench.engine.cohort import CohortModel, Failure, FrozenTeacher, TooLargeError
+from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher, TooLargeError
 from kdbench.engine.compiled import Forward
 from kdbench.engine.evaluation import Evaluated
 from kdbench.engine.graphs import graphs_of
@@ -113,7 +113,9 @@ class Session:
                     self._train_group(members, start, states, pipeline, micro_batches)
                 continue
             except TooLargeError as error:
-                failure = Failure("out of memory", str(error), start.epoch, "".join(traceback.format_exception(error)))
+                failure = CellFailure(
+                    "out of memory", str(error), start.epoch, "".join(traceback.format_exception(error))
+                )
                 release(error)
             states.clear()
             free_memory(self.device)
@@ -121,7 +123,7 @@ class Session:
                 self.train(smaller, parts)
 
     def _smaller(
-        self, specs: Sequence[TrainingSpec], micro_batches: int, batch_size: int, failure: Failure
+        self, specs: Sequence[TrainingSpec], micro_batches: int, batch_size: int, failure: CellFailure
     ) -> list[tuple[Sequence[TrainingSpec], int]]:
         """What to try instead of what did not fit: half of the cells, or one cell in twice as many parts of a batch."""
         what = failure.reason
@@ -152,7 +154,7 @@ class Session:
             try:
                 cells.append(self._build(spec, len(pipeline), micro_batches))
             except Exception as error:
-                self._record(spec, Failure.of(error))
+                self._record(spec, CellFailure.of(error))
         if not cells:
             return
         teacher = None
@@ -206,10 +208,10 @@ class Session:
             cell.spec.folder.say(text)
         self.emit({"event": "warning", "reason": text})
 
-    def _on_failure(self, cell: CellTrainer, failure: Failure) -> None:
+    def _on_failure(self, cell: CellTrainer, failure: CellFailure) -> None:
         self._record(cell.spec, failure)
 
-    def _record(self, spec: TrainingSpec, failure: Failure) -> None:
+    def _record(self, spec: TrainingSpec, failure: CellFailure) -> None:
         if not parallel.is_first():
             return
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -15,6 +16,7 @@ from mmengine.registry import VISBACKENDS
 from mmengine.visualization import BaseVisBackend, TensorboardVisBackend, Visualizer
 from mmengine.visualization.vis_backend import force_init_env
 
+from kdbench.store.files import write_bytes
 from kdbench.store.folders import CellFolder
 
 
@@ -24,7 +26,7 @@ class ScalarVisualizer(Visualizer):
     Args:
         name: of the run.
         trackers: configurations of backends.
-        record: file that remembers what was logged.
+        record: file that holds the last epoch that was logged.
         say: receives why a tracker is not written any more; training goes on without it.
     """
 
@@ -37,7 +39,9 @@ class ScalarVisualizer(Visualizer):
     ) -> None:
         super().__init__(name, vis_backends=list(trackers))
         self._record, self._say = record, say
-        self._logged = int(record.read_text()) if trackers and record.exists() else 0
+        self._logged = 0
+        with contextlib.suppress(OSError, ValueError):
+            self._logged = int(record.read_text()) if trackers else 0
 
     def _initialize_fig(self, fig_cfg: Any) -> tuple[Any, Any, Any]:
         return None, SimpleNamespace(get_dpi=lambda: 0), None
@@ -55,8 +59,9 @@ class ScalarVisualizer(Visualizer):
             self._each(lambda backend: backend.add_config(Config(dict(config))))
         scalars = {tag_of(name): row[name] for name in row if name != "epoch" and math.isfinite(row[name])}
         self._each(lambda backend: backend.add_scalars(scalars, epoch))
-        self._record.write_text(f"{epoch}\n")
         self._logged = epoch
+        with contextlib.suppress(OSError):  # a full disk
+            write_bytes(self._record, f"{epoch}\n".encode())
 
     def close(self) -> None:
         self._each(lambda backend: backend.close())
@@ -75,12 +80,12 @@ def visualizer_of(trackers: Sequence[str], folder: CellFolder, root: Path) -> Sc
     name = folder.path.relative_to(root).as_posix()
     run_id = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]
     kinds: dict[str, dict[str, Any]] = {
-        "tensorboard": {"type": "TensorBoardRun", "save_dir": str(folder.path / "tensorboard")},
+        "tensorboard": {"type": "TensorBoardRun", "save_dir": str(folder.tensorboard)},
         "wandb": {"type": "WandbRun", "save_dir": str(folder.path), "run_name": name, "run_id": run_id},
         "mlflow": {"type": "MlflowRun", "save_dir": str(root / "mlruns"), "run_name": name, "run_id": run_id},
     }
     backends = [kinds[tracker] for tracker in trackers]
-    return ScalarVisualizer(name, backends, folder.path / "logged.txt", folder.say)
+    return ScalarVisualizer(name, backends, folder.logged, folder.say)
 
 
 def tag_of(column: str) -> str:

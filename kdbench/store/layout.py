@@ -54,6 +54,8 @@ class Folder:
     weights = _File("weights.safetensors")  # a teacher
     verification = _File("verification.json")  # a teacher's accuracy beside the published one
     log = _File("log.txt")
+    logged = _File("logged.txt")  # the last epoch that trackers have
+    tensorboard = _File("tensorboard")  # folder of its events
 
     def __init__(self, path: Path) -> None:
         self.path = path

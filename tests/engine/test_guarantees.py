@@ -421,7 +421,7 @@ def test_the_default_figure_is_the_last_epochs_and_the_best_has_its_own_name(lab
     column = rows[0].split(",").index("top1")
     scores = [float(row.split(",")[column]) for row in rows[1:]]
     assert len(scores) == 3
-    assert metrics["last"]["epoch"] == 3
+    assert metrics["best_epoch"] == 1 + scores.index(max(scores))
     assert metrics["last"]["top1"] == scores[-1]
     assert metrics["best"]["top1"] == max(scores)
 

@@ -114,7 +114,7 @@ def test_a_hook_that_raises_fails_its_cell_alone(lab: Lab, write_hook: Write, po
     states = {cell.method: store.cell(cell).state() for cell in plan.cells}
     assert states == {"scratch": "done", "kd": "failed", "fitnet": "done"}
     failed = next(cell for cell in plan.cells if cell.method == "kd")
-    assert store.cell(failed).failure()["reason"] == f"hook Mine raised in {point}: ValueError: enough"
+    assert store.cell(failed).failure().reason == f"hook Mine raised in {point}: ValueError: enough"
     alone = lab.plan(["scratch", "fitnet"], recipe=ONE_EPOCH)
     without = lab.train(alone, "without")
     for method in ("scratch", "fitnet"):

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdbench.data.pipeline import DevicePipeline
 from kdbench.datasets.load import load_dataset
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.cohort import CohortModel, Failure, FrozenTeacher
+from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher
 from kdbench.engine.teacher import freeze
 from kdbench.engine.train import spec_of
 from kdbench.method import Method, Task
@@ -100,7 +100,7 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
         for cell in cohort.cells
     ]
 
-    def fail(cell: CellTrainer, failure: Failure) -> None:
+    def fail(cell: CellTrainer, failure: CellFailure) -> None:
         raise AssertionError(f"{cell.key}: {failure.details}")
 
     return CohortModel(cells, FrozenTeacher(teacher), pipeline, lab.device, fail)

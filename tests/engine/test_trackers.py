@@ -40,7 +40,7 @@ def kill_in_epoch(number: int) -> Any:
 def tensorboard(folder: CellFolder) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder.path / "tensorboard"), purge_orphaned_data=False).Reload()
+    events = EventAccumulator(str(folder.tensorboard), purge_orphaned_data=False).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
@@ -111,15 +111,16 @@ def test_each_cell_has_a_run_with_every_evaluated_epoch_once_after_an_interrupti
 def test_nothing_is_logged_unless_it_is_asked_for(lab: Lab) -> None:
     plan = lab.plan(["scratch"], recipe=ONE_EPOCH)
     folder = lab.train(plan).cell(plan.cells[0])
-    assert not (folder.path / "tensorboard").exists()
-    assert not (folder.path / "logged.txt").exists()
+    assert not folder.tensorboard.exists()
+    assert not folder.logged.exists()
 
 
 def test_a_tracker_that_cannot_be_written_costs_no_training(lab: Lab) -> None:
     plan = lab.plan(["scratch"], recipe=ONE_EPOCH, log=("tensorboard",))
     folder = lab.store("runs").cell(plan.cells[0])
     folder.path.mkdir(parents=True)
-    (folder.path / "tensorboard").write_text("in the way")
+    folder.tensorboard.write_text("in the way")
+    folder.logged.write_text("cut")
     assert lab.train(plan).cell(plan.cells[0]).state() == "done"
     assert "TensorBoardRun is not written any more: FileExistsError" in folder.log.read_text()
 

@@ -12,12 +12,13 @@ import torch
 from kdbench.engine import compiled, groups
 from kdbench.engine import train as training
 from kdbench.engine.compiled import TOLERANCE, Forward
-from kdbench.engine.teachercache import FOLDER, TeacherCache
+from kdbench.engine.teachercache import TeacherCache
 from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.matrix.cells import Plan
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
 from kdbench.store.folders import Store
+from kdbench.store.layout import TEACHER_OUTPUTS_FOLDER
 from kdbench.suite.net import NetSpec
 
 from .conftest import Lab, cohort_of
@@ -148,7 +149,7 @@ def test_another_seed_and_features_of_stages_are_not_cached(lab: Lab, caches: li
 
 
 def files(lab: Lab) -> list[Path]:
-    return sorted((lab.root / "a" / FOLDER).rglob("*.ckpt"))
+    return sorted((lab.root / "a" / TEACHER_OUTPUTS_FOLDER).rglob("*.ckpt"))
 
 
 def test_damaged_or_wrong_outputs_are_not_used(lab: Lab, caches: list[TeacherCache]) -> None:

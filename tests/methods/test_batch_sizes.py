@@ -12,7 +12,7 @@ from kdbench.conformance import bench
 from kdbench.conformance.bench import Pair
 from kdbench.conformance.checks import terms_by_batch
 from kdbench.matrix.cells import make_plan
-from kdbench.matrix.request import Choice
+from kdbench.matrix.request import Request
 from kdbench.methods.mlld import batch_loss, class_loss
 from kdbench.methods.pkt import pkt_loss
 from kdbench.methods.sp import sp_loss
@@ -45,7 +45,7 @@ def test_weights_of_large_batches_keep_the_terms_within_a_factor_of_two(
     loaded = load_suite(suite)
     published = METHODS[method].hyperparameters[key].default * by_batch(loss, *embeddings(64), TUNED_AT)
     for protocol in sorted({"short", "paper", "as-released"} & set(loaded.protocols)):
-        cells = make_plan(loaded, Choice(protocol=protocol, methods=(method,)), METHODS).cells
+        cells = make_plan(loaded, Request(protocol=protocol, methods=(method,)), METHODS).cells
         for size, weight in {(cell.recipe.batch_size, cell.hyperparameters[key]) for cell in cells}:
             assert 0.5 < weight * by_batch(loss, *embeddings(64), size) / published < 2, (protocol, size)
 

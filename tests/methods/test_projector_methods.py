@@ -24,8 +24,7 @@ from kdbench.methods.srd import SRD, srd_correlation_loss, srd_loss
 from kdbench.methods.ufd import UFD, ufd_channel_loss, ufd_loss
 from kdbench.methods.vkd import VKD, SemiOrthogonal, vkd_loss
 from kdbench.nets.tapped import TappedNet, describe
-from kdbench.suite.net import NetSpec
-from kdbench.suite.zoo import ZOO
+from kdbench.suite.net import NetSpec, zoo_net
 
 CLASSES = 10
 TASK = Task(CLASSES, 100, torch.arange(100) % CLASSES)
@@ -52,13 +51,13 @@ def gradient(loss: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
 
 @functools.cache
 def info(name: str) -> NetInfo:
-    return describe(ZOO[name], CLASSES, name)
+    return describe(zoo_net(name), CLASSES, name)
 
 
 def nets(teacher: str, student: str, size: int = 3) -> tuple[TappedNet, Batch, Outputs, Outputs]:
     """A frozen teacher, a batch, the student's outputs and the teacher's."""
-    taught = TappedNet(ZOO[teacher], CLASSES, teacher).eval().requires_grad_(False)
-    learner = TappedNet(ZOO[student], CLASSES, student).train()
+    taught = TappedNet(zoo_net(teacher), CLASSES, teacher).eval().requires_grad_(False)
+    learner = TappedNet(zoo_net(student), CLASSES, student).train()
     images = torch.rand(size, 3, 32, 32)
     needs = {"logits", "stages", "embedding", "stagewise"}
     with torch.no_grad():

@@ -79,14 +79,14 @@ def test_branches_of_ofa_weigh_at_the_start_what_they_do_in_the_authors_log() ->
 
     from kdbench.method import Batch, Task
     from kdbench.nets.tapped import TappedNet
-    from kdbench.suite.zoo import ZOO
+    from kdbench.suite.net import zoo_net
 
     values = []
     cls: Any = METHODS["ofa"].load()
     chosen = settings("cifar100", "ofa")
     for seed in range(5):
         torch.manual_seed(seed)
-        teacher, student = (TappedNet(ZOO[name], 100) for name in ("swin_tiny", "resnet18"))
+        teacher, student = (TappedNet(zoo_net(name), 100) for name in ("swin_tiny", "resnet18"))
         labels = torch.randint(100, (16,))
         method = cls(student.describe(), teacher.describe(), Task(100, 16, labels), **chosen)
         images = torch.rand(16, 3, 224, 224)

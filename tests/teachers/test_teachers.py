@@ -43,6 +43,7 @@ from kdbench.teachers.foreign import WeightsError, load_body, load_state, read_s
 from kdbench.teachers.verification import judge
 from kdbench.teachers.weights import find_weights, missing_weights
 from tests.conftest import TINY, Said, tiny
+from tests.records import teacher_result
 
 Kdbench = Callable[..., Said]
 State = dict[str, Tensor]
@@ -692,7 +693,7 @@ def test_a_teacher_is_fine_tuned_from_the_command_line_and_its_result_says_from_
     assert said.status == 0, said.err
     assert f"fine-tuned here from timm {TAGGED}" in said.out
     result = read_json(teacher_folder(tmp_path / "runs") / "result.json")
-    assert result["weights"]["from"] == f"timm {TAGGED}"
+    assert result["weights"]["origin"] == f"timm {TAGGED}"
 
 
 def test_a_body_keeps_the_nets_own_classifier(tmp_path: Path) -> None:
@@ -725,13 +726,14 @@ def test_an_accuracy_is_judged_by_the_number_of_images_and_classes(
     measured: float, images: int, classes: int | None, agrees: bool
 ) -> None:
     plan = plan_of(nets={"cnn": {"weights": {"file": "a.pth"}, "published_top1": 80.0}})
-    result = {
-        "metrics": {"last": {"top1": measured}},
-        "images": images,
-        "split_images": 500 if classes else 50_000,
-        "chosen_classes": classes,
-        "classes": classes or 1000,
-    }
+    result = teacher_result(plan.teachers[0], top1=measured).model_copy(
+        update={
+            "images": images,
+            "split_images": 500 if classes else 50_000,
+            "chosen_classes": classes,
+            "classes": classes or 1000,
+        }
+    )
     verdict = judge(plan.teachers[0], result)
     assert verdict.compared
     assert verdict.agrees is agrees
@@ -739,13 +741,9 @@ def test_an_accuracy_is_judged_by_the_number_of_images_and_classes(
 
 def test_too_few_images_are_not_compared() -> None:
     plan = plan_of(nets={"cnn": {"weights": {"file": "a.pth"}, "published_top1": 80.0}})
-    result = {
-        "metrics": {"last": {"top1": 0.0}},
-        "images": 4,
-        "split_images": 50_000,
-        "chosen_classes": None,
-        "classes": 10,
-    }
+    result = teacher_result(plan.teachers[0], top1=0.0).model_copy(
+        update={"images": 4, "split_images": 50_000, "chosen_classes": None, "classes": 10}
+    )
     verdict = judge(plan.teachers[0], result)
     assert verdict.agrees
     assert not verdict.compared
