@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = {name: timing.on(clock) for name, timing in timings.items()}
     memory, extra, held = {}, {}, {}
     for name, cell in cells.items():
-        states = chain(cell.parameters(), cell.buffers(), _tensors(outputs), [inputs, data.images])
+        states = chain(cell.distiller.parameters(), cell.distiller.buffers(), _tensors(outputs), [inputs, data.images])
         memory[name] = peak_of(lambda name=name: step(name), states, device)
         extra[name] = cell.extra_parameters()
         held[name] = sum(value.numel() * value.element_size() for value in cell.method.buffers())

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     def on_device() -> None:
-        for made in ours:
+        for made in ours.batches(0):
             made.images.sub_(mean).div_(std)
 
     def in_loaders() -> None:

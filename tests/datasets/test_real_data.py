@@ -58,18 +58,17 @@ def test_data_sets_are_listed_also_where_the_suite_says_the_number_of_classes(
     assert {row["name"]: row["classes"] for row in rows}["imagefolder"] is None
 
 
-def test_what_is_worth_knowing_of_the_files_is_said_before_a_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from argparse import Namespace
+def test_what_is_worth_knowing_of_the_files_is_noted_before_a_run(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     from kdbench.launch import choose
+    from kdbench.matrix.request import Request
 
     as_folders(tmp_path)
     write(tmp_path / "imagenet" / "train" / CLASSES[0] / "boxes.txt", "x")
     spec = DatasetSpec(name="imagenet1k", classes=CLASSES, image_size=32)
-    made = SimpleNamespace(suite=SimpleNamespace(dataset=spec))
-    choose.ready_data(Namespace(data=str(tmp_path), download=False), made)  # type: ignore[arg-type]
+    plan = SimpleNamespace(suite=SimpleNamespace(dataset=spec), request=Request(data=str(tmp_path)))
+    notes: list[str] = []
+    choose.ready_data(plan, notes.append, lambda done, size: None)  # type: ignore[arg-type]
     note = f"{tmp_path / 'imagenet' / 'train'}: 1 file that is no image left out, such as {CLASSES[0]}/boxes.txt"
-    assert capsys.readouterr().err == f"kdbench: note: ImageNet-1K: {note}\n"
+    assert notes == [f"ImageNet-1K: {note}"]

@@ -173,7 +173,7 @@ def test_parts_of_a_batch_have_the_gradients_of_the_whole(lab: Lab) -> None:
     found = []
     for parts in (1, 3):
         cell = trainer(lab, plan)
-        cell.eval()  # no drop path, whose draws would differ
+        cell.distiller.eval()  # no drop path, whose draws would differ
         cell.micro_batches = parts
         initial = cell.student.net.get_parameter("patch_embed.proj.weight").detach().clone()
         step(cell)
