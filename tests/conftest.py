@@ -95,6 +95,14 @@ def tiny_suite(**changes: Any) -> Suite:
     return Suite.model_validate(tiny(**changes))
 
 
+@pytest.fixture(autouse=True)
+def no_folders_of_the_user(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see no $KDBENCH_OUT, _DATA or _WEIGHTS, but those that are for real data."""
+    if request.node.get_closest_marker("data") is None:
+        for name in ("KDBENCH_OUT", "KDBENCH_DATA", "KDBENCH_WEIGHTS"):
+            monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def write_suite(tmp_path: Path) -> Callable[..., Path]:
     """Write the tiny suite, with nested changes, or any text, as a file."""

@@ -115,7 +115,7 @@ UNSOUND = {
     "declaration: a preset of an unknown hyper-parameter": (
         "declaration",
         {"CLASS": "presets = {'cifar100': {'tau': 1.0}}"},
-        "the preset of cifar100 cannot be built",
+        "the preset 'cifar100' cannot be built",
     ),
     "declaration: a preset of an unknown data set": ("declaration", {"CLASS": "presets = {'cifar': {}}"}, "known are"),
     "declaration: a default of another type": (

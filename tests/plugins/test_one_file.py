@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kdbench.store.rows import load_results
 
 FILE = '''
 from mmengine.hooks import Hook
@@ -26,10 +27,11 @@ class Halved(Method):
         return {"ce": 0.5 * batch.task_loss(student.logits)}
 
 
-@register_metric("margin", title="Margin", higher_is_better=True, decimals=2)
+@register_metric("margin", title="Mean margin", unit="logits", higher_is_better=False, decimals=2)
 def margin(logits, labels, teacher_logits):
-    top = logits.softmax(dim=1).topk(2, dim=1).values
-    return (top[:, 0] - top[:, 1]).mean()
+    best = logits.topk(2, dim=1).values
+    logits.zero_()  # a copy: nothing else sees it
+    return (best[:, 0] - best[:, 1]).mean()
 
 
 @HOOKS.register_module()
@@ -68,9 +70,19 @@ def test_a_method_a_metric_and_a_hook_in_one_file_reach_everything(
         for tag, column in (("val/top1", "top1"), ("val/margin", "margin")):
             logged = [(event.step, event.value) for event in events.Scalars(tag)]
             assert logged == [(int(row["epoch"]), pytest.approx(float(row[column]))) for row in rows]
-    cells = ("--plugin", plugin, "--out", out)
-    table = list(csv.reader(io.StringIO(kdbench("table", suite, *cells, "--metric", "margin", "--format", "csv").out)))
-    assert any("halved" in row for row in table)
-    assert "Margin" in kdbench("leaderboard", suite, *cells, "--metric", "margin").out
-    assert kdbench("report", suite, *cells, "--to", tmp_path / "page.html").status == 0
-    assert ">margin</th>" in (tmp_path / "page.html").read_text()
+    frame = load_results(out).set_index("method")
+    # The readers know neither the plugin nor torch.
+    table = kdbench("table", suite, "--methods", "kd", "--metric", "margin", "--out", out)
+    assert "Mean margin (logits, lower is better)" in table.out
+    assert f"{frame.loc['kd', 'margin']:.2f}" in table.out
+    rows = kdbench("table", suite, "--metric", "margin", "--format", "csv", "--out", out).out
+    means = {row["method"]: float(row["mean"]) for row in csv.DictReader(rows.splitlines())}
+    assert means["halved"] == pytest.approx(frame.loc["halved", "margin"])
+    board = kdbench("leaderboard", suite, "--metric", "margin", "--out", out).out
+    assert f"{frame.loc['kd', 'margin'] - frame.loc['halved', 'margin']:+.3f}" in board
+    assert kdbench("report", suite, "--out", out, "--to", tmp_path / "page.html").status == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "margin (logits)" in page
+    assert f"{frame.loc['halved', 'margin']:.3f}" in page
+    unknown = kdbench("table", suite, "--metric", "margn", "--out", out)
+    assert (unknown.status, unknown.err) == (2, "kdbench: unknown metric 'margn'; did you mean 'margin'?\n")

@@ -1,22 +1,17 @@
-"""One plugin file with a method, a metric and a hook: its metric reaches the result and everything that is made of results."""
+"""Metrics of plugins: their names, what they may do, and the files that hold them."""
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mmengine.registry import HOOKS
 
 from kdbench.errors import KdbenchError
-from kdbench.plugins.entry import METHODS, PluginError
+from kdbench.plugins.entry import PluginError
 from kdbench.plugins.metrics import METRICS, measure, register_metric
 from kdbench.plugins.registry import catalog
-from kdbench.store.rows import COLUMNS, load_results
+from kdbench.store.rows import COLUMNS
 
 PLUGIN = '''
 from mmengine.hooks import Hook
@@ -49,56 +44,10 @@ class Counts(Hook):
 '''
 
 
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    before = {**METRICS}
-    yield
-    METRICS.clear()
-    METRICS.update(before)
-    for name in [name for name, cls in METHODS.items() if cls.__module__.startswith("kdbench_plugin_")]:
-        del METHODS[name]
-    for module in [module for module in sys.modules if module.startswith("kdbench_plugin_")]:
-        del sys.modules[module]
-    HOOKS.module_dict.pop("Counts", None)
-
-
 def write(folder: Path, text: str = PLUGIN) -> str:
     path = folder / "plugin.py"
     path.write_text(text)
     return str(path)
-
-
-def test_metric_of_a_plugin_reaches_result_table_leaderboard_and_page(
-    kdbench: Callable[..., Any], write_suite: Callable[..., Path], tmp_path: Path
-) -> None:
-    plugin, runs = write(tmp_path), tmp_path / "runs"
-    ran = kdbench("run", write_suite(), "--methods", "kd,mine", "--plugin", plugin, "--out", runs, "--workers", "1")
-    assert ran.status == 0, ran.err
-    metrics = {}
-    for path in runs.glob("tiny/short/cnn--vit/*/*/result.json"):
-        content = json.loads(path.read_text())
-        metrics[path.parts[-3]] = content["metrics"]["last"]["margin"]
-        assert content["plugin_metrics"]["margin"]["title"] == "Mean margin"
-        with open(path.with_name("history.csv")) as file:
-            assert float(list(csv.DictReader(file))[-1]["margin"]) == metrics[path.parts[-3]] > 0
-    assert set(metrics) == {"kd", "mine"}
-    frame = load_results(runs).set_index("method")
-    assert frame["margin"].to_dict() == metrics
-    # The readers know neither the plugin nor torch.
-    table = kdbench("table", tmp_path / "tiny.yaml", "--methods", "kd", "--metric", "margin", "--out", runs)
-    assert "Mean margin (logits, lower is better)" in table.out
-    assert f"{metrics['kd']:.2f}" in table.out
-    rows = kdbench("table", tmp_path / "tiny.yaml", "--metric", "margin", "--format", "csv", "--out", runs).out
-    found = {row["method"]: row for row in csv.DictReader(rows.splitlines())}
-    assert float(found["mine"]["mean"]) == pytest.approx(metrics["mine"])
-    board = kdbench("leaderboard", tmp_path / "tiny.yaml", "--metric", "margin", "--out", runs).out
-    assert f"{metrics['kd'] - metrics['mine']:+.3f}" in board
-    kdbench("report", tmp_path / "tiny.yaml", "--out", runs, "--to", tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    assert "margin (logits)" in page
-    assert f"{metrics['mine']:.3f}" in page
-    unknown = kdbench("table", tmp_path / "tiny.yaml", "--metric", "margn", "--out", runs)
-    assert (unknown.status, unknown.err) == (2, "kdbench: unknown metric 'margn'; did you mean 'margin'?\n")
 
 
 def test_metric_that_raises_or_gives_no_number_leaves_the_others_alone() -> None:
