@@ -68,7 +68,7 @@ def students_note(costs: Sequence[StudentCost]) -> str:
     known = [cost for cost in costs if np.isfinite(cost.gmacs) or np.isfinite(cost.parameters)]
     if not known:
         return ""
-    told = []
+    texts = []
     for cost in known:
         parts = []
         if np.isfinite(cost.parameters):
@@ -77,8 +77,8 @@ def students_note(costs: Sequence[StudentCost]) -> str:
             parts.append(f"{gmacs_text(cost.gmacs)} GMACs")
         if np.isfinite(cost.images_per_second):
             parts.append(f"{count_text(cost.images_per_second)} images/s on {cost.device or 'an unknown device'}")
-        told.append(f"{cost.display} ({', '.join(parts)})")
-    return f"Students at inference: {join_names(told, 20)}."
+        texts.append(f"{cost.display} ({', '.join(parts)})")
+    return f"Students at inference: {join_names(texts, 20)}."
 
 
 def gmacs_text(gmacs: float) -> str:

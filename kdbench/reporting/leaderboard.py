@@ -98,7 +98,6 @@ class Leaderboard:
     select: str
     reference: str
     reference_display: str
-    tie_band: float
     standings: tuple[Standing, ...]
     pairs: int
     pair_titles: tuple[tuple[str, str], ...]
@@ -123,7 +122,6 @@ class Leaderboard:
 def build_leaderboard(
     frame: pd.DataFrame,
     baseline: str = "kd",
-    tie_band: float | None = None,
     metric: str = "top1",
     select: str = "last",
     *,
@@ -138,16 +136,12 @@ def build_leaderboard(
         frame: one row per cell, of one suite, protocol, data set and split.
         baseline: the method that gains are counted from. Without figures of it they are counted from ``scratch``;
             without those the methods are ordered by their mean.
-        tie_band: a gain of at most this size is a tie, in the metric's unit; by default 0.2 for percentages, 0.01 nats.
         metric, select: as for ``build_table``.
         command: the command line that made the ranking, for its comment.
 
     Raises:
         KdbenchError: if the frame mixes suites, protocols, data sets or splits, or a name is unknown.
-        ValueError: for a negative tie band.
     """
-    if tie_band is not None and not tie_band >= 0:
-        raise ValueError(f"tie_band = {tie_band}: expected a number that is not negative")
     results = collect(frame, metric, select)
     known = list(results.method_info)
     if baseline not in known and baseline != "kd":
@@ -158,8 +152,7 @@ def build_leaderboard(
     if not command:
         where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
         command = " ".join(f"kdbench leaderboard {where}".split())
-    band = results.metric.tie_band if tie_band is None else float(tie_band)
-    standings = _Builder(results, means, reference, band).build()
+    standings = _Builder(results, means, reference).build()
     ranked_pairs = means[reference] if reference else means.mean(axis=1)
     board = Leaderboard(
         **identity,
@@ -167,7 +160,6 @@ def build_leaderboard(
         select=select,
         reference=reference,
         reference_display=results.method_info[reference]["display"] if reference else "",
-        tie_band=band,
         standings=standings,
         pairs=int(ranked_pairs.notna().sum()),
         pair_titles=tuple((pair, row["title"]) for pair, row in results.pair_info.items()),
@@ -185,11 +177,10 @@ def build_leaderboard(
 class _Builder:
     """Computes the standings from means (pairs x methods)."""
 
-    def __init__(self, results: Results, means: pd.DataFrame, reference: str, band: float) -> None:
+    def __init__(self, results: Results, means: pd.DataFrame, reference: str) -> None:
         self.results = results
         self.means = means
         self.reference = reference
-        self.band = band
         self.sign = results.metric.sign
 
     def build(self) -> tuple[Standing, ...]:
@@ -243,7 +234,7 @@ class _Builder:
         if standing.method == self.reference:
             return replace(standing, **compared)
         interval = statistics.mean_interval(gains.to_numpy(), LEVEL)
-        wins, ties, losses = statistics.wins_ties_losses(gains.to_numpy(), self.band)
+        wins, ties, losses = statistics.wins_ties_losses(gains.to_numpy(), self.results.metric.tie_band)
         low, high = statistics.leave_one_out(gains.to_numpy(), pairs["student"].tolist(), pairs["teacher"].tolist())
         compared |= {"low": interval.low, "high": interval.high, "wins": wins, "ties": ties, "losses": losses}
         compared |= {"left_out_low": low, "left_out_high": high}
@@ -337,8 +328,8 @@ def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
     for state in ("failed", "skipped"):
         bad = results.scores[results.scores[state] > 0].groupby("method")[state].sum()
         if len(bad):
-            told = [f"{results.method_info[str(name)]['title']} ({count})" for name, count in bad.items()]
-            notes.append(f"Cells {state}: {join_names(told)}.")
+            affected = [f"{results.method_info[str(name)]['title']} ({count})" for name, count in bad.items()]
+            notes.append(f"Cells {state}: {join_names(affected)}.")
     if any(s.harmed for s in board.standings):
         notes.append("Harmed: pairs on which the method's mean is worse than training from scratch.")
     if any(np.isfinite(s.step_ratio) for s in board.standings):
@@ -367,7 +358,7 @@ def _rule(board: Leaderboard, wanted: str) -> str:
     rule = f"Gain: mean over seeds minus that of {board.reference_display}, per pair, then the mean over {over}"
     if not board.metric.higher_is_better:
         rule += " (sign turned, so that positive is better)"
-    band = f"±{board.tie_band:g} {board.metric.difference_unit}".strip()
+    band = f"±{board.metric.tie_band:g} {board.metric.difference_unit}".strip()
     text = f"{rule}; a gain within {band} is a tie."
     if board.reference != wanted:
         text = f"{wanted} has no results here: gains are counted from {board.reference_display}. {text}"

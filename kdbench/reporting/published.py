@@ -177,9 +177,7 @@ def _merged(published: pd.DataFrame) -> list[dict[str, Any]]:
         figure = merged.setdefault(key, {**dict(zip(names, key, strict=True)), "found": []})
         figure["found"].append(row)
     for figure in merged.values():
-        found = sorted(
-            figure.pop("found"), key=lambda row: (_evidence_rank(row["evidence"]), row["paper"], row["source"])
-        )
+        found = sorted(figure.pop("found"), key=lambda row: (_rank(row["evidence"]), row["paper"], row["source"]))
         figure["evidence"] = _joined(row["evidence"] for row in found)
         figure["paper"] = _joined(f"{row['paper']}, {row['table']}" for row in found)
         figure["papers"] = tuple(dict.fromkeys(row["arxiv_id"] for row in found))
@@ -221,11 +219,8 @@ def _ours(results: Results) -> list[dict[str, Any]]:
         )
     places = {name: i for i, name in enumerate((*results.pair_info, *results.method_info))}
     for our in ours:
-        our["order"] = (
-            places.get(f"{our['teacher']}--{our['student']}", 0),
-            places.get(our["method"], -1),
-            our["title"],
-        )
+        pair = f"{our['teacher']}--{our['student']}"
+        our["order"] = (places.get(pair, 0), places.get(our["method"], -1), our["title"])
     return sorted(ours, key=lambda our: our["order"])
 
 
@@ -274,11 +269,8 @@ def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Result
     own = results.cells[results.cells["pair"].isin(pairs) & (results.cells["method"] == our["method"])]
     epochs = own.loc[own["value"].notna(), "epochs"].dropna()
     dataset = _plain(results.identity()["dataset"])
-    known = {
-        PUBLISHED_EPOCHS[paper, dataset].get(family)
-        for paper in figure["papers"]
-        if (paper, dataset) in PUBLISHED_EPOCHS
-    }
+    of_papers = [PUBLISHED_EPOCHS.get((paper, dataset)) for paper in figure["papers"]]
+    known = {epochs.get(family) for epochs in of_papers if epochs}
     remarks = []
     if len(known) == 1 and epochs.nunique() == 1 and (published := known.pop()) and epochs.iloc[0] != published:
         remarks.append(f"{epochs.iloc[0]:g} epochs, published {published}")
@@ -311,9 +303,7 @@ def _notes(results: Results) -> list[str]:
         "party's summary. A figure that is not listed could not be read.",
     ]
     if protocol != "paper":
-        notes.append(
-            f"Ours were trained under the protocol {protocol!r}, not as published: this is no test of reproduction."
-        )
+        notes.append(f"Ours were trained under the protocol {protocol!r}, not as published: no test of reproduction.")
     if any(row["fidelity"] == "reconstruction" for row in results.method_info.values()):
         notes.append(RECONSTRUCTION_NOTE)
     return notes + data_notes(results)
@@ -325,12 +315,8 @@ def _nothing(
     if results.empty:
         return nothing_text(results)
     if not len(published):
-        where = (
-            "results/published of the project's source is not part of this installation"
-            if folder is None
-            else str(folder)
-        )
-        return f"No published figures to compare with: {where}{'' if folder is None else ' holds none'}."
+        source = "results/published of the project's source is not part of this installation"
+        return f"No published figures to compare with: {source if folder is None else f'{folder} holds none'}."
     if not records:
         return f"No published figure is known for these pairs and methods on {results.identity()['dataset']}."
     return ""
@@ -361,7 +347,7 @@ def _net_keys(name: str, display: str) -> set[str]:
     return {normalise_net(display or name)}
 
 
-def _evidence_rank(evidence: str) -> int:
+def _rank(evidence: str) -> int:
     return _EVIDENCE.index(evidence) if evidence in _EVIDENCE else len(_EVIDENCE)
 
 

@@ -24,7 +24,7 @@ def write_bytes(path: Path, content: bytes, once: bool = False) -> None:
     """Write a file so that after a crash the old or the new one is there, never a part: temporary file, fsync, rename.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is created.
         content: all of it.
         once: refuse to replace a file that is there.
 

@@ -117,7 +117,7 @@ def _row(root: Path, path: str) -> dict[str, Any]:
         elif found.problem:
             row["reason"] = f"{found.problem}; kdbench run trains the cell again"
         elif found.state == "interrupted":
-            row["reason"] = "interrupted; kdbench run goes on from its last checkpoint"
+            row["reason"] = "interrupted; kdbench run continues from its last checkpoint"
     except (DamagedFileError, FileNotFoundError) as error:
         row.update(state="planned", reason=f"{error}; kdbench run writes it again")
     except (KeyError, TypeError) as error:

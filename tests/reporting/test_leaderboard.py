@@ -120,18 +120,13 @@ def test_equal_methods_share_a_rank():
     ]  # fmt: skip
 
 
-def test_the_tie_band_is_the_readers():
+def test_gains_within_the_band_of_the_metric_are_ties():
     frame = factory.frame({P1: {"kd": 80.0, "ofa": 80.2}, P2: {"kd": 80.0, "ofa": 80.3}})
-    counts = [
-        (s.wins, s.ties, s.losses)
-        for band in (0.2, 0.0, 0.3)
-        for s in build_leaderboard(frame, tie_band=band).standings
-        if s.method == "ofa"
-    ]
-    assert counts == [(1, 1, 0), (2, 0, 0), (0, 2, 0)]
-    with pytest.raises(ValueError, match="tie_band = -1"):
-        build_leaderboard(frame, tie_band=-1)
-    assert build_leaderboard(factory.small(), metric="nll").tie_band == 0.01
+    ofa = by_name(build_leaderboard(frame))["ofa"]
+    assert (ofa.wins, ofa.ties, ofa.losses) == (1, 1, 0)
+    frame = frame.assign(nll=[1.0, 0.99, 1.0, 0.98])
+    ofa = by_name(build_leaderboard(frame, metric="nll"))["ofa"]
+    assert (ofa.wins, ofa.ties, ofa.losses) == (1, 1, 0)
 
 
 def test_lower_is_better_turns_the_sign():

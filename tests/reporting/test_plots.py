@@ -17,7 +17,7 @@ from kdbench.reporting.leaderboard import build_leaderboard
 from kdbench.reporting.plots import stored
 from kdbench.reporting.plots.draw import PLOTS, draw_plots, write_plots
 from kdbench.reporting.plots.scatter import agreement_points, pareto_front
-from kdbench.reporting.plots.style import WIDTHS, figure_bytes
+from kdbench.reporting.plots.style import WIDTH, figure_bytes
 from kdbench.reporting.plots.teacher import teacher_points
 from kdbench.reporting.ranks import cliques, rank_diagram
 from kdbench.reporting.statistics import holm, signed_rank
@@ -143,14 +143,13 @@ def test_gains_stand_against_the_teachers_own_figure_with_spearmans_correlation(
     assert teacher_points(collect(nothing), build_leaderboard(nothing)) == {}
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_every_plot_is_drawn_at_its_width(tmp_path: Path, width: str) -> None:
+def test_every_plot_is_drawn_at_its_width(tmp_path: Path) -> None:
     frame = write_store(tmp_path, many())
-    drawn = draw_plots(frame, tmp_path, width)
+    drawn = draw_plots(frame, tmp_path)
     assert [plot.name for plot in drawn] == list(PLOTS)
     for plot in drawn:
         assert plot.figure is not None, plot.caption
-        assert plot.figure.get_figwidth() == WIDTHS[width]
+        assert plot.figure.get_figwidth() == WIDTH
         assert plot.figure.get_figheight() < 9.5
         sizes = [
             text.get_fontsize() for text in plot.figure.findobj(lambda a: hasattr(a, "get_fontsize")) if text.get_text()
@@ -190,17 +189,15 @@ LITTLE = {
 
 @pytest.mark.parametrize("name", LITTLE)
 def test_every_store_gives_a_drawing_or_a_reason(tmp_path: Path, name: str) -> None:
-    for plot in draw_plots(LITTLE[name], tmp_path, "column"):
+    for plot in draw_plots(LITTLE[name], tmp_path):
         assert plot.caption
         if plot.figure is not None:
             assert figure_bytes(plot.figure, "svg", text_as_paths=True).startswith(b"<?xml")
 
 
-def test_unknown_formats_widths_and_plots_are_refused(tmp_path: Path) -> None:
+def test_unknown_formats_and_plots_are_refused(tmp_path: Path) -> None:
     with pytest.raises(KdbenchError, match="unknown format 'gif'"):
         write_plots(factory.small(), tmp_path, tmp_path, ("gif",))
-    with pytest.raises(KdbenchError, match="unknown width 'wide'"):
-        draw_plots(factory.small(), tmp_path, "wide")
     with pytest.raises(KdbenchError, match="unknown plot 'rank'; did you mean 'ranks'"):
         draw_plots(factory.small(), tmp_path, names=["rank"])
 

@@ -18,7 +18,7 @@ from kdbench.store.classnames import read_classes
 from kdbench.store.reading import Outcomes
 
 #: Rows of the table by class; beyond, the lowest are shown.
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 #: Classes of one cell: the lowest, and the highest.
 LOWEST_OF_CELL, HIGHEST_OF_CELL = 15, 5
 
@@ -29,7 +29,7 @@ def classes_table(results: Results, scores: ClassScores, links: Links, id: str) 
         return None
     gains = scores.gains()
     order = lowest(results, scores, scores.accuracy)
-    shown = sorted(order[:MOST_CLASSES])
+    shown = sorted(order[:MAX_CLASSES])
     others = [j for j, name in enumerate(scores.methods) if name != scores.reference]
     base = scores.methods.index(scores.reference)
     reference = links.titles[scores.reference]

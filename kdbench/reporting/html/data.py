@@ -25,7 +25,7 @@ from kdbench.store.reading import read_history, read_log_end, read_mapping
 #: Cells in one compressed block.
 BLOCK = 100
 #: Epochs kept of a history: more do not show in a curve.
-MOST_EPOCHS = 200
+MAX_EPOCHS = 200
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,10 @@ def _files(folder: Folder | None, provenance: Provenance) -> dict[str, Any]:
 
 
 def _thinned(values: list[float]) -> list[float]:
-    """At most ``MOST_EPOCHS`` values, evenly, the last one among them."""
-    if len(values) <= MOST_EPOCHS:
+    """At most ``MAX_EPOCHS`` values, evenly, the last one among them."""
+    if len(values) <= MAX_EPOCHS:
         return values
-    stride = -(-len(values) // MOST_EPOCHS)
+    stride = -(-len(values) // MAX_EPOCHS)
     return values[(len(values) - 1) % stride :: stride]
 
 

@@ -44,7 +44,7 @@ def write_report(
     Args:
         frame: one row per cell, as ``load_results`` gives it; several protocols become several sections.
         store_root: the run directory, for configurations, curves, logs and predictions.
-        path: the HTML file; its folder is made.
+        path: the HTML file; its folder is created.
         command: the command line that makes it, shown in the page.
         select: as for ``build_table``; what the page has beside top-1 accuracy is always the last epoch's.
 
@@ -134,9 +134,7 @@ def _part(
         ]
         tables = [table for table in found if table is not None]
     plots = (
-        []
-        if results.empty
-        else [_embedded(plot) for plot in draw_plots(frame, outcomes.root, "full", select=results.select)]
+        [] if results.empty else [_embedded(plot) for plot in draw_plots(frame, outcomes.root, select=results.select)]
     )
     sections = [(id, title), *((table.heading_id, table.label.capitalize()) for table in tables)]
     if plots:

@@ -22,7 +22,7 @@ from kdbench.store.reading import Outcomes
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 #: Rows of the comparison within pairs: more make the page slow to open. Those of the first pairs are shown, and it is said.
-MOST_COMPARISONS = 600
+MAX_COMPARISONS = 600
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _number(value: float, form: str, href: str) -> Item:
 
 
 def paired_table(
-    results: Results, board: Leaderboard, outcomes: Outcomes, links: Links, id: str, limit: int = MOST_COMPARISONS
+    results: Results, board: Leaderboard, outcomes: Outcomes, links: Links, id: str, limit: int = MAX_COMPARISONS
 ) -> PageTable | None:
     """Each method against the reference within each pair, from stored predictions; None where there is nothing.
 

@@ -87,8 +87,8 @@ def _harmed(board: Leaderboard) -> str:
             if any(s.harmed for s in board.standings)
             else ""
         )
-    told = [f"{s.display} ({s.harmed[0]} of {s.harmed[1]})" for s in harmful if s.harmed]
-    return f"Worse than training from scratch on some pairs: {join_names(told, 5)}."
+    named = [f"{s.display} ({s.harmed[0]} of {s.harmed[1]})" for s in harmful if s.harmed]
+    return f"Worse than training from scratch on some pairs: {join_names(named, 5)}."
 
 
 def _cost(board: Leaderboard) -> str:

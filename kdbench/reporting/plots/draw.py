@@ -14,7 +14,7 @@ from kdbench.reporting.caption import build_caption, join_names, nothing_text
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, scatter, stored, teacher
-from kdbench.reporting.plots.style import FORMATS, STYLE, WIDTHS, figure_bytes, write_file
+from kdbench.reporting.plots.style import FORMATS, STYLE, figure_bytes, write_file
 from kdbench.reporting.ranks import rank_diagram
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ class Plot:
 def draw_plots(
     frame: pd.DataFrame,
     store_root: Path | str,
-    width: str = "full",
     metric: str = "top1",
     select: str = "last",
     names: Sequence[str] = (),
@@ -44,17 +43,14 @@ def draw_plots(
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
         store_root: the run directory, for curves and predictions.
-        width: ``"column"`` (3.3 inches) or ``"full"`` (7 inches).
         metric, select: as for ``build_table``.
         names: only these of ``PLOTS``.
 
     Raises:
-        UnknownNameError: for an unknown width or plot.
+        UnknownNameError: for an unknown plot.
     """
     import matplotlib
 
-    if width not in WIDTHS:
-        raise UnknownNameError("width", width, WIDTHS)
     for name in names:
         if name not in PLOTS:
             raise UnknownNameError("plot", name, PLOTS)
@@ -67,7 +63,7 @@ def draw_plots(
             try:
                 if results.empty:
                     raise _NothingToDrawError(nothing_text(results))
-                figure, caption = draw(results, board, store_root, WIDTHS[width])
+                figure, caption = draw(results, board, store_root)
                 plots.append(Plot(name, title, caption, figure))
             except _NothingToDrawError as reason:
                 plots.append(Plot(name, title, str(reason)))
@@ -79,7 +75,6 @@ def write_plots(
     store_root: Path | str,
     folder: Path | str,
     formats: Sequence[str] = FORMATS,
-    width: str = "full",
     metric: str = "top1",
     select: str = "last",
     names: Sequence[str] = (),
@@ -98,7 +93,7 @@ def write_plots(
             raise UnknownNameError("format", format, FORMATS, "plots")
     if not formats:
         raise KdbenchError(f"no format of plots was given: expected some of {', '.join(FORMATS)}")
-    plots = draw_plots(frame, store_root, width, metric, select, names)
+    plots = draw_plots(frame, store_root, metric, select, names)
     results = collect(frame, metric, select)
     target = Path(folder)
     lines = [f"<!-- {' '.join(command.split()).replace('-->', '-- >')} -->", ""] if command else []
@@ -123,7 +118,7 @@ class _NothingToDrawError(Exception):
 _Drawn = tuple["Figure", str]
 
 
-def _heat_map(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+def _heat_map(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     if not board.reference:
         raise _NothingToDrawError("Neither KD nor scratch has results, so that there is no gain to show.")
     if len(results.methods) < 2:
@@ -133,30 +128,30 @@ def _heat_map(results: Results, board: Leaderboard, root: Path | str, width: flo
         "limited where nine tenths of the figures lie; the numbers are not. A triangle marks a pair that is harmed: "
         "worse than training from scratch. –: no result; n/a: cannot run; †: failed."
     )
-    return matrix.heat_map(results, board, width), caption
+    return matrix.heat_map(results, board), caption
 
 
-def _gains(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+def _gains(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     bar = " Bar: 95 % t interval of the mean over pairs." if any(s.low == s.low for s in board.standings) else ""
     over = f"gain over {board.reference_display}" if board.reference else "value"
     caption = (
         f"Mean {over} of each method over {counted(board.pairs, 'pair')}.{bar} Tick: one pair "
         "(arrow: how many lie beyond the axis). Shape: family of the method; white: reconstruction."
     )
-    return matrix.gains_plot(board, width), caption
+    return matrix.gains_plot(board), caption
 
 
-def _ranks(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+def _ranks(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     diagram = rank_diagram(results)
     if diagram is None:
         raise _NothingToDrawError("Fewer than two methods can be ranked on the same pairs.")
-    return matrix.rank_plot(diagram, width), matrix.rank_caption(diagram)
+    return matrix.rank_plot(diagram), matrix.rank_caption(diagram)
 
 
-def _cost(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+def _cost(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     if len(scatter.cost_points(board)) < 2:
         raise _NothingToDrawError("Step times relative to scratch are known of fewer than two methods with all pairs.")
-    figure, left_out = scatter.cost_plot(board, width)
+    figure, left_out = scatter.cost_plot(board)
     caption = (
         "Mean gain against the time of a training step, relative to training from scratch on the same pair, seed and "
         "device (median). Dashes: Pareto front; a method below it is beaten by one that is as cheap and as good. "
@@ -166,7 +161,7 @@ def _cost(results: Results, board: Leaderboard, root: Path | str, width: float) 
     return figure, caption
 
 
-def _teacher(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+def _teacher(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     points = teacher.teacher_points(results, board)
     if not points:
         raise _NothingToDrawError("No method has pairs of which both the teacher's accuracy and a gain are known.")
@@ -177,13 +172,13 @@ def _teacher(results: Results, board: Leaderboard, root: Path | str, width: floa
         f"Shape: family of the student; filling: of the teacher. Shown: {shown}. ρ: Spearman's rank correlation over pairs, "
         "a description: pairs that share a student or a teacher are not independent, and teachers differ in more than accuracy."
     )
-    return teacher.teacher_plot(results, board, points, width), caption
+    return teacher.teacher_plot(results, board, points), caption
 
 
-def _agreement(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+def _agreement(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     if scatter.agreement_points(results, board).empty:
         raise _NothingToDrawError("No cell holds its agreement with the teacher besides the reference's.")
-    figure, left_out = scatter.agreement_plot(results, board, width)
+    figure, left_out = scatter.agreement_plot(results, board)
     both = f", both minus {board.reference_display}'s on the same pair" if board.reference else ""
     caption = (
         f"Accuracy against agreement with the teacher (share of images with the same prediction){both}. Small: one pair; "
@@ -193,7 +188,7 @@ def _agreement(results: Results, board: Leaderboard, root: Path | str, width: fl
     return figure, caption
 
 
-def _curves(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+def _curves(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     curves = stored.learning_curves(results, board, root)
     if not curves:
         raise _NothingToDrawError("No cell has a history of this metric.")
@@ -205,10 +200,10 @@ def _curves(results: Results, board: Leaderboard, root: Path | str, width: float
         + (f"The first {len(curves)} of {len(results.pairs)} pairs. " if len(curves) < len(results.pairs) else "")
         + f"Shown: {shown}. The axis leaves out the first epochs' low figures."
     )
-    return stored.curves_plot(results, curves, width), caption
+    return stored.curves_plot(results, curves), caption
 
 
-def _calibration(results: Results, board: Leaderboard, root: Path | str, width: float) -> _Drawn:
+def _calibration(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     found = stored.calibrations(results, board, root)
     if not found:
         raise _NothingToDrawError("No pair and seed has stored predictions of all shown methods.")
@@ -219,7 +214,7 @@ def _calibration(results: Results, board: Leaderboard, root: Path | str, width: 
         "Below the diagonal: overconfident. Grey bars: share of images in the bin. ECE here is of the pooled predictions, "
         "and can be lower than the mean of the cells' own, because over- and underconfident students cancel."
     )
-    return stored.calibration_plot(results, found, width), caption
+    return stored.calibration_plot(results, found), caption
 
 
 def _unnamed(count: int) -> str:
@@ -227,7 +222,7 @@ def _unnamed(count: int) -> str:
 
 
 #: Name of the file: (title, what draws it).
-PLOTS: dict[str, tuple[str, Callable[[Results, Leaderboard, Path | str, float], _Drawn]]] = {
+PLOTS: dict[str, tuple[str, Callable[[Results, Leaderboard, Path | str], _Drawn]]] = {
     "heatmap": ("Gain by pair and method", _heat_map),
     "gains": ("Mean gain of each method", _gains),
     "ranks": ("Average ranks", _ranks),

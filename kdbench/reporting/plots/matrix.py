@@ -10,7 +10,7 @@ from kdbench.errors import counted
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.picture import draw_rows
-from kdbench.reporting.plots.style import new_figure, shorten
+from kdbench.reporting.plots.style import WIDTH, new_figure, shorten
 from kdbench.reporting.ranks import ALPHA, RankDiagram
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _NUMBER_HEIGHT = 0.115
 _TALLEST = 9.0
 
 
-def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
+def heat_map(results: Results, board: Leaderboard) -> Figure:
     """Gain over the reference by pair and method; purple with ``+`` is better, orange with ``-`` worse."""
     import seaborn
     from matplotlib import colormaps
@@ -41,31 +41,31 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
     harmed["scratch"] = False
     harmed = harmed[names]
     pairs = list(results.pair_info)
-    texts = [
+    labels = [
         [_gain_text(results, pair, name, float(gain)) for name, gain in zip(names, row, strict=True)]
         for pair, row in zip(pairs, gains.to_numpy(), strict=True)
     ]
-    values, marks, told = gains.to_numpy(), harmed.to_numpy(bool), np.array(texts, dtype=object)
+    values, marks, texts = gains.to_numpy(), harmed.to_numpy(bool), np.array(labels, dtype=object)
     rows = [shorten(str(results.pair_info[pair]["title"]), 30) for pair in pairs]
     columns = [shorten(str(results.method_info[name]["title"])) for name in names]
-    room = width - 0.9
+    room = WIDTH - 0.9
     if room / len(columns) < _NUMBER_WIDTH and len(rows) < len(columns):
-        values, marks, told, rows, columns = values.T, marks.T, told.T, columns, rows
+        values, marks, texts, rows, columns = values.T, marks.T, texts.T, columns, rows
     margin = 0.055 * max(map(len, rows)) + 0.25
-    cell_width = (width - margin) / len(columns)
+    cell_width = (WIDTH - margin) / len(columns)
     cell_height = min(0.19, _TALLEST / len(rows))
     annotated = cell_width >= _NUMBER_WIDTH and cell_height >= _NUMBER_HEIGHT
-    figure = new_figure(width, cell_height * len(rows) + 0.05 * max(map(len, columns)) * 0.8 + 0.75)
+    figure = new_figure(cell_height * len(rows) + 0.05 * max(map(len, columns)) * 0.8 + 0.75)
     axes = figure.add_subplot()
     axes.set_facecolor("0.94")
     finite = np.abs(values[np.isfinite(values)])
-    reach = max(float(np.percentile(finite, 90)) if finite.size else 1.0, board.tie_band, 1e-6)
+    reach = max(float(np.percentile(finite, 90)) if finite.size else 1.0, board.metric.tie_band, 1e-6)
     if not annotated:  # then the sign alone is printed: shades of grey do not tell it
-        signs = np.where(values > board.tie_band, "+", np.where(values < -board.tie_band, "−", ""))
-        told = np.where(np.isfinite(values), signs, "")
-        told = told if min(cell_width, cell_height) > 0.07 else np.full(values.shape, "", dtype=object)
+        signs = np.where(values > board.metric.tie_band, "+", np.where(values < -board.metric.tie_band, "−", ""))
+        texts = np.where(np.isfinite(values), signs, "")
+        texts = texts if min(cell_width, cell_height) > 0.07 else np.full(values.shape, "", dtype=object)
     seaborn.heatmap(
-        values, ax=axes, cmap=shades, vmin=-reach, vmax=reach, annot=told, fmt="", xticklabels=columns,
+        values, ax=axes, cmap=shades, vmin=-reach, vmax=reach, annot=texts, fmt="", xticklabels=columns,
         yticklabels=rows, linewidths=0.4, linecolor="white",
         annot_kws={"size": 5.5 if cell_width < 0.33 else 6.0},
         cbar_kws={"label": board.metric.with_unit(f"gain over {board.reference_display}", difference=True), "location": "top",
@@ -76,7 +76,7 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
         text.set_color("white" if abs(values[y, x]) > 0.7 * reach else "black")
     for y, x in zip(*np.nonzero(~np.isfinite(values)), strict=True):
         if annotated:
-            axes.text(x + 0.5, y + 0.5, told[y, x], ha="center", va="center", fontsize=5.5, color="0.3")
+            axes.text(x + 0.5, y + 0.5, texts[y, x], ha="center", va="center", fontsize=5.5, color="0.3")
     if annotated and marks.any():
         rows_harmed, columns_harmed = np.nonzero(marks & np.isfinite(values))
         axes.scatter(
@@ -96,17 +96,17 @@ def heat_map(results: Results, board: Leaderboard, width: float) -> Figure:
     return figure
 
 
-def gains_plot(board: Leaderboard, width: float) -> Figure:
-    """Each method's mean gain, its interval and the pairs behind it: the leaderboard's picture at a column's width."""
+def gains_plot(board: Leaderboard) -> Figure:
+    """Each method's mean gain, its interval and the pairs behind it: the leaderboard's picture for a paper."""
     standings = [s for s in board.standings if np.isfinite(board.score(s))]
-    figure = new_figure(width, 0.155 * len(standings) + 0.75)
+    figure = new_figure(0.155 * len(standings) + 0.75)
     axes = figure.add_subplot()
     draw_rows(axes, board, standings, scale=0.72, legend=False)
     axes.set_yticks(range(len(standings)), [shorten(s.display, 26) for s in standings])
     return figure
 
 
-def rank_plot(diagram: RankDiagram, width: float) -> Figure:
+def rank_plot(diagram: RankDiagram) -> Figure:
     """Average ranks on a line, best on the left; a bar joins neighbours that the tests cannot tell apart."""
     k = len(diagram.methods)
     half = (k + 1) // 2
@@ -114,9 +114,9 @@ def rank_plot(diagram: RankDiagram, width: float) -> Figure:
     step = 0.155
     bars = 0.09 * (1 + max(levels, default=-1))
     height = 0.45 + bars + step * half + 0.12
-    figure = new_figure(width, height)
+    figure = new_figure(height)
     figure.set_layout_engine("none")
-    side = min(0.36, (0.06 * max(map(len, map(shorten, diagram.titles))) + 0.55) / width)
+    side = min(0.36, (0.06 * max(map(len, map(shorten, diagram.titles))) + 0.55) / WIDTH)
     axes = figure.add_axes((side, 0.0, 1 - 2 * side, 1.0))
     low, high = 1.0, float(max(k, 2))
     axes.set(xlim=(low, high), ylim=(0, height))

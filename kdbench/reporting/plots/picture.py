@@ -1,6 +1,6 @@
 """A picture of a leaderboard: mean gain and interval of each method, the pairs behind it, and what the tests say.
 
-Everything is told by position, shape and words, so that it reads the same in black and white.
+Everything is shown by position, shape and words, so that it reads the same in black and white.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def draw_leaderboard(leaderboard: Leaderboard, path: Path | str) -> Path:
 
     Args:
         leaderboard: from ``build_leaderboard``.
-        path: ends with one of ``FORMATS``; the folder is made.
+        path: ends with one of ``FORMATS``; the folder is created.
 
     Returns:
         The path.
@@ -220,7 +220,7 @@ def _caption(board: Leaderboard, standings: Sequence[Standing]) -> list[str]:
         bar = "Bar: 95 % t interval of the mean over pairs. " if any(np.isfinite(s.low) for s in standings) else ""
         parts.append(
             f"Marker: mean gain. {bar}Grey tick: one pair (arrow: pairs beyond the axis). Win/tie/loss: pairs against "
-            f"{board.reference_display}, a gain within ±{board.tie_band:g} is a tie. Harmed: worse than from scratch. "
+            f"{board.reference_display}, a gain within ±{board.metric.tie_band:g} is a tie. Harmed: worse than from scratch. "
             "n.a.: no p below 0.05 is attainable with so few pairs. "
             "Without a number: not ranked (a baseline, or pairs are missing)."
         )

@@ -47,12 +47,12 @@ def cost_points(board: Leaderboard) -> list[Standing]:
     ]
 
 
-def cost_plot(board: Leaderboard, width: float) -> tuple[Figure, int]:
+def cost_plot(board: Leaderboard) -> tuple[Figure, int]:
     """Mean gain against step time relative to scratch. Returns the figure and how many points are not named."""
     standings = cost_points(board)
     costs = [s.step_ratio for s in standings]
     gains = [board.score(s) for s in standings]
-    figure = new_figure(width, 2.5 if width < 5 else 3.4)
+    figure = new_figure(3.4)
     axes = figure.add_subplot()
     tidy(axes)
     low, high = _robust(gains, 0.0 if board.reference else None)
@@ -78,7 +78,7 @@ def cost_plot(board: Leaderboard, width: float) -> tuple[Figure, int]:
     order = list(dict.fromkeys([*beyond, *front, *(int(i) for i in np.argsort(gains)[::-1])]))
     points = [(costs[i], float(np.clip(gains[i], low, high))) for i in order]
     names = [_beyond(shorten(standings[i].display), gains[i], low, high) for i in order]
-    return figure, name_points(axes, points, names, _names_at(width))
+    return figure, name_points(axes, points, names)
 
 
 def agreement_points(results: Results, board: Leaderboard) -> pd.DataFrame:
@@ -99,10 +99,10 @@ def agreement_points(results: Results, board: Leaderboard) -> pd.DataFrame:
     return apart.dropna().reset_index().query("method != @board.reference")
 
 
-def agreement_plot(results: Results, board: Leaderboard, width: float) -> tuple[Figure, int]:
+def agreement_plot(results: Results, board: Leaderboard) -> tuple[Figure, int]:
     """Accuracy against agreement with the teacher: small marks are pairs, large ones means of methods."""
     points = agreement_points(results, board)
-    figure = new_figure(width, 2.5 if width < 5 else 3.4)
+    figure = new_figure(3.4)
     axes = figure.add_subplot()
     tidy(axes)
     by_name = {s.method: s for s in board.standings}
@@ -138,18 +138,14 @@ def agreement_plot(results: Results, board: Leaderboard, width: float) -> tuple[
         _beyond(shorten(by_name[str(name)].display), y, y_low, y_high)
         for name, y in zip(means.index, means["value"], strict=True)
     ]
-    return figure, name_points(axes, shown, names, _names_at(width))
-
-
-def _names_at(width: float) -> int:
-    return 14 if width < 5 else 40
+    return figure, name_points(axes, shown, names)
 
 
 def _legend(axes: Axes, standings: Sequence[Standing]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     handles = family_handles([_family(s) for s in standings], any(s.reconstruction for s in standings))
-    legend_above(figure, handles, len(handles) if figure.get_figwidth() > 5 else 3)
+    legend_above(figure, handles, len(handles))
 
 
 def _family(standing: Standing) -> str:

@@ -11,16 +11,16 @@ import numpy as np
 
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
-from kdbench.reporting.plots.style import CURVES, legend_above, new_figure, panels_of, shorten
+from kdbench.reporting.plots.style import CURVES, WIDTH, legend_above, new_figure, panels_of, shorten
 from kdbench.store.layout import folder_at
 from kdbench.store.reading import read_history, read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_PANELS = 6
-MOST_CURVES = len(CURVES)
-MOST_FILES = 300
+MAX_PANELS = 6
+MAX_CURVES = len(CURVES)
+MAX_FILES = 300
 #: As in the expected calibration error that is measured: 15 bins of equal width.
 BINS = 15
 
@@ -47,7 +47,7 @@ class Reliability:
     images: int
 
 
-def shown_methods(board: Leaderboard, limit: int = MOST_CURVES) -> list[str]:
+def shown_methods(board: Leaderboard, limit: int = MAX_CURVES) -> list[str]:
     """Scratch and the reference, then the best ranked."""
     names = [s.method for s in board.standings]
     first = [name for name in ("scratch", board.reference) if name in names]
@@ -57,7 +57,7 @@ def shown_methods(board: Leaderboard, limit: int = MOST_CURVES) -> list[str]:
 
 
 def learning_curves(
-    results: Results, board: Leaderboard, root: Path | str, limit: int = MOST_PANELS
+    results: Results, board: Leaderboard, root: Path | str, limit: int = MAX_PANELS
 ) -> dict[str, dict[str, Curve]]:
     """Curves by pair and method, for pairs in the order of the table that have any."""
     done = results.cells[results.cells["state"] == "done"]
@@ -77,12 +77,12 @@ def learning_curves(
     return curves
 
 
-def curves_plot(results: Results, curves: dict[str, dict[str, Curve]], width: float) -> Figure:
+def curves_plot(results: Results, curves: dict[str, dict[str, Curve]]) -> Figure:
     """A panel per pair; mean over seeds as a line, lowest to highest seed as a band."""
     from matplotlib.ticker import MaxNLocator
 
-    columns = min(3 if width > 5 else 2, len(curves))
-    figure = new_figure(width, 1.55 * -(-len(curves) // columns) + 0.5)
+    columns = min(3, len(curves))
+    figure = new_figure(1.55 * -(-len(curves) // columns) + 0.5)
     title = results.metric.with_unit(results.metric.title)
     panels = panels_of(figure, len(curves), columns, "epoch", title)
     methods = list(dict.fromkeys(name for found in curves.values() for name in found))
@@ -100,7 +100,7 @@ def curves_plot(results: Results, curves: dict[str, dict[str, Curve]], width: fl
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     legend_above(
-        figure, list(by_label.values()), 6 if width > 5 else 3, labels=[shorten(label) for label in by_label],
+        figure, list(by_label.values()), 6, labels=[shorten(label) for label in by_label],
         handlelength=3.0, columnspacing=1.2, handletextpad=0.8,
     )  # fmt: skip
     return figure
@@ -125,11 +125,11 @@ def reliability(probability: np.ndarray, correct: np.ndarray, bins: int = BINS) 
 
 
 def calibrations(
-    results: Results, board: Leaderboard, root: Path | str, limit: int = MOST_CURVES
+    results: Results, board: Leaderboard, root: Path | str, limit: int = MAX_CURVES
 ) -> dict[str, Reliability]:
     """Reliability of the shown methods, each over the same cells: pairs and seeds that all of them have.
 
-    At most ``MOST_FILES`` files are read.
+    At most ``MAX_FILES`` files are read.
     """
     done = results.cells[results.cells["state"] == "done"]
     names = [name for name in shown_methods(board, limit) if (done["method"] == name).any()]
@@ -137,7 +137,7 @@ def calibrations(
         name: {(r.pair, r.seed): r.path for r in done[done["method"] == name].itertuples()} for name in names
     }  # fmt: skip
     shared = sorted(set.intersection(*(set(own) for own in paths.values()))) if paths else []
-    shared = shared[: MOST_FILES // max(len(names), 1)]
+    shared = shared[: MAX_FILES // max(len(names), 1)]
     found = {}
     for name in names:
         read = [read_predictions(folder_at(root, str(paths[name][key]))) for key in shared]
@@ -149,11 +149,11 @@ def calibrations(
     return found
 
 
-def calibration_plot(results: Results, found: dict[str, Reliability], width: float) -> Figure:
+def calibration_plot(results: Results, found: dict[str, Reliability]) -> Figure:
     """A panel per method: share right against probability. Below the diagonal is overconfident."""
-    columns = min(len(found), 6 if width > 5 else 3)
+    columns = min(len(found), 6)
     rows = -(-len(found) // columns)
-    figure = new_figure(width, (width / columns) * rows + 0.3 * rows + 0.1)
+    figure = new_figure((WIDTH / columns) * rows + 0.3 * rows + 0.1)
     panels = panels_of(figure, len(found), columns, "probability of the predicted class", "share right", share=True)
     for axes, (name, one) in zip(panels, found.items(), strict=True):
         axes.bar(one.confidence, one.share, width=0.8 / BINS, color="0.8", zorder=1, linewidth=0)

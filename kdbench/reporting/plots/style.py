@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Inches: one column of a two-column paper, and both.
-WIDTHS = {"column": 3.3, "full": 7.0}
+#: Inches: both columns of a two-column paper.
+WIDTH = 7.0
 FORMATS = ("png", "svg", "pdf")
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness, darkened where needed on white.
@@ -60,13 +60,13 @@ STYLE: Any = {
 }
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches that belongs to no window and no global list."""
+def new_figure(height: float) -> Figure:
+    """A figure of ``WIDTH`` by ``height`` inches that belongs to no window and no global list."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
+    figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
     FigureCanvasAgg(figure)
     return figure
 
@@ -94,7 +94,7 @@ def figure_bytes(figure: Figure, format: str, text_as_paths: bool = False, style
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Write a picture; the folder is made.
+    """Write a picture; the folder is created.
 
     Raises:
         KdbenchError: in one line, if that is not possible.

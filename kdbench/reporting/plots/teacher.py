@@ -19,7 +19,7 @@ from kdbench.suite.net import FAMILIES as NET_FAMILIES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_PANELS = 6
+MAX_PANELS = 6
 #: Shape: family of the student. Filling: family of the teacher.
 STUDENT_MARKERS = {"cnn": "o", "vit": "s", "mlp": "^"}
 TEACHER_FILLS = {"cnn": "black", "vit": "0.65", "mlp": "white"}
@@ -51,8 +51,8 @@ def teacher_points(results: Results, board: Leaderboard) -> dict[str, TeacherPoi
     means = results.means()
     teacher = results.cells.groupby("pair")[TEACHER_COLUMNS[_teacher_metric(results).name]].mean()
     found: dict[str, TeacherPoints] = {}
-    for name in shown_methods(board, MOST_PANELS + 2):
-        if name == base or len(found) == MOST_PANELS:
+    for name in shown_methods(board, MAX_PANELS + 2):
+        if name == base or len(found) == MAX_PANELS:
             continue
         gain = results.metric.sign * (means[name] - means[base])
         pairs = [pair for pair in results.pair_info if np.isfinite(gain[pair]) and np.isfinite(teacher[pair])]
@@ -70,10 +70,10 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     return float(spearmanr(x, y).statistic) if x.size > 2 and np.ptp(x) and np.ptp(y) else float("nan")
 
 
-def teacher_plot(results: Results, board: Leaderboard, points: dict[str, TeacherPoints], width: float) -> Figure:
+def teacher_plot(results: Results, board: Leaderboard, points: dict[str, TeacherPoints]) -> Figure:
     """Panels with common axes. Legible without colour: shapes and grey fillings."""
-    columns = min(3 if width > 5 else 2, len(points))
-    figure = new_figure(width, 1.65 * -(-len(points) // columns) + 0.75)
+    columns = min(3, len(points))
+    figure = new_figure(1.65 * -(-len(points) // columns) + 0.75)
     over = shorten(str(results.method_info[base_of(board)]["display"]), 14)
     metric = _teacher_metric(results)
     panels = panels_of(
@@ -89,12 +89,12 @@ def teacher_plot(results: Results, board: Leaderboard, points: dict[str, Teacher
                 markerfacecolor=TEACHER_FILLS.get(row["teacher_family"], "0.65"), markeredgewidth=0.7, zorder=3,
                 linestyle="none", clip_on=False,
             )  # fmt: skip
-        told = f"\nρ = {found.correlation:+.2f}".replace("-", "−") if np.isfinite(found.correlation) else ""
+        correlation = f"\nρ = {found.correlation:+.2f}".replace("-", "−") if np.isfinite(found.correlation) else ""
         pairs = counted(len(found.pairs), "pair")
         title = shorten(str(results.method_info[name]["title"]), 18)
-        axes.set_title(f"{title}{told}{', ' if told else chr(10)}{pairs}", pad=3)
+        axes.set_title(f"{title}{correlation}{', ' if correlation else chr(10)}{pairs}", pad=3)
         axes.margins(0.1)
-    legend_above(figure, _handles(results, points), 6 if width > 5 else 3)
+    legend_above(figure, _handles(results, points), 6)
     return figure
 
 

@@ -27,11 +27,11 @@ _FIT = r"\ifdim\wd2>\linewidth\ifdefined\resizebox\resizebox{\linewidth}{!}{\box
 
 
 #: Columns of one panel.
-MOST_COLUMNS = 10
+MAX_COLUMNS = 10
 #: Lines of a float, caption and notes not counted: more do not fit on a page. Wide tables are set smaller.
-MOST_LINES, MOST_LINES_WIDE = 40, 46
+MAX_LINES, MAX_LINES_WIDE = 40, 46
 #: Lines of notes under a float; more stand in the text after it, where they may run over pages.
-MOST_NOTE_LINES = 12
+MAX_NOTE_LINES = 12
 #: Characters of a line of long text in a cell.
 _TEXT_WIDTH = 24
 #: Wider tables span both columns of a two-column page (``table*``, which is a plain ``table`` where there is one column).
@@ -50,7 +50,7 @@ def write_latex(table: Table) -> str:
     floats = _floats(table)
     lines = comments
     notes = note_lines(table, style)
-    apart = sum(-(-len(note) // 90) for note in notes) > MOST_NOTE_LINES
+    apart = sum(-(-len(note) // 90) for note in notes) > MAX_NOTE_LINES
     for number, parts in enumerate(floats):
         under = [] if apart or number < len(floats) - 1 else notes
         lines += _float(table, parts, style, number == 0, under)
@@ -96,13 +96,13 @@ def _floats(table: Table) -> list[list[Table]]:
     heights = [max([1, *(-(-len(cell.text) // _TEXT_WIDTH) for cell in row)]) for row in table.cells]
     groups = sum(header.group != before.group for before, header in itertools.pairwise(table.rows)) + 1
     parts = panels(table)
-    most = MOST_LINES if len(table.columns) <= ONE_COLUMN + 2 else MOST_LINES_WIDE
-    if (sum(heights) + groups + 3) * len(parts) <= most:
+    limit = MAX_LINES if len(table.columns) <= ONE_COLUMN + 2 else MAX_LINES_WIDE
+    if (sum(heights) + groups + 3) * len(parts) <= limit:
         return [parts]
     edges, used = [0], 0
     for i, height in enumerate(heights):
         height += i == edges[-1] or table.rows[i].group != table.rows[i - 1].group
-        if used + height > most - 6:
+        if used + height > limit - 6:
             edges.append(i)
             used = 0
         used += height
@@ -115,8 +115,8 @@ def _floats(table: Table) -> list[list[Table]]:
 
 
 def panels(table: Table) -> list[Table]:
-    """The table cut into parts of about equally many columns, at most ``MOST_COLUMNS`` each."""
-    count = -(-len(table.columns) // MOST_COLUMNS)
+    """The table cut into parts of about equally many columns, at most ``MAX_COLUMNS`` each."""
+    count = -(-len(table.columns) // MAX_COLUMNS)
     edges = [len(table.columns) * number // count for number in range(count + 1)]
     return [
         replace(
