@@ -75,6 +75,15 @@ class Results:
         return _as_dicts(self.scores)
 
     @cached_property
+    def paths(self) -> dict[tuple[str, str], dict[int, str]]:
+        """(pair, method) -> seed -> path of its finished cells."""
+        done = self.cells[self.cells["state"] == "done"]
+        found: dict[tuple[str, str], dict[int, str]] = {}
+        for pair, method, seed, path in zip(*(done[name] for name in ("pair", "method", "seed", "path")), strict=True):
+            found.setdefault((pair, method), {})[int(seed)] = path
+        return found
+
+    @cached_property
     def competing(self) -> list[str]:
         """Methods that are compared: neither baselines nor training from scratch."""
         return [name for name, row in self.method_info.items() if row["family"] != "baseline" and name != "scratch"]

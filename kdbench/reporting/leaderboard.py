@@ -18,9 +18,6 @@ from kdbench.reporting.costs import StudentCost, count_text, hours, number_or_na
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.table import RECONSTRUCTION_NOTE
 
-ALPHA = 0.05
-LEVEL = 0.95
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -79,7 +76,7 @@ class Standing:
     @property
     def attainable(self) -> bool:
         """Whether this many pairs could show a difference at all."""
-        return self.smallest_p is not None and self.smallest_p <= ALPHA
+        return self.smallest_p is not None and self.smallest_p <= statistics.ALPHA
 
 
 @dataclass(frozen=True)
@@ -233,14 +230,13 @@ class _Builder:
         }
         if standing.method == self.reference:
             return replace(standing, **compared)
-        interval = statistics.mean_interval(gains.to_numpy(), LEVEL)
+        interval = statistics.t_interval(gains.to_numpy())
         wins, ties, losses = statistics.wins_ties_losses(gains.to_numpy(), self.results.metric.tie_band)
         low, high = statistics.leave_one_out(gains.to_numpy(), pairs["student"].tolist(), pairs["teacher"].tolist())
-        compared |= {"low": interval.low, "high": interval.high, "wins": wins, "ties": ties, "losses": losses}
+        compared |= {"low": interval[0], "high": interval[1], "wins": wins, "ties": ties, "losses": losses}
         compared |= {"left_out_low": low, "left_out_high": high}
         if not standing.baseline:
-            test = statistics.signed_rank(gains.to_numpy())
-            compared |= {"p": test.p, "smallest_p": test.smallest}
+            compared["p"], compared["smallest_p"] = statistics.signed_rank(gains.to_numpy())
         return replace(standing, **compared)
 
     def _gains(self, name: str, reference: str) -> pd.Series:
@@ -369,7 +365,7 @@ def _interval_note(pairs: int) -> str:
     if pairs < 2:
         return "One pair: no interval over pairs can be given, and nothing can be said of other pairs."
     return (
-        f"Interval: Student's t, {LEVEL:.0%}, over pairs; pairs that share a teacher or a student are not independent, "
+        "Interval: Student's t, 95%, over pairs; pairs that share a teacher or a student are not independent, "
         "so it is too narrow rather than too wide. Left out: range of the mean gain without one student or one teacher."
     )
 
@@ -386,5 +382,5 @@ def _test_notes(board: Leaderboard) -> list[str]:
         count = counted(max(s.pairs for s in beyond), "pair")
         who = "" if len(beyond) == len(tested) else f" ({join_names(s.display for s in beyond)})"
         text = f"n.a.: significance is not attainable with {count}{who}: even the smallest possible p is {least:.2g}"
-        notes.append(f"{text} after correction, above {ALPHA:g}. That is no evidence of equality.")
+        notes.append(f"{text} after correction, above {statistics.ALPHA:g}. That is no evidence of equality.")
     return notes

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdbench.reporting.frame import Results, common_pairs
-from kdbench.reporting.statistics import holm, ranks_in_rows, signed_rank
-
-ALPHA = 0.05
+from kdbench.reporting.statistics import ALPHA, holm, ranks_in_rows, signed_rank
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class RankDiagram:
         return self.smallest_p <= ALPHA
 
 
-def rank_diagram(results: Results, alpha: float = ALPHA) -> RankDiagram | None:
+def rank_diagram(results: Results) -> RankDiagram | None:
     """Rank the competing methods over the pairs that all of them have; None when fewer than two can be compared.
 
     Cliques follow Benavoli, Corani and Mangili (JMLR 17, 2016): Wilcoxon's signed-rank test on the two methods alone,
@@ -56,14 +54,14 @@ def rank_diagram(results: Results, alpha: float = ALPHA) -> RankDiagram | None:
     table = table[:, order]
     k = len(order)
     first, second = np.triu_indices(k, 1)
-    p = holm([signed_rank(table[:, i] - table[:, j]).p for i, j in zip(first, second, strict=True)])
+    p = holm([signed_rank(table[:, i] - table[:, j])[0] for i, j in zip(first, second, strict=True)])
     matrix = np.ones((k, k))
     matrix[first, second] = matrix[second, first] = p
     return RankDiagram(
         methods=tuple(compared[i] for i in order),
         titles=tuple(str(info[compared[i]]["title"]) for i in order),
         ranks=tuple(float(average[i]) for i in order),
-        cliques=cliques(matrix > alpha),
+        cliques=cliques(matrix > ALPHA),
         p_holm=matrix,
         smallest_p=min(1.0, 2.0 ** (1 - len(pairs)) * len(p)),
         pairs=len(pairs),

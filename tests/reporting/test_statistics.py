@@ -12,27 +12,23 @@ from kdbench.reporting import statistics
 
 
 def test_the_interval_is_students_t():
-    found = statistics.mean_interval([1.0, -1.0, 1.0])
     half = 4.302652729749462 * np.sqrt(4 / 3) / np.sqrt(3)  # t(0.975, 2) from a table; sd of (1, -1, 1) is sqrt(4/3)
-    assert (found.mean, found.n) == (pytest.approx(1 / 3), 3)
-    assert (found.low, found.high) == (pytest.approx(1 / 3 - half), pytest.approx(1 / 3 + half))
+    assert statistics.t_interval([1.0, -1.0, 1.0]) == pytest.approx((1 / 3 - half, 1 / 3 + half))
 
 
 def test_the_interval_agrees_with_scipy():
     values = np.random.default_rng(0).normal(1, 2, 11)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    found = statistics.mean_interval(values)
-    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert statistics.t_interval(values) == pytest.approx((expected.low, expected.high))
 
 
 def test_few_or_equal_values_give_no_false_interval():
-    one, none, equal = (statistics.mean_interval(v) for v in ([2.0], [], [2.0, 2.0]))
-    assert one.mean == 2.0
-    assert np.isnan([one.low, one.high, none.mean, none.low]).all()
-    assert (equal.low, equal.high) == (2.0, 2.0)
+    one, none, equal = (statistics.t_interval(v) for v in ([2.0], [], [2.0, 2.0]))
+    assert np.isnan([*one, *none]).all()
+    assert equal == (2.0, 2.0)
 
 
-@pytest.mark.parametrize("function", [statistics.mean_interval, statistics.signed_rank])
+@pytest.mark.parametrize("function", [statistics.t_interval, statistics.signed_rank])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused(function, bad):
     with pytest.raises(ValueError, match="finite"):
@@ -42,7 +38,7 @@ def test_values_that_are_not_finite_are_refused(function, bad):
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 9, 12, 20])
 def test_without_ties_the_signed_rank_test_is_scipys_exact_one(n):
     values = np.random.default_rng(n).normal(0.4, 1, n)
-    assert statistics.signed_rank(values).p == pytest.approx(stats.wilcoxon(values, method="exact").pvalue, abs=1e-12)
+    assert statistics.signed_rank(values)[0] == pytest.approx(stats.wilcoxon(values, method="exact").pvalue, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +50,17 @@ def test_with_ties_the_signed_rank_test_counts_all_signs(values):
     seen = ranks[kept > 0].sum()
     sums = np.array([ranks[np.array(s)].sum() for s in itertools.product([False, True], repeat=kept.size)])
     expected = min(1.0, 2 * min((sums <= seen + 1e-9).mean(), (sums >= seen - 1e-9).mean()))
-    found = statistics.signed_rank(values)
-    assert (found.p, found.n) == (pytest.approx(expected), kept.size)
+    assert statistics.signed_rank(values)[0] == pytest.approx(expected)
 
 
 def test_the_smallest_possible_p_is_reached_by_differences_of_one_sign():
     for n in range(1, 12):
-        found = statistics.signed_rank(np.arange(1.0, n + 1))
-        assert found.p == pytest.approx(found.smallest) == pytest.approx(min(1.0, 2 * 0.5**n))
+        p, smallest = statistics.signed_rank(np.arange(1.0, n + 1))
+        assert p == pytest.approx(smallest) == pytest.approx(min(1.0, 2 * 0.5**n))
 
 
 def test_no_difference_at_all_gives_p_one():
-    assert statistics.signed_rank([0.0, 0.0, 1e-13]) == statistics.SignedRank(1.0, 0, 1.0)
+    assert statistics.signed_rank([0.0, 0.0, 1e-13]) == (1.0, 1.0)
 
 
 def test_holm_by_hand():

@@ -14,7 +14,7 @@ from kdbench.reporting.caption import join_names
 from kdbench.reporting.costs import count_text, hours
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
-from kdbench.reporting.paired import Comparison, comparable, compare_some
+from kdbench.reporting.paired import Comparison, comparable, compare_methods
 from kdbench.reporting.table import Cell, build_table
 from kdbench.reporting.text.leaderboard import leaderboard_columns, signed_text
 from kdbench.reporting.text.markup import plain_cell
@@ -197,7 +197,8 @@ def paired_table(
         return None
     wanted = comparable(results, board.reference)
     shown = wanted[:limit]
-    comparisons = compare_some(results, outcomes, board.reference, shown)
+    found = (compare_methods(results, outcomes, pair, name, board.reference) for pair, name in shown)
+    comparisons = [one for one in found if one is not None]
     if not comparisons:
         return None
     headings = (
@@ -229,24 +230,21 @@ def paired_table(
 
 def _paired_row(one: Comparison, results: Results, links: Links) -> tuple[Item, ...]:
     href = links.cell(one.pair, one.first)
-    seeds = one.over_seeds
-    over_seeds = f"[{signed_text(seeds.low, 2)}, {signed_text(seeds.high, 2)}]" if np.isfinite(seeds.low) else ""
+    seeds = _span(one.over_seeds) if np.isfinite(one.over_seeds[0]) else ""
     return (
         Item(str(results.pair_info[one.pair]["title"]), href),
         Item(links.titles[one.first], href),
         Item(signed_text(one.difference, 2), href, one.difference),
-        Item(f"[{signed_text(one.images_low, 2)}, {signed_text(one.images_high, 2)}]", href, one.images_low),
-        Item(over_seeds, href, float(seeds.low) if over_seeds else ""),
+        Item(_span(one.over_images), href, one.over_images[0]),
+        Item(seeds, href, one.over_seeds[0] if seeds else ""),
         Item("<0.001" if one.p < 0.001 else f"{one.p:.3f}", href, one.p),
-        *(
-            Item(f"{count:g}", href, count)
-            for count in (
-                float(np.mean([t.only_first for t in one.per_seed]).round(1)),
-                float(np.mean([t.only_second for t in one.per_seed]).round(1)),
-            )
-        ),
+        *(Item(f"{count:g}", href, count) for count in np.round([one.only_first, one.only_second], 1).tolist()),
         Item(str(len(one.seeds)), href, float(len(one.seeds))),
     )
+
+
+def _span(limits: tuple[float, float]) -> str:
+    return f"[{signed_text(limits[0], 2)}, {signed_text(limits[1], 2)}]"
 
 
 def failures_table(cells: pd.DataFrame, numbers: Sequence[int]) -> PageTable | None:

@@ -7,8 +7,9 @@ import numpy as np
 from kdbench.errors import counted
 from kdbench.reporting.caption import coverage_text, join_names
 from kdbench.reporting.frame import Results
-from kdbench.reporting.leaderboard import ALPHA, Leaderboard, Standing
+from kdbench.reporting.leaderboard import Leaderboard, Standing
 from kdbench.reporting.paired import seeds_note
+from kdbench.reporting.statistics import ALPHA
 from kdbench.reporting.text.leaderboard import signed_text
 
 

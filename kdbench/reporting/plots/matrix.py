@@ -11,7 +11,8 @@ from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.picture import draw_rows
 from kdbench.reporting.plots.style import WIDTH, new_figure, shorten
-from kdbench.reporting.ranks import ALPHA, RankDiagram
+from kdbench.reporting.ranks import RankDiagram
+from kdbench.reporting.statistics import ALPHA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
