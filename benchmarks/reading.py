@@ -2,7 +2,7 @@
 
     python -m benchmarks.reading
 
-The first reading parses every file, the next ones take remembered rows. The least of three is what counts: others may be at work.
+The least of three is what counts: others may be at work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdbench.store.layout import ROWS_FILE
 from tests.reporting.large import large_plan, write_large
 
 
@@ -25,17 +24,11 @@ def main(cells: int = 10_000, times: int = 3) -> int:
         write_large(root, large_plan(cells=cells), cells=cells)
         for name, words in {
             "list": ["list"],
-            "table, read anew": ["table", "digits", "--out", str(root), "--to", os.devnull],
             "table": ["table", "digits", "--out", str(root), "--to", os.devnull],
             "leaderboard": ["leaderboard", "digits", "--out", str(root), "--to", os.devnull],
             "report": ["report", "digits", "--out", str(root), "--to", str(Path(folder) / "report.html")],
         }.items():
-            taken = []
-            for _ in range(times):
-                if name.endswith("anew"):
-                    (root / ROWS_FILE).unlink(missing_ok=True)
-                taken.append(seconds_of(words))
-            print(f"{name:18} {min(taken):6.2f} s", flush=True)
+            print(f"{name:11} {min(seconds_of(words) for _ in range(times)):6.2f} s", flush=True)
     return 0
 
 

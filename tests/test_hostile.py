@@ -25,7 +25,7 @@ from kdbench.store.claims import read_holder
 from kdbench.store.files import DamagedFileError, read_json, write_bytes, write_json
 from kdbench.store.folders import CellFolder
 from kdbench.store.layout import CLAIM_FILE, Folder
-from kdbench.store.reading import read_history, read_mapping, read_predictions
+from kdbench.store.reading import read_history, read_predictions
 from kdbench.store.rows import load_results
 from kdbench.suite.suite import Suite, load_suite
 from tests.conftest import tiny
@@ -103,7 +103,6 @@ def test_results_of_any_content_are_sound_or_damaged(tmp_path: Path, raw: bytes,
         with pytest.raises(DamagedFileError):
             read_json(folder / "result.json")
         assert len(load_results(tmp_path / "runs")) == 1
-        read_mapping(folder / "result.json")
         assert read_holder(folder) is not None
     # also where the checksum is right, and only the content is another's
     write_json(folder / "config.json", {"config": value, "facts": value, "hash": value})

@@ -93,7 +93,7 @@ def class_scores(results: Results, store: Path | str | Outcomes, by: str = "clas
         return _none(by, nothing_text(results))
     if labels is None:
         return _none(by, "No accuracy by class: no finished cell has predictions that can be read.")
-    names = read_classes(Path(outcomes.root), results.identity()["dataset"])
+    names = read_classes(outcomes.root, results.identity()["dataset"])
     if by == "superclass" and (names is None or names.coarse is None):
         return _none(by, f"No superclasses are known of the data set {results.identity()['dataset']}.")
     titles, above, group = grouping(names, labels, by)

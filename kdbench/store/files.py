@@ -82,10 +82,9 @@ def read_json(path: Path) -> dict[str, Any]:
         DamagedFileError: if the file is cut, altered or not one of these.
     """
     try:
-        content = json.loads(read_checked(path))
+        return json.loads(read_checked(path), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged ({type(error).__name__}: {error})") from None
-    return content
 
 
 def read_checked(path: Path) -> bytes:
@@ -98,3 +97,7 @@ def read_checked(path: Path) -> bytes:
     if rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
         raise DamagedFileError(f"{path} is damaged (its checksum does not match)")
     return body + b"\n}"
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")

@@ -8,7 +8,6 @@
 ``SUITE/PROTOCOL/.workers/HASH/``                       log of the process that trained a cohort
 ``.jobs/TICKET/``                                       events of running jobs
 ``.cache/teachers/``                                    teachers' outputs, kept between runs
-``.rows.json``                                          rows of finished cells, remembered between readings
 ======================================================  ====================================================================
 """
 
@@ -26,7 +25,6 @@ FORMAT_FILE = "format.json"
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 CLAIM_FILE = "claim.json"
-ROWS_FILE = ".rows.json"
 JOBS_FOLDER = ".jobs"
 TEACHER_OUTPUTS_FOLDER = ".cache/teachers"
 
@@ -101,12 +99,6 @@ def cell_paths(root: Path, suite: str | None = None, protocol: str | None = None
                         is_cell = name.startswith("seed") and dash and number.isdecimal() and number.isascii()
                         if is_cell and os.path.exists(f"{root}/{folder}/{name}/{CONFIG_FILE}"):
                             yield f"{folder}/{name}"
-
-
-def folder_at(root: Path | str, path: str) -> Folder | None:
-    """The folder at a relative ``path`` that was read from a file; None where it would lead out of ``root``."""
-    parts = Path(path).parts
-    return None if not parts or Path(path).is_absolute() or ".." in parts else Folder(Path(root) / path)
 
 
 def classes_file(root: Path | str, dataset: str) -> Path:

@@ -1,4 +1,4 @@
-"""Reads what else lies in a cell's folder: predictions, history, log. What is absent or damaged gives None, not an error.
+"""Reads what else lies in a cell's folder: predictions, history, log. What is absent or damaged gives nothing, not an error.
 
 One cell's damaged file must not hide the other ten thousand from a report.
 """
@@ -6,19 +6,19 @@ One cell's damaged file must not hide the other ten thousand from a report.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from kdbench.store.layout import Folder, folder_at
+from kdbench.store.layout import Folder
 
 #: Bytes read from the end of a log.
 LOG_BYTES = 6000
+#: Lines of it that are kept.
+LOG_LINES = 40
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Outcomes:
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = root
+        self.root = Path(root)
         self._read: dict[str, tuple[np.ndarray, np.ndarray] | None] = {}
         self._same: dict[bytes, np.ndarray] = {}  # the cells of a split have the same labels: one array for all of them
 
@@ -61,7 +61,7 @@ class Outcomes:
 
     def _find(self, path: str) -> tuple[np.ndarray, np.ndarray] | None:
         if path not in self._read:
-            found = read_predictions(folder_at(self.root, path))
+            found = read_predictions(Folder(self.root / path))
             self._read[path] = None
             if found is not None:
                 labels = self._same.setdefault(found.label.tobytes(), found.label)
@@ -69,10 +69,8 @@ class Outcomes:
         return self._read[path]
 
 
-def read_predictions(folder: Folder | None) -> Predictions | None:
+def read_predictions(folder: Folder) -> Predictions | None:
     """Read ``predictions.npz``."""
-    if folder is None:
-        return None
     try:
         # np.load leaves a file that is no archive open, so that it is opened here.
         with open(folder.predictions, "rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -89,37 +87,18 @@ def read_predictions(folder: Folder | None) -> Predictions | None:
     return Predictions(correct.astype(bool), probability.astype(float), predicted, label)
 
 
-def read_history(folder: Folder | None) -> dict[str, list[float]] | None:
+def read_history(folder: Folder) -> dict[str, list[float]]:
     """Read ``history.csv``: columns by name, one value per epoch, NaN where a field is no number."""
-    if folder is None:
-        return None
     try:
         with open(folder.history, encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
+            rows = [row for row in csv.DictReader(file) if None not in (*row, *row.values())]
     except (OSError, UnicodeDecodeError, csv.Error):
-        return None
-    if len(rows) < 2:
-        return None
-    names, body = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
-    return {name: [_number(row[i]) for row in body] for i, name in enumerate(names)} if body else None
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON mapping as it stands, its checksum neither checked nor returned; empty when there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(content, dict):
-        return {}
-    content.pop("file_checksum", None)
-    return content
+    return {name: [_number(row[name]) for row in rows] for name in rows[0]} if rows else {}
 
 
-def read_log_end(folder: Folder | None, lines: int = 40) -> str:
+def read_log_end(folder: Folder) -> str:
     """The last lines of ``log.txt``."""
-    if folder is None:
-        return ""
     try:
         with open(folder.log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -130,7 +109,7 @@ def read_log_end(folder: Folder | None, lines: int = 40) -> str:
     kept = text.splitlines()
     if size > LOG_BYTES:
         kept = kept[1:]  # the first one is cut
-    return "\n".join(kept[-lines:])
+    return "\n".join(kept[-LOG_LINES:])
 
 
 def _number(text: str) -> float:

@@ -11,9 +11,8 @@ from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import BUILT_IN
 from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder, Store
-from kdbench.store.layout import cell_name
+from kdbench.store.layout import cell_name, cell_paths
 from kdbench.store.result import CellResult
-from kdbench.store.rowcache import LEAST, SETTLED, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,34 +23,22 @@ _COST = (
 )
 _PROVENANCE = ("device", "commit", "dirty", "finished")
 #: Columns of numbers that not every cell has: NaN where they are not known.
-_NUMBERS = (
-    *(
-        "epochs",
-        *BUILT_IN,
-        *(f"best_{name}" for name in BUILT_IN),
-        "best_epoch",
-        "teacher_top1",
-        "teacher_top5",
-        *_COST,
-    ),
-)
+_NUMBERS = [
+    "epochs",
+    *BUILT_IN,
+    *(f"best_{name}" for name in BUILT_IN),
+    "best_epoch",
+    "teacher_top1",
+    "teacher_top5",
+    *_COST,
+]
 #: Columns of every frame; metrics of plugins follow them. ``plugin_metrics``: definitions of a cell's, as JSON.
 COLUMNS = [
-    *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display"),
-    *(
-        "student_display",
-        "teacher_family",
-        "student_family",
-        "method",
-        "method_display",
-        "method_family",
-        "fidelity",
-        "carries_kd",
-    ),
-    *("seed", "state", "reason", *_NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
+    *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student"),
+    *("teacher_display", "student_display", "teacher_family", "student_family"),
+    *("method", "method_display", "method_family", "fidelity", "carries_kd", "seed", "state", "reason"),
+    *(*_NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
 ]
-#: A cell's values of metrics from plugins, as JSON: name -> (last, best). Becomes columns of their own.
-_VALUES = "plugin_values"
 
 
 def load_results(out: Path | str = "runs", suite: str | None = None, protocol: str | None = None) -> pd.DataFrame:
@@ -74,24 +61,14 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
     store.check()
-    return read_frame(store.root, suite, protocol)
-
-
-def read_frame(
-    root: Path, suite: str | None = None, protocol: str | None = None, least: int = LEAST, settled: float = SETTLED
-) -> pd.DataFrame:
-    """``load_results`` of a directory that was checked; ``least`` and ``settled`` as for ``read_rows``."""
     import pandas as pd
 
-    columns = [*COLUMNS, _VALUES]
-    rows = read_rows(root, suite, protocol, _row, columns, least, settled)
-    frame = pd.DataFrame(rows, columns=columns, dtype=object)
-    values = [json.loads(text) if text else {} for text in frame.pop(_VALUES)]
-    frame = frame.astype(dict.fromkeys(_NUMBERS, "float64") | {"seed": "int64"})
-    for name in sorted({name for own in values for name in own}):
-        for column, place in ((name, 0), (f"best_{name}", 1)):
-            frame[column] = pd.Series([own.get(name, (None, None))[place] for own in values], dtype="float64")
-    return frame
+    rows = [_row(store.root, path) for path in cell_paths(store.root, suite, protocol)]
+    plugin = sorted({name for row in rows if row["plugin_metrics"] for name in json.loads(row["plugin_metrics"])})
+    more = [column for name in plugin for column in (name, f"best_{name}")]
+    columns = [*COLUMNS, *more]
+    frame = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns, dtype=object)
+    return frame.astype(dict.fromkeys([*_NUMBERS, *more], "float64") | {"seed": "int64"})
 
 
 def _row(root: Path, path: str) -> dict[str, Any]:
@@ -101,7 +78,7 @@ def _row(root: Path, path: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         **{"suite": name.suite, "protocol": name.protocol, "pair": name.pair, "method": name.method, "seed": name.seed},
         **{"teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
-        **{"method_display": name.method, "config_hash": name.hash, "path": path, "reason": "", "plugin_metrics": ""},
+        **{"method_display": name.method, "config_hash": name.hash, "reason": "", "plugin_metrics": ""},
     }
     folder = CellFolder(root / path)
     try:
@@ -122,7 +99,7 @@ def _row(root: Path, path: str) -> dict[str, Any]:
         row.update(state="planned", reason=f"{error}; kdbench run writes it again")
     except (KeyError, TypeError) as error:
         row.update(state="planned", reason=f"written by another version of kdbench ({type(error).__name__}: {error})")
-    return row
+    return {**row, "path": path}
 
 
 def _configured(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,15 +118,15 @@ def _configured(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measured(result: CellResult) -> dict[str, Any]:
     last, best = result.metrics.last, result.metrics.best
+    names = [*BUILT_IN, *result.plugin_metrics]
     plugin = {name: definition.model_dump() for name, definition in result.plugin_metrics.items()}
     return {
-        **{name: last.get(name) for name in BUILT_IN},
-        **{f"best_{name}": best.get(name) for name in BUILT_IN},
+        **{name: last.get(name) for name in names},
+        **{f"best_{name}": best.get(name) for name in names},
         "best_epoch": result.metrics.best_epoch,
         "teacher_top1": result.teacher.metrics.get("top1"),
         "teacher_top5": result.teacher.metrics.get("top5"),
         **{name: getattr(result.cost, name) for name in _COST},
         **{name: getattr(result.provenance, name) for name in _PROVENANCE},
         "plugin_metrics": json.dumps(plugin) if plugin else "",
-        _VALUES: json.dumps({name: (last.get(name), best.get(name)) for name in plugin}) if plugin else "",
     }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from kdbench.store.files import write_json
+from kdbench.store.result import write_record
+from tests.records import cell_result
 
 IMAGES = 200
 
@@ -23,7 +28,7 @@ def write_store(root: Path, frame: pd.DataFrame, images: int = IMAGES, epochs: i
         folder = root / path
         folder.mkdir(parents=True)
         config = {"suite": row["suite"], "method": {"name": row["method"], "hyperparameters": {"temperature": 4.0}}}
-        (folder / "config.json").write_text(json.dumps({"hash": row["config_hash"], "config": config, "facts": {}}))
+        write_json(folder / "config.json", {"hash": row["config_hash"], "config": config, "facts": {}})
         if row["state"] != "done":
             continue
         rng = np.random.default_rng([number, row["seed"]])
@@ -41,6 +46,6 @@ def write_store(root: Path, frame: pd.DataFrame, images: int = IMAGES, epochs: i
             lines.append(f"{epoch},{0.1 / epoch},{3 / epoch},{top1},{top1 - 1}")
         (folder / "history.csv").write_text("\n".join(lines) + "\n")
         (folder / "log.txt").write_text(log or "".join(f"epoch {e + 1}/{epochs}\n" for e in range(epochs)))
-        provenance = {"python": "3.11", "kdbench": "0.1.0", "device": row["device"], "versions": {"torch": "2.4"}}
-        (folder / "result.json").write_text(json.dumps({"provenance": provenance, "metrics": {"nll": float("nan")}}))
+        cell: Any = SimpleNamespace(hash=row["config_hash"], teacher=SimpleNamespace(name=row["teacher"], hash="t"))
+        write_record(folder / "result.json", cell_result(cell, row["top1"], device=row["device"]))
     return frame.assign(path=paths)

@@ -6,8 +6,8 @@ import base64
 import gzip
 import hashlib
 import json
-import math
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import METRICS
 from kdbench.reporting.frame import check_frame, collect
 from kdbench.reporting.html import tables
-from kdbench.reporting.html.data import BLOCK, Provenance, blocks_of_files, cells_data, plain, safe_json
+from kdbench.reporting.html.classes import CellClasses
+from kdbench.reporting.html.data import BLOCK, blocks_of_files, cells_data, safe_json
 from kdbench.reporting.html.page import report_html, write_report
 from kdbench.reporting.html.tables import Links
 from kdbench.reporting.leaderboard import build_leaderboard
@@ -130,7 +131,7 @@ def test_numbers_lead_to_their_cells_and_cells_hold_config_curve_and_log(tmp_pat
     assert found["config"]["method"] == {"name": "ofa", "hyperparameters": {"temperature": 4.0}}
     assert found["history"]["epoch"] == [1, 2, 3, 4, 5]
     assert found["log"].endswith("epoch 5/5")
-    assert found["result"]["metrics"]["nll"] is None  # NaN is no JSON
+    assert found["result"]["metrics"]["last"]["top1"] == 86.0
 
 
 def _links(page: Page) -> list[tuple[tuple[str, dict[str, str | None]], tuple[str, str]]]:
@@ -211,7 +212,13 @@ def test_json_in_a_script_cannot_end_it_and_reads_back(content: str) -> None:
 
 
 def test_figures_that_json_lacks_become_null() -> None:
-    assert plain({"a": (math.nan, math.inf, 1.5, True, None)}) == {"a": [None, None, 1.5, True, None]}
+    cells = check_frame(factory.frame({P1: {"kd": [80.0, None]}})).assign(method_title="KD", pair_title="one")
+    columns = {column["name"]: column for column in cells_data(cells, METRICS.values())["columns"]}
+    assert [columns[name]["values"] for name in ("top1", "best_epoch", "gmacs")] == [
+        [80.0, None],
+        [28, None],
+        [None] * 2,
+    ]
 
 
 def test_several_protocols_become_sections_with_links_to_their_own_cells(tmp_path: Path) -> None:
@@ -313,11 +320,11 @@ def test_classes_students_and_what_inference_keeps_are_shown(tmp_path: Path) -> 
 
 def test_files_of_many_cells_are_packed_small(tmp_path: Path) -> None:
     frame = write_store(tmp_path, factory.frame({P1: {"kd": [80.0 + i / 50 for i in range(150)]}}), epochs=100)
-    provenance = Provenance(tables.Counter())
-    blocks = list(blocks_of_files(tmp_path, list(frame["path"]), provenance))
+    environment: Counter[tuple[str, str]] = Counter()
+    blocks = list(blocks_of_files(tmp_path, frame, CellClasses(Outcomes(tmp_path)), environment))
     assert len(blocks) == 2
     assert sum(map(len, blocks)) / 150 < 4000  # bytes for each cell
-    assert provenance.counts[("torch", "2.4")] == 150
+    assert environment["torch", "2.4"] == 150
 
 
 def test_texts_of_the_list_are_stored_once() -> None:

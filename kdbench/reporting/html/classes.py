@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +102,7 @@ class CellClasses:
             return None
         key = (id(labels), dataset)  # ``outcomes`` keeps the array alive and single
         if key not in self._groups:
-            names = read_classes(Path(self.outcomes.root), dataset)
+            names = read_classes(self.outcomes.root, dataset)
             by = "superclass" if names and names.coarse and len(names.coarse_names or ()) <= 30 else "class"
             titles, _, group = grouping(names, labels, by)
             self._groups[key] = by, titles, group, np.bincount(group, minlength=len(titles))

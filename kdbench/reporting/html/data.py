@@ -7,11 +7,12 @@ only when a cell is opened.
 from __future__ import annotations
 
 import base64
-import collections
+import contextlib
 import gzip
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from typing import Any
 import pandas as pd
 
 from kdbench.plugins.metrics import Metric
-from kdbench.store.layout import Folder, folder_at
-from kdbench.store.reading import read_history, read_log_end, read_mapping
+from kdbench.reporting.html.classes import CellClasses
+from kdbench.store.files import DamagedFileError, read_json
+from kdbench.store.layout import Folder
+from kdbench.store.reading import read_history, read_log_end
+from kdbench.store.result import CellResult, Failure, read_record
 
 #: Cells in one compressed block.
 BLOCK = 100
@@ -78,22 +82,11 @@ _AFTER_METRICS = (
 
 
 def safe_json(content: Any) -> str:
-    """JSON for the inside of a script element: nothing in it can end the element; figures that JSON lacks become null."""
-    text = json.dumps(plain(content), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    """JSON for the inside of a script element: nothing in it can end the element."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     for char in ("<", ">", "&", "\u2028", "\u2029"):
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
-
-
-def plain(content: Any) -> Any:
-    """Mappings, lists, texts and finite numbers; NaN and infinities become None."""
-    if isinstance(content, dict):
-        return {str(key): plain(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [plain(value) for value in content]
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    return content
 
 
 def columns_of(metrics: Iterable[Metric]) -> list[Column]:
@@ -124,61 +117,50 @@ def cells_data(cells: pd.DataFrame, metrics: Iterable[Metric]) -> dict[str, Any]
             about |= {"words": [str(word) for word in words], "values": codes.tolist()}
         else:
             scaled = (cells[column.source] * column.scale).astype(float).round(column.decimals + 1)
-            whole = [int(n) if column.decimals == 0 and math.isfinite(n) else n for n in scaled]
-            about |= {"decimals": column.decimals, "values": whole}
+            shown = [None if math.isnan(n) else n if column.decimals else int(n) for n in scaled]
+            about |= {"decimals": column.decimals, "values": shown}
         columns.append(about)
     return {"count": len(cells), "block": BLOCK, "columns": columns}
 
 
-@dataclass
-class Provenance:
-    """How many finished cells ran on what: (thing, version or name) to cells."""
-
-    counts: collections.Counter[tuple[str, str]]
-
-    def add(self, provenance: dict[str, Any]) -> None:
-        versions = provenance.get("versions")
-        flat = {**provenance, **(versions if isinstance(versions, dict) else {})}
-        for name, value in flat.items():
-            if name not in ("versions", "finished", "dirty") and isinstance(value, (str, int, float, bool)):
-                self.counts[(str(name), str(value))] += 1
-        if "dirty" in provenance:
-            self.counts[("uncommitted changes", "yes" if provenance["dirty"] else "no")] += 1
-
-
 def blocks_of_files(
-    root: Path | str,
-    paths: Sequence[str],
-    provenance: Provenance,
-    more: Callable[[int], dict[str, Any]] = lambda number: {},
+    root: Path, cells: pd.DataFrame, classes: CellClasses, environment: Counter[tuple[str, str]]
 ) -> Iterator[str]:
-    """The files of the cells, ``BLOCK`` at a time: gzip of JSON in base64, which the page unpacks; counts provenance too.
+    """The files of the cells, ``BLOCK`` at a time: gzip of JSON in base64, which the page unpacks.
 
-    ``more`` gives what else belongs to the cell of a number.
+    Args:
+        root: the run directory.
+        cells: with the columns ``path`` and ``dataset``.
+        classes: accuracy by class of each.
+        environment: is increased by what each cell ran on: (thing, version or name).
     """
-    for start in range(0, len(paths), BLOCK):
-        block = [
-            {**_files(folder_at(root, path), provenance), **more(number)}
-            for number, path in enumerate(paths[start : start + BLOCK], start)
-        ]
+    for start in range(0, len(cells), BLOCK):
+        part = cells.iloc[start : start + BLOCK]
+        block = []
+        for path, dataset in zip(part["path"], part["dataset"], strict=True):
+            files = _files(Folder(root / path), environment)
+            block.append({**files, **({"classes": found} if (found := classes.of(path, dataset)) else {})})
         text = json.dumps(block, separators=(",", ":"), allow_nan=False)
         yield base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def _files(folder: Folder | None, provenance: Provenance) -> dict[str, Any]:
-    if folder is None or not folder.path.is_dir():
-        return {}
-    config, result = read_mapping(folder.config), read_mapping(folder.result)
-    if isinstance(result.get("provenance"), dict):
-        provenance.add(result["provenance"])
-    history = read_history(folder) or {}
-    found = {
-        "config": plain(config.get("config", config)),
-        "result": plain(read_mapping(folder.failed) or result),
-        "history": {name: _short(_thinned(values)) for name, values in history.items()} if "epoch" in history else {},
-        "log": read_log_end(folder),
-    }
-    return {name: content for name, content in found.items() if content}
+def _files(folder: Folder, environment: Counter[tuple[str, str]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError, DamagedFileError, KeyError):
+        found["config"] = read_json(folder.config)["config"]
+    with contextlib.suppress(OSError, DamagedFileError):
+        result = read_record(folder.result, CellResult)
+        ran_on = result.provenance.model_dump(exclude={"versions", "observers", "finished", "dirty"}, exclude_none=True)
+        ran_on |= {**result.provenance.versions, "uncommitted changes": "yes" if result.provenance.dirty else "no"}
+        environment.update((name, str(value)) for name, value in ran_on.items())
+        found["result"] = result.model_dump(mode="json")
+    with contextlib.suppress(OSError, DamagedFileError):
+        found["result"] = read_record(folder.failed, Failure).model_dump(mode="json")
+    if "epoch" in (history := read_history(folder)):
+        found["history"] = {name: _short(_thinned(values)) for name, values in history.items()}
+    if log := read_log_end(folder):
+        found["log"] = log
+    return found
 
 
 def _thinned(values: list[float]) -> list[float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import collections
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from kdbench.plugins.metrics import Metric
 from kdbench.reporting.classes import class_scores
 from kdbench.reporting.frame import Results, collect, split_frame
 from kdbench.reporting.html.classes import CellClasses, classes_table, students_table
-from kdbench.reporting.html.data import Provenance, blocks_of_files, cells_data, safe_json
+from kdbench.reporting.html.data import blocks_of_files, cells_data, safe_json
 from kdbench.reporting.html.tables import (
     Links,
     PageTable,
@@ -79,23 +79,16 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
         metrics |= results.metrics
         parts.append(_part(f"part-{number}", part, results, board, outcomes, links))
     cells = pd.concat(shown, ignore_index=True)
-    provenance = Provenance(collections.Counter())
-    paths, datasets = list(cells["path"].map(str)), list(cells["dataset"].map(str))
-    classes = CellClasses(outcomes)
-
-    def by_class(number: int) -> dict[str, Any]:
-        found = classes.of(paths[number], datasets[number])
-        return {} if found is None else {"classes": found}
-
-    blocks = list(blocks_of_files(store_root, paths, provenance, by_class))
+    environment: Counter[tuple[str, str]] = Counter()
+    blocks = list(blocks_of_files(outcomes.root, cells, CellClasses(outcomes), environment))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     filters = [("method", "Method"), ("pair", "Pair"), ("state", "State")]
     if len(parts) > 1:
         filters.append(("protocol", "Protocol"))
-    environment = Environment(
+    templates = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html.j2").render(
+    return templates.get_template("page.html.j2").render(
         title=_title(parts),
         command=" ".join(command.split()) or "kdbench report",
         policy=_policy(style, script),
@@ -107,7 +100,7 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
         cells=Markup(safe_json(cells_data(cells, metrics.values()))),
         blocks=blocks,
         failures=failures_table(cells, range(len(cells))) if len(cells) else None,
-        environment=environment_table(provenance.counts),
+        environment=environment_table(environment),
     ).lstrip()  # fmt: skip
 
 

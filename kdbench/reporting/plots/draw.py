@@ -63,7 +63,7 @@ def draw_plots(
             try:
                 if results.empty:
                     raise _NothingToDrawError(nothing_text(results))
-                figure, caption = draw(results, board, store_root)
+                figure, caption = draw(results, board, Path(store_root))
                 plots.append(Plot(name, title, caption, figure))
             except _NothingToDrawError as reason:
                 plots.append(Plot(name, title, str(reason)))
@@ -118,7 +118,7 @@ class _NothingToDrawError(Exception):
 _Drawn = tuple["Figure", str]
 
 
-def _heat_map(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
+def _heat_map(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     if not board.reference:
         raise _NothingToDrawError("Neither KD nor scratch has results, so that there is no gain to show.")
     if len(results.methods) < 2:
@@ -131,7 +131,7 @@ def _heat_map(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     return matrix.heat_map(results, board), caption
 
 
-def _gains(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
+def _gains(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     bar = " Bar: 95 % t interval of the mean over pairs." if any(s.low == s.low for s in board.standings) else ""
     over = f"gain over {board.reference_display}" if board.reference else "value"
     caption = (
@@ -141,14 +141,14 @@ def _gains(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     return matrix.gains_plot(board), caption
 
 
-def _ranks(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
+def _ranks(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     diagram = rank_diagram(results)
     if diagram is None:
         raise _NothingToDrawError("Fewer than two methods can be ranked on the same pairs.")
     return matrix.rank_plot(diagram), matrix.rank_caption(diagram)
 
 
-def _cost(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
+def _cost(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     if len(scatter.cost_points(board)) < 2:
         raise _NothingToDrawError("Step times relative to scratch are known of fewer than two methods with all pairs.")
     figure, left_out = scatter.cost_plot(board)
@@ -161,7 +161,7 @@ def _cost(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     return figure, caption
 
 
-def _teacher(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
+def _teacher(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     points = teacher.teacher_points(results, board)
     if not points:
         raise _NothingToDrawError("No method has pairs of which both the teacher's accuracy and a gain are known.")
@@ -175,7 +175,7 @@ def _teacher(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     return teacher.teacher_plot(results, board, points), caption
 
 
-def _agreement(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
+def _agreement(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     if scatter.agreement_points(results, board).empty:
         raise _NothingToDrawError("No cell holds its agreement with the teacher besides the reference's.")
     figure, left_out = scatter.agreement_plot(results, board)
@@ -188,7 +188,7 @@ def _agreement(results: Results, board: Leaderboard, root: Path | str) -> _Drawn
     return figure, caption
 
 
-def _curves(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
+def _curves(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     curves = stored.learning_curves(results, board, root)
     if not curves:
         raise _NothingToDrawError("No cell has a history of this metric.")
@@ -203,7 +203,7 @@ def _curves(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
     return stored.curves_plot(results, curves), caption
 
 
-def _calibration(results: Results, board: Leaderboard, root: Path | str) -> _Drawn:
+def _calibration(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     found = stored.calibrations(results, board, root)
     if not found:
         raise _NothingToDrawError("No pair and seed has stored predictions of all shown methods.")
@@ -222,7 +222,7 @@ def _unnamed(count: int) -> str:
 
 
 #: Name of the file: (title, what draws it).
-PLOTS: dict[str, tuple[str, Callable[[Results, Leaderboard, Path | str], _Drawn]]] = {
+PLOTS: dict[str, tuple[str, Callable[[Results, Leaderboard, Path], _Drawn]]] = {
     "heatmap": ("Gain by pair and method", _heat_map),
     "gains": ("Mean gain of each method", _gains),
     "ranks": ("Average ranks", _ranks),

@@ -12,7 +12,7 @@ import numpy as np
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.style import CURVES, WIDTH, legend_above, new_figure, panels_of, shorten
-from kdbench.store.layout import folder_at
+from kdbench.store.layout import Folder
 from kdbench.store.reading import read_history, read_predictions
 
 if TYPE_CHECKING:
@@ -56,20 +56,16 @@ def shown_methods(board: Leaderboard, limit: int = MAX_CURVES) -> list[str]:
     return list(dict.fromkeys([*first, *ranked, *others]))[:limit]
 
 
-def learning_curves(
-    results: Results, board: Leaderboard, root: Path | str, limit: int = MAX_PANELS
-) -> dict[str, dict[str, Curve]]:
-    """Curves by pair and method, for pairs in the order of the table that have any."""
-    done = results.cells[results.cells["state"] == "done"]
+def learning_curves(results: Results, board: Leaderboard, root: Path) -> dict[str, dict[str, Curve]]:
+    """Curves by pair and method, for the first ``MAX_PANELS`` pairs of the table that have any."""
     curves: dict[str, dict[str, Curve]] = {}
     for pair in results.pair_info:
-        if len(curves) == limit:
+        if len(curves) == MAX_PANELS:
             break
-        of_pair = done[done["pair"] == pair]
         found = {}
         for method in shown_methods(board):
-            paths = of_pair.loc[of_pair["method"] == method, "path"]
-            curve = _curve([read_history(folder_at(root, path)) for path in paths], results.metric.name)
+            paths = results.paths.get((pair, method), {}).values()
+            curve = _curve([read_history(Folder(root / path)) for path in paths], results.metric.name)
             if curve is not None:
                 found[method] = curve
         if found:
@@ -124,23 +120,21 @@ def reliability(probability: np.ndarray, correct: np.ndarray, bins: int = BINS) 
     )
 
 
-def calibrations(
-    results: Results, board: Leaderboard, root: Path | str, limit: int = MAX_CURVES
-) -> dict[str, Reliability]:
+def calibrations(results: Results, board: Leaderboard, root: Path) -> dict[str, Reliability]:
     """Reliability of the shown methods, each over the same cells: pairs and seeds that all of them have.
 
     At most ``MAX_FILES`` files are read.
     """
-    done = results.cells[results.cells["state"] == "done"]
-    names = [name for name in shown_methods(board, limit) if (done["method"] == name).any()]
-    paths = {
-        name: {(r.pair, r.seed): r.path for r in done[done["method"] == name].itertuples()} for name in names
-    }  # fmt: skip
-    shared = sorted(set.intersection(*(set(own) for own in paths.values()))) if paths else []
-    shared = shared[: MAX_FILES // max(len(names), 1)]
+    paths: dict[str, dict[tuple[str, int], str]] = {}
+    for name in shown_methods(board):
+        own = {(p, seed): path for (p, m), seeds in results.paths.items() if m == name for seed, path in seeds.items()}
+        if own:
+            paths[name] = own
+    shared = sorted(set.intersection(*map(set, paths.values()))) if paths else []
+    shared = shared[: MAX_FILES // max(len(paths), 1)]
     found = {}
-    for name in names:
-        read = [read_predictions(folder_at(root, str(paths[name][key]))) for key in shared]
+    for name, own in paths.items():
+        read = [read_predictions(Folder(root / own[key])) for key in shared]
         kept = [predictions for predictions in read if predictions is not None]
         if kept and len(kept) == len(shared):
             found[name] = reliability(
@@ -166,10 +160,10 @@ def calibration_plot(results: Results, found: dict[str, Reliability]) -> Figure:
     return figure
 
 
-def _curve(histories: Sequence[dict[str, list[float]] | None], column: str) -> Curve | None:
+def _curve(histories: Sequence[dict[str, list[float]]], column: str) -> Curve | None:
     """Seeds are compared up to the shortest of them."""
-    values = [history[column] for history in histories if history is not None and column in history]
-    epochs = [history["epoch"] for history in histories if history is not None and "epoch" in history]
+    values = [history[column] for history in histories if column in history]
+    epochs = [history["epoch"] for history in histories if "epoch" in history]
     if not values or len(values) != len(epochs):
         return None
     length = min(map(len, values))
