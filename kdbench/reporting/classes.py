@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdbench.errors import UnknownNameError, counted
+from kdbench.errors import counted
 from kdbench.reporting.caption import build_caption, data_notes, join_names, label_of, nothing_text, results_hash
 from kdbench.reporting.frame import Results, collect, common_pairs
 from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table, mark_best
 from kdbench.store.classnames import ClassNames, read_classes
 from kdbench.store.reading import Outcomes
-
-KINDS = ("class", "superclass")
-FIGURES = ("accuracy", "gain")
 
 _RECORD_COLUMNS = [
     *("suite", "protocol", "dataset", "split", "by", "name", "superclass", "images", "pair", "method"),
@@ -79,12 +76,7 @@ def class_scores(results: Results, store: Path | str | Outcomes, by: str = "clas
         results: of one suite, protocol, data set and split.
         store: the run directory, or what was read from it already.
         by: ``"class"`` or ``"superclass"``.
-
-    Raises:
-        UnknownNameError: for another ``by``.
     """
-    if by not in KINDS:
-        raise UnknownNameError("kind of class", by, KINDS)
     outcomes = store if isinstance(store, Outcomes) else Outcomes(store)
     done = results.cells[results.cells["state"] == "done"].sort_values(["pair", "method", "seed"])
     read = {str(path): outcomes.correct(str(path)) for path in done["path"]}
@@ -132,15 +124,9 @@ def class_table(
         show: ``"accuracy"`` in percent, or ``"gain"`` over the reference in points (whose column stays an accuracy).
         worst: only so many classes, the lowest first: by mean accuracy over the methods, or by mean gain.
         command: the command line that made it, for its comment.
-
-    Raises:
-        UnknownNameError: for another ``show``.
     """
-    if show not in FIGURES:
-        raise UnknownNameError("figure", show, FIGURES)
-    identity = results.identity()
     shared: dict[str, Any] = {
-        "command": command or f"kdbench classes {identity['suite']} --by {scores.by}",
+        "command": command,
         "results_hash": results_hash(results),
         "label": label_of(results, "by", scores.by),
         "records": _records(results, scores),

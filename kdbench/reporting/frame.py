@@ -1,4 +1,4 @@
-"""Checks a frame of results, one row per cell, and takes means over seeds: what tables and leaderboards start from."""
+"""Means over seeds of a frame of results, one row per cell: what tables and leaderboards start from."""
 
 from __future__ import annotations
 
@@ -15,26 +15,18 @@ from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.plugins.entry import FAMILIES as METHOD_FAMILIES
 from kdbench.plugins.metrics import BUILT_IN, METRICS, Metric
 from kdbench.store.result import Definition
+from kdbench.store.rows import COLUMNS, NUMBERS
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
-REQUIRED = ("suite", "protocol", "pair", "teacher", "student", "method", "seed", "state")
-STATES = ("done", "failed", "skipped", "planned", "running", "stale")
-SELECTIONS = ("last", "best")
+#: What the rows of one table have in common.
+IDENTITY = ["suite", "protocol", "dataset", "split"]
 #: Metrics of which the frame holds the teacher's own value.
 TEACHER_COLUMNS = {"top1": "teacher_top1", "top5": "teacher_top5"}
 
-_TEXT_DEFAULTS = {
-    "split": "test",
-    **dict.fromkeys(
-        ("teacher_family", "student_family", "method_family", "fidelity", "reason", "device", "commit"), ""
-    ),
-    **dict.fromkeys(("finished", "config_hash", "dataset_title", "hyperparameters", "path", "plugin_metrics"), ""),
-}
-_NUMBERS = (
-    *("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters", "student_parameters"),
-    *("train_seconds", "peak_memory_bytes", "best_epoch"),
-    *("student_gmacs", "inference_images_per_second", "inference_extra_parameters"),
-)
+#: What stands for a name that is not known.
+_INSTEAD = {"dataset": "suite", "teacher_display": "teacher", "student_display": "student", "method_display": "method"}
+_FLAGS = ("dirty", "carries_kd")
+_TEXTS = [name for name in COLUMNS if name not in (*NUMBERS, *_FLAGS, "seed")]
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Results:
     """Results of one suite, protocol, data set and split, ready for a table.
 
     Attributes:
-        cells: one row per cell, checked, with a column ``value``: the figure asked for, NaN where there is none.
+        cells: one row per cell, with a column ``value``: the figure asked for, NaN where there is none.
         scores: one row per (pair, method): mean, sd (n - 1 in the denominator), n, state, reason, and counts of states.
         methods: index method, in the order of columns; display, family, fidelity, title.
         pairs: index pair, in the order of rows; teacher, student, their displays and families, title, teacher_value.
@@ -109,8 +101,7 @@ class Results:
 
     def identity(self) -> dict[str, str]:
         """Suite, protocol, data set and split, empty where there are no rows."""
-        names = ("suite", "protocol", "dataset", "split")
-        return {name: str(self.cells[name].iloc[0]) if len(self.cells) else "" for name in names}
+        return {name: self.cells[name].iloc[0] if len(self.cells) else "" for name in IDENTITY}
 
 
 def metrics_of(frame: pd.DataFrame) -> dict[str, Metric]:
@@ -123,39 +114,16 @@ def metrics_of(frame: pd.DataFrame) -> dict[str, Metric]:
 
 
 def check_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a copy with all columns, plain types, and infinite values as NaN. A frame without rows is valid.
-
-    Raises:
-        KdbenchError: for missing columns, an unknown state, or a metric that holds something else than numbers.
-    """
-    if len(frame) == 0 and len(frame.columns) == 0:
-        frame = pd.DataFrame(columns=list(REQUIRED))
-    missing = [name for name in REQUIRED if name not in frame]
-    if missing:
-        raise KdbenchError(f"the results lack the columns {', '.join(missing)}")
-    checked = frame.reset_index(drop=True).copy()
-    defaults = {**_TEXT_DEFAULTS, "dataset": checked["suite"], "teacher_display": checked["teacher"]}
-    defaults |= {"student_display": checked["student"], "method_display": checked["method"]}
-    for name, default in defaults.items():
-        column = checked[name] if name in checked else pd.Series(np.nan, index=checked.index)
-        column = column.astype(object)
-        checked[name] = column.where(column.notna(), default).map(str)
-    unknown = sorted(set(checked["state"].map(str)) - set(STATES))
-    if unknown:
-        raise UnknownNameError("state", unknown[0], STATES, "the results")
-    metrics = metrics_of(checked)
-    numbers = [*_NUMBERS, *metrics, *(f"best_{name}" for name in metrics)]
-    lacking = [name for name in numbers if name not in checked]
-    checked = pd.concat([checked, pd.DataFrame(np.nan, index=checked.index, columns=lacking)], axis=1)
-    for name in numbers:
-        try:
-            column = pd.to_numeric(checked[name]).astype(float)
-        except (TypeError, ValueError) as error:
-            raise KdbenchError(f"the results' column {name} holds something else than numbers: {error}") from None
-        checked[name] = column.replace([np.inf, -np.inf], np.nan)
-    for name in ("dirty", "carries_kd"):
-        flags = checked[name].astype(object) if name in checked else pd.Series(False, index=checked.index)
-        checked[name] = flags.where(flags.notna(), False).astype(bool)
+    """Rows of ``load_results`` with nothing missing: text is empty, flags are false, numbers NaN where they are not known."""
+    checked = frame.reset_index(drop=True)
+    checked = checked.reindex(columns=[*COLUMNS, *(name for name in checked if name not in COLUMNS)])
+    for name, other in _INSTEAD.items():
+        checked[name] = checked[name].where(checked[name].notna(), checked[other])
+    checked["split"] = checked["split"].where(checked["split"].notna(), "test")
+    checked[_TEXTS] = checked[_TEXTS].astype(object).fillna("")
+    checked[NUMBERS] = checked[NUMBERS].astype(float)
+    for name in _FLAGS:
+        checked[name] = checked[name].eq(True)
     return checked
 
 
@@ -165,12 +133,12 @@ def split_frame(frame: pd.DataFrame) -> list[pd.DataFrame]:
     An empty frame gives itself, so that something can be said about it.
     """
     checked = check_frame(frame)
-    parts = [part for _, part in checked.groupby(["suite", "protocol", "dataset", "split"], sort=True)]
+    parts = [part for _, part in checked.groupby(IDENTITY)]
     return parts or [checked]
 
 
 def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> Results:
-    """Check the rows and take means over seeds.
+    """Take means over seeds.
 
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
@@ -178,16 +146,15 @@ def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> 
         select: ``"last"`` epoch, or ``"best"`` epoch on the evaluated split (an optimistic figure).
 
     Raises:
+        UnknownNameError: for another metric.
         KdbenchError: if the frame mixes suites, protocols, data sets or splits: those are never pooled.
     """
     cells = check_frame(frame)
     metrics = metrics_of(cells)
     if metric not in metrics:
         raise UnknownNameError("metric", metric, metrics)
-    if select not in SELECTIONS:
-        raise UnknownNameError("selection", select, SELECTIONS)
-    for name in ("suite", "protocol", "dataset", "split"):
-        found = sorted(cells[name].map(str).unique())
+    for name in IDENTITY:
+        found = sorted(cells[name].unique())
         if len(found) > 1:
             raise KdbenchError(
                 f"the results hold more than one {name} ({', '.join(found)}); choose one, they are not pooled"
@@ -262,57 +229,42 @@ def _scores(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _methods(cells: pd.DataFrame) -> pd.DataFrame:
-    methods = cells.sort_values(["method", "method_display", "fidelity"]).groupby("method").first()
-    methods = methods.rename(columns={"method_display": "display", "method_family": "family"})
-    methods = methods[["display", "family", "fidelity"]]
+    names = ["method_display", "method_family", "fidelity"]
+    methods = cells.sort_values(["method", *names]).groupby("method")[names].first()
+    methods.columns = pd.Index(["display", "family", "fidelity"])
     methods["title"] = _unique_titles(methods["display"])
-    return methods.iloc[
-        _order(
-            _position(methods["family"], METHOD_FAMILIES),
-            methods.index != "scratch",
-            methods["family"],
-            methods.index != "kd",
-            methods["title"].str.lower(),
-            methods.index,
-        )
-    ]
+
+    def place(name: str) -> tuple[object, ...]:
+        row = methods.loc[name]
+        family = _position(row["family"], METHOD_FAMILIES)
+        return family, name != "scratch", row["family"], name != "kd", row["title"].lower(), name
+
+    return methods.loc[sorted(methods.index, key=place)]
 
 
 def _pairs(cells: pd.DataFrame, teacher_column: str | None) -> pd.DataFrame:
     names = ["teacher", "student", "teacher_display", "student_display", "teacher_family", "student_family"]
     pairs = cells.sort_values(["pair", *names]).groupby("pair")[names].first()
     pairs["title"] = _unique_titles(pairs["teacher_display"] + " → " + pairs["student_display"])
+    pairs["teacher_value"] = pairs["teacher_spread"] = np.nan
     if teacher_column:
         teacher = cells.groupby("pair")[teacher_column]
-        pairs["teacher_value"] = teacher.mean().reindex(pairs.index)
-        pairs["teacher_spread"] = (teacher.max() - teacher.min()).reindex(pairs.index)
-    else:
-        pairs["teacher_value"] = pairs["teacher_spread"] = np.nan
-    return pairs.iloc[
-        _order(
-            _position(pairs["student_family"], NET_FAMILIES),
-            pairs["student_family"],
-            pairs["student_display"].str.lower(),
-            pairs["teacher_display"].str.lower(),
-            pairs.index,
-        )
-    ]
+        pairs["teacher_value"], pairs["teacher_spread"] = teacher.mean(), teacher.max() - teacher.min()
+
+    def place(name: str) -> tuple[object, ...]:
+        row = pairs.loc[name]
+        family = _position(row["student_family"], NET_FAMILIES)
+        return family, row["student_family"], row["student_display"].lower(), row["teacher_display"].lower(), name
+
+    return pairs.loc[sorted(pairs.index, key=place)]
 
 
-def _order(*keys: object) -> np.ndarray:
-    """Positions that sort by the first key, then the second, and so on."""
-    table = pd.DataFrame({f"key{i}": np.asarray(key) for i, key in enumerate(keys)})
-    return table.sort_values(list(table.columns)).index.to_numpy()
-
-
-def _position(column: pd.Series, order: Iterable[str]) -> pd.Series:
-    places = {name: i for i, name in enumerate(order)}
-    return column.map(places).fillna(len(places))
+def _position(name: str, order: Iterable[str]) -> int:
+    """Of a name in an order; unknown names come last."""
+    names = [*order]
+    return names.index(name) if name in names else len(names)
 
 
 def _unique_titles(titles: pd.Series) -> pd.Series:
     """Add the index to titles that occur twice."""
-    if not len(titles):
-        return titles.astype(object)
-    twice = titles.duplicated(keep=False)
-    return titles.where(~twice, titles + " (" + titles.index.to_series().map(str) + ")")
+    return titles.where(~titles.duplicated(keep=False), titles + " (" + titles.index + ")")

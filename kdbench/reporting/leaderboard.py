@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -97,7 +95,6 @@ class Leaderboard:
     reference_display: str
     standings: tuple[Standing, ...]
     pairs: int
-    pair_titles: tuple[tuple[str, str], ...]
     seeds: tuple[int, ...]
     caption: str
     notes: tuple[str, ...]
@@ -145,21 +142,15 @@ def build_leaderboard(
         raise UnknownNameError("method", baseline, known, "the results")
     means = results.means()
     reference = results.reference(baseline)
-    identity = results.identity()
-    if not command:
-        where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
-        command = " ".join(f"kdbench leaderboard {where}".split())
-    standings = _Builder(results, means, reference).build()
     ranked_pairs = means[reference] if reference else means.mean(axis=1)
     board = Leaderboard(
-        **identity,
+        **results.identity(),
         metric=results.metric,
         select=select,
         reference=reference,
         reference_display=results.method_info[reference]["display"] if reference else "",
-        standings=standings,
+        standings=() if results.empty else _Builder(results, means, reference).build(),
         pairs=int(ranked_pairs.notna().sum()),
-        pair_titles=tuple((pair, row["title"]) for pair, row in results.pair_info.items()),
         seeds=tuple(results.seeds),
         caption="" if results.empty else build_caption(results),
         notes=(),
@@ -179,121 +170,94 @@ class _Builder:
         self.means = means
         self.reference = reference
         self.sign = results.metric.sign
+        ranked_pairs = means[reference] if reference else means.mean(axis=1)
+        pairs = ranked_pairs.index[ranked_pairs.notna()]
+        #: Whether a method has all pairs; those that compete take a place.
+        self.complete = means.loc[pairs].notna().all()
+        self.whole = [name for name in results.competing if self.complete[name]]
+        self.average: dict[str, float] = {}
+        if len(self.whole) > 1:
+            ranks = statistics.ranks_in_rows(means.loc[pairs, self.whole].to_numpy(), results.metric.higher_is_better)
+            self.average = dict(zip(self.whole, ranks.mean(axis=0).tolist(), strict=True))
+        self.gains = {name: self._gains(name, reference) for name in results.method_info} if reference else {}
+        tested = [name for name in results.competing if name != reference and len(self.gains.get(name, ()))]
+        self.tests = {name: statistics.signed_rank(self.gains[name].to_numpy()) for name in tested}
+        corrected = statistics.holm([p for p, _ in self.tests.values()])
+        self.p_holm = dict(zip(self.tests, corrected, strict=True))
+        self.step_ratios = _step_ratios(results.cells)
 
     def build(self) -> tuple[Standing, ...]:
-        if self.results.empty:
-            return ()
-        standings = [self._standing(name) for name in self.results.method_info]
-        return tuple(self._ordered(self._averages(self._corrected(standings))))
+        """Whole methods and baselines first, by gain; then those that lack pairs; names decide between equals."""
+        score = {name: self._score(name) for name in self.means}
+        order = sorted(score, key=lambda name: (not self.complete[name], -score[name], name))
+        places = sorted((score[name] for name in self.whole), reverse=True)
+        cells = dict([*self.results.cells.groupby("method")])
+        return tuple(
+            self._standing(name, cells[name], places.index(score[name]) + 1 if name in self.whole else None)
+            for name in order
+        )
 
-    def _standing(self, name: str) -> Standing:
-        method, own = self.results.method_info[name], self._cells[name]
-        done = own[own["value"].notna()]
-        planned = int((own["state"] != "skipped").sum())
-        standing = Standing(
-            method=str(name),
+    def _standing(self, name: str, cells: pd.DataFrame, rank: int | None) -> Standing:
+        method = self.results.method_info[name]
+        done = cells[cells["value"].notna()]
+        over_scratch = (
+            self._gains(name, "scratch") if "scratch" in self.means and name != "scratch" else pd.Series(dtype=float)
+        )
+        harmed = int((over_scratch < -statistics.RESOLUTION).sum())
+        return Standing(
+            method=name,
             display=method["title"],
             family=method["family"],
             reconstruction=method["fidelity"] == "reconstruction",
             baseline=name not in self.results.competing,
-            cells=(len(done), planned),
+            cells=(len(done), int((cells["state"] != "skipped").sum())),
+            rank=rank,
             mean=float(self.means[name].mean()),
-            step_ratio=self._step_ratios.get(str(name), np.nan),
+            average_rank=self.average.get(name, np.nan),
+            harmed=(harmed, len(over_scratch)) if len(over_scratch) else None,
+            gain_over_scratch=float(over_scratch.mean()) if len(over_scratch) else np.nan,
+            step_ratio=self.step_ratios.get(name, np.nan),
             extra_parameters=number_or_nan(done["extra_parameters"].median()),
             inference_parameters=number_or_nan(done["inference_extra_parameters"].max()),
             hours=hours(done),
             peak_memory=number_or_nan(done["peak_memory_bytes"].max()),
-            pairs=int(self.means[name].notna().sum()),
+            **(self._against_reference(name) if self.reference else {"pairs": int(self.means[name].notna().sum())}),
         )
-        if "scratch" in self.means and name != "scratch":
-            over = self._gains(name, "scratch")
-            if len(over):
-                harmed = int((over < -statistics.RESOLUTION).sum())
-                standing = replace(standing, gain_over_scratch=float(over.mean()), harmed=(harmed, len(over)))
-        return self._against_reference(standing) if self.reference else standing
 
-    @cached_property
-    def _cells(self) -> dict[str, pd.DataFrame]:
-        names = ["method", "state", "value", "train_seconds", "peak_memory_bytes"]
-        cells = self.results.cells[[*names, "extra_parameters", "inference_extra_parameters"]]
-        return {str(name): own for name, own in cells.groupby("method")}
-
-    def _against_reference(self, standing: Standing) -> Standing:
-        gains = self._gains(standing.method, self.reference)
+    def _against_reference(self, name: str) -> dict[str, Any]:
+        gains = self.gains[name]
+        known: dict[str, Any] = {"pairs": len(gains)}
         if gains.empty:
-            return replace(standing, pairs=0)
-        pairs = self.results.pairs.loc[gains.index]
-        compared: dict[str, Any] = {
-            "gain": float(gains.mean()),
-            "gains": tuple((str(pair), float(gain)) for pair, gain in gains.items()),
-            "pairs": len(gains),
-        }
-        if standing.method == self.reference:
-            return replace(standing, **compared)
-        interval = statistics.t_interval(gains.to_numpy())
-        wins, ties, losses = statistics.wins_ties_losses(gains.to_numpy(), self.results.metric.tie_band)
-        low, high = statistics.leave_one_out(gains.to_numpy(), pairs["student"].tolist(), pairs["teacher"].tolist())
-        compared |= {"low": interval[0], "high": interval[1], "wins": wins, "ties": ties, "losses": losses}
-        compared |= {"left_out_low": low, "left_out_high": high}
-        if not standing.baseline:
-            compared["p"], compared["smallest_p"] = statistics.signed_rank(gains.to_numpy())
-        return replace(standing, **compared)
+            return known
+        known |= {"gain": float(gains.mean()), "gains": tuple(gains.items())}
+        if name == self.reference:
+            return known
+        values, pairs = gains.to_numpy(), self.results.pairs.loc[gains.index]
+        known["low"], known["high"] = statistics.t_interval(values)
+        band = self.results.metric.tie_band
+        known["wins"], known["ties"], known["losses"] = statistics.wins_ties_losses(values, band)
+        left_out = statistics.leave_one_out(values, pairs["student"].tolist(), pairs["teacher"].tolist())
+        known["left_out_low"], known["left_out_high"] = left_out
+        if name in self.tests:
+            p, smallest = self.tests[name]
+            known |= {"p": p, "p_holm": self.p_holm[name], "smallest_p": min(1.0, smallest * len(self.tests))}
+        return known
 
     def _gains(self, name: str, reference: str) -> pd.Series:
         return (self.sign * (self.means[name] - self.means[reference])).dropna()
 
-    @cached_property
-    def _step_ratios(self) -> dict[str, float]:
-        """Median step time by method, over that of scratch in the same pair, seed and device."""
-        done = self.results.cells[self.results.cells["state"] == "done"]
-        done = done[done["step_seconds"] > 0]
-        keys = ["pair", "seed", "device"]
-        scratch = done.loc[done["method"] == "scratch", [*keys, "step_seconds"]]
-        both = done[[*keys, "method", "step_seconds"]].merge(scratch, on=keys, suffixes=("", "_scratch"))
-        ratios = (both["step_seconds"] / both["step_seconds_scratch"]).groupby(both["method"]).median()
-        return {str(name): float(ratio) for name, ratio in ratios.items()}
-
-    def _corrected(self, standings: Sequence[Standing]) -> list[Standing]:
-        tested = {s.method: s.p for s in standings if s.p is not None}
-        corrected = dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
-        return [
-            replace(s, p_holm=corrected[s.method], smallest_p=min(1.0, s.smallest_p * len(tested)))
-            if s.method in corrected and s.smallest_p is not None
-            else s
-            for s in standings
-        ]
-
-    def _whole(self, standings: Sequence[Standing]) -> tuple[list[str], list[str]]:
-        """The methods that take a place, and the pairs over which they do."""
-        column = self.means[self.reference] if self.reference else self.means.mean(axis=1)
-        pairs = list(column.index[column.notna()])
-        whole = [s.method for s in standings if not s.baseline and self.means.loc[pairs, s.method].notna().all()]
-        return whole, pairs
-
-    def _averages(self, standings: Sequence[Standing]) -> list[Standing]:
-        whole, pairs = self._whole(standings)
-        if len(whole) < 2:
-            return list(standings)
-        table = self.means.loc[pairs, whole].to_numpy()
-        ranks = statistics.ranks_in_rows(table, self.results.metric.higher_is_better).mean(axis=0)
-        average = dict(zip(whole, ranks, strict=True))
-        return [replace(s, average_rank=float(average.get(s.method, np.nan))) for s in standings]
-
-    def _ordered(self, standings: Sequence[Standing]) -> list[Standing]:
-        """Whole methods and baselines first, by gain; then those that lack pairs; names decide between equals."""
-        whole, pairs = self._whole(standings)
-
-        def key(standing: Standing) -> tuple[int, float, str]:
-            lacks = not self.means.loc[pairs, standing.method].notna().all()
-            return (1 if lacks else 0, -self._score(standing), standing.method)
-
-        ordered = sorted(standings, key=key)
-        places = sorted(-self._score(s) for s in ordered if s.method in whole)
-        return [replace(s, rank=places.index(-self._score(s)) + 1) if s.method in whole else s for s in ordered]
-
-    def _score(self, standing: Standing) -> float:
-        score = standing.gain if self.reference else self.sign * standing.mean
+    def _score(self, name: str) -> float:
+        score = self.gains[name].mean() if self.reference else self.sign * self.means[name].mean()
         return round(score, 9) if np.isfinite(score) else -np.inf
+
+
+def _step_ratios(cells: pd.DataFrame) -> dict[str, float]:
+    """Median step time by method, over that of scratch in the same pair, seed and device."""
+    keys = ["pair", "seed", "device"]
+    done = cells.loc[(cells["state"] == "done") & (cells["step_seconds"] > 0), [*keys, "method", "step_seconds"]]
+    scratch = done.loc[done["method"] == "scratch", [*keys, "step_seconds"]]
+    both = done.merge(scratch, on=keys, suffixes=("", "_scratch"))
+    return dict((both["step_seconds"] / both["step_seconds_scratch"]).groupby(both["method"]).median())
 
 
 def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:

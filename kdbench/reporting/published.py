@@ -15,12 +15,17 @@ from kdbench.reporting.caption import build_caption, data_notes, nothing_text, r
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table, letter
 
-COLUMNS = (
+COLUMNS = [
     *("paper", "arxiv_id", "table", "dataset", "teacher", "teacher_top1"),
     *("student", "student_top1", "method", "top1", "source", "evidence"),
-)
+]
+_RECORD_COLUMNS = [
+    *("dataset", "kind", "teacher", "student", "method", "fidelity", "published_top1", "ours_top1", "sd", "n"),
+    *("difference", "state", "evidence", "paper", "source", "note"),
+]
 
-_EVIDENCE = ("primary", "quoted", "secondary")
+#: The best first.
+_EVIDENCE = {"primary": 0, "quoted": 1, "secondary": 2}
 _GROUPS = {"teacher": "teachers", "scratch": "students from scratch", "distilled": "distilled students"}
 
 
@@ -48,7 +53,7 @@ def load_published(folder: Path | str | None = None) -> pd.DataFrame:
     if chosen is not None and not chosen.is_dir():
         raise KdbenchError(f"no folder {chosen} with published figures")
     tables = [_read(path) for path in sorted(chosen.glob("*.csv"))] if chosen else []
-    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS), dtype=object)
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS, dtype=object)
     for name in ("teacher_top1", "student_top1", "top1"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
     rows["dataset_key"] = rows["dataset"].map(_plain)
@@ -60,15 +65,15 @@ def load_published(folder: Path | str | None = None) -> pd.DataFrame:
 
 def normalise_net(name: str) -> str:
     """One key per net: ``Swin-T`` and ``swin_tiny_patch4_window7_224.ms_in1k`` are the same."""
-    return _NET_KEYS.get(_plain(_bare(name)), _plain(_bare(name)))
+    bare = _plain(re.sub(r"\(.*?\)", "", name).strip().split(".")[0])  # without brackets and timm's tag of the weights
+    return _NET_KEYS.get(bare, bare)
 
 
 def normalise_method(name: str) -> str:
     """One key per method: ``PAT`` and ``fofa`` are the same. Brackets belong to the name: they mark a variant."""
-    text = str(name)
-    if text.startswith("released checkpoint"):
+    if name.startswith("released checkpoint"):
         return "teacher"
-    return _METHOD_KEYS.get(_plain(text), _plain(text))
+    return _METHOD_KEYS.get(_plain(name), _plain(name))
 
 
 def published_ledger(
@@ -90,166 +95,110 @@ def published_ledger(
     """
     results = collect(frame, "top1", select)
     published = load_published(folder)
-    identity = results.identity()
+    records = _records(results, published)
     shared: dict[str, Any] = {
-        "command": command or f"kdbench table {identity['suite']} --against-published",
+        "command": command,
         "results_hash": results_hash(results),
         "label": "kdbench-published",
         "ranked": False,
+        "records": pd.DataFrame(records, columns=_RECORD_COLUMNS),
     }
-    records = _records(results, published)
-    message = _nothing(results, published, records, folder)
-    if message:
-        empty = pd.DataFrame(columns=list(_RECORD_COLUMNS))
-        return Table(message=message, records=empty, **shared)
-    notes: dict[str, str] = {}
-    rows, cells = [], []
-    for record in records:
-        mark = notes.setdefault(record["source"], letter(len(notes)))
-        rows.append(Header(record["title"], "text", _GROUPS[record["kind"]]))
-        cells.append(_cells(record, mark))
+    if message := _nothing(results, published, records, folder):
+        return Table(message=message, **shared)
+    marks = {source: letter(i) for i, source in enumerate(dict.fromkeys(record["source"] for record in records))}
     titles = ("method", "published", "ours", "difference", "evidence", "published in", "note")
     return Table(
         corner="net or pair",
-        rows=tuple(rows),
+        rows=tuple(Header(record["title"], "text", _GROUPS[record["kind"]]) for record in records),
         columns=tuple(Header(title, "text") for title in titles),
-        cells=tuple(cells),
+        cells=tuple(_cells(record, marks[record["source"]]) for record in records),
         caption=f"Published beside ours. Ours: {build_caption(results)}",
-        notes=(*(Note(mark, source) for source, mark in notes.items()), *(Note("", text) for text in _notes(results))),
-        records=pd.DataFrame(records)[list(_RECORD_COLUMNS)],
+        notes=(*(Note(mark, source) for source, mark in marks.items()), *(Note("", text) for text in _notes(results))),
         **shared,
     )
 
 
-_RECORD_COLUMNS = (
-    *(
-        "dataset",
-        "kind",
-        "teacher",
-        "student",
-        "method",
-        "fidelity",
-        "published_top1",
-        "ours_top1",
-        "sd",
-        "n",
-        "difference",
-    ),
-    *("state", "evidence", "paper", "source", "note"),
-)
-
-
 def _records(results: Results, published: pd.DataFrame) -> list[dict[str, Any]]:
-    ours = _ours(results)
-    same = published[published["dataset_key"] == _plain(results.identity()["dataset"])]
+    """A row per figure of ours and published figure of the same kind, nets and method."""
+    dataset = results.identity()["dataset"]
+    figures: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for figure in _merged(published[published["dataset_key"] == _plain(dataset)]):
+        figures.setdefault(figure.pop("key"), []).append(figure)
     records = []
-    for figure in _merged(same):
-        for our in ours:
-            if our["kind"] != figure["kind"] or not _matches(our, figure):
-                continue
-            record = {**our, **figure, "dataset": results.identity()["dataset"], "method": our["method"]}
-            record["difference"] = our["ours_top1"] - figure["published_top1"]
-            record["note"] = "; ".join([*_remarks(our, results), *_recipe_remarks(our, figure, results)])
-            records.append(record)
-    order = {id(our["order"]): i for i, our in enumerate(ours)}
-    return sorted(records, key=lambda r: (list(_GROUPS).index(r["kind"]), order[id(r["order"])], -r["published_top1"]))
-
-
-def _matches(our: dict[str, Any], figure: dict[str, Any]) -> bool:
-    if figure["kind"] == "distilled" and figure["method_key"] not in our["method_keys"]:
-        return False
-    teacher = figure["kind"] == "scratch" or figure["teacher_key"] in our["teacher_keys"]
-    student = figure["kind"] == "teacher" or figure["student_key"] in our["student_keys"]
-    return teacher and student
+    for our in _ours(results):
+        for method in our.pop("method_keys"):
+            for figure in figures.get((our["kind"], our["teacher_key"], our["student_key"], method), ()):
+                record = {**our, **figure, "dataset": dataset}
+                record["difference"] = our["ours_top1"] - figure["published_top1"]
+                record["note"] = "; ".join([*_remarks(our), *_recipe_remarks(our, figure, results)])
+                records.append(record)
+    return sorted(records, key=lambda r: ([*_GROUPS].index(r["kind"]), *r["order"], -r["published_top1"]))
 
 
 def _merged(published: pd.DataFrame) -> list[dict[str, Any]]:
     """Published figures with their kind; the same figure in several sources is one, the best evidence first."""
-    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    merged: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in published.to_dict("records"):
-        method = row["method_key"]
-        kind = method if method in ("teacher", "scratch") else "distilled"
-        # A teacher's own figure stands in either column: it is a net without a teacher.
-        teacher = (row["teacher_key"] or row["student_key"]) if kind == "teacher" else row["teacher_key"]
-        student = "" if kind == "teacher" else row["student_key"]
-        key = (kind, "" if kind == "scratch" else teacher, student, method, row["top1"])
-        names = ("kind", "teacher_key", "student_key", "method_key", "published_top1")
-        figure = merged.setdefault(key, {**dict(zip(names, key, strict=True)), "found": []})
-        figure["found"].append(row)
-    for figure in merged.values():
-        found = sorted(figure.pop("found"), key=lambda row: (_rank(row["evidence"]), row["paper"], row["source"]))
+        method, teacher, student = row["method_key"], row["teacher_key"], row["student_key"]
+        if method == "teacher":  # its own figure stands in either column: it is a net without a teacher
+            key = (method, teacher or student, "", method)
+        else:
+            key = ("scratch", "", student, method) if method == "scratch" else ("distilled", teacher, student, method)
+        merged.setdefault((key, row["top1"]), []).append(row)
+    figures = []
+    for (key, top1), rows in merged.items():
+        found = sorted(rows, key=lambda row: (_EVIDENCE.get(row["evidence"], 3), row["paper"], row["source"]))
+        figure = {"key": key, "published_top1": top1, "papers": tuple(dict.fromkeys(row["arxiv_id"] for row in found))}
         figure["evidence"] = _joined(row["evidence"] for row in found)
         figure["paper"] = _joined(f"{row['paper']}, {row['table']}" for row in found)
-        figure["papers"] = tuple(dict.fromkeys(row["arxiv_id"] for row in found))
         figure["source"] = _joined(row["source"] for row in found)
-    return list(merged.values())
+        figures.append(figure)
+    return figures
 
 
 def _ours(results: Results) -> list[dict[str, Any]]:
     """Our figures with the keys by which they are found: teachers, students from scratch, distilled students."""
     ours: list[dict[str, Any]] = []
-    blank = {"sd": np.nan, "n": 0, "fidelity": "", "teacher": "", "student": "", "method_keys": set()}
-    teachers: dict[str, list[dict[str, Any]]] = {}
-    students: dict[str, list[str]] = {}
-    for pair, row in results.pair_info.items():
-        teachers.setdefault(row["teacher"], []).append(row)
-        students.setdefault(row["student"], []).append(pair)
-    for teacher, rows in teachers.items():
-        values = [row["teacher_value"] for row in rows if np.isfinite(row["teacher_value"])]
-        mean = float(np.mean(values)) if values else np.nan
+    blank = {"sd": np.nan, "fidelity": "", "teacher": "", "student": "", "teacher_key": "", "student_key": ""}
+    places = {name: i for i, name in enumerate((*results.pair_info, *results.method_info))}
+    for teacher, rows in results.pairs.groupby("teacher", sort=False):
+        title, mean = rows["teacher_display"].iloc[0], rows["teacher_value"].mean()
         ours.append(
-            {**blank, "kind": "teacher", "title": rows[0]["teacher_display"], "teacher": teacher, "method": "teacher"}
-            | {"display": "teacher", "ours_top1": mean, "n": len(values[:1]), "state": "done" if values else "planned"}
-            | {"teacher_keys": _net_keys(teacher, rows[0]["teacher_display"]), "student_keys": set()}
+            {**blank, "kind": "teacher", "title": title, "teacher": teacher, "method": "teacher", "display": "teacher"}
+            | {"ours_top1": mean, "n": int(np.isfinite(mean)), "state": "done" if np.isfinite(mean) else "planned"}
+            | {"teacher_key": normalise_net(title), "method_keys": {"teacher"}, "order": (0, -1, title)}
         )
-    for student, pairs in students.items():
-        if "scratch" in results.method_info:
-            ours.append(blank | _scratch(results, student, pairs))
+    scratch = results.cells[results.cells["method"] == "scratch"]
+    for student, rows in results.pairs.groupby("student", sort=False) if len(scratch) else ():
+        # The same for all its teachers, so first the mean over pairs, then over seeds.
+        seeds = scratch[scratch["student"] == student].groupby("seed")["value"].mean().dropna()
+        title = rows["student_display"].iloc[0]
+        ours.append(
+            {**blank, "kind": "scratch", "title": title, "student": student, "method": "scratch"}
+            | {"display": "from scratch", "ours_top1": seeds.mean(), "sd": seeds.std(), "n": len(seeds)}
+            | {"state": "done" if len(seeds) else "planned", "student_key": normalise_net(title)}
+            | {"method_keys": {"scratch"}, "order": (0, places["scratch"], title)}
+        )
     for (pair, method), score in results.score_info.items():
         if method == "scratch":
             continue
         row, info = results.pair_info[pair], results.method_info[method]
+        # A name that papers use for another method of ours (FitNet) is not this one's.
+        keys = {method, normalise_method(method), normalise_method(info["display"])} - (
+            METHOD_ALIASES.keys() - {method}
+        )
         ours.append(
             {"kind": "distilled", "title": row["title"], "teacher": row["teacher"], "student": row["student"]}
             | {"method": method, "display": info["title"], "fidelity": info["fidelity"], "state": score["state"]}
-            | {"ours_top1": score["mean"], "sd": score["sd"], "n": int(score["n"])}
-            | {"method_keys": _method_keys(method, info["display"])}
-            | {"teacher_keys": _net_keys(row["teacher"], row["teacher_display"])}
-            | {"student_keys": _net_keys(row["student"], row["student_display"])}
+            | {"ours_top1": score["mean"], "sd": score["sd"], "n": int(score["n"]), "method_keys": keys}
+            | {"teacher_key": normalise_net(row["teacher_display"])}
+            | {"student_key": normalise_net(row["student_display"])}
+            | {"order": (places[pair], places[method], row["title"])}
         )
-    places = {name: i for i, name in enumerate((*results.pair_info, *results.method_info))}
-    for our in ours:
-        pair = f"{our['teacher']}--{our['student']}"
-        our["order"] = (places.get(pair, 0), places.get(our["method"], -1), our["title"])
-    return sorted(ours, key=lambda our: our["order"])
+    return ours
 
 
-def _method_keys(method: str, display: str) -> set[str]:
-    """Keys of a method of ours: a name that papers use for another of ours (FitNet) is not its own."""
-    return {method, normalise_method(method), normalise_method(display)} - (METHOD_ALIASES.keys() - {method})
-
-
-def _scratch(results: Results, student: str, pairs: list[str]) -> dict[str, Any]:
-    """A student from scratch: the same for all its teachers, so first the mean over pairs, then over seeds."""
-    cells = results.cells[(results.cells["method"] == "scratch") & results.cells["pair"].isin(pairs)]
-    seeds = cells.groupby("seed")["value"].mean().dropna()
-    display = results.pair_info[pairs[0]]["student_display"]
-    return {
-        "kind": "scratch",
-        "title": display,
-        "student": student,
-        "method": "scratch",
-        "display": "from scratch",
-        "ours_top1": float(seeds.mean()) if len(seeds) else np.nan,
-        "sd": float(seeds.std()) if len(seeds) > 1 else np.nan,
-        "n": len(seeds),
-        "state": "done" if len(seeds) else "planned",
-        "teacher_keys": set(),
-        "student_keys": _net_keys(student, display),
-    }
-
-
-def _remarks(our: dict[str, Any], results: Results) -> list[str]:
+def _remarks(our: dict[str, Any]) -> list[str]:
     remarks = []
     if not np.isfinite(our["ours_top1"]):
         remarks.append({"planned": "not run yet", "unmeasured": "no top-1 recorded"}.get(our["state"], our["state"]))
@@ -264,9 +213,8 @@ def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Result
     """What differs between the recipes, as far as both are known."""
     if our["kind"] == "teacher" or not np.isfinite(our["ours_top1"]):
         return []
-    pairs = [pair for pair, row in results.pair_info.items() if row["student"] == our["student"]]
-    family = results.pair_info[pairs[0]]["student_family"]
-    own = results.cells[results.cells["pair"].isin(pairs) & (results.cells["method"] == our["method"])]
+    own = results.cells[(results.cells["student"] == our["student"]) & (results.cells["method"] == our["method"])]
+    family = own["student_family"].iloc[0]
     epochs = own.loc[own["value"].notna(), "epochs"].dropna()
     dataset = _plain(results.identity()["dataset"])
     of_papers = [PUBLISHED_EPOCHS.get((paper, dataset)) for paper in figure["papers"]]
@@ -330,25 +278,11 @@ def _read(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise KdbenchError(f"{path} lacks the columns {', '.join(missing)}")
-    return table[list(COLUMNS)]
+    return table[COLUMNS]
 
 
-def _plain(name: object) -> str:
-    return re.sub(r"[^a-z0-9+]", "", str(name).lower())
-
-
-def _bare(name: object) -> str:
-    """Without what is in brackets, and without timm's tag of the weights (``.ms_in1k``)."""
-    return re.sub(r"\(.*?\)", "", str(name)).strip().split(".")[0]
-
-
-def _net_keys(name: str, display: str) -> set[str]:
-    """The net that tables print, not a suite's short name for it: ``vit-s`` is another net in every suite."""
-    return {normalise_net(display or name)}
-
-
-def _rank(evidence: str) -> int:
-    return _EVIDENCE.index(evidence) if evidence in _EVIDENCE else len(_EVIDENCE)
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
 
 
 def _joined(texts: Any) -> str:

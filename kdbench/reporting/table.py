@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdbench.errors import UnknownNameError
 from kdbench.reporting.caption import (
     build_caption,
     data_notes,
@@ -23,7 +22,6 @@ from kdbench.reporting.frame import Results, collect, common_pairs
 from kdbench.reporting.statistics import ranks_in_rows
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
-LAYOUTS = ("pairs", "methods")
 RECONSTRUCTION_NOTE = (
     "(rec.): our reconstruction from what is published about the method, without its authors' code; "
     "it is not a reproduction of it."
@@ -123,15 +121,9 @@ def build_table(
         command: the command line that made the table, for its comment.
 
     Raises:
-        KdbenchError: if the frame mixes suites, protocols, data sets or splits, or a name is unknown.
+        KdbenchError: if the frame mixes suites, protocols, data sets or splits, or the metric is unknown.
     """
-    if layout not in LAYOUTS:
-        raise UnknownNameError("layout", layout, LAYOUTS)
     results = collect(frame, metric, select)
-    identity = results.identity()
-    if not command:
-        where = f"{identity['suite']} --protocol {identity['protocol']}" if identity["suite"] else ""
-        command = " ".join(f"kdbench table {where} --layout {layout} --metric {metric} --select {select}".split())
     shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),

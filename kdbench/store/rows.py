@@ -23,7 +23,7 @@ _COST = (
 )
 _PROVENANCE = ("device", "commit", "dirty", "finished")
 #: Columns of numbers that not every cell has: NaN where they are not known.
-_NUMBERS = [
+NUMBERS = [
     "epochs",
     *BUILT_IN,
     *(f"best_{name}" for name in BUILT_IN),
@@ -37,7 +37,7 @@ COLUMNS = [
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student"),
     *("teacher_display", "student_display", "teacher_family", "student_family"),
     *("method", "method_display", "method_family", "fidelity", "carries_kd", "seed", "state", "reason"),
-    *(*_NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
+    *(*NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
 ]
 
 
@@ -68,7 +68,7 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     more = [column for name in plugin for column in (name, f"best_{name}")]
     columns = [*COLUMNS, *more]
     frame = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns, dtype=object)
-    return frame.astype(dict.fromkeys([*_NUMBERS, *more], "float64") | {"seed": "int64"})
+    return frame.astype(dict.fromkeys([*NUMBERS, *more], "float64") | {"seed": "int64"})
 
 
 def _row(root: Path, path: str) -> dict[str, Any]:

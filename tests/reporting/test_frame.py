@@ -9,7 +9,7 @@ import pytest
 from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import BUILT_IN
 from kdbench.reporting.caption import build_caption, coverage_text, data_notes, provenance_text, results_hash
-from kdbench.reporting.frame import check_frame, collect, common_pairs, split_frame
+from kdbench.reporting.frame import collect, common_pairs, split_frame
 from tests.reporting import factory
 
 PAIR = "swin_tiny--resnet18"
@@ -37,9 +37,8 @@ def test_a_figure_of_a_cell_that_is_not_done_is_not_used(state):
     assert results.scores["state"].item() == {"failed": "failed", "skipped": "skipped"}.get(state, "planned")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_done_cell_without_a_finite_figure_counts_as_unmeasured(value):
-    results = collect(factory.frame({PAIR: {"kd": [90.0, value]}}))
+def test_a_done_cell_without_a_figure_counts_as_unmeasured():
+    results = collect(factory.frame({PAIR: {"kd": [90.0, np.nan]}}))
     score = results.scores.loc[(PAIR, "kd")]
     assert (score["mean"], score["n"], score["done"]) == (90.0, 1, 2)
     assert any("1 finished cells hold no" in note for note in data_notes(results))
@@ -56,28 +55,14 @@ def test_results_of_different_suites_protocols_data_sets_and_splits_are_never_po
     assert not any(collect(part).empty for part in parts)
 
 
-def test_a_frame_that_lacks_columns_is_refused_by_their_names():
-    with pytest.raises(KdbenchError, match="lack the columns pair, seed"):
-        check_frame(factory.small().drop(columns=["pair", "seed"]))
-
-
 def test_only_the_required_columns_are_needed():
     frame = factory.small()[["suite", "protocol", "pair", "teacher", "student", "method", "seed", "state", "top1"]]
     assert collect(frame).means().loc[PAIR, "kd"] == 84.0
 
 
-def test_formatted_strings_and_unknown_states_are_refused():
-    with pytest.raises(KdbenchError, match="top1"):
-        check_frame(factory.small().assign(top1="78.1 ± 0.2"))
-    with pytest.raises(KdbenchError, match="finished"):
-        check_frame(factory.small().assign(state="finished"))
-
-
-def test_unknown_metrics_and_selections_are_refused_with_the_nearest_name():
+def test_unknown_metrics_are_refused_with_the_nearest_name():
     with pytest.raises(KdbenchError, match="did you mean 'top1'"):
         collect(factory.small(), metric="top-1")
-    with pytest.raises(KdbenchError, match="did you mean 'best'"):
-        collect(factory.small(), select="bst")
 
 
 def test_an_older_result_of_the_same_cell_is_left_out_and_said():

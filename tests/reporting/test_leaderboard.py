@@ -241,11 +241,11 @@ def test_different_protocols_are_refused():
 def test_markdown_tables_are_whole_even_with_odd_names():
     frame = factory.small()
     frame.loc[frame["method"] == "ofa", "method_display"] = "a|b_*c* <i> $x$"
-    text = leaderboard_markdown(build_leaderboard(frame))
+    text = leaderboard_markdown(build_leaderboard(frame, command="kdbench leaderboard toy"))
     tables = [part.splitlines() for part in text.replace("\\|", "").split("\n\n") if part.startswith("|")]
     assert len(tables) == 2  # the ranking and the cost
     assert all(len({line.count("|") for line in table}) == 1 for table in tables)
-    assert text.startswith("<!-- kdbench leaderboard toy --protocol short (results ")
+    assert text.startswith("<!-- kdbench leaderboard toy (results ")
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])

@@ -23,7 +23,7 @@ from kdbench.reporting.published import (
     normalise_net,
     published_ledger,
 )
-from kdbench.reporting.text.render import FORMATS, render
+from kdbench.reporting.text.render import WRITERS, render
 from kdbench.suite.suite import load_suite
 from tests.reporting import factory
 
@@ -205,7 +205,7 @@ def test_a_protocol_that_is_not_the_papers_is_said(tmp_path):
     assert "not as published" not in render(paper, "text")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WRITERS)
 def test_an_installation_without_the_folder_says_so_in_one_line(monkeypatch, format):
     monkeypatch.setattr(module, "find_published", lambda: None)
     assert load_published().empty
@@ -224,7 +224,7 @@ def test_wrong_folders_and_files_are_refused(tmp_path):
         load_published(tmp_path)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WRITERS)
 def test_an_empty_store_and_every_format_work(tmp_path, format):
     folder = folder_with(tmp_path, {"method": "KD", "top1": 78.74, "source": "50% a_b | <c> $d"})
     assert render(published_ledger(ours(), folder), format)

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdbench.errors import KdbenchError
 from kdbench.reporting.table import Cell, Table, build_table
 from tests.reporting import factory
 
@@ -212,11 +211,6 @@ def test_a_store_without_figures_gives_one_line(frame, layout):
     assert table.message
     assert "\n" not in table.message
     assert table.cells == ()
-
-
-def test_unknown_layouts_are_refused():
-    with pytest.raises(KdbenchError, match="did you mean 'pairs'"):
-        build_table(factory.small(), "pair")
 
 
 def test_records_are_plain_numbers_one_row_per_pair_and_method():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdbench.errors import UnknownNameError
 from kdbench.reporting.table import Table
 from kdbench.reporting.text.latex import write_latex
 from kdbench.reporting.text.markup import (
@@ -21,8 +20,6 @@ from kdbench.reporting.text.markup import (
     title_markup,
 )
 
-FORMATS = ("markdown", "latex", "csv", "html", "text")
-
 
 def render(table: Table, format: str) -> str:
     """Write a table.
@@ -31,14 +28,8 @@ def render(table: Table, format: str) -> str:
         table: from ``build_table`` or ``published_ledger``.
         format: ``"markdown"``, ``"latex"`` (needs booktabs alone), ``"csv"`` (tidy, plain numbers), ``"html"`` (a
             fragment) or ``"text"``.
-
-    Raises:
-        UnknownNameError: for another format.
     """
-    writers = {"markdown": _markdown, "latex": write_latex, "csv": _csv, "html": _html, "text": _text}
-    if format not in writers:
-        raise UnknownNameError("format", format, FORMATS)
-    return writers[format](table)
+    return WRITERS[format](table)
 
 
 def _body(table: Table, style: Style, group_row: Callable[[str], str]) -> list[list[str]]:
@@ -141,5 +132,10 @@ def _html(table: Table) -> str:
     return "\n".join([*lines, f'<ul class="kdbench-notes">{notes}</ul>' if notes else ""]).rstrip() + "\n"
 
 
-def _csv(table: Table) -> str:
-    return table.records.to_csv(index=False, lineterminator="\n")
+WRITERS: dict[str, Callable[[Table], str]] = {
+    "markdown": _markdown,
+    "latex": write_latex,
+    "csv": lambda table: table.records.to_csv(index=False, lineterminator="\n"),
+    "html": _html,
+    "text": _text,
+}
