@@ -16,7 +16,7 @@ from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.paired import Comparison, comparable, compare_methods
 from kdbench.reporting.table import Cell, build_table
-from kdbench.reporting.text.leaderboard import leaderboard_columns, signed_text
+from kdbench.reporting.text.leaderboard import cost_columns, ranking_columns, signed_text
 from kdbench.reporting.text.markup import plain_cell
 from kdbench.store.reading import Outcomes
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
@@ -85,20 +85,18 @@ def filtered(**choice: str) -> str:
 
 
 def leaderboard_table(board: Leaderboard, links: Links, id: str) -> PageTable:
-    columns = leaderboard_columns(board)
+    columns = [*ranking_columns(board), *cost_columns(board)]
     up = {"#", "average rank", "p (Holm)", "pairs harmed", "step time", "method"}
     up |= {"training hours", "peak memory (MiB)", "extra parameters", "kept at inference"}
-    # The name comes first, so that it stays in sight when the table is moved sideways.
-    columns = [*(c for c in columns if c[1]), *(c for c in columns if not c[1])]
-    headings = tuple(Heading(title, text, "ascending" if title in up else "descending") for title, text, _ in columns)
+    columns.sort(key=lambda c: not c.left)  # the name first, so that it stays in sight when the table is moved sideways
+    headings = tuple(Heading(c.title, c.left, "ascending" if c.title in up else "descending") for c in columns)
     rows = []
-    for i, standing in enumerate(board.standings):
+    for standing in board.standings:
         href = links.method(standing.method)
-        row = []
-        for _, text, entries in columns:
-            said, key = entries[i]
-            row.append(Item(said, href, None if text else "" if key is None else float(key)))
-        row[0] = Item(row[0].text, href, aside=standing.family)
+        row = [Item(columns[0].text(standing), href, aside=standing.family)]
+        for column in columns[1:]:
+            key = column.key(standing)
+            row.append(Item(column.text(standing), href, "" if key is None else float(key)))
         rows.append(tuple(row))
     return PageTable(id, "leaderboard", "Leaderboard", headings, tuple(rows), notes=board.notes)
 

@@ -14,7 +14,7 @@ from kdbench.reporting.text.markup import (
     STYLES,
     Style,
     cell_markup,
-    group_title,
+    groups_of,
     note_lines,
     one_line,
     spans_of,
@@ -129,11 +129,10 @@ def panels(table: Table) -> list[Table]:
 def _head(table: Table, style: Style) -> list[str]:
     lines = []
     spans = spans_of(table.columns)
-    if any(group_title(group) for group, _ in spans):
+    if any(title for title, _ in spans):
         cells, rules, start = [], [], 2
-        for group, length in spans:
-            title = style.escape(group_title(group))
-            cells.append(rf"\multicolumn{{{length}}}{{c}}{{{title}}}")
+        for title, length in spans:
+            cells.append(rf"\multicolumn{{{length}}}{{c}}{{{style.escape(title)}}}")
             if title:
                 rules.append(rf"\cmidrule(lr){{{start}-{start + length - 1}}}")
             start += length
@@ -145,16 +144,14 @@ def _head(table: Table, style: Style) -> list[str]:
 
 def _body(table: Table, style: Style) -> list[str]:
     lines: list[str] = []
-    group = None
     types = _column_types(table)[1:]
-    for header, row in zip(table.rows, table.cells, strict=True):
-        if header.group != group or not lines:
-            lines.append(r"\midrule")
-            if title := style.escape(group_title(header.group)):
-                lines.append(rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\textit{{{title}}}}} \\")
-        group = header.group
-        cells = (_cell(cell, kind, style) for cell, kind in zip(row, types, strict=True))
-        lines.append(" & ".join([title_markup(header, style), *cells]) + r" \\")
+    for group, rows in groups_of(table):
+        lines.append(r"\midrule")
+        if group:
+            lines.append(rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\textit{{{style.escape(group)}}}}} \\")
+        for header, row in rows:
+            cells = (_cell(cell, kind, style) for cell, kind in zip(row, types, strict=True))
+            lines.append(" & ".join([title_markup(header, style), *cells]) + r" \\")
     return lines
 
 

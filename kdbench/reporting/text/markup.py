@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import html
+import itertools
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kdbench.reporting.table import Cell, Header, Table
-
-_GROUP_TITLES = {"baseline": "baselines"}
 
 #: In LaTeX, words of more characters may be broken at slashes, colons and @.
 _LONG_WORD = 30
@@ -86,9 +85,9 @@ def _latex_encoder() -> Any:
     )
 
 
-def comment_text(table: Table) -> str:
-    """The command that makes the table and the hash of the results it used, on one line."""
-    return one_line(f"{table.command} (results {table.results_hash})")
+def html_comment(command: str, results_hash: str) -> str:
+    """The command that makes a table and the hash of the results it used."""
+    return f"<!-- {one_line(command).replace('-->', '-- >')} (results {results_hash}) -->"
 
 
 def one_line(text: str) -> str:
@@ -134,15 +133,11 @@ def title_lines(title: str, width: int = 12) -> list[str]:
     return textwrap.wrap(teacher, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _legend(table: Table, style: Style) -> list[str]:
-    kinds = {cell.kind for row in table.cells for cell in row}
-    ranked = f"{style.legend}; teacher and baselines take no part." if table.ranked else ""
-    absent = "--: no result (yet)." if "absent" in kinds else ""
-    return [text for text in (" ".join(part for part in (ranked, absent) if part),) if text]
-
-
 def note_lines(table: Table, style: Style) -> list[str]:
-    notes = [style.escape(text) for text in _legend(table, style)]
+    """The legend, then the table's notes."""
+    absent = any(cell.kind == "absent" for row in table.cells for cell in row)
+    legend = [f"{style.legend}; teacher and baselines take no part."] * table.ranked + ["--: no result (yet)."] * absent
+    notes = [style.escape(" ".join(legend))] if legend else []
     for note in table.notes:
         mark = style.raised(style.escape(note.mark)) + " " if note.mark else ""
         notes.append(mark + style.escape(note.text))
@@ -150,15 +145,16 @@ def note_lines(table: Table, style: Style) -> list[str]:
 
 
 def spans_of(headers: Sequence[Header]) -> list[tuple[str, int]]:
-    """Runs of the same group: (group, length)."""
-    spans: list[tuple[str, int]] = []
-    for header in headers:
-        if spans and spans[-1][0] == header.group:
-            spans[-1] = (header.group, spans[-1][1] + 1)
-        else:
-            spans.append((header.group, 1))
-    return spans
+    """Runs of the same group: (title of the group, length)."""
+    return [(group_title(group), len([*run])) for group, run in itertools.groupby(headers, lambda header: header.group)]
+
+
+def groups_of(table: Table) -> Iterator[tuple[str, list[tuple[Header, tuple[Cell, ...]]]]]:
+    """Rows by group: (title of the group, its rows)."""
+    rows = zip(table.rows, table.cells, strict=True)
+    for group, run in itertools.groupby(rows, lambda row: row[0].group):
+        yield group_title(group), [*run]
 
 
 def group_title(group: str) -> str:
-    return _GROUP_TITLES.get(group, group)
+    return "baselines" if group == "baseline" else group

@@ -10,9 +10,10 @@ from kdbench.reporting.text.markup import (
     STYLES,
     Style,
     cell_markup,
-    comment_text,
     escape_markdown,
     group_title,
+    groups_of,
+    html_comment,
     note_lines,
     one_line,
     spans_of,
@@ -32,41 +33,29 @@ def render(table: Table, format: str) -> str:
     return WRITERS[format](table)
 
 
-def _body(table: Table, style: Style, group_row: Callable[[str], str]) -> list[list[str]]:
-    """Rows as text; a group of rows begins with a row that holds its title alone."""
-    rows: list[list[str]] = []
-    group = None
-    for header, cells in zip(table.rows, table.cells, strict=True):
-        if header.group != group and group_title(header.group):
-            rows.append([group_row(style.escape(group_title(header.group))), *[""] * len(table.columns)])
-        group = header.group
-        rows.append([title_markup(header, style), *(cell_markup(cell, style) for cell in cells)])
-    return rows
+def _tabulated(table: Table, style: Style, headers: list[str], form: str, group_row: Callable[[str], str]) -> str:
+    """The body in a format of tabulate; a group of rows begins with a row that holds its title alone."""
+    from tabulate import tabulate
 
-
-def _alignment(table: Table) -> list[str]:
-    """Left for text, right for numbers."""
+    body: list[list[str]] = []
+    for group, rows in groups_of(table):
+        if group:
+            body.append([group_row(style.escape(group)), *[""] * len(table.columns)])
+        body += [[title_markup(header, style), *(cell_markup(cell, style) for cell in row)] for header, row in rows]
     columns = zip(*table.cells, strict=True) if table.cells else ()
-    return ["left", *("left" if any(c.kind == "text" for c in column) else "right" for column in columns)]
+    aligned = ["left", *("left" if any(c.kind == "text" for c in column) else "right" for column in columns)]
+    return tabulate(body, headers, tablefmt=form, disable_numparse=True, colalign=aligned)
 
 
 def _markdown(table: Table) -> str:
-    from tabulate import tabulate
-
-    comment = f"<!-- {comment_text(table).replace('-->', '-- >')} -->"
+    comment = html_comment(table.command, table.results_hash)
     if table.message:
         return f"{comment}\n\n{escape_markdown(table.message)}\n"
     style = STYLES["markdown"]
     headers = [style.escape(table.corner), *(title_markup(header, style) for header in table.columns)]
-    body = tabulate(
-        _body(table, style, "**{}**".format),
-        headers,
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=_alignment(table),
-    )
-    lines = [comment, "", body, "", escape_markdown(table.caption), ""]
-    lines += [f"- {note}" for note in _column_groups(table, style) + note_lines(table, style)]
+    body = _tabulated(table, style, headers, "pipe", "**{}**".format)
+    notes = _column_groups(table, style) + note_lines(table, style)
+    lines = [comment, "", body, "", escape_markdown(table.caption), "", *(f"- {note}" for note in notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -74,59 +63,45 @@ def _column_groups(table: Table, style: Style) -> list[str]:
     """Markdown cannot span columns, so their groups are said in a line."""
     groups: dict[str, list[str]] = {}
     for header in table.columns:
-        if group_title(header.group):
-            groups.setdefault(group_title(header.group), []).append(title_markup(header, style))
-    return (
-        ["Columns: " + "; ".join(f"{style.escape(g)}: {', '.join(names)}" for g, names in groups.items()) + "."]
-        if groups
-        else []
-    )
+        if group := group_title(header.group):
+            groups.setdefault(style.escape(group), []).append(title_markup(header, style))
+    said = "; ".join(f"{group}: {', '.join(names)}" for group, names in groups.items())
+    return [f"Columns: {said}."] if groups else []
 
 
 def _text(table: Table) -> str:
-    from tabulate import tabulate
-
     if table.message:
         return f"{one_line(table.message)}\n"
     style = STYLES["text"]
-    tops = ["", *(group_title(header.group) for header in table.columns)]
-    shown = [top if i == 0 or top != tops[i - 1] else "" for i, top in enumerate(tops)]
+    tops = ["", *(top if i == 0 else "" for top, length in spans_of(table.columns) for i in range(length))]
     titles = [[table.corner], *(title_lines(title_markup(header, style)) for header in table.columns)]
     height = max(map(len, titles))
     stacks = [[""] * (height - len(title)) + title for title in titles]
-    if any(shown):
-        stacks = [[top, *stack] for top, stack in zip(shown, stacks, strict=True)]
-    headers = ["\n".join(stack) for stack in stacks]
-    body = tabulate(
-        _body(table, style, "{}:".format),
-        headers,
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=_alignment(table),
-    )
+    if any(tops):
+        stacks = [[top, *stack] for top, stack in zip(tops, stacks, strict=True)]
+    body = _tabulated(table, style, ["\n".join(stack) for stack in stacks], "simple", "{}:".format)
     return "\n".join([body, "", one_line(table.caption), *note_lines(table, style)]).rstrip() + "\n"
 
 
 def _html(table: Table) -> str:
     style = STYLES["html"]
-    comment = f"<!-- {comment_text(table).replace('-->', '-- >')} -->"
+    comment = html_comment(table.command, table.results_hash)
     if table.message:
         return f'{comment}\n<p class="kdbench-empty">{style.escape(table.message)}</p>\n'
     lines = [comment, '<table class="kdbench-table">', f"<caption>{style.escape(table.caption)}</caption>", "<thead>"]
     spans = spans_of(table.columns)
-    if any(group_title(group) for group, _ in spans):
-        cells = "".join(f'<th scope="colgroup" colspan="{n}">{style.escape(group_title(g))}</th>' for g, n in spans)
+    if any(title for title, _ in spans):
+        cells = "".join(f'<th scope="colgroup" colspan="{n}">{style.escape(title)}</th>' for title, n in spans)
         lines.append(f"<tr><td></td>{cells}</tr>")
     cells = "".join(f'<th scope="col">{title_markup(header, style)}</th>' for header in table.columns)
     lines += [f'<tr><th scope="col">{style.escape(table.corner)}</th>{cells}</tr>', "</thead>", "<tbody>"]
-    group = None
-    for header, row in zip(table.rows, table.cells, strict=True):
-        if header.group != group and group_title(header.group):
-            title = style.escape(group_title(header.group))
-            lines.append(f'<tr class="group"><th scope="rowgroup" colspan="{len(table.columns) + 1}">{title}</th></tr>')
-        group = header.group
-        cells = "".join(f'<td class="{cell.kind}">{cell_markup(cell, style)}</td>' for cell in row)
-        lines.append(f'<tr class="{header.kind}"><th scope="row">{title_markup(header, style)}</th>{cells}</tr>')
+    for group, rows in groups_of(table):
+        if group:
+            span = f'colspan="{len(table.columns) + 1}"'
+            lines.append(f'<tr class="group"><th scope="rowgroup" {span}>{style.escape(group)}</th></tr>')
+        for header, row in rows:
+            cells = "".join(f'<td class="{cell.kind}">{cell_markup(cell, style)}</td>' for cell in row)
+            lines.append(f'<tr class="{header.kind}"><th scope="row">{title_markup(header, style)}</th>{cells}</tr>')
     lines += ["</tbody>", "</table>"]
     notes = "".join(f"<li>{note}</li>" for note in note_lines(table, style))
     return "\n".join([*lines, f'<ul class="kdbench-notes">{notes}</ul>' if notes else ""]).rstrip() + "\n"
