@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,15 @@ class ClassScores:
     """
 
     by: str
-    names: tuple[str, ...]
-    above: tuple[str, ...]
-    images: np.ndarray
-    methods: tuple[str, ...]
-    accuracy: np.ndarray
-    pairs: dict[str, tuple[str, ...]]
-    wanted: int
-    per_pair: dict[tuple[str, str], np.ndarray]
-    reference: str
+    names: tuple[str, ...] = ()
+    above: tuple[str, ...] = ()
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    methods: tuple[str, ...] = ()
+    accuracy: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    pairs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    wanted: int = 0
+    per_pair: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    reference: str = ""
     message: str = ""
     left_out: int = 0
 
@@ -66,7 +66,7 @@ class ClassScores:
         return np.asarray(self.per_pair[pair, method].mean(axis=0))
 
 
-def class_scores(results: Results, store: Path | str | Outcomes, by: str = "class") -> ClassScores:
+def class_scores(results: Results, outcomes: Outcomes, by: str = "class") -> ClassScores:
     """Read predictions and count by class.
 
     All cells of a suite, protocol and split are measured on the same images in the same order. A cell that was measured on others
@@ -74,71 +74,96 @@ def class_scores(results: Results, store: Path | str | Outcomes, by: str = "clas
 
     Args:
         results: of one suite, protocol, data set and split.
-        store: the run directory, or what was read from it already.
+        outcomes: what its cells have right.
         by: ``"class"`` or ``"superclass"``.
     """
-    outcomes = store if isinstance(store, Outcomes) else Outcomes(store)
     done = results.cells[results.cells["state"] == "done"].sort_values(["pair", "method", "seed"])
-    read = {str(path): outcomes.correct(str(path)) for path in done["path"]}
+    read = {path: outcomes.correct(path) for path in done["path"]}
     labels = next((own for path in read if (own := outcomes.labels(path)) is not None), None)
     if results.empty:
-        return _none(by, nothing_text(results))
+        return ClassScores(by, message=nothing_text(results))
     if labels is None:
-        return _none(by, "No accuracy by class: no finished cell has predictions that can be read.")
+        return ClassScores(by, message="No accuracy by class: no finished cell has predictions that can be read.")
     names = read_classes(outcomes.root, results.identity()["dataset"])
     if by == "superclass" and (names is None or names.coarse is None):
-        return _none(by, f"No superclasses are known of the data set {results.identity()['dataset']}.")
+        return ClassScores(by, message=f"No superclasses are known of the data set {results.identity()['dataset']}.")
     titles, above, group = grouping(names, labels, by)
     images = np.bincount(group, minlength=len(titles))
     held = images > 0
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     left_out = 0
-    for row in done.itertuples():
-        right = read[str(row.path)]
+    for pair, method, path in zip(done["pair"], done["method"], done["path"], strict=True):
+        right = read[path]
         if right is None:
             continue
-        if outcomes.labels(str(row.path)) is not labels:
+        if outcomes.labels(path) is not labels:
             left_out += 1
             continue
         share = np.bincount(group, right, minlength=len(titles))[held] / images[held]
-        found.setdefault((str(row.pair), str(row.method)), []).append(100 * share)
+        found.setdefault((pair, method), []).append(100 * share)
     per_pair = {key: np.stack(seeds) for key, seeds in found.items()}
-    kept = np.flatnonzero(held).tolist()
-    return _averaged(
-        results, by, [titles[i] for i in kept], [above[i] for i in kept], images[held], per_pair, left_out
-    )  # fmt: skip
+    methods = [name for name in results.method_info if any(key[1] == name for key in per_pair)]
+    have = pd.DataFrame(np.nan, index=list(results.pair_info), columns=methods)
+    for pair, method in per_pair:
+        have.loc[pair, method] = 1.0
+    _, common = common_pairs(have, [name for name in methods if name in results.competing] or methods)
+    pairs = {}
+    for name in methods:
+        own = [pair for pair in results.pair_info if (pair, name) in per_pair]
+        pairs[name] = tuple(common if common and set(common) <= set(own) else own)
+    means = [np.mean([per_pair[pair, name].mean(axis=0) for pair in pairs[name]], axis=0) for name in methods]
+    return ClassScores(
+        by=by,
+        names=tuple(title for title, is_held in zip(titles, held, strict=True) if is_held),
+        above=tuple(title for title, is_held in zip(above, held, strict=True) if is_held),
+        images=images[held],
+        methods=tuple(methods),
+        accuracy=np.stack(means, axis=1),
+        pairs=pairs,
+        wanted=len(common),
+        per_pair=per_pair,
+        reference=next((name for name in ("kd", "scratch") if name in methods), ""),
+        left_out=left_out,
+    )
 
 
-def class_table(
-    results: Results,
-    scores: ClassScores,
+def build_class_table(
+    frame: pd.DataFrame,
+    store: Path | str,
+    by: str = "class",
     show: str = "accuracy",
     worst: int | None = None,
     *,
     command: str = "",
 ) -> Table:
-    """The table: a row per class, a column per method.
+    """The table of one suite and protocol: a row per class, a column per method.
 
     Args:
-        results, scores: from ``collect`` and ``class_scores``.
+        frame: one row per cell, of one suite, protocol, data set and split.
+        store: the run directory.
+        by: ``"class"`` or ``"superclass"``.
         show: ``"accuracy"`` in percent, or ``"gain"`` over the reference in points (whose column stays an accuracy).
         worst: only so many classes, the lowest first: by mean accuracy over the methods, or by mean gain.
         command: the command line that made it, for its comment.
     """
+    results = collect(frame)
+    scores = class_scores(results, Outcomes(store), by)
     shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),
-        "label": label_of(results, "by", scores.by),
+        "label": label_of(results, "by", by),
         "records": _records(results, scores),
     }
-    message = scores.message
-    if not message and show == "gain" and not scores.reference:
-        message = "No gains by class: neither KD nor scratch has stored predictions."
-    if message:
-        return Table(message=message, **shared)
-    gains = scores.gains()
-    figures = scores.accuracy if show == "accuracy" else gains
-    rows = _order(results, scores, figures, worst)
+    if scores.message:
+        return Table(message=scores.message, **shared)
+    if show == "gain" and not scores.reference:
+        return Table(message="No gains by class: neither KD nor scratch has stored predictions.", **shared)
+    figures = scores.accuracy if show == "accuracy" else scores.gains()
+    if worst is None:  # by superclass
+        above = list(dict.fromkeys(scores.above))
+        rows = sorted(range(len(scores.names)), key=lambda i: above.index(scores.above[i]))
+    else:
+        rows = lowest(results, scores, figures)[:worst]
     columns = [Header("images", "text")]
     competing = []
     for name in scores.methods:
@@ -160,10 +185,10 @@ def class_table(
     for title, summary in _summaries(scores, figures, show, results.metric.tie_band):
         headers.append(Header(title, "summary", "summary"))
         cells.append((Cell("empty"), *summary))
-    what = f"by {scores.by}" + (f", {len(rows)} lowest of {len(scores.names)}" if worst is not None else "")
+    what = f"by {by}" + (f", {len(rows)} lowest of {len(scores.names)}" if worst is not None else "")
     figure = "" if show == "accuracy" else f", gain over {_title(results, scores.reference)} in points"
     return Table(
-        corner=scores.by,
+        corner=by,
         rows=tuple(headers),
         columns=tuple(columns),
         cells=tuple(cells),
@@ -197,20 +222,6 @@ def class_notes(results: Results, scores: ClassScores) -> list[str]:
     return notes + data_notes(results)
 
 
-def build_class_table(
-    frame: pd.DataFrame,
-    store: Path | str | Outcomes,
-    by: str = "class",
-    show: str = "accuracy",
-    worst: int | None = None,
-    *,
-    command: str = "",
-) -> Table:
-    """``class_scores`` and ``class_table`` of a frame of results of one suite, protocol, data set and split."""
-    results = collect(frame)
-    return class_table(results, class_scores(results, store, by), show, worst, command=command)
-
-
 def grouping(names: ClassNames | None, labels: np.ndarray, by: str) -> tuple[list[str], list[str], np.ndarray]:
     """Titles, their superclasses, and the position of each image's class among them."""
     count = int(labels.max()) + 1
@@ -224,44 +235,6 @@ def grouping(names: ClassNames | None, labels: np.ndarray, by: str) -> tuple[lis
     return titles, [coarse_names[number] for number in coarse], labels
 
 
-def _averaged(
-    results: Results,
-    by: str,
-    names: Sequence[str],
-    above: Sequence[str],
-    images: np.ndarray,
-    per_pair: dict[tuple[str, str], np.ndarray],
-    left_out: int,
-) -> ClassScores:
-    methods = [name for name in results.method_info if any(key[1] == name for key in per_pair)]
-    have = pd.DataFrame(np.nan, index=list(results.pair_info), columns=methods)
-    for pair, method in per_pair:
-        have.loc[pair, method] = 1.0
-    competing = [name for name in methods if name in results.competing]
-    _, common = common_pairs(have, competing or methods)
-    pairs = {}
-    for name in methods:
-        own = [pair for pair in results.pair_info if (pair, name) in per_pair]
-        pairs[name] = tuple(common) if common and set(common) <= set(own) else tuple(own)
-    means = [np.mean([per_pair[pair, name].mean(axis=0) for pair in pairs[name]], axis=0) for name in methods]
-    reference = next((name for name in ("kd", "scratch") if name in methods), "")
-    return ClassScores(
-        by, tuple(map(str, names)), tuple(map(str, above)), images, tuple(methods), np.stack(means, axis=1), pairs,
-        len(common), per_pair, reference, left_out=left_out,
-    )  # fmt: skip
-
-
-def _none(by: str, message: str) -> ClassScores:
-    return ClassScores(by, (), (), np.zeros(0, int), (), np.zeros((0, 0)), {}, 0, {}, "", message)
-
-
-def _order(results: Results, scores: ClassScores, figures: np.ndarray, worst: int | None) -> list[int]:
-    if worst is None:
-        places = {name: i for i, name in enumerate(dict.fromkeys(scores.above))}
-        return sorted(range(len(scores.names)), key=lambda i: places[scores.above[i]])
-    return lowest(results, scores, figures)[:worst]
-
-
 def lowest(results: Results, scores: ClassScores, figures: np.ndarray) -> list[int]:
     """Positions of the classes by their mean over the compared methods, lowest first."""
     compared = [j for j, name in enumerate(scores.methods) if name in results.competing and name != scores.reference]
@@ -273,7 +246,7 @@ def _figure(scores: ClassScores, value: float, accuracy: float, column: int, sho
     name = scores.methods[column]
     if show == "gain" and name != scores.reference:
         return Cell("gain", float(value), decimals=1) if np.isfinite(value) else Cell("absent")
-    return Cell("value", float(accuracy), n=len(scores.pairs[name]), decimals=1)
+    return Cell("value", float(accuracy), decimals=1)
 
 
 def _summaries(scores: ClassScores, figures: np.ndarray, show: str, band: float) -> list[tuple[str, list[Cell]]]:

@@ -30,15 +30,12 @@ class StudentCost:
 
 def student_costs(results: Results) -> list[StudentCost]:
     """Every student with finished cells, in the order of the table."""
-    names = ["student", "device", "student_parameters", "student_gmacs"]
-    names += ["inference_images_per_second", "inference_extra_parameters"]
-    done = results.cells.loc[results.cells["value"].notna(), names]
-    by_student = dict([*done.groupby("student")])
-    displays = {row["student"]: str(row["student_display"]) for row in results.pair_info.values()}
+    done = results.cells[results.cells["value"].notna()]
+    displays = {row["student"]: row["student_display"] for row in results.pair_info.values()}
     costs = []
     for student, display in displays.items():
-        own = by_student.get(student)
-        if own is None:
+        own = done[done["student"] == student]
+        if own.empty:
             continue
         plain = own[~(own["inference_extra_parameters"] > 0)]
         timed = plain[plain["inference_images_per_second"].notna()]

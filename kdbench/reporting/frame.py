@@ -94,10 +94,10 @@ class Results:
         wide = self.scores["mean"].unstack("method") if len(self.scores) else pd.DataFrame()
         return wide.reindex(index=self.pairs.index, columns=self.methods.index).astype(float)
 
-    def reference(self, baseline: str = "kd") -> str:
-        """The method that gains are counted from: ``baseline``, else ``scratch``, else none (an empty string)."""
+    def reference(self) -> str:
+        """The method that gains are counted from: ``kd``, else ``scratch``, else none (an empty string)."""
         measured = set(self.scores.index[self.scores["n"] > 0].get_level_values("method"))
-        return next((name for name in (baseline, "scratch") if name in measured), "")
+        return next((name for name in ("kd", "scratch") if name in measured), "")
 
     def identity(self) -> dict[str, str]:
         """Suite, protocol, data set and split, empty where there are no rows."""

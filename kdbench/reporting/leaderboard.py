@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdbench.errors import UnknownNameError, counted
+from kdbench.errors import counted
 from kdbench.plugins.metrics import Metric
 from kdbench.reporting import statistics
 from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text, results_hash, seeds_text
@@ -115,21 +115,19 @@ class Leaderboard:
 
 def build_leaderboard(
     frame: pd.DataFrame,
-    baseline: str = "kd",
     metric: str = "top1",
     select: str = "last",
     *,
     command: str = "",
 ) -> Leaderboard:
-    """Rank the methods of one suite and protocol.
+    """Rank the methods of one suite and protocol by their gain over KD.
 
+    Gains are counted from scratch where KD has no figures; without both the methods are ordered by their mean.
     Everything about a method is computed from its own pairs and the reference's, so no other method changes it; only
     Holm's correction and the ranks depend on who else is there. A method that lacks a pair of the reference gets none.
 
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
-        baseline: the method that gains are counted from. Without figures of it they are counted from ``scratch``;
-            without those the methods are ordered by their mean.
         metric, select: as for ``build_table``.
         command: the command line that made the ranking, for its comment.
 
@@ -137,11 +135,8 @@ def build_leaderboard(
         KdbenchError: if the frame mixes suites, protocols, data sets or splits, or a name is unknown.
     """
     results = collect(frame, metric, select)
-    known = list(results.method_info)
-    if baseline not in known and baseline != "kd":
-        raise UnknownNameError("method", baseline, known, "the results")
     means = results.means()
-    reference = results.reference(baseline)
+    reference = results.reference()
     ranked_pairs = means[reference] if reference else means.mean(axis=1)
     board = Leaderboard(
         **results.identity(),
@@ -159,7 +154,7 @@ def build_leaderboard(
         message=nothing_text(results) if results.empty else "",
         students=tuple(student_costs(results)),
     )
-    return board if results.empty else replace(board, notes=tuple(_notes(board, results, baseline)))
+    return board if results.empty else replace(board, notes=tuple(_notes(board, results)))
 
 
 class _Builder:
@@ -260,10 +255,10 @@ def _step_ratios(cells: pd.DataFrame) -> dict[str, float]:
     return dict((both["step_seconds"] / both["step_seconds_scratch"]).groupby(both["method"]).median())
 
 
-def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
+def _notes(board: Leaderboard, results: Results) -> list[str]:
     """What must be said in words under the ranking."""
     pairs, seeds = board.pairs, list(board.seeds)
-    notes = [_rule(board, wanted)]
+    notes = [_rule(board)]
     few = {1: "One seed: the spread between seeds is unknown", 2: "Only two seeds: their spread is poorly known"}
     n = int(results.scores["n"].max())
     notes.append(f"{few[n]}; intervals are over pairs alone." if n in few else f"Over {seeds_text(seeds)}.")
@@ -311,17 +306,17 @@ def _notes(board: Leaderboard, results: Results, wanted: str) -> list[str]:
     return notes + data_notes(results)
 
 
-def _rule(board: Leaderboard, wanted: str) -> str:
+def _rule(board: Leaderboard) -> str:
     over = counted(board.pairs, "pair")
     if not board.reference:
-        return f"Neither {wanted} nor scratch has results here: methods are ordered by their mean over {over}."
+        return f"Neither kd nor scratch has results here: methods are ordered by their mean over {over}."
     rule = f"Gain: mean over seeds minus that of {board.reference_display}, per pair, then the mean over {over}"
     if not board.metric.higher_is_better:
         rule += " (sign turned, so that positive is better)"
     band = f"±{board.metric.tie_band:g} {board.metric.difference_unit}".strip()
     text = f"{rule}; a gain within {band} is a tie."
-    if board.reference != wanted:
-        text = f"{wanted} has no results here: gains are counted from {board.reference_display}. {text}"
+    if board.reference != "kd":
+        text = f"kd has no results here: gains are counted from {board.reference_display}. {text}"
     return text
 
 

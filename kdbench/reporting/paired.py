@@ -39,7 +39,6 @@ class Comparison:
 
     pair: str
     first: str
-    second: str
     seeds: tuple[int, ...]
     difference: float
     over_images: tuple[float, float]
@@ -52,8 +51,6 @@ class Comparison:
 
 def seeds_note(count: int) -> str:
     """What must be said of fewer than three seeds."""
-    if count == 0:
-        return "No seed."
     if count == 1:
         return "One seed: nothing is known of the spread between seeds."
     if count == 2:
@@ -128,7 +125,6 @@ def compare_methods(results: Results, outcomes: Outcomes, pair: str, first: str,
     return Comparison(
         pair=pair,
         first=first,
-        second=second,
         seeds=tuple(seeds),
         difference=difference,
         over_images=(low, high),

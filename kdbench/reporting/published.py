@@ -233,7 +233,7 @@ def _cells(record: dict[str, Any], mark: str) -> tuple[Cell, ...]:
     return (
         Cell("text", text=record["display"] + reconstruction),
         Cell("value", record["published_top1"], decimals=2),
-        Cell("value", record["ours_top1"], record["sd"], record["n"], decimals=2) if ours else Cell("absent"),
+        Cell("value", record["ours_top1"], record["sd"], decimals=2) if ours else Cell("absent"),
         Cell("gain", record["difference"], decimals=2) if ours else Cell("empty"),
         Cell("text", text=record["evidence"]),
         Cell("text", text=record["paper"], marks=(mark,)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -80,19 +80,14 @@ def wins_ties_losses(gains: Floats, band: float) -> tuple[int, int, int]:
     return wins, int(data.size - wins - losses), losses
 
 
-def leave_one_out(gains: Floats, *groupings: Sequence[Hashable]) -> tuple[float, float]:
+def leave_one_out(gains: Floats, *groupings: Sequence[str]) -> tuple[float, float]:
     """Smallest and largest mean when all values of one group are left out, over all groups of all groupings.
 
     NaN twice when nothing can be left out (every grouping has one group).
     """
     data = np.asarray(gains, float)
-    means = []
-    for grouping in groupings:
-        labels = list(grouping)
-        for group in set(labels):
-            kept = np.array([label != group for label in labels], bool)
-            if kept.any():
-                means.append(float(data[kept].mean()))
+    labels = [np.asarray(grouping) for grouping in groupings]
+    means = [float(data[own != group].mean()) for own in labels for group in set(own) if (own != group).any()]
     return (min(means), max(means)) if means else (np.nan, np.nan)
 
 

@@ -38,7 +38,7 @@ class Cell:
     """One cell of a table.
 
     Attributes:
-        kind: ``value`` (mean, sd, n), ``gain`` (signed), ``rank``, ``count`` (``coverage`` = k of n), ``text``,
+        kind: ``value`` (mean, sd), ``gain`` (signed), ``rank``, ``count`` (``coverage`` = k of n), ``text``,
             ``absent`` (not run), ``unsupported``, ``failed``, or ``empty`` (nothing belongs here).
         best: 1 for the best of its comparison, 2 for the second, 0 otherwise.
         marks: keys of the table's notes.
@@ -48,7 +48,6 @@ class Cell:
     kind: str
     value: float = np.nan
     sd: float = np.nan
-    n: int = 0
     decimals: int = 1
     best: int = 0
     marks: tuple[str, ...] = ()
@@ -107,7 +106,6 @@ def build_table(
     metric: str = "top1",
     select: str = "last",
     *,
-    decimals: int | None = None,
     command: str = "",
 ) -> Table:
     """Build the table of one suite and protocol.
@@ -117,7 +115,6 @@ def build_table(
         layout: ``"pairs"`` (a row per pair) or ``"methods"`` (a row per method).
         metric: a metric of the frame.
         select: ``"last"`` epoch or ``"best"`` epoch on the evaluated split.
-        decimals: digits printed, by default the metric's; ties are judged at this precision.
         command: the command line that made the table, for its comment.
 
     Raises:
@@ -132,17 +129,17 @@ def build_table(
     }
     if results.empty:
         return Table(message=nothing_text(results), **shared)
-    table = _Builder(results, results.metric.decimals if decimals is None else decimals).build(shared)
+    table = _Builder(results).build(shared)
     return table if layout == "pairs" else table.transposed()
 
 
 class _Builder:
     """Fills the table in the layout ``pairs``."""
 
-    def __init__(self, results: Results, decimals: int) -> None:
+    def __init__(self, results: Results) -> None:
         self.results = results
         self.metric = results.metric
-        self.decimals = decimals
+        self.decimals = results.metric.decimals
         self.means = results.means()
         self.methods, self.pairs = results.method_info, results.pair_info
         self.competing = results.competing
@@ -192,7 +189,7 @@ class _Builder:
             fewer = score["n"] < self.most_seeds
             self.fewer |= bool(fewer)
             marks = (("*",) if fewer else ()) + failed
-            return Cell("value", score["mean"], score["sd"], int(score["n"]), self.decimals, marks=marks)
+            return Cell("value", score["mean"], score["sd"], self.decimals, marks=marks)
         if score["state"] == "failed":
             return Cell("failed", marks=failed)
         if score["state"] == "skipped":
@@ -208,7 +205,7 @@ class _Builder:
         return ("†",)
 
     def _value(self, value: float) -> Cell:
-        return Cell("value", float(value), n=1, decimals=self.decimals) if np.isfinite(value) else Cell("absent")
+        return Cell("value", float(value), decimals=self.decimals) if np.isfinite(value) else Cell("absent")
 
     def _rank(self, row: list[Cell], higher_is_better: bool) -> list[Cell]:
         ranked = [
@@ -223,13 +220,15 @@ class _Builder:
         names = list(self.methods)
         suffix = "" if len(self.common) == len(self.means) else f" ({len(self.common)} of {len(self.means)} pairs)"
         suffix = suffix if self.common else ""
-        average = [self._average(self.means[name], name) for name in names]
+        average = [self._mean("value", self.means[name], name, self.decimals) for name in names]
         average = self._rank(average, self.metric.higher_is_better)
-        teacher_average = [self._average(self.results.pairs["teacher_value"], "")] if teacher else []
-        rows = [(f"average{suffix}", [*teacher_average, *average])]
+        of_teacher = self._mean("value", self.results.pairs["teacher_value"], "", self.decimals)
+        rows = [(f"average{suffix}", [*([of_teacher] if teacher else []), *average])]
         blank = [Cell("empty")] if teacher else []
         if reference := self.results.reference():
-            gains = self._rank([self._gain(name, reference) for name in names], higher_is_better=True)
+            over = self.metric.sign * self.means.sub(self.means[reference], axis=0)
+            gains = [self._mean("gain", over[name], name, self.decimals + 1) for name in names]
+            gains = self._rank(gains, higher_is_better=True)
             title = f"average gain over {self.methods[reference]['display']}{suffix}"
             rows.append((title, [*blank, *gains]))
         ranks = self._ranks(names)
@@ -239,26 +238,18 @@ class _Builder:
             rows.append(("pairs harmed", [*blank, *(self._harmed(name) for name in names)]))
         return rows
 
-    def _over(self, values: pd.Series, name: str) -> tuple[pd.Series, tuple[int, int] | None]:
-        """Values to summarise, and their coverage where it is not what the row's title says."""
-        own = values.dropna()
-        shared = own[own.index.isin(self.common)]
+    def _mean(self, kind: str, values: pd.Series, name: str, decimals: int) -> Cell:
+        """The mean over the pairs that the row's title says, else over the method's own, with its coverage."""
+        used = values.dropna()
+        shared = used[used.index.isin(self.common)]
+        total, coverage = len(self.means), None
         if self.common and len(shared) == len(self.common) and (name in self.compared or name not in self.competing):
-            return shared, None
-        total = len(self.means)
-        return own, None if len(own) == total else (len(own), total)
-
-    def _average(self, values: pd.Series, name: str) -> Cell:
-        used, coverage = self._over(values, name)
+            used = shared
+        elif len(used) < total:
+            coverage = (len(used), total)
         if used.empty:
             return Cell("empty")
-        return Cell("value", float(used.mean()), n=len(used), decimals=self.decimals, coverage=coverage)
-
-    def _gain(self, name: str, reference: str) -> Cell:
-        used, coverage = self._over(self.metric.sign * (self.means[name] - self.means[reference]), name)
-        if used.empty:
-            return Cell("empty")
-        return Cell("gain", float(used.mean()), n=len(used), decimals=self.decimals + 1, coverage=coverage)
+        return Cell(kind, float(used.mean()), decimals=decimals, coverage=coverage)
 
     def _ranks(self, names: Sequence[str]) -> list[Cell]:
         if len(self.compared) < 2 or not self.common:

@@ -44,31 +44,29 @@ class Store:
             KdbenchError: in one line.
         """
         marker = self.root / FORMAT_FILE
-        if self.root.exists() and not self.root.is_dir():
-            raise KdbenchError(f"run directory {self.root} is not a directory")
+        found = None
         try:
-            present = marker.exists()
-        except PermissionError:
-            raise KdbenchError(f"run directory {self.root} cannot be read") from None
-        if present:
-            try:
-                found = json.loads(marker.read_text())["format"]
-            except (ValueError, KeyError, TypeError, OSError):
-                raise KdbenchError(f'{marker} is damaged; it should hold {{"format": {FORMAT}}}') from None
+            found = json.loads(marker.read_bytes())["format"]
             if not isinstance(found, int) or found > FORMAT:
                 raise KdbenchError(
                     f"run directory {self.root} has format {found}, written by a newer kdbench; this one reads up to {FORMAT}"
                 )
+        except FileNotFoundError:
+            pass
+        except NotADirectoryError:
+            raise KdbenchError(f"run directory {self.root} is not a directory") from None
+        except PermissionError:
+            raise KdbenchError(f"run directory {self.root} cannot be read") from None
+        except (ValueError, KeyError, TypeError, OSError):
+            raise KdbenchError(f'{marker} is damaged; it should hold {{"format": {FORMAT}}}') from None
         if writable:
+            probe = self.root / f".writable-{os.getpid()}"
             try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                if present:
-                    probe = self.root / f".writable-{os.getpid()}"
-                    with open(probe, "wb"):
-                        pass
-                    probe.unlink()
-                else:
+                if found is None:
                     write_bytes(marker, json.dumps({"format": FORMAT}).encode())
+                else:
+                    with open(probe, "wb"):
+                        probe.unlink()
             except OSError as error:
                 raise KdbenchError(f"run directory {self.root} cannot be written ({error.strerror})") from None
 

@@ -23,17 +23,16 @@ LOG_LINES = 40
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a student said of each image of the evaluated split, in the data set's own order.
+    """What is read of a student's answers to each image of the evaluated split, in the data set's own order.
 
     Attributes:
         correct: (N,) bool.
         probability: (N,) of the predicted class, in [0, 1].
-        predicted, label: (N,) class numbers.
+        label: (N,) class numbers.
     """
 
     correct: np.ndarray
     probability: np.ndarray
-    predicted: np.ndarray
     label: np.ndarray
 
 
@@ -74,17 +73,17 @@ def read_predictions(folder: Folder) -> Predictions | None:
     try:
         # np.load leaves a file that is no archive open, so that it is opened here.
         with open(folder.predictions, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            columns = [stored[name] for name in ("correct", "probability", "predicted", "label")]
+            columns = [stored[name] for name in ("correct", "probability", "label")]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     if not all(isinstance(column, np.ndarray) and column.ndim == 1 for column in columns):  # no .npy of that name
         return None
-    correct, probability, predicted, label = columns
+    correct, probability, label = columns
     if not correct.size or len({column.shape for column in columns}) > 1:
         return None
     if label.dtype.kind not in "iu" or label.min() < 0:
         return None
-    return Predictions(correct.astype(bool), probability.astype(float), predicted, label)
+    return Predictions(correct.astype(bool), probability.astype(float), label)
 
 
 def read_history(folder: Folder) -> dict[str, list[float]]:

@@ -126,7 +126,6 @@ def test_a_table_shows_means_of_what_is_there_and_imputes_nothing(seed: int) -> 
         if average.kind == "value":  # over pairs that the method has, all of them its own figures
             own = list(means[method].values())
             assert min(own) - 1e-9 <= average.value <= max(own) + 1e-9
-            assert average.n <= len(own)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -61,7 +61,7 @@ def column(table: Table, title: str) -> dict[str, Cell]:
 
 
 def test_means_are_over_seeds_then_over_pairs(tmp_path: Path) -> None:
-    scores = class_scores(collect(small(tmp_path)), tmp_path)
+    scores = class_scores(collect(small(tmp_path)), Outcomes(tmp_path))
     assert (scores.names, scores.images.tolist()) == (("cat", "dog", "oak"), [2, 4, 2])
     found = dict(zip(scores.methods, scores.accuracy.T.tolist(), strict=True))
     assert found["kd"] == [(75 + 100) / 2, (75 + 25) / 2, 0]
@@ -76,11 +76,11 @@ def test_means_are_over_seeds_then_over_pairs(tmp_path: Path) -> None:
 def test_classes_add_up_to_superclasses_and_to_the_measured_accuracy(tmp_path: Path) -> None:
     frame = small(tmp_path)
     results = collect(frame)
-    above = class_scores(results, tmp_path, "superclass")
+    above = class_scores(results, Outcomes(tmp_path), "superclass")
     assert (above.names, above.images.tolist()) == (("animal", "plant"), [6, 2])
     assert above.per_pair[P1, "kd"].tolist() == [[50, 0], [100, 0]]
     for by in ("class", "superclass"):
-        scores = class_scores(results, tmp_path, by)
+        scores = class_scores(results, Outcomes(tmp_path), by)
         for (pair, method), seeds in scores.per_pair.items():
             own = frame[(frame["pair"] == pair) & (frame["method"] == method)]
             assert seeds @ scores.images / 8 == pytest.approx(own["top1"].to_numpy())

@@ -154,12 +154,6 @@ def test_without_kd_and_scratch_methods_are_ordered_by_their_mean():
     assert "ordered by their mean" in leaderboard_text(board)
 
 
-def test_another_baseline_can_be_asked_for_and_an_unknown_one_is_refused():
-    assert by_name(build_leaderboard(factory.small(), baseline="dkd"))["ofa"].gain == pytest.approx(3.5 / 3)
-    with pytest.raises(KdbenchError, match="unknown method 'odfa'"):
-        build_leaderboard(factory.small(), baseline="odfa")
-
-
 def test_step_time_is_a_ratio_within_pair_seed_and_device():
     frame = factory.small()
     ofa = frame["method"] == "ofa"

@@ -38,7 +38,7 @@ def odd_frame() -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("cell", "text"),
     [
-        (Cell("value", 93.24, 0.41, 3), "93.2 ± 0.4"),
+        (Cell("value", 93.24, 0.41), "93.2 ± 0.4"),
         (Cell("value", 93.24), "93.2"),
         (Cell("value", 93.24, decimals=2, coverage=(3, 9)), "93.24 (3/9)"),
         (Cell("gain", 0.5, decimals=2), "+0.50"),

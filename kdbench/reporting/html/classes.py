@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from kdbench.reporting.classes import ClassScores, class_notes, grouping, lowest
 from kdbench.reporting.costs import count_text, gmacs_text
 from kdbench.reporting.frame import Results
-from kdbench.reporting.html.tables import Heading, Item, Links, PageTable
+from kdbench.reporting.html.tables import Heading, Item, Links, PageTable, number
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.text.leaderboard import signed_text
 from kdbench.store.classnames import read_classes
@@ -37,19 +37,20 @@ def classes_table(results: Results, scores: ClassScores, links: Links, id: str) 
         Heading("mean gain", first="ascending"),
         *(Heading(links.titles[scores.methods[j]]) for j in others),
     ]  # fmt: skip
+    signed = functools.partial(signed_text, decimals=1)
     rows = []
     counted = [j for j in others if scores.methods[j] != "scratch"] or others
     for i in shown:
         finite = [float(gains[i, j]) for j in counted if np.isfinite(gains[i, j])]
-        row = [Item(scores.names[i], aside=scores.above[i])]
-        row.append(Item(str(scores.images[i]), sort=float(scores.images[i])))
-        row.append(Item(f"{scores.accuracy[i, base]:.1f}", sort=float(scores.accuracy[i, base])))
-        mean = float(np.mean(finite)) if finite else np.nan
-        row.append(Item(signed_text(mean, 1), sort=mean) if finite else Item("", "", ""))
-        for j in others:
-            gain = float(gains[i, j])
-            row.append(Item(signed_text(gain, 1), sort=gain) if np.isfinite(gain) else Item("", "", ""))
-        rows.append(tuple(row))
+        rows.append(
+            (
+                Item(scores.names[i], aside=scores.above[i]),
+                number(float(scores.images[i]), "{:.0f}".format),
+                number(float(scores.accuracy[i, base]), "{:.1f}".format),
+                number(float(np.mean(finite)) if finite else np.nan, signed),
+                *(number(float(gains[i, j]), signed) for j in others),
+            )
+        )
     some = (
         f" The {len(shown)} classes of lowest accuracy, of {len(scores.names)}."
         if len(shown) < len(scores.names)
@@ -73,9 +74,9 @@ def students_table(board: Leaderboard, id: str) -> PageTable | None:
     rows = tuple(
         (
             Item(s.display),
-            _figure(s.parameters, count_text),
-            _figure(s.gmacs, gmacs_text),
-            _figure(s.images_per_second, count_text),
+            number(s.parameters, count_text),
+            number(s.gmacs, gmacs_text),
+            number(s.images_per_second, count_text),
             Item(s.device),
         )
         for s in board.students
@@ -115,7 +116,3 @@ class CellClasses:
             order = order[:LOWEST_OF_CELL] + order[-HIGHEST_OF_CELL:]
         rows = [[titles[i], round(float(share[i]), 1), int(images[i])] for i in order]
         return {"by": by, "rows": rows, "left_out": left_out}
-
-
-def _figure(value: float, text: Callable[[float], str]) -> Item:
-    return Item(text(value), sort=float(value)) if np.isfinite(value) else Item("", sort="")

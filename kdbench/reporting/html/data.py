@@ -165,8 +165,6 @@ def _files(folder: Folder, environment: Counter[tuple[str, str]]) -> dict[str, A
 
 def _thinned(values: list[float]) -> list[float]:
     """At most ``MAX_EPOCHS`` values, evenly, the last one among them."""
-    if len(values) <= MAX_EPOCHS:
-        return values
     stride = -(-len(values) // MAX_EPOCHS)
     return values[(len(values) - 1) % stride :: stride]
 

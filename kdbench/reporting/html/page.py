@@ -73,7 +73,7 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
         results = collect(part, select=select)
         board = build_leaderboard(part, select=select, command=command)
         cells = _titled(results)
-        links = Links(_first_cells(cells, sum(map(len, shown))), _titles(results))
+        links = Links(_first_cells(cells, sum(map(len, shown))), results.methods["title"].to_dict())
         shown.append(cells)
         hashes.append(board.results_hash)
         metrics |= results.metrics
@@ -82,6 +82,7 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
     environment: Counter[tuple[str, str]] = Counter()
     blocks = list(blocks_of_files(outcomes.root, cells, CellClasses(outcomes), environment))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    title = parts[0]["title"] if len(parts) == 1 else f"{len(parts)} protocols"
     filters = [("method", "Method"), ("pair", "Pair"), ("state", "State")]
     if len(parts) > 1:
         filters.append(("protocol", "Protocol"))
@@ -89,7 +90,7 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return templates.get_template("page.html.j2").render(
-        title=_title(parts),
+        title=f"kdbench: {title}",
         command=" ".join(command.split()) or "kdbench report",
         policy=_policy(style, script),
         style=Markup(style),
@@ -141,27 +142,19 @@ def _part(
 def _titled(results: Results) -> pd.DataFrame:
     """Cells in the order of the tables, with the titles that tables give their pair and method."""
     cells = results.cells.assign(
-        method_title=results.cells["method"].map({name: row["title"] for name, row in results.method_info.items()}),
-        pair_title=results.cells["pair"].map({name: row["title"] for name, row in results.pair_info.items()}),
-        _pair=results.cells["pair"].map({name: i for i, name in enumerate(results.pair_info)}),
-        _method=results.cells["method"].map({name: i for i, name in enumerate(results.method_info)}),
+        method_title=results.cells["method"].map(results.methods["title"]),
+        pair_title=results.cells["pair"].map(results.pairs["title"]),
     )
-    return cells.sort_values(["_pair", "_method", "seed"]).drop(columns=["_pair", "_method"]).reset_index(drop=True)
-
-
-def _titles(results: Results) -> dict[str, str]:
-    return {name: str(row["title"]) for name, row in results.method_info.items()}
+    places = {name: i for index in (results.pairs.index, results.methods.index) for i, name in enumerate(index)}
+    order = cells[["pair", "method"]].apply(lambda column: column.map(places)).assign(seed=cells["seed"])
+    return cells.loc[order.sort_values([*order], kind="stable").index].reset_index(drop=True)
 
 
 def _first_cells(cells: pd.DataFrame, offset: int) -> dict[tuple[str, str], int]:
     """Number of the first finished cell of each pair and method, or of the first one."""
     order = cells.assign(number=range(offset, offset + len(cells)), open=cells["state"] != "done")
     first = order.sort_values(["open", "number"]).drop_duplicates(["pair", "method"])
-    return {(str(p), str(m)): int(n) for p, m, n in zip(first["pair"], first["method"], first["number"], strict=True)}
-
-
-def _title(parts: list[dict[str, Any]]) -> str:
-    return f"kdbench: {parts[0]['title']}" if len(parts) == 1 else f"kdbench: {len(parts)} protocols"
+    return first.set_index(["pair", "method"])["number"].to_dict()
 
 
 def _embedded(plot: Plot) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
@@ -163,13 +163,11 @@ def metrics_table(results: Results, links: Links, id: str) -> PageTable:
         href = links.method(name)
         row = [Item(links.titles[name], href, aside=results.method_info[name]["family"])]
         means = used.groupby("pair")[[m.name for m in metrics]].mean().mean()
-        row += [_number(float(means[m.name]), f"{{:.{m.decimals + 1}f}}", href) for m in metrics]
-        row.append(_number(hours(own), "{:.3g}", href))
-        row.append(_number(used["step_seconds"].median() * 1e3, "{:.2f}", href))
-        row.append(_number(own["peak_memory_bytes"].max() / 2**20, "{:,.0f}", href))
-        for column in ("student_parameters", "extra_parameters"):
-            median = used[column].median()
-            row.append(Item(count_text(float(median)), href, float(median) if np.isfinite(median) else ""))
+        row += [number(float(means[m.name]), f"{{:.{m.decimals + 1}f}}".format, href) for m in metrics]
+        row.append(number(hours(own), "{:.3g}".format, href))
+        row.append(number(used["step_seconds"].median() * 1e3, "{:.2f}".format, href))
+        row.append(number(own["peak_memory_bytes"].max() / 2**20, "{:,.0f}".format, href))
+        row += [number(used[c].median(), count_text, href) for c in ("student_parameters", "extra_parameters")]
         row.append(Item(str(used["pair"].nunique()), href, float(used["pair"].nunique())))
         rows.append(tuple(row))
     return PageTable(
@@ -179,8 +177,9 @@ def metrics_table(results: Results, links: Links, id: str) -> PageTable:
     )  # fmt: skip
 
 
-def _number(value: float, form: str, href: str) -> Item:
-    return Item(form.format(value), href, float(value)) if np.isfinite(value) else Item("", "", "")
+def number(value: float, text: Callable[[float], str], href: str = "") -> Item:
+    """A figure; nothing where it is not known."""
+    return Item(text(value), href, float(value)) if np.isfinite(value) else Item("", "", "")
 
 
 def paired_table(

@@ -36,7 +36,6 @@ def draw_plots(
     store_root: Path | str,
     metric: str = "top1",
     select: str = "last",
-    names: Sequence[str] = (),
 ) -> list[Plot]:
     """Draw the plots of one suite and protocol.
 
@@ -44,22 +43,14 @@ def draw_plots(
         frame: one row per cell, of one suite, protocol, data set and split.
         store_root: the run directory, for curves and predictions.
         metric, select: as for ``build_table``.
-        names: only these of ``PLOTS``.
-
-    Raises:
-        UnknownNameError: for an unknown plot.
     """
     import matplotlib
 
-    for name in names:
-        if name not in PLOTS:
-            raise UnknownNameError("plot", name, PLOTS)
     results = collect(frame, metric, select)
     board = build_leaderboard(frame, metric=metric, select=select)
     plots = []
     with matplotlib.rc_context(STYLE):
-        for name in names or PLOTS:
-            title, draw = PLOTS[name]
+        for name, (title, draw) in PLOTS.items():
             try:
                 if results.empty:
                     raise _NothingToDrawError(nothing_text(results))
@@ -77,7 +68,6 @@ def write_plots(
     formats: Sequence[str] = FORMATS,
     metric: str = "top1",
     select: str = "last",
-    names: Sequence[str] = (),
     command: str = "",
 ) -> list[Path]:
     """Write each plot in each format, and ``captions.md`` with what must stand under them.
@@ -93,7 +83,7 @@ def write_plots(
             raise UnknownNameError("format", format, FORMATS, "plots")
     if not formats:
         raise KdbenchError(f"no format of plots was given: expected some of {', '.join(FORMATS)}")
-    plots = draw_plots(frame, store_root, metric, select, names)
+    plots = draw_plots(frame, store_root, metric, select)
     results = collect(frame, metric, select)
     target = Path(folder)
     lines = [f"<!-- {' '.join(command.split()).replace('-->', '-- >')} -->", ""] if command else []

@@ -13,6 +13,7 @@ from kdbench.reporting.plots.picture import draw_rows
 from kdbench.reporting.plots.style import WIDTH, new_figure, shorten
 from kdbench.reporting.ranks import RankDiagram
 from kdbench.reporting.statistics import ALPHA
+from kdbench.reporting.text.leaderboard import signed_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,7 +174,6 @@ def _levels(groups: tuple[tuple[int, int], ...]) -> list[int]:
 
 def _gain_text(results: Results, pair: str, name: str, gain: float) -> str:
     if np.isfinite(gain):
-        text = f"{gain:+.{results.metric.decimals}f}".replace("-", "−")
-        return text[1:] if float(text.replace("−", "-")) == 0 else text
+        return signed_text(gain, results.metric.decimals).replace("-", "−")
     score: dict[str, Any] = results.score_info.get((pair, name), {})
     return {"failed": "†", "skipped": "n/a"}.get(score.get("state", ""), "–")

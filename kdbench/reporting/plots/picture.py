@@ -14,8 +14,8 @@ import numpy as np
 
 from kdbench.errors import KdbenchError, counted
 from kdbench.reporting.leaderboard import Leaderboard, Standing
-from kdbench.reporting.plots.style import BASE_STYLE, FORMATS, MARKERS, figure_bytes, shorten, write_file
-from kdbench.reporting.text.leaderboard import p_text, signed_text
+from kdbench.reporting.plots.style import BASE_STYLE, FORMATS, MARKERS, figure_bytes, legend_handle, shorten, write_file
+from kdbench.reporting.text.leaderboard import ranking_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,9 @@ def _figure(board: Leaderboard) -> Figure:
     axes = figure.add_axes((left, bottom / height, _AXES_RIGHT - left, 1 - (top + bottom) / height))
     draw_rows(axes, board, standings)
     _draw_columns(axes, board, standings)
-    figure.text(0.012, 1 - 0.1 / height, _title(board), va="top", fontsize=11, fontweight="bold")
+    over = f"gain over {board.reference_display}" if board.reference else f"mean {board.metric.title.lower()}"
+    title = f"{board.dataset}, protocol {board.protocol}: {over}"
+    figure.text(0.012, 1 - 0.1 / height, title, va="top", fontsize=11, fontweight="bold")
     figure.text(0.012, 0.08 / height, "\n".join(caption), va="bottom", fontsize=7.5, linespacing=1.25)
     return figure
 
@@ -131,48 +133,30 @@ def draw_rows(
 
 def _draw_columns(axes: Axes, board: Leaderboard, standings: Sequence[Standing]) -> None:
     """Figures beside the rows: their places are fractions of the axes' width, to the right of it."""
-    gain = f"gain over {board.reference_display}\n[95 %]" if board.reference else "mean"
-    titles = (gain, "win/tie/\nloss", "pairs\nharmed", "p\n(Holm)", "step\ntime")
+    columns = {column.title: column for column in ranking_columns(board)}
+    gain = f"gain over {board.reference_display}"
+    first = (
+        (f"{gain}\n[95 %]", (gain, "95 % interval")) if board.reference else ("mean", (f"mean {board.metric.name}",))
+    )
+    shown = dict([first]) | {"win/tie/\nloss": ("win/tie/loss",), "pairs\nharmed": ("pairs harmed",)}
+    shown |= {"p\n(Holm)": ("p (Holm)",), "step\ntime": ("step time",)}
     transform = axes.get_yaxis_transform()
     beside = (1 - _AXES_RIGHT) / axes.get_position().width  # what lies right of the axes, in axes' widths
     places = [1 + beside * fraction for fraction in (0.395, 0.545, 0.69, 0.84, 0.975)]
-    for title, x in zip(titles, places, strict=True):
+    for title, x in zip(shown, places, strict=True):
         axes.text(x, -0.62, title, transform=transform, ha="right", va="bottom", fontsize=7.5, color="0.25")
     for y, standing in enumerate(standings):
-        for text, x in zip(_figures(board, standing), places, strict=True):
+        for names, x in zip(shown.values(), places, strict=True):
+            text = " ".join(columns[name].text(standing) for name in names if name in columns).strip()
             axes.text(x, y, text, transform=transform, ha="right", va="center", fontsize=8)
 
 
-def _figures(board: Leaderboard, standing: Standing) -> tuple[str, str, str, str, str]:
-    decimals = board.decimals
-    if board.reference:
-        center = signed_text(standing.gain, decimals)
-        if np.isfinite(standing.low):
-            center += f" [{signed_text(standing.low, decimals)}, {signed_text(standing.high, decimals)}]"
-    else:
-        center = f"{standing.mean:.{decimals}f}"
-    return (
-        center,
-        "" if standing.wins is None else f"{standing.wins}/{standing.ties}/{standing.losses}",
-        f"{standing.harmed[0]}/{standing.harmed[1]}" if standing.harmed else "",
-        p_text(standing),
-        f"{standing.step_ratio:.2f}×" if np.isfinite(standing.step_ratio) else "",
-    )
-
-
 def _draw_legend(axes: Axes, standings: Sequence[Standing]) -> None:
-    from matplotlib.lines import Line2D
-
-    def handle(marker: str, label: str, face: str = "black", color: str = "black") -> Line2D:
-        return Line2D(
-            [], [], color=color, marker=marker, linestyle="none", markerfacecolor=face, markersize=5.5, label=label
-        )
-
     families = [f for f in MARKERS if any(s.family == f for s in standings)]
-    handles = [handle(MARKERS[family], family) for family in families]
+    handles = [legend_handle(MARKERS[family], "black", family, size=5.5) for family in families]
     if any(s.reconstruction for s in standings):
-        handles.append(handle("o", "white: reconstruction", face="white"))
-    handles.append(handle("|", "one pair", color=_PAIR_GREY))
+        handles.append(legend_handle("o", "white", "white: reconstruction", size=5.5))
+    handles.append(legend_handle("|", "black", "one pair", _PAIR_GREY, 5.5))
     figure = axes.get_figure(root=True)
     assert figure is not None
     axes.legend(
@@ -207,11 +191,6 @@ def _axis_title(board: Leaderboard) -> str:
         return board.metric.with_unit(f"mean {metric}")
     unit = "; ".join(part for part in (board.metric.difference_unit, "right is better") if part)
     return f"gain in {metric} ({unit})"
-
-
-def _title(board: Leaderboard) -> str:
-    over = f"gain over {board.reference_display}" if board.reference else f"mean {board.metric.title.lower()}"
-    return f"{board.dataset}, protocol {board.protocol}: {over}"
 
 
 def _caption(board: Leaderboard, standings: Sequence[Standing]) -> list[str]:

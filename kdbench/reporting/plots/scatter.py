@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,23 +62,15 @@ def cost_plot(board: Leaderboard) -> tuple[Figure, int]:
     axes.step(x, y, where="post", color="0.25", linewidth=0.9, linestyle=(0, (3, 1.5)), zorder=2)
     if board.reference:
         axes.axhline(0, color="black", linewidth=0.6, zorder=1)
-    for standing, cost, gain in zip(standings, costs, gains, strict=True):
-        shown = float(np.clip(gain, low, high))
-        draw_point(axes, cost, shown, "baseline" if standing.baseline else standing.family, standing.reconstruction)
     axes.set_xlabel("training step time relative to scratch (×)")
-    axes.set_ylabel(_gain_label(board))
     axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
     if max(costs) > 4 * min(costs):  # one dear method must not push the others to the edge
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(x=0.08)
-    _legend(axes, standings)
-    # A point drawn at the edge must say where it lies: those are named first.
-    beyond = [i for i, gain in enumerate(gains) if not low <= gain <= high]
-    order = list(dict.fromkeys([*beyond, *front, *(int(i) for i in np.argsort(gains)[::-1])]))
-    points = [(costs[i], float(np.clip(gains[i], low, high))) for i in order]
-    names = [_beyond(shorten(standings[i].display), gains[i], low, high) for i in order]
-    return figure, name_points(axes, points, names)
+    points = list(zip(costs, gains, strict=True))
+    order = [*front, *(int(i) for i in np.argsort(gains)[::-1])]
+    return figure, _draw_points(axes, board, standings, points, ((-np.inf, np.inf), (low, high)), order)
 
 
 def agreement_points(results: Results, board: Leaderboard) -> pd.DataFrame:
@@ -119,33 +111,45 @@ def agreement_plot(results: Results, board: Leaderboard) -> tuple[Figure, int]:
     if board.reference:
         axes.axhline(0, color="black", linewidth=0.6, zorder=1)
         axes.axvline(0, color="black", linewidth=0.6, zorder=1)
-    beyond = ~(means["agreement"].between(x_low, x_high) & means["value"].between(y_low, y_high))
-    means = means.assign(beyond=beyond).sort_values("beyond", ascending=False, kind="stable")  # named first
-    shown = [
-        (float(np.clip(x, x_low, x_high)), float(np.clip(y, y_low, y_high)))
-        for x, y in zip(means["agreement"], means["value"], strict=True)
-    ]
-    for (x, y), name in zip(shown, means.index, strict=True):
-        draw_point(axes, x, y, _family(by_name[str(name)]), by_name[str(name)].reconstruction)
     over = f" minus {shorten(board.reference_display, 12)}'s" if board.reference else ""
     unit = "points" if board.reference else "%"
     axes.set_xlabel(f"agreement with the teacher{over} ({unit})")
-    axes.set_ylabel(_gain_label(board))
     axes.set_xlim(x_low - 0.08 * (x_high - x_low), x_high + 0.08 * (x_high - x_low))
     axes.set_ylim(y_low - 0.08 * (y_high - y_low), y_high + 0.08 * (y_high - y_low))
-    _legend(axes, [by_name[str(name)] for name in means.index])
-    names = [
-        _beyond(shorten(by_name[str(name)].display), y, y_low, y_high)
-        for name, y in zip(means.index, means["value"], strict=True)
-    ]
-    return figure, name_points(axes, shown, names)
+    standings = [by_name[str(name)] for name in means.index]
+    shown = [(float(x), float(y)) for x, y in means.to_numpy()]
+    limits = ((x_low, x_high), (y_low, y_high))
+    return figure, _draw_points(axes, board, standings, shown, limits, range(len(shown)))
 
 
-def _legend(axes: Axes, standings: Sequence[Standing]) -> None:
+def _draw_points(
+    axes: Axes,
+    board: Leaderboard,
+    standings: Sequence[Standing],
+    points: Sequence[tuple[float, float]],
+    limits: tuple[tuple[float, float], tuple[float, float]],
+    order: Iterable[int],
+) -> int:
+    """Draw and name a point per method, at the edge where it lies beyond the limits (of x, of y).
+
+    Args:
+        order: positions of the most important first. A point at the edge must say where it lies: those are named before.
+
+    Returns:
+        How many are not named.
+    """
+    shown = [(float(np.clip(x, *limits[0])), float(np.clip(y, *limits[1]))) for x, y in points]
+    for standing, (x, y) in zip(standings, shown, strict=True):
+        draw_point(axes, x, y, _family(standing), standing.reconstruction)
+    axes.set_ylabel(_gain_label(board))
     figure = axes.get_figure(root=True)
     assert figure is not None
     handles = family_handles([_family(s) for s in standings], any(s.reconstruction for s in standings))
     legend_above(figure, handles, len(handles))
+    beyond = [i for i, point in enumerate(points) if point != shown[i]]
+    order = list(dict.fromkeys([*beyond, *order]))
+    names = [_beyond(shorten(standings[i].display), points[i][1], *limits[1]) for i in order]
+    return name_points(axes, [shown[i] for i in order], names)
 
 
 def _family(standing: Standing) -> str:

@@ -102,18 +102,18 @@ def curves_plot(results: Results, curves: dict[str, dict[str, Curve]]) -> Figure
     return figure
 
 
-def reliability(probability: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Reliability:
+def reliability(probability: np.ndarray, correct: np.ndarray) -> Reliability:
     """Bins of equal width of the predicted class's probability (Guo et al., arXiv:1706.04599).
 
     Args:
-        probability: (N,) in [0, 1]; bin b holds (b / bins, (b + 1) / bins].
+        probability: (N,) in [0, 1]; bin b holds (b / BINS, (b + 1) / BINS].
         correct: (N,) bool.
     """
-    which = np.clip(np.ceil(probability * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(which, minlength=bins)
+    which = np.clip(np.ceil(probability * BINS).astype(int) - 1, 0, BINS - 1)
+    counts = np.bincount(which, minlength=BINS)
     held = counts > 0
-    confidence = np.bincount(which, probability, bins)[held] / counts[held]
-    accuracy = np.bincount(which, correct, bins)[held] / counts[held]
+    confidence = np.bincount(which, probability, BINS)[held] / counts[held]
+    accuracy = np.bincount(which, correct, BINS)[held] / counts[held]
     share = counts[held] / probability.size
     return Reliability(
         confidence, accuracy, share, float(100 * (share * np.abs(accuracy - confidence)).sum()), probability.size

@@ -17,10 +17,13 @@ from kdbench.errors import KdbenchError, UnknownNameError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 #: Inches: both columns of a two-column paper.
 WIDTH = 7.0
 FORMATS = ("png", "svg", "pdf")
+#: Points of a plot that are named.
+MAX_NAMES = 40
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness, darkened where needed on white.
 COLORS = {"logits": "#0072B2", "hint": "#D55E00", "relation": "#007A5A", "hybrid": "#A3457A", "baseline": "#333333"}
@@ -146,26 +149,31 @@ def draw_point(axes: Axes, x: float, y: float, family: str, hollow: bool, size: 
     )  # fmt: skip
 
 
-def family_handles(families: Sequence[str], hollow: bool) -> list[Any]:
-    """Legend entries for the families that occur, and for reconstructions where some are ``hollow``."""
+def legend_handle(marker: str, face: str, label: str, color: str = "black", size: float = 4.5) -> Line2D:
+    """A marker for a legend."""
     from matplotlib.lines import Line2D
 
+    return Line2D(
+        [], [], color=color, marker=marker, markerfacecolor=face, linestyle="none", markersize=size, label=label
+    )
+
+
+def family_handles(families: Sequence[str], hollow: bool) -> list[Line2D]:
+    """Legend entries for the families that occur, and for reconstructions where some are ``hollow``."""
     known = [f for f in [*MARKERS, *sorted(set(families) - set(MARKERS))] if f in families]
     entries = [(family, COLORS.get(family, "#555555"), family or "other") for family in known]
     entries += [("hybrid", "white", "reconstruction")] if hollow else []
     return [
-        Line2D([], [], color=COLORS.get(family, "#555555"), marker=MARKERS.get(family, "P"), markerfacecolor=face,
-               linestyle="none", markersize=4.5, label=label)
+        legend_handle(MARKERS.get(family, "P"), face, label, COLORS.get(family, "#555555"))
         for family, face, label in entries
-    ]  # fmt: skip
+    ]
 
 
-def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], limit: int = 40) -> int:
+def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> int:
     """Write names beside points, so that they cover neither points nor each other where there is room.
 
     Args:
-        points, names: of one length, the most important first.
-        limit: of more than so many, the rest is not named.
+        points, names: of one length, the most important first; ``MAX_NAMES`` are named.
 
     Returns:
         How many are not named.
@@ -180,7 +188,7 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequen
     halo = [withStroke(linewidth=1.6, foreground="white")]  # lines may pass behind a name
     texts = [
         axes.text(x, y, name, fontsize=6.0, ha="center", va="center", zorder=6, path_effects=halo)
-        for (x, y), name in list(zip(points, names, strict=True))[:limit]
+        for (x, y), name in list(zip(points, names, strict=True))[:MAX_NAMES]
     ]
     # Dots are taken for points without extent: corners of each stand for it.
     corners = np.array([(i, j) for i in (-3, 0, 3) for j in (-3, 0, 3)]) * figure.dpi / 72

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,12 +12,13 @@ from kdbench.plugins.metrics import METRICS, Metric
 from kdbench.reporting.frame import TEACHER_COLUMNS, Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.stored import shown_methods
-from kdbench.reporting.plots.style import legend_above, new_figure, panels_of, shorten
+from kdbench.reporting.plots.style import legend_above, legend_handle, new_figure, panels_of, shorten
 from kdbench.reporting.statistics import RESOLUTION
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 MAX_PANELS = 6
 #: Shape: family of the student. Filling: family of the teacher.
@@ -45,6 +46,8 @@ def base_of(board: Leaderboard) -> str:
 
 def teacher_points(results: Results, board: Leaderboard) -> dict[str, TeacherPoints]:
     """Points of the shown methods: KD first, then by rank. A method without a pair is left out."""
+    from scipy.stats import spearmanr
+
     base = base_of(board)
     if not base:
         return {}
@@ -58,16 +61,10 @@ def teacher_points(results: Results, board: Leaderboard) -> dict[str, TeacherPoi
         pairs = [pair for pair in results.pair_info if np.isfinite(gain[pair]) and np.isfinite(teacher[pair])]
         if pairs:
             x, y = (np.array([column[pair] for pair in pairs], float) for column in (teacher, gain))
-            found[name] = TeacherPoints(tuple(pairs), x, y, spearman(x, y))
+            exact = np.round(x / RESOLUTION), np.round(y / RESOLUTION)
+            varied = x.size > 2 and all(np.ptp(values) for values in exact)
+            found[name] = TeacherPoints(tuple(pairs), x, y, float(spearmanr(*exact).statistic) if varied else np.nan)
     return found
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation; NaN with fewer than three values or where one of the two never changes."""
-    from scipy.stats import spearmanr
-
-    x, y = (np.round(values / RESOLUTION) for values in (x, y))
-    return float(spearmanr(x, y).statistic) if x.size > 2 and np.ptp(x) and np.ptp(y) else float("nan")
 
 
 def teacher_plot(results: Results, board: Leaderboard, points: dict[str, TeacherPoints]) -> Figure:
@@ -103,17 +100,12 @@ def _teacher_metric(results: Results) -> Metric:
     return results.metric if results.metric.name in TEACHER_COLUMNS else METRICS["top1"]
 
 
-def _handles(results: Results, points: dict[str, TeacherPoints]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    shown = [results.pair_info[pair] for pair in dict.fromkeys(p for found in points.values() for p in found.pairs)]
-
-    def handle(marker: str, face: str, label: str) -> Line2D:
-        return Line2D([], [], color="black", marker=marker, markerfacecolor=face, linestyle="none", markersize=4.2,
-                      markeredgewidth=0.7, label=label)  # fmt: skip
-
+def _handles(results: Results, points: dict[str, TeacherPoints]) -> list[Line2D]:
+    shown = [results.pair_info[pair] for found in points.values() for pair in found.pairs]
     students, teachers = ({row[f"{who}_family"] for row in shown} for who in ("student", "teacher"))
-    return [
-        *(handle(STUDENT_MARKERS[f], "0.85", f"{title} student") for f, title in NET_FAMILIES.items() if f in students),
-        *(handle("P", TEACHER_FILLS[f], f"{title} teacher") for f, title in NET_FAMILIES.items() if f in teachers),
-    ]
+    entries = [(STUDENT_MARKERS[f], "0.85", f"{title} student") for f, title in NET_FAMILIES.items() if f in students]
+    entries += [("P", TEACHER_FILLS[f], f"{title} teacher") for f, title in NET_FAMILIES.items() if f in teachers]
+    handles = [legend_handle(*entry, size=4.2) for entry in entries]
+    for handle in handles:
+        handle.set_markeredgewidth(0.7)
+    return handles

@@ -143,7 +143,7 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
                 lambda s: None if s.wins is None else s.wins - (s.losses or 0),
                 lambda s: f"{s.wins}/{s.ties}/{s.losses}",
             ),
-            Column("p (Holm)", lambda s: s.p_holm, p_text),
+            Column("p (Holm)", lambda s: s.p_holm, _p_text),
         ]
     if any(s.harmed for s in board.standings):
         if board.reference != "scratch":
@@ -194,9 +194,8 @@ def signed_text(value: float, decimals: int) -> str:
     return text[1:] if float(text) == 0 else text
 
 
-def p_text(standing: Standing) -> str:
-    if standing.p_holm is None:
-        return ""
+def _p_text(standing: Standing) -> str:
     if not standing.attainable:
         return "n.a."
-    return "<0.001" if standing.p_holm < 0.001 else f"{standing.p_holm:.3f}"
+    p = standing.p_holm or 0.0
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
