@@ -113,7 +113,7 @@ def metrics_of(frame: pd.DataFrame) -> dict[str, Metric]:
     return found
 
 
-def check_frame(frame: pd.DataFrame) -> pd.DataFrame:
+def fill_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``load_results`` with nothing missing: text is empty, flags are false, numbers NaN where they are not known."""
     checked = frame.reset_index(drop=True)
     checked = checked.reindex(columns=[*COLUMNS, *(name for name in checked if name not in COLUMNS)])
@@ -132,7 +132,7 @@ def split_frame(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
     An empty frame gives itself, so that something can be said about it.
     """
-    checked = check_frame(frame)
+    checked = fill_frame(frame)
     parts = [part for _, part in checked.groupby(IDENTITY)]
     return parts or [checked]
 
@@ -149,7 +149,7 @@ def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> 
         UnknownNameError: for another metric.
         KdbenchError: if the frame mixes suites, protocols, data sets or splits: those are never pooled.
     """
-    cells = check_frame(frame)
+    cells = fill_frame(frame)
     metrics = metrics_of(cells)
     if metric not in metrics:
         raise UnknownNameError("metric", metric, metrics)

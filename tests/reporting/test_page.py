@@ -17,7 +17,7 @@ import pytest
 
 from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import METRICS
-from kdbench.reporting.frame import check_frame, collect
+from kdbench.reporting.frame import fill_frame, collect
 from kdbench.reporting.html import tables
 from kdbench.reporting.html.classes import CellClasses
 from kdbench.reporting.html.data import BLOCK, blocks_of_files, cells_data, safe_json
@@ -212,7 +212,7 @@ def test_json_in_a_script_cannot_end_it_and_reads_back(content: str) -> None:
 
 
 def test_figures_that_json_lacks_become_null() -> None:
-    cells = check_frame(factory.frame({P1: {"kd": [80.0, None]}})).assign(method_title="KD", pair_title="one")
+    cells = fill_frame(factory.frame({P1: {"kd": [80.0, None]}})).assign(method_title="KD", pair_title="one")
     columns = {column["name"]: column for column in cells_data(cells, METRICS.values())["columns"]}
     assert [columns[name]["values"] for name in ("top1", "best_epoch", "gmacs")] == [
         [80.0, None],
@@ -329,5 +329,5 @@ def test_files_of_many_cells_are_packed_small(tmp_path: Path) -> None:
 
 def test_texts_of_the_list_are_stored_once() -> None:
     cells = factory.small().assign(method_title="x", pair_title="y")
-    method = next(c for c in cells_data(check_frame(cells), METRICS.values())["columns"] if c["name"] == "method")
+    method = next(c for c in cells_data(fill_frame(cells), METRICS.values())["columns"] if c["name"] == "method")
     assert (method["words"], set(method["values"])) == (["x"], {0})
