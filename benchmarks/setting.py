@@ -15,7 +15,8 @@ from kdbench.data.device import DevicePipeline
 from kdbench.data.images import ImageSet
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position
-from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher
+from kdbench.engine.cohort import CellFailure, CohortModel
+from kdbench.engine.compiled import Forward
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.teacher import freeze
 from kdbench.method import Task
@@ -131,7 +132,7 @@ def make_cohort(
     def fail(cell: CellTrainer, failure: CellFailure) -> None:
         raise RuntimeError(f"{cell.key}: {failure.reason}\n{failure.details}")
 
-    return CohortModel(cells, FrozenTeacher(teacher), pipeline, setting.device, fail)
+    return CohortModel(cells, Forward(teacher), pipeline, setting.device, fail)
 
 
 class Stepper:

@@ -24,10 +24,7 @@ from kdbench.engine.compiled import Forward
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.meters import NonFiniteLossError
 from kdbench.engine.shared import Shared
-from kdbench.engine.teachercache import TeacherCache
 from kdbench.errors import KdbenchError
-from kdbench.method import Outputs
-from kdbench.nets.tapped import TappedNet
 
 
 class SharedStateError(KdbenchError):
@@ -61,34 +58,13 @@ class CellFailure:
         return cls(kind, lines[0], epoch, "".join(traceback.format_exception(error)))
 
 
-@dataclass(frozen=True)
-class FrozenTeacher:
-    """A teacher's forward pass. No module: it is in no state of the cohort, and ``train()`` leaves it alone.
-
-    Attributes:
-        net: the net, frozen.
-        forward: compiled, if not the plain one.
-        cache: of what it computed for these batches before.
-    """
-
-    net: TappedNet
-    forward: Forward | None = None
-    cache: TeacherCache | None = None
-
-    def run(self, at: Position) -> Callable[[Tensor, frozenset[str]], Outputs]:
-        """The forward pass for the batch of a step."""
-        plain, cache = self.forward or self.net.run, self.cache
-        if cache is None:
-            return plain
-        return lambda inputs, needs: cache.get(*at, needs, self.net, lambda: plain(inputs, needs))
-
-
 class CohortModel(nn.Module):
     """The model that mmengine's runner trains: students and methods of all cells.
 
     Args:
         cells: the students.
-        teacher: None where teachers are trained.
+        teacher: the forward pass of a frozen net; None where teachers are trained. No module: it is in no state of the cohort,
+            and ``train()`` leaves it alone.
         pipeline: of their batches.
         device: where they are trained.
         on_failure: called with a cell that failed.
@@ -99,7 +75,7 @@ class CohortModel(nn.Module):
     def __init__(
         self,
         cells: Sequence[CellTrainer],
-        teacher: FrozenTeacher | None,
+        teacher: Forward | None,
         pipeline: Pipeline,
         device: torch.device,
         on_failure: Callable[[CellTrainer, CellFailure], None],
@@ -154,10 +130,7 @@ class CohortModel(nn.Module):
         precision = self.alive[0].precision if self.alive else None
 
         def make(data: TrainingBatch) -> Shared:
-            if self.teacher is None or not users:
-                shared = Shared(data, None, needs, precision)
-            else:
-                shared = Shared(data, self.teacher.net, needs, precision, self.teacher.run(self.position))
+            shared = Shared(data, self.teacher if users else None, needs, precision)
             for cell in self.alive:  # their inputs belong to what is shared
                 shared.given_to(cell)
             return shared

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.engine.tuning import Tuning
+from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
 
@@ -30,7 +30,7 @@ class Forward:
         say: receives the reason where a net does not compile.
     """
 
-    def __init__(self, net: TappedNet, tuning: Tuning, say: Callable[[str], None]) -> None:
+    def __init__(self, net: TappedNet, tuning: Tuning = PLAIN, say: Callable[[str], None] = print) -> None:
         self.net = net
         self.say = say
         self.fell_back: str | None = None

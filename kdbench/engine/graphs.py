@@ -330,8 +330,8 @@ def why_not(cells: Sequence[CellTrainer], hooks: Sequence[HookEntry] = ()) -> st
         return "hooks may change what a step does"
     if parallel.world_size() > 1:
         return "several processes train it"
-    if cell.tuning.compile or cell.tuning.cache_teacher:
-        return "with --compile and --cache-teacher steps run as they are"
+    if cell.tuning.compile:
+        return "with --compile steps run as they are"
     if cell.precision.scaler is not None:
         return "float16 scales its losses"
     if cell.micro_batches > 1:

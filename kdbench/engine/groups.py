@@ -7,7 +7,7 @@ import gc
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,18 @@ from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
-from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher, TooLargeError
+from kdbench.engine.cohort import CellFailure, CohortModel, TooLargeError
 from kdbench.engine.compiled import Forward
 from kdbench.engine.evaluation import Evaluated
 from kdbench.engine.graphs import graphs_of
 from kdbench.engine.runner import CohortRunner
 from kdbench.engine.saver import Emit
-from kdbench.engine.teachercache import TeacherCache
 from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.matrix.cells import Plan
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.hooks import HookEntry
 from kdbench.store.claims import ClaimLostError
-from kdbench.store.provenance import provenance
 
 
 def release(error: BaseException | None) -> None:
@@ -64,7 +62,6 @@ class Session:
         keep: writes the result of a cell that is trained to the end.
         teacher: frozen; None where a teacher itself is trained.
         tuning: of the run.
-        cache_key: what the teacher's outputs depend on beside what the session knows.
         hooks: of the user.
     """
 
@@ -79,7 +76,6 @@ class Session:
     keep: Callable[[CellTrainer], None]
     teacher: TappedNet | None = None
     tuning: Tuning = PLAIN
-    cache_key: Mapping[str, Any] = field(default_factory=dict)
     hooks: Sequence[HookEntry] = ()
 
     def __post_init__(self) -> None:
@@ -159,8 +155,7 @@ class Session:
             return
         teacher = None
         if self.teacher is not None:
-            forward = Forward(self.teacher, self.tuning, cells[0].spec.folder.say)
-            teacher = FrozenTeacher(self.teacher, forward, self._cache(cells[0].spec, pipeline))
+            teacher = Forward(self.teacher, self.tuning, cells[0].spec.folder.say)
         graphs = graphs_of(cells, self.device, self._warn, self.hooks)
         cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
@@ -186,22 +181,6 @@ class Session:
         cell = CellTrainer(spec, task, teacher, steps, self.device, self.tuning)
         cell.micro_batches = micro_batches
         return cell
-
-    def _cache(self, spec: TrainingSpec, pipeline: Pipeline) -> TeacherCache | None:
-        """What the teacher computed for these batches before, where that was asked for and can be told for sure."""
-        if not self.tuning.cache_teacher or parallel.world_size() > 1:
-            return None
-        key = {
-            **self.cache_key,
-            "data": [self.data_checksum, len(self.data), self.plan.suite.dataset.identity()],
-            "batches": [self.data_seed, len(pipeline), spec.recipe.model_dump(mode="json")],
-            "compile": self.tuning.compile,
-            "where": {
-                name: value for name, value in provenance(self.device).items()
-                if name in ("kdbench", "versions", "device", "device_type", "threads")
-            },
-        }  # fmt: skip
-        return TeacherCache(self.root, key, len(pipeline), 1e9 * self.tuning.cache_teacher, spec.folder.say)
 
     def _warn(self, cell: CellTrainer, text: str) -> None:
         if parallel.is_first():

@@ -175,7 +175,7 @@ def train_cohort(
     seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
     session = Session(
         plan, store.root, dataset, train, evaluated, device, emit, seed, keep, teacher, tuning,
-        cache_key={"teacher": taught.checksum, "split": first.split}, hooks=plan.hooks,
+        hooks=plan.hooks,
     )  # fmt: skip
     session.train([spec_of(plan, cell, store) for cell in cohort.cells])
 

@@ -14,14 +14,11 @@ from typing import Any
 class Tuning:
     """Attributes:
     compile: run nets through ``torch.compile``; one that does not compile runs as it is, and its log says so.
-    cache_teacher: gigabytes on disk for the teacher's outputs of every batch, which later cells of the same recipe and
-        seed read instead of computing them; 0 keeps none.
     graphs: on a GPU, steps are recorded as CUDA graphs and replayed: the same kernels, without launching each of them. On,
         since it changes no number; what cannot be recorded runs as it is, and its log says so.
     """
 
     compile: bool = False
-    cache_teacher: float = 0.0
     graphs: bool = True
 
     def facts(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from kdbench.data.images import Images
 from kdbench.data.pipeline import Pipeline, make_pipeline
 from kdbench.datasets.load import open_dataset
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.cohort import CohortModel, FrozenTeacher
+from kdbench.engine.cohort import CohortModel
+from kdbench.engine.compiled import Forward
 from kdbench.engine.evaluation import predict_all
 from kdbench.engine.teacher import freeze
 from kdbench.engine.train import spec_of, teacher_spec
@@ -61,7 +62,7 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
         CellTrainer(spec_of(plan, cell, store), task, teacher.describe(), len(pipeline), device)
         for cell in cohort.cells
     ]
-    model = CohortModel(cells, FrozenTeacher(teacher), pipeline, device, lambda *failure: None)
+    model = CohortModel(cells, Forward(teacher), pipeline, device, lambda *failure: None)
     return _time(model, pipeline, dataset.measured(split, plan.measured_images_per_class), device)
 
 

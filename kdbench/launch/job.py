@@ -176,7 +176,7 @@ def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event
     # Of the whole cohort only: an estimate says nothing about a part of it that others left over.
     memory = job.memory if len(cells) == job.cells else 0
     cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells), memory=memory)
-    tuning = Tuning(compile=request.compile, cache_teacher=request.cache_teacher, graphs=request.graphs)
+    tuning = Tuning(compile=request.compile, graphs=request.graphs)
     train.train_cohort(plan, cohort, store, device, data, emit, tuning)
 
 

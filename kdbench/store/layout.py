@@ -7,7 +7,6 @@
 ``datasets/NAME.json``                                  names of classes and superclasses
 ``SUITE/PROTOCOL/.workers/HASH/``                       log of the process that trained a cohort
 ``.jobs/TICKET/``                                       events of running jobs
-``.cache/teachers/``                                    teachers' outputs, kept between runs
 ``.rows.json``                                          rows of finished cells, remembered between readings
 ======================================================  ====================================================================
 """
@@ -28,7 +27,6 @@ RESULT_FILE = "result.json"
 CLAIM_FILE = "claim.json"
 ROWS_FILE = ".rows.json"
 JOBS_FOLDER = ".jobs"
-TEACHER_OUTPUTS_FOLDER = ".cache/teachers"
 
 
 class _File:

@@ -295,7 +295,7 @@ def test_what_keeps_a_cohort_from_being_recorded_is_named(lab: Lab) -> None:
     cell.micro_batches = 2
     assert graphs.why_not(cells) == "batches are trained in parts"
     cell.tuning = Tuning(compile=True)
-    assert graphs.why_not(cells) == "with --compile and --cache-teacher steps run as they are"
+    assert graphs.why_not(cells) == "with --compile steps run as they are"
 
 
 def test_features_of_a_teacher_whose_tensors_stay_do_not_remember_their_tokens() -> None:

@@ -18,7 +18,8 @@ from kdbench.datasets.load import load_dataset
 from kdbench.engine import checkpoint, train
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import load_checkpoint
-from kdbench.engine.cohort import CohortModel, FrozenTeacher, Shared
+from kdbench.engine.cohort import CohortModel, Shared
+from kdbench.engine.compiled import Forward
 from kdbench.engine.teacher import load_teacher
 from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
@@ -44,7 +45,7 @@ def build(lab: Lab, plan: Plan, store: Store, recipe_batch: int = 20) -> CohortM
         CellTrainer(train.spec_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
         for cell in cohort.cells
     ]
-    return CohortModel(cells, FrozenTeacher(teacher), pipeline, lab.device, lambda *failure: None)
+    return CohortModel(cells, Forward(teacher), pipeline, lab.device, lambda *failure: None)
 
 
 def predictions(store: Store, plan: Plan, method: str) -> dict[str, np.ndarray]:
@@ -110,7 +111,7 @@ def test_teacher_and_student_get_their_own_normalisation_and_size(lab: Lab) -> N
     teacher.mean.fill_(0.1)
     teacher.preprocessing = ("of its own",)
     data = model.pipeline.make(0, 0)
-    shared = Shared(data, teacher, frozenset({"logits"}))
+    shared = Shared(data, Forward(teacher), frozenset({"logits"}))
     assert shared.teacher is not None
     expected = teacher.net((data.images - 0.1) / teacher.std)
     torch.testing.assert_close(shared.teacher.logits, expected)

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdbench.data.pipeline import DevicePipeline
 from kdbench.datasets.load import load_dataset
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher
+from kdbench.engine.cohort import CellFailure, CohortModel
+from kdbench.engine.compiled import Forward
 from kdbench.engine.teacher import freeze
 from kdbench.engine.train import spec_of
 from kdbench.method import Method, Task
@@ -103,7 +104,7 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
     def fail(cell: CellTrainer, failure: CellFailure) -> None:
         raise AssertionError(f"{cell.key}: {failure.details}")
 
-    return CohortModel(cells, FrozenTeacher(teacher), pipeline, lab.device, fail)
+    return CohortModel(cells, Forward(teacher), pipeline, lab.device, fail)
 
 
 def take_steps(model: CohortModel, count: int) -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kdbench.engine import compiled, groups
+from kdbench.engine import compiled
 from kdbench.engine import train as training
 from kdbench.engine.compiled import TOLERANCE, Forward
-from kdbench.engine.teachercache import TeacherCache
 from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.matrix.cells import Plan
-from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
 from kdbench.store.folders import Store
-from kdbench.store.layout import TEACHER_OUTPUTS_FOLDER
 from kdbench.suite.net import NetSpec
 
 from .conftest import Lab, cohort_of
@@ -105,85 +101,3 @@ def test_a_compiled_net_gives_the_same_outputs_and_gradients_within_the_toleranc
     assert forward.fell_back is None
     for first, second in zip(*found, strict=True):
         torch.testing.assert_close(first, second, atol=TOLERANCE, rtol=TOLERANCE)
-
-
-# Outputs of the teacher that were kept
-
-
-@pytest.fixture
-def caches(monkeypatch: pytest.MonkeyPatch) -> list[TeacherCache]:
-    made: list[TeacherCache] = []
-
-    class Seen(TeacherCache):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(groups, "TeacherCache", Seen)
-    return made
-
-
-CACHE = Tuning(cache_teacher=1.0)
-
-
-@pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])  # with mixup, and with random crops
-def test_later_cells_read_what_the_teacher_computed_and_end_with_the_same_numbers(
-    lab: Lab, caches: list[TeacherCache], pair: str
-) -> None:
-    first, later = lab.plan(["kd", "rkd"], pair), lab.plan(["dist", "rsd"], pair)
-    train(lab, first, CACHE, "a")
-    store = train(lab, later, CACHE, "a")
-    assert [(cache.hits, cache.misses) for cache in caches] == [(0, 12), (12, 0)]  # 3 epochs of 4 steps
-    plain = train(lab, later, PLAIN, "b")
-    for method in ("dist", "rsd"):
-        assert metrics(store, later, method) == metrics(plain, later, method)
-        assert Lab.result(store, later, method)["cost"]["tuning"] == {"cache_teacher": 1.0}
-
-
-def test_another_seed_and_features_of_stages_are_not_cached(lab: Lab, caches: list[TeacherCache]) -> None:
-    train(lab, lab.plan(["kd"]), CACHE, "a")
-    train(lab, lab.plan(["dist"], seeds=[1]), CACHE, "a")
-    train(lab, lab.plan(["fitnet"]), CACHE, "a")  # taps stages, which would be large
-    assert [(cache.hits, cache.misses) for cache in caches] == [(0, 12), (0, 12), (0, 0)]
-    assert len({cache.folder for cache in caches}) == 2
-
-
-def files(lab: Lab) -> list[Path]:
-    return sorted((lab.root / "a" / TEACHER_OUTPUTS_FOLDER).rglob("*.ckpt"))
-
-
-def test_damaged_or_wrong_outputs_are_not_used(lab: Lab, caches: list[TeacherCache]) -> None:
-    from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint
-
-    train(lab, lab.plan(["kd"]), CACHE, "a")
-    damaged, wrong, _ = files(lab)
-    damaged.write_bytes(damaged.read_bytes()[:-7])
-    content = load_checkpoint(wrong)
-    content["outputs"]["logits"] += 1e-6
-    save_checkpoint(wrong, content)
-    later = lab.plan(["dist"])
-    store = train(lab, later, CACHE, "a")
-    assert (caches[1].hits, caches[1].misses) == (4, 8)
-    log = store.cell(later.cells[0]).log.read_text()
-    assert "cached outputs of the teacher are not used" in log
-    assert "for epoch 2 differ from what it computes: not used" in log
-    assert metrics(store, later, "dist") == metrics(train(lab, later, PLAIN, "b"), later, "dist")
-
-
-def test_the_cache_takes_no_more_than_its_limit(lab: Lab) -> None:
-    plan = lab.plan(["kd"])
-    store = train(lab, plan, Tuning(cache_teacher=6e-6), "a")
-    (file,) = files(lab)
-    assert file.stat().st_size < 6e3
-    assert "the cache of teachers' outputs is full" in store.cell(plan.cells[0]).log.read_text()
-
-
-def test_a_method_that_writes_into_cached_outputs_changes_no_other(tmp_path: Path) -> None:
-    net = TappedNet(CNN, 10)
-    wanted = frozenset({"logits"})
-    for _ in range(2):  # made, then read
-        cache = TeacherCache(tmp_path, {}, 1, 1e9, pytest.fail)
-        outputs = cache.get(0, 0, wanted, net, lambda: Outputs(torch.ones(2, 10)))
-        outputs.logits.zero_()
-    assert cache.hits == 1
-    assert cache.get(0, 0, wanted, net, pytest.fail).logits.eq(1).all()
