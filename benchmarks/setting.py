@@ -140,7 +140,6 @@ class Stepper:
 
     def __init__(self, model: CohortModel) -> None:
         self.model = model
-        self.wrappers: Any = {cell.key: cell.optim_wrapper for cell in model.alive}
         self.taken = 0
         model.train()
 
@@ -151,7 +150,7 @@ class Stepper:
             for cell in self.model.alive:
                 cell.schedule.set(epoch, step)
             self.model.position = Position(epoch, step)
-            self.model.train_step(self.model.pipeline.make(epoch, step), self.wrappers)
+            self.model.train_step(self.model.pipeline.make(epoch, step))
             self.taken += 1
 
 

@@ -155,34 +155,30 @@ class CellTrainer:
         """What the method taps, of either net."""
         return frozenset(self.method.needs)
 
-    def step(
-        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
-    ) -> None:
+    def step(self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None) -> None:
         """One step on a batch; ``images`` are already preprocessed for the student.
 
         Raises:
             Exception: whatever the method raises.
         """
         with self.stream.active(), torch.enable_grad():
-            self.compute(batch, images, strong, teacher, wrapper)
+            self.compute(batch, images, strong, teacher)
         self.meters.steps += 1
 
-    def compute(
-        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
-    ) -> None:
+    def compute(self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None) -> None:
         """What a step does on the device: all but the count of steps."""
         if self.micro_batches > 1:
-            terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
+            terms = self._step_in_parts(batch, images, strong, teacher)
         else:
             with self.precision.autocast():
                 terms = self._wrapped(batch, images, strong, teacher)
-            wrapper.update_params(_total(terms))
+            self.optim_wrapper.update_params(_total(terms))
         self.meters.add(terms)  # and no other reference: a replay may use the memory of a recorded step's tensors again
         if self.average is not None:
             self.average.update(self.distiller)
 
     def _step_in_parts(
-        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
+        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None
     ) -> dict[str, Tensor]:
         """Gradients of the parts of a batch, added up, before one update: less memory, the same number of images."""
         sums: dict[str, Tensor] = {}
@@ -193,11 +189,11 @@ class CellTrainer:
             with module.no_sync() if waits else contextlib.nullcontext():
                 with self.precision.autocast():
                     terms = module(*part)
-                wrapper.backward(wrapper.scale_loss(_total(terms) * share))
+                self.optim_wrapper.backward(self.optim_wrapper.scale_loss(_total(terms) * share))
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach().reshape(()) * share
-        wrapper.step()
-        wrapper.zero_grad()
+        self.optim_wrapper.step()
+        self.optim_wrapper.zero_grad()
         return sums
 
     def end_epoch(self, epoch: int) -> None:

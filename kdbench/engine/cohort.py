@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
-from torch import Tensor, nn
+from torch import nn
 
 from kdbench.data.pipeline import Pipeline, TrainingBatch
 from kdbench.engine import parallel
@@ -142,8 +141,8 @@ class CohortModel(nn.Module):
                 raise TooLargeError("a forward pass of the teacher") from error
             raise
 
-    def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
-        """One step of every living cell. Returns nothing to log: that would wait for the device."""
+    def train_step(self, data: TrainingBatch) -> None:
+        """One step of every living cell. There is nothing to log: that would wait for the device."""
         with contextlib.nullcontext() if self.graphs is None else self.graphs.recorder.active():
             shared = self.share(data)
             alive = self.alive
@@ -152,9 +151,9 @@ class CohortModel(nn.Module):
                 try:
                     with cell.watch:
                         if self.graphs is None:
-                            cell.step(shared.data.batch, *shared.given_to(cell), optim_wrapper[cell.key])
+                            cell.step(shared.data.batch, *shared.given_to(cell))
                         else:
-                            self.graphs.step(cell, shared, optim_wrapper[cell.key])
+                            self.graphs.step(cell, shared)
                     if shared.was_changed():
                         raise SharedStateError(
                             "the method changed the batch or the teacher's outputs in place; clone before writing"
@@ -165,7 +164,6 @@ class CohortModel(nn.Module):
                     self.fail(cell, error)
                     if shared.was_changed():
                         shared = self.share(self.pipeline.make(*self.position))
-        return {}
 
 
 class CohortLoop(BaseLoop):
@@ -219,8 +217,8 @@ class CohortLoop(BaseLoop):
             for cell in cohort.alive:
                 cell.schedule.set(epoch, step)
             runner.call_hook("before_train_iter", batch_idx=step, data_batch=data)
-            outputs = cohort.train_step(data, runner.optim_wrapper)
-            runner.call_hook("after_train_iter", batch_idx=step, data_batch=data, outputs=outputs)
+            cohort.train_step(data)
+            runner.call_hook("after_train_iter", batch_idx=step, data_batch=data)
             cohort.position = Position(epoch, step + 1)
             self.saver.after_step(runner)
         for cell in cohort.alive:

@@ -121,14 +121,13 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(lab: Lab, names
             give_rate(cell)
         if recorded:
             model.graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text), warm_steps=2)
-        wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
         model.train()
         for epoch, steps in enumerate((3, 2)):
             for step in range(steps):
                 model.position = Position(epoch, step)
                 for cell in model.alive:
                     cell.schedule.set(epoch, step)
-                model.train_step(model.pipeline.make(epoch, step), wrappers)
+                model.train_step(model.pipeline.make(epoch, step))
                 for cell in model.alive:
                     cell.history.append({name: float(term) for name, term in cell.meters.last.items()})
             for cell in model.alive:

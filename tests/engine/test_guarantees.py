@@ -89,9 +89,8 @@ def test_teacher_stays_in_eval_mode_without_gradients_at_every_step(lab: Lab) ->
     teacher = model.teacher.net
     before = state_hash(teacher.net)
     model.train()
-    wrappers: Any = {cell.key: cell.optim_wrapper for cell in model.alive}
     for data in model.pipeline.batches(0):
-        model.train_step(data, wrappers)
+        model.train_step(data)
         assert not any(module.training for module in teacher.modules())
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
     assert state_hash(teacher.net) == before
@@ -362,7 +361,7 @@ def test_a_cell_that_another_process_took_over_is_left_to_it(lab: Lab) -> None:
                 remove_claim(store.cell(taken).path, holder.token)
                 assert other.take(store.cell(taken).path)
 
-        train.train_cohort(plan, cohort_of(plan), store, lab.device, None, steal)
+        train.train_cohort(plan, cohort_of(plan), store, lab.device, steal)
         lost = [event for event in lab.events if event["event"] == "lost"]
         assert [event["cell"] for event in lost] == [taken.key]
         assert "was taken over by" in lost[0]["reason"]

@@ -108,12 +108,11 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
 
 
 def take_steps(model: CohortModel, count: int) -> None:
-    wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
     model.train()
     for step in range(count):
         for cell in model.alive:
             cell.schedule.set(0, step)
-        model.train_step(model.pipeline.make(0, step), wrappers)
+        model.train_step(model.pipeline.make(0, step))
 
 
 @pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])
