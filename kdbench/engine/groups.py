@@ -24,7 +24,7 @@ from kdbench.engine.evaluation import Evaluated
 from kdbench.engine.graphs import graphs_of
 from kdbench.engine.runner import CohortRunner
 from kdbench.engine.saver import Emit
-from kdbench.engine.tuning import PLAIN, Tuning
+from kdbench.engine.tuning import Tuning
 from kdbench.matrix.cells import Plan
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
@@ -61,7 +61,6 @@ class Session:
         data_seed: of the order of the data and of its augmentation.
         keep: writes the result of a cell that is trained to the end.
         teacher: frozen; None where a teacher itself is trained.
-        tuning: of the run.
         hooks: of the user.
     """
 
@@ -75,11 +74,11 @@ class Session:
     data_seed: int
     keep: Callable[[CellTrainer], None]
     teacher: TappedNet | None = None
-    tuning: Tuning = PLAIN
     hooks: Sequence[HookEntry] = ()
 
     def __post_init__(self) -> None:
         self.data_checksum = self.dataset.checksum()
+        self.tuning = Tuning(self.plan.request.compile, self.plan.request.graphs)
         if not parallel.is_first():
             self.emit = lambda event: None
 

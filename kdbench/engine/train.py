@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 
 from kdbench.data.images import Dataset
 from kdbench.data.transforms import EvaluationView
-from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.evaluation import Evaluated, predict_all
@@ -29,7 +27,6 @@ from kdbench.engine.record import (
 )
 from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import load_teacher, save_weights
-from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
@@ -51,17 +48,11 @@ def setup(threads: int, device: str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def now() -> float:
-    """Seconds on a clock that never goes back."""
-    return time.monotonic()
-
-
 def train_teacher(
     plan: Plan,
     teacher: TeacherPlan,
     store: Store,
     device: torch.device,
-    data: Path | None,
     emit: Emit,
     start: Path | None = None,
     origin: Weights | None = None,
@@ -76,7 +67,7 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     plan.catalog.load_metrics()
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
+    dataset = plan.dataset(teacher.split)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
         folder.configure(teacher.hash, teacher.config, {})
@@ -114,9 +105,7 @@ def train_cohort(
     cohort: Cohort,
     store: Store,
     device: torch.device,
-    data: Path | None,
     emit: Emit,
-    tuning: Tuning = PLAIN,
 ) -> None:
     """Train the cells of a cohort that are not done; each ends as ``result.json`` or ``failed.json``.
 
@@ -127,7 +116,7 @@ def train_cohort(
     first = cohort.cells[0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    dataset = open_dataset(plan.suite.dataset, data, first.split, plan.request.limit)
+    dataset = plan.dataset(first.split)
     if parallel.is_first():
         write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
@@ -174,7 +163,7 @@ def train_cohort(
 
     seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
     session = Session(
-        plan, store.root, dataset, train, evaluated, device, emit, seed, keep, teacher, tuning,
+        plan, store.root, dataset, train, evaluated, device, emit, seed, keep, teacher,
         hooks=plan.hooks,
     )  # fmt: skip
     session.train([spec_of(plan, cell, store) for cell in cohort.cells])

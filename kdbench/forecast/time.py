@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kdbench.forecast.fit import training_images
@@ -63,11 +62,8 @@ def estimate(
     store: Store,
     states: Mapping[str, CellState],
     workers: int,
-    *,
-    device: str | None = None,
-    data: Path | None = None,
-    probe: bool = True,
-    progress: Callable[[str], None] = lambda text: None,
+    probe: bool,
+    progress: Callable[[str], None],
 ) -> Estimate:
     """Estimate what is left of a plan.
 
@@ -81,7 +77,7 @@ def estimate(
     """
     from kdbench.engine import train
 
-    timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, device), data, probe, progress)
+    timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, plan.request.device), probe, progress)
     startup = _startup_seconds() if probe and cohorts else STARTUP_SECONDS
     teachers = list({cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values())
     jobs = []
@@ -207,13 +203,12 @@ class _Timing:
         plan: Plan,
         states: Mapping[str, CellState],
         device: Any,
-        data: Path | None,
         probe: bool,
         progress: Callable[[str], None],
     ) -> None:
         from kdbench.store.provenance import device_name
 
-        self.plan, self.device, self.data, self.progress = plan, device, data, progress
+        self.plan, self.device, self.progress = plan, device, progress
         self.until = time.monotonic() + PROBE_BUDGET if probe else 0.0
         self.probed: dict[Any, float] = {}
         self.speeds = Speeds()
@@ -231,14 +226,14 @@ class _Timing:
             per_class = plan.measured_images_per_class
             images = plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
             return EVALUATION_GUESS * parameters * images, "guessed"
-        images = training_images(plan, teacher.split, plan.teacher_images_per_class, self.data)
+        images = training_images(plan, teacher.split, plan.teacher_images_per_class)
         steps = teacher.recipe.epochs * (images // teacher.recipe.batch_size)
         guessed = steps * STEP_GUESS * parameters * teacher.recipe.batch_size
         if time.monotonic() < self.until:
             from kdbench.forecast.probe import probe_teacher
 
             self.progress(f"timing a few steps of teacher {teacher.name}")
-            probe = probe_teacher(plan, teacher, self.device, self.data)
+            probe = probe_teacher(plan, teacher, self.device)
             seconds = steps * probe.step + teacher.recipe.evaluations * probe.evaluation
             if guessed:
                 self.speeds.teachers.append(seconds / guessed)
@@ -249,7 +244,7 @@ class _Timing:
     def of_cohort(self, cohort: Cohort) -> tuple[float, str]:
         """Of its training."""
         plan, recipe = self.plan, cohort.cells[0].recipe
-        images = training_images(plan, cohort.cells[0].split, plan.images_per_class, self.data)
+        images = training_images(plan, cohort.cells[0].split, plan.images_per_class)
         steps = recipe.epochs * (images // recipe.batch_size)
         kinds = tuple(_kind(cell) for cell in cohort.cells)
         if all(kind in self.measured for kind in kinds):
@@ -264,7 +259,7 @@ class _Timing:
             from kdbench.forecast.probe import probe_cohort
 
             self.progress(f"timing a few steps of {cohort.name}")
-            probe = probe_cohort(plan, cohort, self.device, self.data)
+            probe = probe_cohort(plan, cohort, self.device)
             self.probed[kinds] = seconds = steps * probe.step + recipe.evaluations * probe.evaluation
             self.speeds.learn(names, probe.cells, guessed, seconds / max(1, steps))
             return seconds, "probed"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdbench.engine.tuning import Tuning
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cohort, Plan, make_plan
 from kdbench.matrix.request import Request
@@ -167,17 +166,15 @@ def _prepare(job: Job) -> tuple[Plan, Any]:
 def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event], bool | None]) -> None:
     from kdbench.engine import prepare_teacher, train
 
-    request, data = job.request, job.request.data_folder
     if job.kind == "teacher":
         (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-        prepare_teacher.prepare_teacher(plan, teacher, store, device, data, request.weights_folder, emit)
+        prepare_teacher.prepare_teacher(plan, teacher, store, device, emit)
         return
     cells = _find({cell.folder: cell for cell in plan.cells}, job)
     # Of the whole cohort only: an estimate says nothing about a part of it that others left over.
     memory = job.memory if len(cells) == job.cells else 0
     cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells), memory=memory)
-    tuning = Tuning(compile=request.compile, graphs=request.graphs)
-    train.train_cohort(plan, cohort, store, device, data, emit, tuning)
+    train.train_cohort(plan, cohort, store, device, emit)
 
 
 def _claimed(folder: CellFolder, claims: Claims, name: str, emit: Callable[[Event], bool | None]) -> bool:

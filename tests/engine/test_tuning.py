@@ -11,7 +11,7 @@ import torch
 from kdbench.engine import compiled
 from kdbench.engine import train as training
 from kdbench.engine.compiled import TOLERANCE, Forward
-from kdbench.engine.tuning import PLAIN, Tuning
+from kdbench.engine.tuning import Tuning
 from kdbench.matrix.cells import Plan
 from kdbench.nets.tapped import TappedNet
 from kdbench.store.folders import Store
@@ -27,14 +27,14 @@ CNN = NetSpec(
 )
 
 
-def train(lab: Lab, plan: Plan, tuning: Tuning, out: str) -> Store:
+def train(lab: Lab, plan: Plan, out: str) -> Store:
     """The cells of a plan behind a teacher that all runs of a test share."""
     store = Store(lab.root / out)
     store.check(writable=True)
     lab.train(lab.plan(["scratch"], cohort_of(plan).cells[0].pair), out)
     for cell in plan.cells:
         store.cell(cell).prepare(cell)
-    training.train_cohort(plan, cohort_of(plan), store, lab.device, None, lab.events.append, tuning)
+    training.train_cohort(plan, cohort_of(plan), store, lab.device, lab.events.append)
     return store
 
 
@@ -57,9 +57,9 @@ def failing(function: Any) -> Any:
 
 def test_a_net_that_does_not_compile_runs_as_it_is_and_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = lab.plan(["kd"])
-    plain = train(lab, plan, PLAIN, "a")
+    plain = train(lab, plan, "a")
     monkeypatch.setattr(compiled, "compiled", failing)
-    other = train(lab, plan, Tuning(compile=True), "b")
+    other = train(lab, lab.plan(["kd"], compile=True), "b")
     assert metrics(other, plan, "kd") == metrics(plain, plan, "kd")
     assert Lab.result(other, plan, "kd")["cost"]["tuning"] == {"compile": "fell back: RuntimeError: no compiler"}
     assert "does not compile and runs as it is (RuntimeError: no compiler)" in other.cell(plan.cells[0]).log.read_text()
