@@ -27,7 +27,7 @@ def make_pipeline(
     recipe: Recipe,
     num_classes: int,
     seed: int,
-    device: torch.device | str,
+    device: torch.device,
     strong_view: bool = False,
     *,
     rows: Tensor | None = None,
