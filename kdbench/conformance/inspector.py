@@ -21,16 +21,9 @@ from kdbench.plugins.entry import MethodEntry
 _PREFERRED = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"), *PAIRS)
 
 
-def check_method(entry: MethodEntry, skips: list[Skip] | None = None) -> list[Failure]:
-    """Run all checks of a method (from ``kdbench.plugins.registry.catalog(plugins)``) and return the failures.
-
-    Args:
-        skips: if given, the pairs that the method refuses are added to it.
-    """
-    found = examine(entry)
-    if skips is not None:
-        skips += found.skips
-    return found.failures
+def check_method(entry: MethodEntry) -> list[Failure]:
+    """The failures of a method (from ``kdbench.plugins.registry.catalog(plugins)``)."""
+    return examine(entry).failures
 
 
 def examine(entry: MethodEntry, progress: Callable[[str], None] = lambda check: None) -> Examination:

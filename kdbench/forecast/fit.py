@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -72,7 +71,7 @@ def estimate_memory(plan: Plan, states: Mapping[str, CellState], cohorts: Sequen
     found = []
     for cohort in cohorts:
         images = training_images(plan, cohort.cells[0].split, plan.images_per_class)
-        found.append(replace(cohort, memory=int(scale * cohort_need(plan, cohort, images, on_gpu).total)))
+        found.append(replace(cohort, memory=int(scale * cohort_need(plan, cohort, images, on_gpu))))
     return found
 
 
@@ -104,10 +103,7 @@ def available(device: str | None, workers: int) -> float:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError):
-            return float("inf")
+        return float("inf")
     return USABLE * free / max(1, workers)
 
 
