@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdbench.data.batches import Frame, Pipeline, TrainingBatch
+from kdbench.data.batches import Frame, Pipeline
 from kdbench.data.device import DevicePipeline
 from kdbench.data.exact import ExactPipeline
 from kdbench.data.images import Images, ImageSet
@@ -17,8 +17,6 @@ from kdbench.data.transforms import Say
 from kdbench.errors import KdbenchError
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.recipe import Recipe
-
-__all__ = ["DevicePipeline", "Pipeline", "TrainingBatch", "make_pipeline"]
 
 
 def make_pipeline(

@@ -205,7 +205,6 @@ def _read(path: Path) -> dict[bytes, Any]:
     """The dictionary inside a file, whose MD5 vouches for its keys and values. Python 2 wrote it: its strings are bytes here."""
     try:
         with path.open("rb") as file:
-            content: dict[bytes, Any] = _PlainUnpickler(file, encoding="bytes").load()
-            return content
+            return _PlainUnpickler(file, encoding="bytes").load()
     except Exception as error:  # whatever a wrong pickle makes the unpickler or NumPy raise
         raise KdbenchError(f"CIFAR-100: {path} is no file of this data set: {reason_of(error)}") from None

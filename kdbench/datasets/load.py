@@ -23,8 +23,7 @@ def load_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> Datas
         KdbenchError: if it is not there, or not whole.
     """
     module, spec = _module(wanted)
-    loaded: Dataset = module.load(folder, spec)
-    return loaded
+    return module.load(folder, spec)
 
 
 def check_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> tuple[str, ...]:

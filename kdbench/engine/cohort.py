@@ -15,7 +15,7 @@ import torch
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from kdbench.data.pipeline import Pipeline, TrainingBatch
+from kdbench.data.batches import Pipeline, TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import Position
@@ -188,8 +188,7 @@ class CohortLoop(BaseLoop):
     @property
     def epoch(self) -> int:
         """Epochs that are complete."""
-        epoch: int = self.runner.model.position.epoch
-        return epoch
+        return self.runner.model.position.epoch
 
     @property
     def iter(self) -> int:

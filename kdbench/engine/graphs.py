@@ -104,8 +104,7 @@ class Recorder:
             stream.renew()
         if failure is not None:
             raise failure
-        replay: Callable[[], None] = graph.replay
-        return replay
+        return graph.replay
 
 
 @functools.cache

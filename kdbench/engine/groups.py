@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from kdbench.data.batches import Pipeline
 from kdbench.data.images import Dataset, Images
-from kdbench.data.pipeline import Pipeline, make_pipeline
+from kdbench.data.pipeline import make_pipeline
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
@@ -77,7 +78,6 @@ class Session:
     hooks: Sequence[HookEntry] = ()
 
     def __post_init__(self) -> None:
-        self.data_checksum = self.dataset.checksum()
         self.tuning = Tuning(self.plan.request.compile, self.plan.request.graphs)
         if not parallel.is_first():
             self.emit = lambda event: None
@@ -156,7 +156,8 @@ class Session:
         if self.teacher is not None:
             teacher = Forward(self.teacher, self.tuning, cells[0].spec.folder.say)
         graphs = graphs_of(cells, self.device, self._warn, self.hooks)
-        cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, graphs, start)
+        record = lambda cell, failure: self._record(cell.spec, failure)  # noqa: E731
+        cohort = CohortModel(cells, teacher, pipeline, self.device, record, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
             CohortRunner(
                 cohort, self.split, Path(work_dir), self.emit, states, self.hooks, self.plan.request.log, self.root
@@ -185,9 +186,6 @@ class Session:
         if parallel.is_first():
             cell.spec.folder.say(text)
         self.emit({"event": "warning", "reason": text})
-
-    def _on_failure(self, cell: CellTrainer, failure: CellFailure) -> None:
-        self._record(cell.spec, failure)
 
     def _record(self, spec: TrainingSpec, failure: CellFailure) -> None:
         if not parallel.is_first():

@@ -14,16 +14,15 @@ from kdbench.data.transforms import EvaluationView
 from kdbench.engine import parallel
 from kdbench.engine.evaluation import predict_all
 from kdbench.engine.saver import Emit
-from kdbench.engine.teacher import freeze, load_teacher, save_weights
-from kdbench.engine.train import measured_on, train_teacher, view_of
+from kdbench.engine.teacher import freeze, load_teacher
+from kdbench.engine.train import train_teacher, view_of, write_teacher
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.metrics import measure
 from kdbench.store.folders import Store
-from kdbench.store.provenance import provenance
-from kdbench.store.result import TeacherMetrics, TeacherResult, Weights, scores, write_record
+from kdbench.store.result import Weights, scores
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.teachers.foreign import load_state
 from kdbench.teachers.weights import check_file, find_weights
@@ -63,17 +62,7 @@ def prepare_teacher(
         return
     folder = store.teacher_folder(teacher)
     folder.configure(teacher.hash, teacher.config, {})
-    result = TeacherResult(
-        name=teacher.name,
-        hash=teacher.hash,
-        checksum=save_weights(net, folder.weights),
-        metrics=TeacherMetrics(last=scores(metrics)),
-        weights=Weights(**origin, **used),
-        dataset_checksum=dataset.checksum(),
-        provenance=provenance(device),
-        **measured_on(plan, dataset, teacher.split),
-    )
-    write_record(folder.result, result)
+    write_teacher(plan, teacher, store, dataset, net, scores(metrics), device, Weights(**origin, **used))
     folder.failed.unlink(missing_ok=True)
     folder.say(f"weights of {found.path} loaded, top-1 {metrics['top1']:.2f}")
     parallel.barrier()

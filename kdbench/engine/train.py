@@ -30,13 +30,23 @@ from kdbench.engine.teacher import load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.nets.tapped import preprocessing_of, state_hash
+from kdbench.nets.tapped import TappedNet, preprocessing_of, state_hash
 from kdbench.plugins.metrics import measure
 from kdbench.seeding import seed_for
 from kdbench.store.classnames import write_classes
 from kdbench.store.folders import Store
 from kdbench.store.provenance import provenance
-from kdbench.store.result import CellResult, TeacherMetrics, TeacherResult, TeacherUsed, Weights, scores, write_record
+from kdbench.store.result import (
+    CellResult,
+    Cost,
+    Scores,
+    TeacherMetrics,
+    TeacherResult,
+    TeacherUsed,
+    Weights,
+    scores,
+    write_record,
+)
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 
@@ -77,18 +87,10 @@ def train_teacher(
     def keep(cell: CellTrainer) -> None:
         folder.confirm()
         write_history(cell)
-        result = TeacherResult(
-            name=teacher.name,
-            hash=teacher.hash,
-            checksum=save_weights(cell.measured.student, folder.weights),
-            metrics=TeacherMetrics(last=scores_of(cell.history[-1])),
-            weights=origin,
-            cost=cost_of(cell, device),
-            dataset_checksum=session.data_checksum,
-            provenance=provenance(device),
-            **measured_on(plan, dataset, teacher.split),
-        )
-        write_record(folder.result, result)
+        write_teacher(
+            plan, teacher, store, dataset, cell.measured.student, scores_of(cell.history[-1]), device, origin,
+            cost_of(cell, device),
+        )  # fmt: skip
         finish(cell)
         emit({"event": "done", "cell": cell.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
@@ -131,7 +133,7 @@ def train_cohort(
         metrics=scores(measure(teacher_logits, split.labels.to(device))),
     )
     train = dataset.training(plan.images_per_class)
-    evaluated = Evaluated(split, teacher_logits, device)
+    evaluated, checksum = Evaluated(split, teacher_logits, device), dataset.checksum()
     cells = {cell.key: cell for cell in cohort.cells}
     observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
 
@@ -153,7 +155,7 @@ def train_cohort(
                 losses={name: value for name, value in last.items() if name.startswith("loss")},
                 teacher=taught,
                 cost=cost_of(trained, device, cohort.memory),
-                dataset_checksum=session.data_checksum,
+                dataset_checksum=checksum,
                 train_images=len(train),
                 provenance={**provenance(device), "observers": observers},
             )
@@ -169,15 +171,34 @@ def train_cohort(
     session.train([spec_of(plan, cell, store) for cell in cohort.cells])
 
 
-def measured_on(plan: Plan, dataset: Dataset, split: str) -> dict[str, Any]:
-    """On which of how many images, and among which classes, a teacher is measured, for its result."""
-    chosen = plan.suite.dataset.class_list
-    return {
-        "images": len(dataset.measured(split, plan.measured_images_per_class)),
-        "split_images": len(dataset.split(split)),
-        "classes": plan.num_classes,
-        "chosen_classes": None if chosen is None else len(chosen),
-    }
+def write_teacher(
+    plan: Plan,
+    teacher: TeacherPlan,
+    store: Store,
+    dataset: Dataset,
+    net: TappedNet,
+    measured: Scores,
+    device: torch.device,
+    weights: Weights | None,
+    cost: Cost | None = None,
+) -> None:
+    """Keep a teacher's weights and its result: what it reaches, on which of how many images, and among which classes."""
+    folder, chosen = store.teacher_folder(teacher), plan.suite.dataset.class_list
+    result = TeacherResult(
+        name=teacher.name,
+        hash=teacher.hash,
+        checksum=save_weights(net, folder.weights),
+        metrics=TeacherMetrics(last=measured),
+        weights=weights,
+        cost=cost,
+        dataset_checksum=dataset.checksum(),
+        provenance=provenance(device),
+        images=len(dataset.measured(teacher.split, plan.measured_images_per_class)),
+        split_images=len(dataset.split(teacher.split)),
+        classes=plan.num_classes,
+        chosen_classes=None if chosen is None else len(chosen),
+    )
+    write_record(folder.result, result)
 
 
 def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> TrainingSpec:

@@ -198,8 +198,7 @@ def saved_storages() -> Iterator[dict[int, Any]]:
 
 
 def _storage(value: Tensor) -> int:
-    identity: int = value.untyped_storage()._cdata
-    return identity
+    return value.untyped_storage()._cdata
 
 
 def _state_of(*modules: nn.Module) -> list[Tensor]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 import kdbench.engine.process  # noqa: F401 - its message comes before a traceback
+from kdbench.data.batches import Pipeline
 from kdbench.data.images import Images
-from kdbench.data.pipeline import Pipeline, make_pipeline
+from kdbench.data.pipeline import make_pipeline
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.compiled import Forward

@@ -136,8 +136,7 @@ def perform_together(job: Job) -> None:
 
 def recipe_of(job: Job) -> Recipe:
     """The recipe by which a job trains."""
-    recipe: Recipe = _members(_plan_of(job), job)[0].recipe
-    return recipe
+    return _members(_plan_of(job), job)[0].recipe
 
 
 def _plan_of(job: Job) -> Plan:

@@ -63,7 +63,7 @@ class _Kind:
     fixed_input_size: bool = True
 
 
-_MLP = {
+_MLP: dict[str, Any] = {
     "large": {"embed_dim": 192, "num_blocks": 8},
     "small": {"embed_dim": 96, "num_blocks": 6},
     "both": {"img_size": 32, "patch_size": 4},

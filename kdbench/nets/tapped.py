@@ -181,8 +181,7 @@ class TappedNet(nn.Module):
 
 
 def _block_activation(block: Any) -> nn.Module:
-    activation: nn.Module = block.act3 if hasattr(block, "act3") else block.act2
-    return activation
+    return block.act3 if hasattr(block, "act3") else block.act2
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from kdbench.data.augment import random_shift, strong_augment
+from kdbench.data.batches import TrainingBatch
+from kdbench.data.device import DevicePipeline
 from kdbench.data.images import Dataset, ImageSet
-from kdbench.data.pipeline import DevicePipeline, TrainingBatch
 from kdbench.datasets.load import load_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.suite.datasets import DATASETS, find_dataset

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from kdbench.data.pipeline import DevicePipeline
+from kdbench.data.device import DevicePipeline
 from kdbench.datasets.load import load_dataset
 from kdbench.engine import checkpoint, train
 from kdbench.engine.cell import CellTrainer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdbench.data.pipeline import DevicePipeline
+from kdbench.data.device import DevicePipeline
 from kdbench.datasets.load import load_dataset
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CellFailure, CohortModel
