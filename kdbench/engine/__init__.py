@@ -7,6 +7,6 @@ student with its method, optimiser and random stream), ``meters``, ``evaluation`
 ``checkpoint`` (when checkpoints are written, and how), ``record`` (what is kept of a trained cell).
 mmengine: ``runner``, ``hooks`` (of users), ``trackers`` (TensorBoard and others), ``optim``.
 Teachers: ``teacher``.
-How it runs: ``tuning``, ``precision``, ``micro_batches``, ``compiled``, ``graphs`` (CUDA graphs), ``parallel`` (several
+How it runs: ``precision``, ``micro_batches``, ``compiled``, ``graphs`` (CUDA graphs), ``parallel`` (several
 processes), ``process``.
 """

@@ -20,7 +20,6 @@ from kdbench.engine.meters import Meters, Stopwatch
 from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
 from kdbench.engine.precision import Precision
-from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, Task
 from kdbench.nets.tapped import TappedNet
@@ -86,7 +85,7 @@ class CellTrainer:
         teacher: of the pair; None when a teacher itself is trained.
         steps_per_epoch: length of an epoch.
         device: where it is trained.
-        tuning: of the run.
+        compile: run nets through ``torch.compile``; one that does not compile runs as it is, and its log says so.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class CellTrainer:
         teacher: NetInfo | None,
         steps_per_epoch: int,
         device: torch.device,
-        tuning: Tuning = PLAIN,
+        compile: bool = False,
     ) -> None:
         self.spec = spec
         self.task = task
@@ -115,15 +114,14 @@ class CellTrainer:
             parallel.join_drop_paths(student.net)
             if spec.recipe.sync_bn:
                 student.net = parallel.sync_student(student.net, device)
-        self.tuning = tuning
-        self.forward_pass = Forward(student, tuning, spec.folder.say)
+        self.forward_pass = Forward(student, compile, spec.folder.say)
         self.precision = Precision(spec.recipe.precision, device)
         self.optim_wrapper: QuietOptimWrapper = build_optim_wrapper(student.net, method, spec.recipe, self.precision)
         self.distiller = Distiller(student, method, self.forward_pass)
         self._wrapped = parallel.wrap(self.distiller, device)
         self.average = ModelEmaV3(self.distiller, decay=spec.recipe.ema) if spec.recipe.ema is not None else None
         self.micro_batches = 1
-        #: Whether its steps are CUDA graphs: True, the reason why not, or None where there are none.
+        #: Whether its steps are CUDA graphs: True, the reason why not, False where they are turned off, or None on a CPU.
         self.captured: bool | str | None = None
         self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch)
         self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device, may_draw_on_host(spec.method))

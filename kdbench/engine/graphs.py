@@ -318,7 +318,7 @@ def why_not(cells: Sequence[CellTrainer], hooks: Sequence[HookEntry] = ()) -> st
         return "hooks may change what a step does"
     if parallel.world_size() > 1:
         return "several processes train it"
-    if cell.tuning.compile:
+    if cell.forward_pass.compile:
         return "with --compile steps run as they are"
     if cell.precision.scaler is not None:
         return "float16 scales its losses"
@@ -335,8 +335,8 @@ def graphs_of(
     say: Callable[[CellTrainer, str], None],
     hooks: Sequence[HookEntry] = (),
 ) -> CohortGraphs | None:
-    """The graphs of a cohort; None on a CPU, where they were turned off, and where there can be none, which ``say`` is told."""
-    if device.type != "cuda" or not cells[0].tuning.graphs:
+    """The graphs of a cohort; None on a CPU, and where there can be none, which ``say`` is told."""
+    if device.type != "cuda":
         return None
     reason = why_not(cells, hooks)
     if reason is None:

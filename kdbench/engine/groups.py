@@ -25,7 +25,6 @@ from kdbench.engine.evaluation import Evaluated
 from kdbench.engine.graphs import graphs_of
 from kdbench.engine.runner import CohortRunner
 from kdbench.engine.saver import Emit
-from kdbench.engine.tuning import Tuning
 from kdbench.matrix.cells import Plan
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
@@ -78,7 +77,6 @@ class Session:
     hooks: Sequence[HookEntry] = ()
 
     def __post_init__(self) -> None:
-        self.tuning = Tuning(self.plan.request.compile, self.plan.request.graphs)
         if not parallel.is_first():
             self.emit = lambda event: None
 
@@ -154,8 +152,8 @@ class Session:
             return
         teacher = None
         if self.teacher is not None:
-            teacher = Forward(self.teacher, self.tuning, cells[0].spec.folder.say)
-        graphs = graphs_of(cells, self.device, self._warn, self.hooks)
+            teacher = Forward(self.teacher, self.plan.request.compile, cells[0].spec.folder.say)
+        graphs = graphs_of(cells, self.device, self._warn, self.hooks) if self.plan.request.graphs else None
         record = lambda cell, failure: self._record(cell.spec, failure)  # noqa: E731
         cohort = CohortModel(cells, teacher, pipeline, self.device, record, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
@@ -178,8 +176,9 @@ class Session:
         data = self.data
         task = Task(self.dataset.num_classes, len(data), data.labels, self.dataset.name, spec.recipe.epochs)
         teacher = None if self.teacher is None else self.teacher.describe()
-        cell = CellTrainer(spec, task, teacher, steps, self.device, self.tuning)
+        cell = CellTrainer(spec, task, teacher, steps, self.device, self.plan.request.compile)
         cell.micro_batches = micro_batches
+        cell.captured = None if self.plan.request.graphs else False
         return cell
 
     def _warn(self, cell: CellTrainer, text: str) -> None:

@@ -22,7 +22,6 @@ from kdbench.engine.checkpoint import Position
 from kdbench.engine.cohort import CohortModel, Shared
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.optim import build_optim_wrapper
-from kdbench.engine.tuning import Tuning
 from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
 from kdbench.method import Batch, Feature, Outputs
@@ -293,7 +292,7 @@ def test_what_keeps_a_cohort_from_being_recorded_is_named(lab: Lab) -> None:
     assert graphs.why_not(cells, [HookEntry("Change", Path(), False, "")]) == "hooks may change what a step does"
     cell.micro_batches = 2
     assert graphs.why_not(cells) == "batches are trained in parts"
-    cell.tuning = Tuning(compile=True)
+    cell.forward_pass.compile = True
     assert graphs.why_not(cells) == "with --compile steps run as they are"
 
 

@@ -1,4 +1,4 @@
-"""Tuning changes time, not results beyond their last bits; what was used stands in the result; what fails is done without."""
+"""A compiled net differs in last bits at most; what was used stands in the result; a net that does not compile runs as it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from kdbench.engine import compiled
 from kdbench.engine import train as training
 from kdbench.engine.compiled import TOLERANCE, Forward
-from kdbench.engine.tuning import Tuning
 from kdbench.matrix.cells import Plan
 from kdbench.nets.tapped import TappedNet
 from kdbench.store.folders import Store
@@ -68,7 +67,7 @@ def test_a_net_that_does_not_compile_runs_as_it_is_and_says_so(lab: Lab, monkeyp
 def test_a_net_whose_first_call_does_not_compile_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "compiled", lambda function: failing)
     net, said = TappedNet(CNN, 10).eval(), list[str]()
-    forward = Forward(net, Tuning(compile=True), said.append)
+    forward = Forward(net, True, said.append)
     images = torch.randn(2, 3, 32, 32)
     for _ in range(2):
         assert torch.equal(forward(images, {"logits"}).logits, net.run(images).logits)
@@ -80,7 +79,7 @@ def test_too_little_memory_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyP
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(compiled, "compiled", lambda function: full)
-    forward = Forward(TappedNet(CNN, 10), Tuning(compile=True), pytest.fail)
+    forward = Forward(TappedNet(CNN, 10), True, pytest.fail)
     with pytest.raises(torch.OutOfMemoryError):
         forward(torch.zeros(1, 3, 32, 32), {"logits"})
 
@@ -90,7 +89,7 @@ def test_too_little_memory_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyP
 def test_a_compiled_net_gives_the_same_outputs_and_gradients_within_the_tolerance(net: str) -> None:
     torch.manual_seed(0)
     plain = TappedNet(NetSpec(timm=net), 10)
-    forward = Forward(plain, Tuning(compile=True), pytest.fail)
+    forward = Forward(plain, True, pytest.fail)
     images = torch.randn(8, 3, 32, 32)
     found = []
     for run in (plain.run, forward):
