@@ -36,7 +36,7 @@ SIX = ("scratch", "kd", "fitnet", "crd", "ofa", "lfcc")
 def build(lab: Lab, plan: Plan, store: Store, recipe_batch: int = 20) -> CohortModel:
     """The cohort model of a plan as a run builds it."""
     dataset = load_dataset("digits")
-    images = dataset.train.first_per_class(8)
+    images = dataset.training(8)
     cohort = cohort_of(plan)
     teacher, _ = load_teacher(cohort.teacher, store, 10, lab.device)
     pipeline = DevicePipeline(images, cohort.cells[0].recipe, 10, 7, lab.device)
@@ -134,7 +134,7 @@ def test_initial_weights_and_batches_do_not_depend_on_the_method(lab: Lab) -> No
 
 def test_batches_are_the_same_with_and_without_a_second_view(lab: Lab) -> None:
     plan = lab.plan(["kd"])
-    data = load_dataset("digits").train.first_per_class(8)
+    data = load_dataset("digits").training(8)
     recipe = plan.cells[0].recipe
     plain = DevicePipeline(data, recipe, 10, 3, "cpu")
     double = DevicePipeline(data, recipe, 10, 3, "cpu", strong_view=True)

@@ -90,7 +90,7 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
     """A cohort with a teacher that is not trained."""
     plan = lab.plan(methods, pair)
     cohort = cohort_of(plan)
-    images = load_dataset("digits").train.first_per_class(8)
+    images = load_dataset("digits").training(8)
     teacher = freeze(TappedNet(cohort.teacher.net, 10, cohort.teacher.name))
     strong = any("strong" in plan.catalog[cell.method].needs for cell in cohort.cells)
     pipeline = DevicePipeline(images, cohort.cells[0].recipe, 10, 7, lab.device, strong)
