@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import heapq
 import statistics
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +16,9 @@ from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.folders import CellState, Store
 from kdbench.suite.net import NetSpec
 
-#: Seconds that a worker needs before its first step (imports, data, nets) where that was not timed: 4 to 9 were seen on two
-#: cores.
-STARTUP_SECONDS = 7.0
-#: Of it, what is not import (opening the data, building nets, measuring the teacher), and what the end of a cell takes
-#: (timing its inference, writing its files), as seen on two cores.
-SETUP_SECONDS, FINISH_SECONDS = 2.5, 0.25
+#: Seconds that a worker needs before its first step (imports, data, nets), 4 to 9 on two cores, and those that the end of a cell
+#: takes (timing its inference, writing its files).
+STARTUP_SECONDS, FINISH_SECONDS = 7.0, 0.25
 #: Probing stops after so many seconds; the rest is extrapolated.
 PROBE_BUDGET = 90.0
 #: Images of a test split whose size is not known before it is loaded: CIFAR's 10,000, ImageNet's 50,000 lie on both sides.
@@ -78,18 +73,17 @@ def estimate(
     from kdbench.engine import train
 
     timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, plan.request.device), probe, progress)
-    startup = _startup_seconds() if probe and cohorts else STARTUP_SECONDS
     teachers = list({cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values())
     jobs = []
     for teacher in teachers:
         if store.result_of_teacher(teacher) is None:
             seconds, source = timing.of_teacher(teacher)
-            jobs.append(JobEstimate(f"teacher {teacher.name}", seconds + startup, source))
+            jobs.append(JobEstimate(f"teacher {teacher.name}", seconds + STARTUP_SECONDS, source))
     pending = {job.name for job in jobs}
     for cohort in cohorts:
         seconds, source = timing.of_cohort(cohort)
         needs = f"teacher {cohort.teacher.name}"
-        seconds += startup + FINISH_SECONDS * len(cohort.cells)
+        seconds += STARTUP_SECONDS + FINISH_SECONDS * len(cohort.cells)
         jobs.append(JobEstimate(cohort.name, seconds, source, needs if needs in pending else None))
     nets = [(teacher.net, teacher.name) for teacher in teachers]
     nets += [(cell.student_net, cell.student) for cohort in cohorts for cell in cohort.cells]
@@ -122,18 +116,6 @@ def wall_time(jobs: Sequence[JobEstimate], workers: int) -> float:
         ended[ready.name] = now + ready.seconds
         heapq.heappush(free, now + ready.seconds)
     return max(ended.values(), default=0.0)
-
-
-def _startup_seconds() -> float:
-    """What a worker takes to import what it needs, and to set up its work: the better of two tries, as one may be disturbed."""
-    found = []
-    for _ in range(2):
-        start = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", "import kdbench.engine.prepare_teacher"], capture_output=True, check=False
-        )
-        found.append(STARTUP_SECONDS if done.returncode else time.monotonic() - start)
-    return SETUP_SECONDS + min(found)
 
 
 def _parameters(plan: Plan, net: NetSpec, name: str) -> int:
