@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,15 +21,17 @@ from kdbench.plugins.entry import MethodEntry
 _PREFERRED = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"), *PAIRS)
 
 
-def check_method(entry: MethodEntry) -> list[Failure]:
-    """The failures of a method (from ``kdbench.plugins.registry.catalog(plugins)``)."""
-    return examine(entry).failures
+def check_method(entry: MethodEntry, pairs: Sequence[Pair] = PAIRS) -> list[Failure]:
+    """The failures of a method (from ``kdbench.plugins.registry.catalog(plugins)``) on these kinds of teacher and student."""
+    return examine(entry, pairs=pairs).failures
 
 
-def examine(entry: MethodEntry, progress: Callable[[str], None] = lambda check: None) -> Examination:
+def examine(
+    entry: MethodEntry, progress: Callable[[str], None] = lambda check: None, pairs: Sequence[Pair] = PAIRS
+) -> Examination:
     """Run all checks of a method; ``progress`` is called with the name of each before it runs."""
     begun = time.monotonic()
-    inspector = _Inspector(entry, progress)
+    inspector = _Inspector(entry, progress, pairs)
     before, teachers = watch.global_state(), teacher_hashes()
     try:
         inspector.run()
@@ -43,9 +45,10 @@ def examine(entry: MethodEntry, progress: Callable[[str], None] = lambda check: 
 
 
 class _Inspector:
-    def __init__(self, entry: MethodEntry, progress: Callable[[str], None]) -> None:
+    def __init__(self, entry: MethodEntry, progress: Callable[[str], None], pairs: Sequence[Pair]) -> None:
         self.entry = entry
         self.progress = progress
+        self.pairs = pairs
         self.failures: list[Failure] = []
         self.skips: list[Skip] = []
 
@@ -80,7 +83,7 @@ class _Inspector:
     def _every_pair(self, cls: type[Method]) -> list[Pair]:
         """Run the checks of every pair; returns the pairs that pass."""
         sound = []
-        for pair in PAIRS:
+        for pair in self.pairs:
             try:
                 reason = reason_against(cls, pair)
             except Wrong as wrong:
