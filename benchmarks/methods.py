@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # as the engine takes it, which also gives the second view to those that want it
         cell = cells[name]
         second = strong if data.strong is not None and "strong" in cell.needs else None
-        cell.step(data.batch, inputs, second, outputs, cell.optim_wrapper)
+        cell.step(data.batch, inputs, second, outputs)
 
     def batch() -> None:
         cells["kd"].student.preprocess(pipeline.make(0, 1).images)

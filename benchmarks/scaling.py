@@ -94,7 +94,7 @@ def _one(stepper: Stepper, cell: CellTrainer) -> None:
     data = stepper.model.pipeline.make(0, 0)
     shared = stepper.model.share(data)
     images = shared.input_for(cell.student, data.images)
-    cell.step(data.batch, images, None, shared.teacher, cell.optim_wrapper)
+    cell.step(data.batch, images, None, shared.teacher)
 
 
 if __name__ == "__main__":

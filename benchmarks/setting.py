@@ -15,7 +15,8 @@ from kdbench.data.device import DevicePipeline
 from kdbench.data.images import ImageSet
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position
-from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher
+from kdbench.engine.cohort import CellFailure, CohortModel
+from kdbench.engine.compiled import Forward
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.teacher import freeze
 from kdbench.method import Task
@@ -131,7 +132,7 @@ def make_cohort(
     def fail(cell: CellTrainer, failure: CellFailure) -> None:
         raise RuntimeError(f"{cell.key}: {failure.reason}\n{failure.details}")
 
-    return CohortModel(cells, FrozenTeacher(teacher), pipeline, setting.device, fail)
+    return CohortModel(cells, Forward(teacher), pipeline, setting.device, fail)
 
 
 class Stepper:
@@ -139,7 +140,6 @@ class Stepper:
 
     def __init__(self, model: CohortModel) -> None:
         self.model = model
-        self.wrappers: Any = {cell.key: cell.optim_wrapper for cell in model.alive}
         self.taken = 0
         model.train()
 
@@ -150,7 +150,7 @@ class Stepper:
             for cell in self.model.alive:
                 cell.schedule.set(epoch, step)
             self.model.position = Position(epoch, step)
-            self.model.train_step(self.model.pipeline.make(epoch, step), self.wrappers)
+            self.model.train_step(self.model.pipeline.make(epoch, step))
             self.taken += 1
 
 

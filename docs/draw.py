@@ -62,7 +62,7 @@ def draw_batch() -> plt.Figure:
         "(seed, epoch, step)\n→ TrainingBatch:\nraw images in [0, 1],\nlabels, soft targets",
         DATA,
     )
-    box(axes, (2.9, 3.75), (2.0, 0.95), "FrozenTeacher", "its own mean, std, size;\neval mode, no gradient", NET)
+    box(axes, (2.9, 3.75), (2.0, 0.95), "Frozen teacher", "its own mean, std, size;\neval mode, no gradient", NET)
     box(axes, (2.9, 1.7), (2.0, 0.95), "preprocess", "of each student; those that\npreprocess alike share it", DATA)
     arrow(axes, (1.95, 3.4), (2.9, 4.2), "once", (-0.2, 0.08))
     arrow(axes, (1.95, 2.9), (2.9, 2.2))

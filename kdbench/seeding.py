@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
-import importlib
-import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,27 +23,8 @@ def seed_for(*parts: object) -> int:
 
 
 def may_draw_on_host(method: type) -> bool:
-    """Whether a method may draw from NumPy's or ``random``'s global generator: a plugin always; a method of the suite where its
-    module, or one of the suite's that it imports, names them."""
-    return not method.__module__.startswith("kdbench.methods.") or _names_host_generators(method.__module__)
-
-
-@functools.lru_cache(maxsize=256)
-def _names_host_generators(module: str) -> bool:
-    for node in ast.walk(ast.parse(inspect.getsource(importlib.import_module(module)))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        else:
-            continue
-        if any(name.split(".")[0] in ("numpy", "random") for name in names):
-            return True
-        if any(
-            name.startswith(("kdbench.methods.", "kdbench.blocks")) and _names_host_generators(name) for name in names
-        ):
-            return True
-    return False
+    """Whether a method may draw from NumPy's or ``random``'s global generator: a plugin, but none of the suite."""
+    return not method.__module__.startswith("kdbench.methods.")
 
 
 class RandomStream:
@@ -65,12 +42,9 @@ class RandomStream:
     def __init__(self, seed: int, device: torch.device | str = "cpu", host: bool = True) -> None:
         self.device = torch.device(device)
         self.host = host
-        outside = _position(True)
-        torch.random.default_generator.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy global generator is what plugins may draw from
-        random.seed(seed)
-        self._state = _position(True)
-        _move_to(outside)
+        with untouched_randomness():
+            seed_everything(seed)
+            self._state = _position(True)
         self._cuda: torch.Generator | None = None
         if self.device.type == "cuda":
             torch.cuda.init()
@@ -129,6 +103,23 @@ class RandomStream:
         )
         if self._cuda is not None and state["cuda"] is not None:
             self._cuda.set_state(state["cuda"])
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Put the global random state of torch's CPU generator, NumPy and ``random`` back when the block ends."""
+    outside = _position(True)
+    try:
+        yield
+    finally:
+        _move_to(outside)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what transforms and plugins draw from: ``random``, NumPy's global generator and torch's CPU generator (not CUDA's)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
 
 
 def _position(host: bool) -> tuple[Any, ...]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 from tabulate import tabulate
 
+import kdbench.plugins
 from kdbench.cli import console
 from kdbench.cli.options import verb
 from kdbench.cli.values import OneOf
@@ -16,11 +19,13 @@ from kdbench.errors import KdbenchError
 from kdbench.matrix.request import Request
 from kdbench.plugins.citations import bibtex
 from kdbench.plugins.entry import FAMILIES
-from kdbench.plugins.methodtable import extra_parameters, short_count
 from kdbench.plugins.registry import MethodCatalog, catalog
 from kdbench.suite.datasets import DATASETS
 from kdbench.suite.suite import Suite, load_suite, suite_files
 from kdbench.suite.zoo import ZOO
+
+#: Extra parameters of the methods, as docs/methods.py counts them.
+COSTS = Path(kdbench.plugins.__path__[0], "method_costs.json")
 
 KINDS = ("methods", "pairs", "suites", "nets", "datasets")
 #: Width of a column of prose, in characters.
@@ -152,3 +157,20 @@ def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _defaults(row: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()) or "-"
+
+
+@functools.lru_cache(maxsize=1)
+def extra_parameters() -> Mapping[str, Mapping[str, int]]:
+    """Method -> reference pair -> number of extra trainable parameters, as packaged. Plugins are not in it."""
+    return json.loads(COSTS.read_text(encoding="utf-8"))["extra_parameters"]
+
+
+def short_count(number: int | None) -> str:
+    """A number of parameters in a few characters: ``0``, ``640``, ``12.3 k``, ``1.63 M``; ``?`` for None."""
+    if number is None:
+        return "?"
+    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+        if number >= size:
+            value = number / size
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
+    return str(number)

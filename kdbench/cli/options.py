@@ -117,8 +117,6 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
            help="Per worker; larger cohorts are split (default: what is free)."),
     Option(_MACHINE, "--solo", is_flag=True, help="Each cell in a cohort of its own (same numbers, more time)."),
     Option(_TRAINING, "--compile", is_flag=True, help="Run nets through torch.compile (results differ in last bits)."),
-    Option(_TRAINING, "--cache-teacher", type=values.GIGABYTES, metavar="GB",
-           help="Keep outputs of teachers below --out, for cells trained later."),
     Option(_TRAINING, "--no-graphs", "graphs", is_flag=True, flag_value=False,
            help="Launch every kernel of a step instead of CUDA graphs (same numbers, more time)."),
     Option(_TRAINING, "--log", type=values.NAMES, metavar="NAME,...", help="Some of tensorboard, wandb, mlflow."),

@@ -47,8 +47,7 @@ class _Verbs(click.Group):
         if name not in VERBS:
             return None
         module, function = VERBS[name].split(":")
-        command: click.Command = getattr(importlib.import_module(f"kdbench.cli.{module}"), function)
-        return command
+        return getattr(importlib.import_module(f"kdbench.cli.{module}"), function)
 
 
 @click.group(

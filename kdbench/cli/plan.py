@@ -45,7 +45,7 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
         with console.download_bar() as bar:
             ready_data(made, console.note, bar)
     cohorts = cohorts_of(made, left, states, machine, console.progress)
-    cost = _estimate(made, cohorts, store, states, machine, probe=not no_probe) if cohorts else None
+    cost = estimate(made, cohorts, store, states, machine.workers, not no_probe, console.progress) if cohorts else None
     print_plan(made, store, states, cohorts, cost, all_cells)
     try:
         with console.download_bar() as bar:
@@ -55,28 +55,6 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
     if cost is not None:
         check_hours(cost, request.max_hours)
     return console.plugin_errors(methods.errors)
-
-
-def _estimate(
-    plan: Plan,
-    cohorts: Sequence[Cohort],
-    store: Store,
-    states: Mapping[str, CellState],
-    machine: Machine,
-    probe: bool,
-) -> Estimate:
-    request = plan.request
-    return estimate(
-        plan,
-        cohorts,
-        store,
-        states,
-        machine.workers,
-        device=request.device,
-        data=request.data_folder,
-        probe=probe,
-        progress=console.progress,
-    )
 
 
 def check_hours(cost: Estimate, limit: float | None) -> None:
@@ -108,12 +86,12 @@ def check_cost(
     limits = [limit for limit in (request.max_hours, None if request.yes else ask_above) if limit is not None]
     if not limits:
         return
-    cost = _estimate(plan, cohorts, store, states, machine, probe=False)
+    cost = estimate(plan, cohorts, store, states, machine.workers, False, console.progress)
     guessed = sum(job.seconds * (GUESS_MARGIN if job.source == "guessed" else 2.0) for job in cost.jobs)
     if guessed < min(limits) * 3600:
         return
     if machine.is_here:  # steps timed here do not apply elsewhere
-        cost = _estimate(plan, cohorts, store, states, machine, probe=True)
+        cost = estimate(plan, cohorts, store, states, machine.workers, True, console.progress)
     check_hours(cost, request.max_hours)
     if request.yes or cost.compute_seconds <= ask_above * 3600:
         return

@@ -31,7 +31,7 @@ class Progress(Follower):
         self.total = total_cells
         self.done = done_cells
         self.failed = 0
-        self.began = clock()
+        self.began = self.shown = clock()
         self.jobs: dict[str, dict[str, Any]] = {}
         self.failures: list[str] = []
 
@@ -121,15 +121,6 @@ class Progress(Follower):
 class PlainProgress(Progress):
     """A line every few seconds, at most."""
 
-    def __init__(
-        self,
-        total_cells: int,
-        done_cells: int = 0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(total_cells, done_cells, clock)
-        self._last = clock()
-
     def event(self, event: Event) -> None:
         super().event(event)
         if event["event"] == "warning":
@@ -138,7 +129,7 @@ class PlainProgress(Progress):
     def tick(self) -> None:
         now = self.clock()
         interval = min(max(MIN_INTERVAL, (now - self.began) / 40), MAX_INTERVAL)
-        if now - self._last >= interval:
+        if now - self.shown >= interval:
             self._line()
 
     def __exit__(self, *error: object) -> None:
@@ -146,7 +137,7 @@ class PlainProgress(Progress):
             self._line()
 
     def _line(self) -> None:
-        self._last = self.clock()
+        self.shown = self.clock()
         shown = self.running()
         running = "; ".join(f"{name} {_describe(job)}" for name, job in shown[:4])
         running += f"; and {len(shown) - 4} more" if len(shown) > 4 else ""

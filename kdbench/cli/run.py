@@ -35,7 +35,7 @@ from kdbench.teachers.readiness import check_accuracies, check_weights, drop_dam
 
 @verb(
     "run", *CELLS, *TEACHERS, "teacher_tolerance", *FILES, *MACHINE,
-    "compile", "cache_teacher", "graphs", "log", "stall", "retry_failed", "max_hours", "yes",
+    "compile", "graphs", "log", "stall", "retry_failed", "max_hours", "yes",
 )  # fmt: skip
 def run(request: Request) -> int:
     """Train what is not done; print the leaderboard.

@@ -132,7 +132,7 @@ def _verify(plan: Plan, store: Store) -> int:
             console.say(f"teacher {teacher.name}: not trained yet; kdbench run trains it")
         elif teacher not in new:
             recorded = result.top1
-            measured = prepare_teacher.remeasure(plan, teacher, store, device, request.data_folder)["top1"]
+            measured = prepare_teacher.remeasure(plan, teacher, store, device)["top1"]
             same = abs(measured - recorded) < 0.005
             status = status if same else 1
             differs = "" if same else f", which differs from the {recorded:.2f} % of its record"

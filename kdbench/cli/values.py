@@ -65,10 +65,6 @@ def _path(text: str) -> str:
     return text
 
 
-def _amount(unit: str) -> Value:
-    return Value(lambda text: _number(text, 1e-9), f"a number of {unit} above 0")
-
-
 def _at_least(low: float, unit: str) -> Value:
     return Value(lambda text: _number(text, low), f"a number of {unit} ({low:g} or more)")
 
@@ -83,7 +79,7 @@ SEEDS = Value(
     f"a list of whole numbers from 0 to {MAX_SEED}",
 )
 PATH = Value(_path, "a path")
-GIBIBYTES, GIGABYTES = _amount("gibibytes"), _amount("gigabytes")
+GIBIBYTES = Value(lambda text: _number(text, 1e-9), "a number of gibibytes above 0")
 HOURS, MINUTES, SECONDS = _at_least(0, "hours"), _at_least(0, "minutes"), _at_least(0.1, "seconds")
 POINTS = Value(lambda text: _number(text, 0, 100), "a number of points from 0 to 100")
 PROCESSES, IMAGES, CLASSES = _count("processes"), _count("images"), _count("classes")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from kdbench.conformance.findings import Wrong, one_line
 from kdbench.errors import HyperparameterError
 from kdbench.hyperparameters import Hyperparameter
 from kdbench.method import Method
+from kdbench.nets.tapped import hash_of_state
 from kdbench.plugins.entry import MethodEntry
 
 #: Epochs of the steps that two values of a hyper-parameter are compared over: warm-ups and ramps differ in one of them.
@@ -77,12 +77,12 @@ def _makes_a_difference(
 ) -> bool:
     if pair not in usual:
         trial = Trial(cls, pair)
-        usual[pair] = _digest(trial.method.state_dict()), _course(trial)
+        usual[pair] = hash_of_state(trial.method.state_dict()), _course(trial)
     for value in _others(cls, pair, parameter):
         try:
             trial = Trial(cls, pair, {parameter.name: value})
             tried.append(value)
-            if _digest(trial.method.state_dict()) != usual[pair][0] or _course(trial) != usual[pair][1]:
+            if hash_of_state(trial.method.state_dict()) != usual[pair][0] or _course(trial) != usual[pair][1]:
                 return True
         except Wrong:
             return True  # it fails for this value: no silence
@@ -107,15 +107,7 @@ def _course(trial: Trial) -> str:
         trial.step(data)
     seen |= trial.method.state_dict()
     seen["prediction"] = _prediction(trial, sample())
-    return _digest(seen)
-
-
-def _digest(values: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in values.items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return hash_of_state(seen)
 
 
 def _others(cls: type[Method], pair: Pair, parameter: Hyperparameter) -> Iterator[Any]:

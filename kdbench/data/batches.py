@@ -40,44 +40,48 @@ class Frame:
     std: Colours = IMAGENET_STD
 
 
+@dataclass(eq=False)
 class Pipeline(ABC):
     """Training batches; the last, incomplete batch of an epoch is dropped.
 
     A batch is a pure function of (seed, epoch, step): it can be made again, and training can go on from any step.
 
     Args:
-        data: the training images.
+        dataset: the training images.
         recipe: batch size, augmentation, label smoothing and number of epochs.
+        num_classes: number of classes.
         seed: everything that order and augmentation depend on (see ``seed_for``).
         device: where batches go.
         strong_view: also make the second, strongly augmented view.
         frame: size of the images, and the mean and std of the noise that erasing draws.
+        rows: positions in the global batch that this process gets (see ``check_rows``); None for all.
 
     Raises:
         KdbenchError: if the batch is larger than the data set, or cannot be mixed or shared out.
     """
 
-    def __init__(
-        self,
-        data: Images,
-        recipe: Recipe,
-        seed: int,
-        device: torch.device | str,
-        strong_view: bool = False,
-        frame: Frame | None = None,
-    ) -> None:
-        if recipe.batch_size > len(data):
-            raise KdbenchError(f"batch_size = {recipe.batch_size}, but there are only {len(data)} training images")
+    dataset: Images
+    recipe: Recipe
+    num_classes: int
+    seed: int
+    device: torch.device
+    strong_view: bool = False
+    frame: Frame = Frame()
+    rows: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        if recipe.batch_size > len(self.dataset):
+            raise KdbenchError(
+                f"batch_size = {recipe.batch_size}, but there are only {len(self.dataset)} training images"
+            )
         if recipe.augment.mixes and recipe.augment.mix_mode == "batch" and recipe.batch_size % 2:
             raise KdbenchError(
                 f"batch_size = {recipe.batch_size}: mixing batches pairs their images; choose an even number"
             )
-        self.dataset = data
-        self.recipe = recipe
-        self.seed = seed
-        self.device = torch.device(device)
-        self.strong_view = strong_view
-        self.frame = frame or Frame()
+        self.device = torch.device(self.device)
+        if self.rows is not None:
+            self.rows = check_rows(self.rows, recipe)
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:

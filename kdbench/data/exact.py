@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
 from kdbench.data.augment import strong_augment
-from kdbench.data.batches import Frame, Pipeline, TrainingBatch, check_rows
-from kdbench.data.images import Images
+from kdbench.data.batches import Pipeline, TrainingBatch
 from kdbench.data.loader import TIMEOUT, Loader
 from kdbench.data.mixing import Mixer
 from kdbench.data.transforms import FailureCount, Part, Say, TrainingJob, TrainingWork
-from kdbench.suite.recipe import Recipe
 
 #: Images that a loader process works on at a time.
 PART_SIZE = 32
 
 
+@dataclass(eq=False)
 class ExactPipeline(Pipeline):
     """See ``Pipeline``. The tensors are timm's own, for the same random state.
 
     Crop, flip, RandAugment and colour jitter are timm's on Pillow images, then random erasing, image by image; then timm's
     Mixup on the batch. Each image has its own random stream, from the seed, the epoch and its place in the epoch's order, so
-    that a batch does not depend on the number of processes.
+    that a batch does not depend on the number of processes. Only the images of ``rows`` are decoded.
 
     Args:
-        num_classes: number of classes.
-        rows: positions in the global batch that this process gets (see ``check_rows``); no others are decoded.
         workers: number of loader processes; 0 works in this one, None chooses by the number of cores.
         timeout: seconds after which a loader process that does not answer counts as hung.
         say: gets a sentence for each image that does not decode; None logs it.
@@ -39,32 +37,23 @@ class ExactPipeline(Pipeline):
             decode than the data set admits.
     """
 
-    def __init__(
-        self,
-        data: Images,
-        recipe: Recipe,
-        num_classes: int,
-        seed: int,
-        device: torch.device | str,
-        strong_view: bool = False,
-        frame: Frame | None = None,
-        rows: Tensor | None = None,
-        *,
-        workers: int | None = None,
-        timeout: float = TIMEOUT,
-        say: Say | None = None,
-    ) -> None:
-        super().__init__(data, recipe, seed, device, strong_view, frame)
-        self._rows = torch.arange(recipe.batch_size) if rows is None else check_rows(rows, recipe)
-        self._device_rows = None if rows is None else self._rows.to(device)
-        self._labels = data.labels.to(device)
-        self._mixer = Mixer(recipe, num_classes, seed, self.device, self._device_rows)
-        work = TrainingWork(data, recipe.augment, self.frame, seed)
-        self._loader: Loader[TrainingJob, Part] = Loader(work, workers, timeout)
-        self._failures = FailureCount(data, say or logging.getLogger(__name__).warning)
+    _: KW_ONLY
+    workers: int | None = None
+    timeout: float = TIMEOUT
+    say: Say | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._places = torch.arange(self.recipe.batch_size) if self.rows is None else self.rows
+        self.rows = None if self.rows is None else self.rows.to(self.device)
+        self._labels = self.dataset.labels.to(self.device)
+        self._mixer = Mixer(self.recipe, self.num_classes, self.seed, self.device, self.rows)
+        work = TrainingWork(self.dataset, self.recipe.augment, self.frame, self.seed)
+        self._loader: Loader[TrainingJob, Part] = Loader(work, self.workers, self.timeout)
+        self._failures = FailureCount(self.dataset, self.say or logging.getLogger(__name__).warning)
 
     def steps(self, epoch: int, steps: range) -> Iterator[TrainingBatch]:
-        parts = -(-len(self._rows) // PART_SIZE)
+        parts = -(-len(self._places) // PART_SIZE)
         # Two parts for each process, and one batch at least.
         ahead = max(1, -(-2 * self._loader.workers // parts)) if self._loader.workers else 0
         done = self._loader.batches((self._jobs(epoch, step) for step in steps), ahead)
@@ -74,7 +63,7 @@ class ExactPipeline(Pipeline):
         self._loader.close()
 
     def _jobs(self, epoch: int, step: int) -> Iterator[TrainingJob]:
-        places = step * self.recipe.batch_size + self._rows
+        places = step * self.recipe.batch_size + self._places
         wanted = list(zip(places.tolist(), self._positions(epoch)[places].tolist(), strict=True))
         return (TrainingJob(epoch, wanted[at : at + PART_SIZE]) for at in range(0, len(wanted), PART_SIZE))
 
@@ -89,7 +78,7 @@ class ExactPipeline(Pipeline):
         strong = None
         if self.strong_view:  # of the mixed images, so that the soft labels are those of both views
             generator = self._generator("strong", epoch, step)
-            strong = strong_augment(images, generator, self._device_rows, self.recipe.batch_size)
+            strong = strong_augment(images, generator, self.rows, self.recipe.batch_size)
         return TrainingBatch(images, self._batch(epoch, step, labels, index, targets), strong)
 
     def _moved(self, parts: Sequence[Tensor]) -> Tensor:

@@ -89,9 +89,6 @@ class ImageSet:
         """The images at ``positions``: whole numbers, or (N,) bool."""
         return ImageSet(self.images[positions], self.labels[positions])
 
-    def first_per_class(self, count: int) -> ImageSet:
-        return self.take(first_of_every_class(self.labels, count))
-
     def checksum_parts(self) -> Sequence[memoryview]:
         return (self.images.contiguous().numpy().data, self.labels.contiguous().numpy().data)
 

@@ -129,8 +129,7 @@ class Loader(Generic[Job, Answer]):
         answer, ticket.answer = ticket.answer, None
         if isinstance(answer, KdbenchError):
             raise answer
-        result: Answer = answer
-        return result
+        return answer
 
     def close(self) -> None:
         """End the processes. The next job starts others."""

@@ -7,8 +7,7 @@ import torch
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from kdbench.data.transforms import untouched_randomness
-from kdbench.seeding import seed_for
+from kdbench.seeding import seed_for, untouched_randomness
 from kdbench.suite.recipe import Recipe
 
 

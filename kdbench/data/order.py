@@ -18,10 +18,4 @@ def epoch_order(count: int, seed: int, epoch: int, repeats: int = 1, device: tor
     """
     generator = torch.Generator(device).manual_seed(seed_for(seed, "order", epoch))
     order = torch.randperm(count, generator=generator, device=device)
-    return order if repeats == 1 else repeated(order, repeats)
-
-
-def repeated(order: Tensor, repeats: int) -> Tensor:
-    """Each of the first positions of ``order`` (N,) ``repeats`` times in a row, (N,)."""
-    drawn = -(-len(order) // repeats)
-    return order[:drawn].repeat_interleave(repeats)[: len(order)]
+    return order[: -(-count // repeats)].repeat_interleave(repeats)[:count] if repeats > 1 else order

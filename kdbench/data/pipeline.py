@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdbench.data.batches import Frame, Pipeline, TrainingBatch
+from kdbench.data.batches import Frame, Pipeline
 from kdbench.data.device import DevicePipeline
 from kdbench.data.exact import ExactPipeline
 from kdbench.data.images import Images, ImageSet
@@ -18,8 +18,6 @@ from kdbench.errors import KdbenchError
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.recipe import Recipe
 
-__all__ = ["DevicePipeline", "Pipeline", "TrainingBatch", "make_pipeline"]
-
 
 def make_pipeline(
     data: Images,
@@ -27,7 +25,7 @@ def make_pipeline(
     recipe: Recipe,
     num_classes: int,
     seed: int,
-    device: torch.device | str,
+    device: torch.device,
     strong_view: bool = False,
     *,
     rows: Tensor | None = None,

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image as pillow
 from PIL.Image import Image
@@ -23,7 +20,7 @@ from torchvision import transforms
 from kdbench.data.batches import Frame
 from kdbench.data.images import Images, ImageSet
 from kdbench.errors import KdbenchError
-from kdbench.seeding import seed_for
+from kdbench.seeding import seed_everything, seed_for, untouched_randomness
 from kdbench.suite.recipe import Augment
 
 #: Takes a sentence for the log.
@@ -277,25 +274,6 @@ class FailureCount:
 def reason_of(error: Exception, name: str) -> str:
     """Why an image does not decode, without its name."""
     return str(error).removeprefix(f"{name} does not decode: ") or type(error).__name__
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Put the global random state of torch's CPU generator, NumPy and ``random`` back when the block ends."""
-    outside = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        torch.set_rng_state(outside[0])
-        np.random.set_state(outside[1])  # noqa: NPY002
-        random.setstate(outside[2])
-
-
-def seed_everything(seed: int) -> None:
-    """Seed what transforms draw from: ``random``, NumPy and torch's CPU generator (and not CUDA's)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
 
 
 def _describe(data: Images, positions: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pickle
 import tempfile
 from collections.abc import Callable
@@ -39,7 +40,7 @@ FILES = {
     "test": FileFacts(31_049_707, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
     "meta": FileFacts(1_473, "7973b15100ade9c7d40fb424638fde48"),
 }
-NUM_CLASSES, NUM_SUPERCLASSES = 100, 20
+NUM_CLASSES = 100
 PIXELS = (3, 32, 32)
 VALIDATION_PER_CLASS = 50
 
@@ -54,17 +55,22 @@ def load(folder: Path | None = None, spec: DatasetSpec | None = None) -> Dataset
         KdbenchError: if a file is missing, damaged, or another one.
     """
     files = _checked(folder)
-    train, train_coarse = _read_images(files["train"])
-    test, test_coarse = _read_images(files["test"])
+    parts, coarse = {}, [0] * NUM_CLASSES
+    for name in ("train", "test"):
+        content = _read(files[name])
+        # A row holds the red, the green and the blue plane. NumPy lends the pickle's bytes out read-only, which torch refuses.
+        pixels = torch.from_numpy(np.require(content[b"data"], requirements=("C", "W")))
+        parts[name] = ImageSet(pixels.view(-1, *PIXELS), torch.tensor(content[b"fine_labels"]))
+        for label, superclass in zip(content[b"fine_labels"], content[b"coarse_labels"], strict=True):
+            coarse[label] = superclass
+    train, test = parts["train"], parts["test"]
     meta = _read(files["meta"])
-    fine_names = _names(meta, "fine_label_names", NUM_CLASSES, files["meta"])
-    coarse_names = _names(meta, "coarse_label_names", NUM_SUPERCLASSES, files["meta"])
-    labels = np.concatenate([train.labels.numpy(), test.labels.numpy()])
-    coarse = _superclasses(labels, np.concatenate([train_coarse, test_coarse]), files["train"])
-    held_out = held_out_positions(train.labels.numpy(), VALIDATION_PER_CLASS)
-    return Dataset(
-        "cifar100", NUM_CLASSES, train, train.take(held_out), test, held_out, fine_names, coarse, coarse_names
+    names, coarse_names = (
+        tuple(name.decode() for name in meta[key]) for key in (b"fine_label_names", b"coarse_label_names")
     )
+    held_out = held_out_positions(train.labels.numpy(), VALIDATION_PER_CLASS)
+    validation = train.take(held_out)
+    return Dataset("cifar100", NUM_CLASSES, train, validation, test, held_out, names, tuple(coarse), coarse_names)
 
 
 def check(folder: Path | None = None, spec: DatasetSpec | None = None) -> None:
@@ -133,7 +139,9 @@ def download(folder: Path | None, progress: Callable[[int, int], None] | None = 
             fetch_file(URL, archive, progress=progress)
             if (found := facts_of(archive)) != ARCHIVE:
                 raise KdbenchError(f"{URL} is another file, or did not come whole: {found}; expected {ARCHIVE}")
-            unpack(archive, {f"{FOLDER}/{name}": (target / name, facts) for name, facts in FILES.items()})
+            unpack(archive, {f"{FOLDER}/{name}": (Path(work) / name, facts) for name, facts in FILES.items()})
+            for name in FILES:
+                os.replace(Path(work) / name, target / name)
     except OSError as error:
         raise KdbenchError(f"CIFAR-100 cannot be stored in {target} ({error.strerror or error})") from None
     finally:
@@ -194,56 +202,9 @@ def _byte_type(code: Any, *flags: Any) -> np.dtype[Any]:
 
 
 def _read(path: Path) -> dict[bytes, Any]:
-    """The dictionary inside a file. Python 2 wrote them: their strings are bytes here."""
+    """The dictionary inside a file, whose MD5 vouches for its keys and values. Python 2 wrote it: its strings are bytes here."""
     try:
         with path.open("rb") as file:
-            content = _PlainUnpickler(file, encoding="bytes").load()
+            return _PlainUnpickler(file, encoding="bytes").load()
     except Exception as error:  # whatever a wrong pickle makes the unpickler or NumPy raise
         raise KdbenchError(f"CIFAR-100: {path} is no file of this data set: {reason_of(error)}") from None
-    if not isinstance(content, dict):
-        raise KdbenchError(f"CIFAR-100: {path} holds a {type(content).__name__}; expected a dictionary")
-    return content
-
-
-def _read_images(path: Path) -> tuple[ImageSet, np.ndarray]:
-    """Images with their classes, and the superclass of each."""
-    content = _read(path)
-    fine = _labels(content, "fine_labels", NUM_CLASSES, path)
-    coarse = _labels(content, "coarse_labels", NUM_SUPERCLASSES, path)
-    pixels = content.get(b"data")
-    shape = (len(fine), int(np.prod(PIXELS)))
-    if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == shape):
-        found = f"{pixels.dtype} of shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise KdbenchError(f"CIFAR-100: {path}: data is {found}; expected uint8 of shape {shape}")
-    if len(coarse) != len(fine):
-        raise KdbenchError(f"CIFAR-100: {path}: {len(fine)} fine_labels, but {len(coarse)} coarse_labels")
-    # A row holds the red, the green and the blue plane. NumPy lends the pickle's bytes out read-only, which torch refuses.
-    images = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).view(-1, *PIXELS)
-    return ImageSet(images, torch.from_numpy(fine)), coarse
-
-
-def _labels(content: dict[bytes, Any], key: str, classes: int, path: Path) -> np.ndarray:
-    values = content.get(key.encode())
-    if not (
-        isinstance(values, list) and values and all(type(value) is int and 0 <= value < classes for value in values)
-    ):
-        raise KdbenchError(f"CIFAR-100: {path}: {key} is no list of whole numbers from 0 to {classes - 1}")
-    return np.array(values, dtype=np.int64)
-
-
-def _names(content: dict[bytes, Any], key: str, count: int, path: Path) -> tuple[str, ...]:
-    values = content.get(key.encode())
-    if not (isinstance(values, list) and len(values) == count and all(isinstance(value, bytes) for value in values)):
-        raise KdbenchError(f"CIFAR-100: {path}: {key} is no list of {count} names")
-    return tuple(value.decode("utf-8", "replace") for value in values)
-
-
-def _superclasses(fine: np.ndarray, coarse: np.ndarray, path: Path) -> tuple[int, ...]:
-    """The superclass of every class."""
-    pairs = sorted({(int(label), int(above)) for label, above in zip(fine, coarse, strict=True)})
-    if [label for label, _ in pairs] != list(range(NUM_CLASSES)):
-        raise KdbenchError(
-            f"CIFAR-100: {path.parent}: {len(set(fine.tolist()))} classes in {len(pairs)} pairs of class and superclass; "
-            f"expected {NUM_CLASSES} classes, each in one superclass"
-        )
-    return tuple(above for _, above in pairs)

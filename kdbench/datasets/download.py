@@ -7,13 +7,11 @@ import hashlib
 import http.client
 import os
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from kdbench.errors import KdbenchError
 
@@ -34,14 +32,13 @@ class FileFacts:
 
 def facts_of(path: Path) -> FileFacts:
     """Size and MD5 of a file."""
-    return FileFacts(path.stat().st_size, _digest(path, hashlib.md5(usedforsecurity=False)))
+    return FileFacts(path.stat().st_size, file_digest(path, "md5"))
 
 
-def _digest(path: Path, digest: hashlib._Hash) -> str:
+def file_digest(path: Path, kind: str) -> str:
+    """The digest of a file in hexadecimal digits, of a ``kind`` that hashlib knows."""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def fetch_file(
@@ -76,7 +73,7 @@ def fetch_file(
         if came < size:
             again = "; another try goes on from there" if sha256 else ""
             raise KdbenchError(f"{url} did not come whole ({came:,} of {size:,} bytes){again}")
-        if sha256 and (found := _digest(partial, hashlib.sha256())) != sha256:
+        if sha256 and (found := file_digest(partial, "sha256")) != sha256:
             partial.unlink()
             raise KdbenchError(f"{url} is not what it was ({came:,} bytes, sha256 {found}); expected sha256 {sha256}")
         os.replace(partial, path)
@@ -114,33 +111,12 @@ def unpack(archive: Path, members: Mapping[str, tuple[Path, FileFacts]]) -> None
                 source = tar.extractfile(info) if info.isreg() else None
                 if source is None:
                     raise KdbenchError(f"{archive}: {name} is no plain file")
-                with source:
-                    found = _store(source, path, expected)
-                if found != expected:
+                # One byte more than there should be is enough to know that it is another file.
+                path.write_bytes(source.read(expected.size + 1))
+                if (found := facts_of(path)) != expected:
+                    path.unlink()
                     raise KdbenchError(f"{archive}: {name} has {found}; expected {expected}")
     except KeyError:
         raise KdbenchError(f"{archive} does not hold {name}") from None
     except (tarfile.TarError, EOFError, OSError) as error:
         raise KdbenchError(f"{archive} cannot be unpacked ({error})") from None
-
-
-def _store(source: IO[bytes], path: Path, expected: FileFacts) -> FileFacts:
-    """Copy ``source`` into ``path`` through a temporary file, which takes its place only if it is what was expected."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as target:
-            # One byte more than there should be is enough to know that it is another file.
-            while target.tell() <= expected.size and (
-                chunk := source.read(min(CHUNK, expected.size + 1 - target.tell()))
-            ):
-                target.write(chunk)
-            target.flush()
-            os.fsync(target.fileno())
-        found = facts_of(Path(name))
-        if found == expected:
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        return found
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,7 @@ def load_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> Datas
         KdbenchError: if it is not there, or not whole.
     """
     module, spec = _module(wanted)
-    loaded: Dataset = module.load(folder, spec)
-    return loaded
-
-
-def open_dataset(wanted: DatasetSpec | str, folder: Path | None, split: str, limit: int | None = None) -> Dataset:
-    """Load a data set to train on when ``split`` is measured, at most ``limit`` images of each of its splits."""
-    return replace(load_dataset(wanted, folder).for_split(split), limit=limit)
+    return module.load(folder, spec)
 
 
 def check_dataset(wanted: DatasetSpec | str, folder: Path | None = None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ The training loop: ``cohort`` (students in lockstep behind one teacher), ``share
 student with its method, optimiser and random stream), ``meters``, ``evaluation`` (metrics, rows of histories), ``saver`` and
 ``checkpoint`` (when checkpoints are written, and how), ``record`` (what is kept of a trained cell).
 mmengine: ``runner``, ``hooks`` (of users), ``trackers`` (TensorBoard and others), ``optim``.
-Teachers: ``teacher``, ``teachercache``.
-How it runs: ``tuning``, ``precision``, ``micro_batches``, ``compiled``, ``graphs`` (CUDA graphs), ``parallel`` (several
+Teachers: ``teacher``.
+How it runs: ``precision``, ``micro_batches``, ``compiled``, ``graphs`` (CUDA graphs), ``parallel`` (several
 processes), ``process``.
 """

@@ -20,7 +20,6 @@ from kdbench.engine.meters import Meters, Stopwatch
 from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
 from kdbench.engine.precision import Precision
-from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
 from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, Task
 from kdbench.nets.tapped import TappedNet
@@ -86,7 +85,7 @@ class CellTrainer:
         teacher: of the pair; None when a teacher itself is trained.
         steps_per_epoch: length of an epoch.
         device: where it is trained.
-        tuning: of the run.
+        compile: run nets through ``torch.compile``; one that does not compile runs as it is, and its log says so.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class CellTrainer:
         teacher: NetInfo | None,
         steps_per_epoch: int,
         device: torch.device,
-        tuning: Tuning = PLAIN,
+        compile: bool = False,
     ) -> None:
         self.spec = spec
         self.task = task
@@ -115,15 +114,14 @@ class CellTrainer:
             parallel.join_drop_paths(student.net)
             if spec.recipe.sync_bn:
                 student.net = parallel.sync_student(student.net, device)
-        self.tuning = tuning
-        self.forward_pass = Forward(student, tuning, spec.folder.say)
+        self.forward_pass = Forward(student, compile, spec.folder.say)
         self.precision = Precision(spec.recipe.precision, device)
         self.optim_wrapper: QuietOptimWrapper = build_optim_wrapper(student.net, method, spec.recipe, self.precision)
         self.distiller = Distiller(student, method, self.forward_pass)
         self._wrapped = parallel.wrap(self.distiller, device)
         self.average = ModelEmaV3(self.distiller, decay=spec.recipe.ema) if spec.recipe.ema is not None else None
         self.micro_batches = 1
-        #: Whether its steps are CUDA graphs: True, the reason why not, or None where there are none.
+        #: Whether its steps are CUDA graphs: True, the reason why not, False where they are turned off, or None on a CPU.
         self.captured: bool | str | None = None
         self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch)
         self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device, may_draw_on_host(spec.method))
@@ -155,34 +153,30 @@ class CellTrainer:
         """What the method taps, of either net."""
         return frozenset(self.method.needs)
 
-    def step(
-        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
-    ) -> None:
+    def step(self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None) -> None:
         """One step on a batch; ``images`` are already preprocessed for the student.
 
         Raises:
             Exception: whatever the method raises.
         """
         with self.stream.active(), torch.enable_grad():
-            self.compute(batch, images, strong, teacher, wrapper)
+            self.compute(batch, images, strong, teacher)
         self.meters.steps += 1
 
-    def compute(
-        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
-    ) -> None:
+    def compute(self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None) -> None:
         """What a step does on the device: all but the count of steps."""
         if self.micro_batches > 1:
-            terms = self._step_in_parts(batch, images, strong, teacher, wrapper)
+            terms = self._step_in_parts(batch, images, strong, teacher)
         else:
             with self.precision.autocast():
                 terms = self._wrapped(batch, images, strong, teacher)
-            wrapper.update_params(_total(terms))
+            self.optim_wrapper.update_params(_total(terms))
         self.meters.add(terms)  # and no other reference: a replay may use the memory of a recorded step's tensors again
         if self.average is not None:
             self.average.update(self.distiller)
 
     def _step_in_parts(
-        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None, wrapper: QuietOptimWrapper
+        self, batch: Batch, images: Tensor, strong: Tensor | None, teacher: Outputs | None
     ) -> dict[str, Tensor]:
         """Gradients of the parts of a batch, added up, before one update: less memory, the same number of images."""
         sums: dict[str, Tensor] = {}
@@ -193,11 +187,11 @@ class CellTrainer:
             with module.no_sync() if waits else contextlib.nullcontext():
                 with self.precision.autocast():
                     terms = module(*part)
-                wrapper.backward(wrapper.scale_loss(_total(terms) * share))
+                self.optim_wrapper.backward(self.optim_wrapper.scale_loss(_total(terms) * share))
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach().reshape(()) * share
-        wrapper.step()
-        wrapper.zero_grad()
+        self.optim_wrapper.step()
+        self.optim_wrapper.zero_grad()
         return sums
 
     def end_epoch(self, epoch: int) -> None:

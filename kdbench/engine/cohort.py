@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
-from torch import Tensor, nn
+from torch import nn
 
-from kdbench.data.pipeline import Pipeline, TrainingBatch
+from kdbench.data.batches import Pipeline, TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import Position
@@ -24,10 +23,7 @@ from kdbench.engine.compiled import Forward
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.meters import NonFiniteLossError
 from kdbench.engine.shared import Shared
-from kdbench.engine.teachercache import TeacherCache
 from kdbench.errors import KdbenchError
-from kdbench.method import Outputs
-from kdbench.nets.tapped import TappedNet
 
 
 class SharedStateError(KdbenchError):
@@ -61,34 +57,13 @@ class CellFailure:
         return cls(kind, lines[0], epoch, "".join(traceback.format_exception(error)))
 
 
-@dataclass(frozen=True)
-class FrozenTeacher:
-    """A teacher's forward pass. No module: it is in no state of the cohort, and ``train()`` leaves it alone.
-
-    Attributes:
-        net: the net, frozen.
-        forward: compiled, if not the plain one.
-        cache: of what it computed for these batches before.
-    """
-
-    net: TappedNet
-    forward: Forward | None = None
-    cache: TeacherCache | None = None
-
-    def run(self, at: Position) -> Callable[[Tensor, frozenset[str]], Outputs]:
-        """The forward pass for the batch of a step."""
-        plain, cache = self.forward or self.net.run, self.cache
-        if cache is None:
-            return plain
-        return lambda inputs, needs: cache.get(*at, needs, self.net, lambda: plain(inputs, needs))
-
-
 class CohortModel(nn.Module):
     """The model that mmengine's runner trains: students and methods of all cells.
 
     Args:
         cells: the students.
-        teacher: None where teachers are trained.
+        teacher: the forward pass of a frozen net; None where teachers are trained. No module: it is in no state of the cohort,
+            and ``train()`` leaves it alone.
         pipeline: of their batches.
         device: where they are trained.
         on_failure: called with a cell that failed.
@@ -99,7 +74,7 @@ class CohortModel(nn.Module):
     def __init__(
         self,
         cells: Sequence[CellTrainer],
-        teacher: FrozenTeacher | None,
+        teacher: Forward | None,
         pipeline: Pipeline,
         device: torch.device,
         on_failure: Callable[[CellTrainer, CellFailure], None],
@@ -154,10 +129,7 @@ class CohortModel(nn.Module):
         precision = self.alive[0].precision if self.alive else None
 
         def make(data: TrainingBatch) -> Shared:
-            if self.teacher is None or not users:
-                shared = Shared(data, None, needs, precision)
-            else:
-                shared = Shared(data, self.teacher.net, needs, precision, self.teacher.run(self.position))
+            shared = Shared(data, self.teacher if users else None, needs, precision)
             for cell in self.alive:  # their inputs belong to what is shared
                 shared.given_to(cell)
             return shared
@@ -169,8 +141,8 @@ class CohortModel(nn.Module):
                 raise TooLargeError("a forward pass of the teacher") from error
             raise
 
-    def train_step(self, data: TrainingBatch, optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
-        """One step of every living cell. Returns nothing to log: that would wait for the device."""
+    def train_step(self, data: TrainingBatch) -> None:
+        """One step of every living cell. There is nothing to log: that would wait for the device."""
         with contextlib.nullcontext() if self.graphs is None else self.graphs.recorder.active():
             shared = self.share(data)
             alive = self.alive
@@ -179,9 +151,9 @@ class CohortModel(nn.Module):
                 try:
                     with cell.watch:
                         if self.graphs is None:
-                            cell.step(shared.data.batch, *shared.given_to(cell), optim_wrapper[cell.key])
+                            cell.step(shared.data.batch, *shared.given_to(cell))
                         else:
-                            self.graphs.step(cell, shared, optim_wrapper[cell.key])
+                            self.graphs.step(cell, shared)
                     if shared.was_changed():
                         raise SharedStateError(
                             "the method changed the batch or the teacher's outputs in place; clone before writing"
@@ -192,7 +164,6 @@ class CohortModel(nn.Module):
                     self.fail(cell, error)
                     if shared.was_changed():
                         shared = self.share(self.pipeline.make(*self.position))
-        return {}
 
 
 class CohortLoop(BaseLoop):
@@ -217,8 +188,7 @@ class CohortLoop(BaseLoop):
     @property
     def epoch(self) -> int:
         """Epochs that are complete."""
-        epoch: int = self.runner.model.position.epoch
-        return epoch
+        return self.runner.model.position.epoch
 
     @property
     def iter(self) -> int:
@@ -246,8 +216,8 @@ class CohortLoop(BaseLoop):
             for cell in cohort.alive:
                 cell.schedule.set(epoch, step)
             runner.call_hook("before_train_iter", batch_idx=step, data_batch=data)
-            outputs = cohort.train_step(data, runner.optim_wrapper)
-            runner.call_hook("after_train_iter", batch_idx=step, data_batch=data, outputs=outputs)
+            cohort.train_step(data)
+            runner.call_hook("after_train_iter", batch_idx=step, data_batch=data)
             cohort.position = Position(epoch, step + 1)
             self.saver.after_step(runner)
         for cell in cohort.alive:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.engine.tuning import Tuning
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
 
@@ -26,16 +25,16 @@ class Forward:
 
     Args:
         net: must be on its device already.
-        tuning: of the run.
+        compile: run it through ``torch.compile``.
         say: receives the reason where a net does not compile.
     """
 
-    def __init__(self, net: TappedNet, tuning: Tuning, say: Callable[[str], None]) -> None:
+    def __init__(self, net: TappedNet, compile: bool = False, say: Callable[[str], None] = print) -> None:
         self.net = net
-        self.say = say
+        self.compile, self.say = compile, say
         self.fell_back: str | None = None
         self._compiled: Callable[[Tensor, Collection[str]], Outputs] | None = None
-        if tuning.compile:
+        if compile:
             try:
                 self._compiled = compiled(net.run)
             except Exception as error:

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from torch import Tensor
 from kdbench.data.batches import TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.optim import QuietOptimWrapper
 from kdbench.engine.shared import Shared
 from kdbench.method import Batch
 from kdbench.plugins.hooks import HookEntry
@@ -40,19 +39,6 @@ WARM_STEPS = 3
 
 #: Recordings that CUDA declared invalid: the allocators of some versions of torch keep their address.
 _invalid: list[Any] = []
-
-
-class Records(Protocol):
-    """What records work and replays it."""
-
-    def active(self) -> contextlib.AbstractContextManager[None]:
-        """Everything of a cohort's step happens inside."""
-
-    def waits(self) -> contextlib.AbstractContextManager[list[str]]:
-        """Places in the block that wait for the device, listed when it ends."""
-
-    def record(self, work: Callable[[], object], stream: RandomStream) -> Callable[[], None]:
-        """Record what ``work`` would do, drawing from ``stream``; what is returned does it."""
 
 
 class Recorder:
@@ -70,6 +56,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
+        """Everything of a cohort's step happens inside."""
         outside = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(outside)
         try:
@@ -80,6 +67,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[list[str]]:
+        """Places in the block that wait for the device, listed when it ends."""
         found, before = list[str](), torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -95,6 +83,7 @@ class Recorder:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
     def record(self, work: Callable[[], object], stream: RandomStream) -> Callable[[], None]:
+        """Record what ``work`` would do, drawing from ``stream``; what is returned does it."""
         graph = torch.cuda.CUDAGraph()
         failure: Exception | None = None
         # Threads that load data may use CUDA meanwhile.
@@ -115,8 +104,7 @@ class Recorder:
             stream.renew()
         if failure is not None:
             raise failure
-        replay: Callable[[], None] = graph.replay
-        return replay
+        return graph.replay
 
 
 @functools.cache
@@ -172,7 +160,7 @@ class StepGraph:
     """
 
     def __init__(
-        self, cell: CellTrainer, recorder: Records, say: Callable[[CellTrainer, str], None], warm_steps: int
+        self, cell: CellTrainer, recorder: Recorder, say: Callable[[CellTrainer, str], None], warm_steps: int
     ) -> None:
         self.cell = cell
         self.recorder = recorder
@@ -183,7 +171,7 @@ class StepGraph:
         #: The only epoch that the recording is good for; None for all.
         self.epoch: int | None = None
 
-    def step(self, shared: Shared, wrapper: QuietOptimWrapper) -> None:
+    def step(self, shared: Shared) -> None:
         """One step on a batch.
 
         Raises:
@@ -193,19 +181,19 @@ class StepGraph:
             self.replay, self.epoch, self.warm = None, None, self.warm_steps - 1
         recordable = shared.static and not isinstance(self.cell.captured, str)
         if recordable and self.replay is None and self.warm >= self.warm_steps:
-            self._record(shared, wrapper)
+            self._record(shared)
         if shared.static and self.replay is not None:
-            wrapper.send_rate()
+            self.cell.optim_wrapper.send_rate()
             self.replay()
             self.cell.meters.steps += 1
             return
         self.warm += 1
         if isinstance(self.cell.captured, str) or self.warm != self.warm_steps:
-            self._run(shared.data.batch, shared, wrapper)
+            self._run(shared.data.batch, shared)
             return
         batch, before, host = watched(shared.data.batch), python_state(self.cell), self.cell.stream.host_position()
         with self.recorder.waits() as waits:
-            self._run(batch, shared, wrapper)
+            self._run(batch, shared)
         if waits:
             self._leave(f"waits for the device ({waits[0]})")
         elif self.cell.stream.host_position() != host:
@@ -213,18 +201,18 @@ class StepGraph:
         else:
             self._look(batch, before)
 
-    def _run(self, batch: Batch, shared: Shared, wrapper: QuietOptimWrapper) -> None:
-        self.cell.step(batch, *shared.given_to(self.cell), wrapper)
+    def _run(self, batch: Batch, shared: Shared) -> None:
+        self.cell.step(batch, *shared.given_to(self.cell))
 
-    def _record(self, shared: Shared, wrapper: QuietOptimWrapper) -> None:
+    def _record(self, shared: Shared) -> None:
         cell, batch, before = self.cell, watched(shared.data.batch), python_state(self.cell)
-        wrapper.send_rate()
+        cell.optim_wrapper.send_rate()
         given = shared.given_to(cell)
         try:
             with torch.enable_grad():
-                replay = self.recorder.record(lambda: cell.compute(batch, *given, wrapper), cell.stream)
+                replay = self.recorder.record(lambda: cell.compute(batch, *given), cell.stream)
         except Exception as error:  # nothing was executed: the step is still to be done
-            wrapper.zero_grad()
+            cell.optim_wrapper.zero_grad()
             self._leave(f"cannot be recorded ({_sentence(error)})")
             return
         if self._look(batch, before):
@@ -261,7 +249,7 @@ class CohortGraphs:
     def __init__(
         self,
         cells: Sequence[CellTrainer],
-        recorder: Records,
+        recorder: Recorder,
         say: Callable[[CellTrainer, str], None],
         warm_steps: int = WARM_STEPS,
     ) -> None:
@@ -276,9 +264,9 @@ class CohortGraphs:
         self._shared: Shared | None = None
         self._replay: Callable[[], None] | None = None
 
-    def step(self, cell: CellTrainer, shared: Shared, wrapper: QuietOptimWrapper) -> None:
+    def step(self, cell: CellTrainer, shared: Shared) -> None:
         """One step of a cell; see ``StepGraph.step``."""
-        self._steps[cell.key].step(shared, wrapper)
+        self._steps[cell.key].step(shared)
 
     def share(self, data: TrainingBatch, make: Callable[[TrainingBatch], Shared]) -> Shared:
         """What the cells share in a step: ``make(data)``, as it is or replayed on the batch that stays."""
@@ -330,8 +318,8 @@ def why_not(cells: Sequence[CellTrainer], hooks: Sequence[HookEntry] = ()) -> st
         return "hooks may change what a step does"
     if parallel.world_size() > 1:
         return "several processes train it"
-    if cell.tuning.compile or cell.tuning.cache_teacher:
-        return "with --compile and --cache-teacher steps run as they are"
+    if cell.forward_pass.compile:
+        return "with --compile steps run as they are"
     if cell.precision.scaler is not None:
         return "float16 scales its losses"
     if cell.micro_batches > 1:
@@ -347,8 +335,8 @@ def graphs_of(
     say: Callable[[CellTrainer, str], None],
     hooks: Sequence[HookEntry] = (),
 ) -> CohortGraphs | None:
-    """The graphs of a cohort; None on a CPU, where they were turned off, and where there can be none, which ``say`` is told."""
-    if device.type != "cuda" or not cells[0].tuning.graphs:
+    """The graphs of a cohort; None on a CPU, and where there can be none, which ``say`` is told."""
+    if device.type != "cuda":
         return None
     reason = why_not(cells, hooks)
     if reason is None:

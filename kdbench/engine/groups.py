@@ -7,31 +7,29 @@ import gc
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdbench.data.batches import Pipeline
 from kdbench.data.images import Dataset, Images
-from kdbench.data.pipeline import Pipeline, make_pipeline
+from kdbench.data.pipeline import make_pipeline
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
-from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher, TooLargeError
+from kdbench.engine.cohort import CellFailure, CohortModel, TooLargeError
 from kdbench.engine.compiled import Forward
 from kdbench.engine.evaluation import Evaluated
 from kdbench.engine.graphs import graphs_of
 from kdbench.engine.runner import CohortRunner
 from kdbench.engine.saver import Emit
-from kdbench.engine.teachercache import TeacherCache
-from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.matrix.cells import Plan
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.hooks import HookEntry
 from kdbench.store.claims import ClaimLostError
-from kdbench.store.provenance import provenance
 
 
 def release(error: BaseException | None) -> None:
@@ -63,8 +61,6 @@ class Session:
         data_seed: of the order of the data and of its augmentation.
         keep: writes the result of a cell that is trained to the end.
         teacher: frozen; None where a teacher itself is trained.
-        tuning: of the run.
-        cache_key: what the teacher's outputs depend on beside what the session knows.
         hooks: of the user.
     """
 
@@ -78,12 +74,9 @@ class Session:
     data_seed: int
     keep: Callable[[CellTrainer], None]
     teacher: TappedNet | None = None
-    tuning: Tuning = PLAIN
-    cache_key: Mapping[str, Any] = field(default_factory=dict)
     hooks: Sequence[HookEntry] = ()
 
     def __post_init__(self) -> None:
-        self.data_checksum = self.dataset.checksum()
         if not parallel.is_first():
             self.emit = lambda event: None
 
@@ -159,10 +152,10 @@ class Session:
             return
         teacher = None
         if self.teacher is not None:
-            forward = Forward(self.teacher, self.tuning, cells[0].spec.folder.say)
-            teacher = FrozenTeacher(self.teacher, forward, self._cache(cells[0].spec, pipeline))
-        graphs = graphs_of(cells, self.device, self._warn, self.hooks)
-        cohort = CohortModel(cells, teacher, pipeline, self.device, self._on_failure, graphs, start)
+            teacher = Forward(self.teacher, self.plan.request.compile, cells[0].spec.folder.say)
+        graphs = graphs_of(cells, self.device, self._warn, self.hooks) if self.plan.request.graphs else None
+        record = lambda cell, failure: self._record(cell.spec, failure)  # noqa: E731
+        cohort = CohortModel(cells, teacher, pipeline, self.device, record, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
             CohortRunner(
                 cohort, self.split, Path(work_dir), self.emit, states, self.hooks, self.plan.request.log, self.root
@@ -183,33 +176,15 @@ class Session:
         data = self.data
         task = Task(self.dataset.num_classes, len(data), data.labels, self.dataset.name, spec.recipe.epochs)
         teacher = None if self.teacher is None else self.teacher.describe()
-        cell = CellTrainer(spec, task, teacher, steps, self.device, self.tuning)
+        cell = CellTrainer(spec, task, teacher, steps, self.device, self.plan.request.compile)
         cell.micro_batches = micro_batches
+        cell.captured = None if self.plan.request.graphs else False
         return cell
-
-    def _cache(self, spec: TrainingSpec, pipeline: Pipeline) -> TeacherCache | None:
-        """What the teacher computed for these batches before, where that was asked for and can be told for sure."""
-        if not self.tuning.cache_teacher or parallel.world_size() > 1:
-            return None
-        key = {
-            **self.cache_key,
-            "data": [self.data_checksum, len(self.data), self.plan.suite.dataset.identity()],
-            "batches": [self.data_seed, len(pipeline), spec.recipe.model_dump(mode="json")],
-            "compile": self.tuning.compile,
-            "where": {
-                name: value for name, value in provenance(self.device).items()
-                if name in ("kdbench", "versions", "device", "device_type", "threads")
-            },
-        }  # fmt: skip
-        return TeacherCache(self.root, key, len(pipeline), 1e9 * self.tuning.cache_teacher, spec.folder.say)
 
     def _warn(self, cell: CellTrainer, text: str) -> None:
         if parallel.is_first():
             cell.spec.folder.say(text)
         self.emit({"event": "warning", "reason": text})
-
-    def _on_failure(self, cell: CellTrainer, failure: CellFailure) -> None:
-        self._record(cell.spec, failure)
 
     def _record(self, spec: TrainingSpec, failure: CellFailure) -> None:
         if not parallel.is_first():

@@ -47,24 +47,20 @@ class CellRunner:
     @property
     def epoch(self) -> int:
         """Epochs that are complete."""
-        epoch: int = self._runner.epoch
-        return epoch
+        return self._runner.epoch
 
     @property
     def iter(self) -> int:
         """Steps that are complete, of all epochs."""
-        steps: int = self._runner.iter
-        return steps
+        return self._runner.iter
 
     @property
     def max_epochs(self) -> int:
-        epochs: int = self._runner.max_epochs
-        return epochs
+        return self._runner.max_epochs
 
     @property
     def max_iters(self) -> int:
-        steps: int = self._runner.max_iters
-        return steps
+        return self._runner.max_iters
 
     @property
     def train_dataloader(self) -> Any:

@@ -266,8 +266,7 @@ def sync_student(net: nn.Module, device: torch.device) -> nn.Module:
         if any(isinstance(layer, _BatchNorm) for layer in net.modules()):
             raise KdbenchError("sync_bn needs GPUs: torch synchronises BatchNorm on CUDA only")
         return net
-    synced: nn.Module = convert_sync_batchnorm(net)
-    return synced
+    return convert_sync_batchnorm(net)
 
 
 def send(text: str | None) -> str | None:

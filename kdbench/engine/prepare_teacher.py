@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import kdbench.engine.process  # isort: skip  # noqa: F401 - first, so that its message comes before a traceback
 
+import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from kdbench.data.images import Images
 from kdbench.data.transforms import EvaluationView
-from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
 from kdbench.engine.evaluation import predict_all
 from kdbench.engine.saver import Emit
-from kdbench.engine.teacher import freeze, load_teacher, save_weights
-from kdbench.engine.train import measured_on, now, train_teacher, view_of
+from kdbench.engine.teacher import freeze, load_teacher
+from kdbench.engine.train import train_teacher, view_of, write_teacher
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.metrics import measure
 from kdbench.store.folders import Store
-from kdbench.store.provenance import provenance
-from kdbench.store.result import TeacherMetrics, TeacherResult, Weights, scores, write_record
+from kdbench.store.result import Weights, scores
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.teachers.foreign import load_state
 from kdbench.teachers.weights import check_file, find_weights
@@ -35,33 +33,28 @@ def prepare_teacher(
     teacher: TeacherPlan,
     store: Store,
     device: torch.device,
-    data: Path | None,
-    weights: Path | None,
     emit: Emit,
 ) -> None:
     """Train a teacher, or load the weights that it comes with, and write its folder.
-
-    Args:
-        weights: the folder of the weights.
 
     Raises:
         KdbenchError: if it cannot be trained, or its weights are missing, are others than expected, or do not fit.
     """
     if teacher.net.weights == "train":
-        train_teacher(plan, teacher, store, device, data, emit)
+        train_teacher(plan, teacher, store, device, emit)
         return
-    found = find_weights(teacher.name, teacher.net, weights)
+    found = find_weights(teacher.name, teacher.net, plan.request.weights_folder)
     sha256 = check_file(found)
     assert found.path is not None
     origin = {"origin": found.origin, "file": str(found.path), "file_sha256": sha256}
     if teacher.trained_here:
-        train_teacher(plan, teacher, store, device, data, emit, found.path, Weights(**origin))
+        train_teacher(plan, teacher, store, device, emit, found.path, Weights(**origin))
         return
     plan.catalog.load_metrics()
-    begun = now()
+    begun = time.monotonic()
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     used = load_state(net, found.path, *rows_of(plan.suite.dataset))
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
+    dataset = plan.dataset(teacher.split)
     split = dataset.measured(teacher.split, plan.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
     if not parallel.is_first():
@@ -69,33 +62,21 @@ def prepare_teacher(
         return
     folder = store.teacher_folder(teacher)
     folder.configure(teacher.hash, teacher.config, {})
-    result = TeacherResult(
-        name=teacher.name,
-        hash=teacher.hash,
-        checksum=save_weights(net, folder.weights),
-        metrics=TeacherMetrics(last=scores(metrics)),
-        weights=Weights(**origin, **used),
-        dataset_checksum=dataset.checksum(),
-        provenance=provenance(device),
-        **measured_on(plan, dataset, teacher.split),
-    )
-    write_record(folder.result, result)
+    write_teacher(plan, teacher, store, dataset, net, scores(metrics), device, Weights(**origin, **used))
     folder.failed.unlink(missing_ok=True)
     folder.say(f"weights of {found.path} loaded, top-1 {metrics['top1']:.2f}")
     parallel.barrier()
-    emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": now() - begun})
+    emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": time.monotonic() - begun})
 
 
-def remeasure(
-    plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, data: Path | None
-) -> dict[str, float]:
+def remeasure(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device) -> dict[str, float]:
     """Measure a prepared teacher once more, on the images on which it was measured. Writes nothing.
 
     Raises:
         KdbenchError: if it is not prepared, or its weights are damaged.
     """
     net, _ = load_teacher(teacher, store, plan.num_classes, device)
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
+    dataset = plan.dataset(teacher.split)
     return measure_teacher(plan, teacher, net, dataset.measured(teacher.split, plan.measured_images_per_class), device)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import resource
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,11 +63,11 @@ def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) 
     )
     cell.distiller.eval()
     inference = inference_cost(cell.predict, cell.student.input_size, device, cell.method)
-    tuning = cell.tuning.facts()
+    tuning: dict[str, Any] = {"compile": True} if cell.forward_pass.compile else {}
     if cell.forward_pass.fell_back:
         tuning["compile"] = f"fell back: {cell.forward_pass.fell_back}"
     if cell.captured is not None:
-        tuning["graphs"] = cell.captured if cell.captured is True else f"fell back: {cell.captured}"
+        tuning["graphs"] = cell.captured if isinstance(cell.captured, bool) else f"fell back: {cell.captured}"
     return Cost(
         student_parameters=sum(parameter.numel() for parameter in cell.student.parameters()),
         extra_parameters=cell.extra_parameters(),

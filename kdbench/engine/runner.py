@@ -89,8 +89,7 @@ class CohortRunner(Runner):
 
     def train(self) -> CohortModel:
         try:
-            cohort: CohortModel = super().train()
-            return cohort
+            return super().train()
         finally:
             for visualizer in self.visualizers.values():
                 visualizer.close()

@@ -34,21 +34,11 @@ class Saver:
     Args:
         emit: receives events.
         epochs: number of epochs in all.
-        seconds: least time between checkpoints after epochs.
-        long_seconds: least time between checkpoints within epochs.
     """
 
-    def __init__(
-        self,
-        emit: Emit,
-        epochs: int,
-        seconds: float = CHECKPOINT_SECONDS,
-        long_seconds: float = LONG_EPOCH_SECONDS,
-    ) -> None:
+    def __init__(self, emit: Emit, epochs: int) -> None:
         self.emit = emit
         self.epochs = epochs
-        self.seconds = seconds
-        self.long_seconds = long_seconds
         self._saved_at: float | None = None
         self._cost = 0.0
 
@@ -70,7 +60,7 @@ class Saver:
         # The epoch's last step is followed by its evaluation first.
         if step == len(cohort.pipeline) or (parallel.world_size() > 1 and step % STEPS_BETWEEN_AGREEMENTS):
             return
-        self._save_if(runner, stop, time.monotonic() - self._within >= max(self.long_seconds, 20 * self._cost))
+        self._save_if(runner, stop, time.monotonic() - self._within >= max(LONG_EPOCH_SECONDS, 20 * self._cost))
 
     def after_epoch(self, runner: Runner) -> None:
         """The same after an epoch and its evaluation."""
@@ -78,7 +68,9 @@ class Saver:
         self._count_time(cohort)
         stop = self._report(cohort)
         if cohort.position.epoch < self.epochs:
-            long_ago = self._saved_at is None or time.monotonic() - self._saved_at >= max(self.seconds, 20 * self._cost)
+            long_ago = self._saved_at is None or time.monotonic() - self._saved_at >= max(
+                CHECKPOINT_SECONDS, 20 * self._cost
+            )
             self._save_if(runner, stop, long_ago)
 
     def _report(self, cohort: Any) -> bool:

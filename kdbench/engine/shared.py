@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from kdbench.data.batches import TrainingBatch
 from kdbench.engine.cell import CellTrainer
+from kdbench.engine.compiled import Forward
 from kdbench.engine.precision import Precision
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
@@ -21,10 +21,9 @@ class Shared:
     def __init__(
         self,
         data: TrainingBatch,
-        teacher: TappedNet | None,
+        teacher: Forward | None,
         needs: frozenset[str],
         precision: Precision | None = None,
-        run: Callable[[Tensor, frozenset[str]], Outputs] | None = None,
     ) -> None:
         self.data = data
         #: Whether its tensors are those of a CUDA graph, which stay from step to step.
@@ -34,10 +33,9 @@ class Shared:
         if teacher is not None:
             # Not inference_mode: its tensors cannot be kept for a backward pass, and methods multiply students' by them.
             with torch.no_grad(), precision.autocast() if precision else contextlib.nullcontext():
-                run = run or teacher.run
-                self.teacher = run(self.input_for(teacher, data.images), needs)
+                self.teacher = teacher(self.input_for(teacher.net, data.images), needs)
                 if data.strong is not None and "strong" in needs:
-                    self.teacher.strong = run(self.input_for(teacher, data.strong), needs)
+                    self.teacher.strong = teacher(self.input_for(teacher.net, data.strong), needs)
         self._versions = [value._version for value in self._tensors()]
 
     def input_for(self, net: TappedNet, images: Tensor) -> Tensor:

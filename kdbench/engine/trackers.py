@@ -104,81 +104,66 @@ class TensorBoardRun(TensorboardVisBackend):
         self.experiment.flush()
 
 
-@VISBACKENDS.register_module()
-class WandbRun(BaseVisBackend):
-    """A run of Weights & Biases; mmengine's own backend knows one run per process.
-
-    Args:
-        save_dir: W&B makes a folder ``wandb`` there.
-        run_name, run_id: of the run.
-    """
+class _Run(BaseVisBackend):
+    """A run of a cell, which goes on with its id; mmengine's own backends of these trackers know one run per process."""
 
     def __init__(self, save_dir: str, run_name: str, run_id: str) -> None:
         super().__init__(save_dir)
         self._name, self._id = run_name, run_id
-
-    def _init_env(self) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "kdbench"), name=self._name, id=self._id, dir=self._save_dir,
-            resume="allow", reinit="create_new", settings=wandb.Settings(silent=True, console="off"),
-        )  # fmt: skip
+        self._tracker: Any = None
 
     @property
     @force_init_env
     def experiment(self) -> Any:
-        return self._run
-
-    def add_config(self, config: Config, **kwargs: Any) -> None:
-        self.experiment.config.update(config.to_dict(), allow_val_change=True)
+        return self._tracker
 
     def add_scalar(self, name: str, value: float, step: int = 0, **kwargs: Any) -> None:
         self.add_scalars({name: value}, step)
+
+
+@VISBACKENDS.register_module()
+class WandbRun(_Run):
+    """A run of Weights & Biases, which makes a folder ``wandb`` in ``save_dir``."""
+
+    def _init_env(self) -> None:
+        import wandb
+
+        self._tracker = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "kdbench"), name=self._name, id=self._id, dir=self._save_dir,
+            resume="allow", reinit="create_new", settings=wandb.Settings(silent=True, console="off"),
+        )  # fmt: skip
+
+    def add_config(self, config: Config, **kwargs: Any) -> None:
+        self.experiment.config.update(config.to_dict(), allow_val_change=True)
 
     def add_scalars(self, scalar_dict: dict[str, float], step: int = 0, *args: Any, **kwargs: Any) -> None:
         self.experiment.log(scalar_dict, step=step)
 
     def close(self) -> None:
         if self._env_initialized:
-            self._run.finish()
+            self._tracker.finish()
 
 
 @VISBACKENDS.register_module()
-class MlflowRun(BaseVisBackend):
-    """A run of MLflow; mmengine's own backend knows one run per process.
-
-    Args:
-        save_dir: where it is kept, unless ``$MLFLOW_TRACKING_URI`` names a server.
-        run_name, run_id: of the run.
-    """
-
-    def __init__(self, save_dir: str, run_name: str, run_id: str) -> None:
-        super().__init__(save_dir)
-        self._name, self._id = run_name, run_id
+class MlflowRun(_Run):
+    """A run of MLflow, kept in ``save_dir`` unless ``$MLFLOW_TRACKING_URI`` names a server."""
 
     def _init_env(self) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files need no lock between workers, a database does
         from mlflow import MlflowClient
 
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or Path(self._save_dir).resolve().as_uri())
+        client = self._tracker = MlflowClient(
+            os.environ.get("MLFLOW_TRACKING_URI") or Path(self._save_dir).resolve().as_uri()
+        )
         experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-        found = self._client.search_runs([experiment], f"tags.kdbench_id = '{self._id}'")
+        found = client.search_runs([experiment], f"tags.kdbench_id = '{self._id}'")
         tags = {"kdbench_id": self._id}
-        run = found[0] if found else self._client.create_run(experiment, run_name=self._name, tags=tags)
+        run = found[0] if found else client.create_run(experiment, run_name=self._name, tags=tags)
         self._run_id = run.info.run_id
-        self._client.update_run(self._run_id, status="RUNNING")
-
-    @property
-    @force_init_env
-    def experiment(self) -> Any:
-        return self._client
+        client.update_run(self._run_id, status="RUNNING")
 
     def add_config(self, config: Config, **kwargs: Any) -> None:
         self.experiment.log_dict(self._run_id, config.to_dict(), "config.yaml")
-
-    def add_scalar(self, name: str, value: float, step: int = 0, **kwargs: Any) -> None:
-        self.add_scalars({name: value}, step)
 
     def add_scalars(self, scalar_dict: dict[str, float], step: int = 0, *args: Any, **kwargs: Any) -> None:
         for name, value in scalar_dict.items():
@@ -186,4 +171,4 @@ class MlflowRun(BaseVisBackend):
 
     def close(self) -> None:
         if self._env_initialized:
-            self._client.set_terminated(self._run_id)
+            self._tracker.set_terminated(self._run_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 
 from kdbench.data.images import Dataset
 from kdbench.data.transforms import EvaluationView
-from kdbench.datasets.load import open_dataset
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.evaluation import Evaluated, predict_all
@@ -29,17 +27,26 @@ from kdbench.engine.record import (
 )
 from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import load_teacher, save_weights
-from kdbench.engine.tuning import PLAIN, Tuning
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.nets.tapped import preprocessing_of, state_hash
+from kdbench.nets.tapped import TappedNet, preprocessing_of, state_hash
 from kdbench.plugins.metrics import measure
 from kdbench.seeding import seed_for
 from kdbench.store.classnames import write_classes
 from kdbench.store.folders import Store
 from kdbench.store.provenance import provenance
-from kdbench.store.result import CellResult, TeacherMetrics, TeacherResult, TeacherUsed, Weights, scores, write_record
+from kdbench.store.result import (
+    CellResult,
+    Cost,
+    Scores,
+    TeacherMetrics,
+    TeacherResult,
+    TeacherUsed,
+    Weights,
+    scores,
+    write_record,
+)
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 
@@ -51,17 +58,11 @@ def setup(threads: int, device: str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def now() -> float:
-    """Seconds on a clock that never goes back."""
-    return time.monotonic()
-
-
 def train_teacher(
     plan: Plan,
     teacher: TeacherPlan,
     store: Store,
     device: torch.device,
-    data: Path | None,
     emit: Emit,
     start: Path | None = None,
     origin: Weights | None = None,
@@ -76,7 +77,7 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     plan.catalog.load_metrics()
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
+    dataset = plan.dataset(teacher.split)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
         folder.configure(teacher.hash, teacher.config, {})
@@ -86,18 +87,10 @@ def train_teacher(
     def keep(cell: CellTrainer) -> None:
         folder.confirm()
         write_history(cell)
-        result = TeacherResult(
-            name=teacher.name,
-            hash=teacher.hash,
-            checksum=save_weights(cell.measured.student, folder.weights),
-            metrics=TeacherMetrics(last=scores_of(cell.history[-1])),
-            weights=origin,
-            cost=cost_of(cell, device),
-            dataset_checksum=session.data_checksum,
-            provenance=provenance(device),
-            **measured_on(plan, dataset, teacher.split),
-        )
-        write_record(folder.result, result)
+        write_teacher(
+            plan, teacher, store, dataset, cell.measured.student, scores_of(cell.history[-1]), device, origin,
+            cost_of(cell, device),
+        )  # fmt: skip
         finish(cell)
         emit({"event": "done", "cell": cell.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
@@ -114,9 +107,7 @@ def train_cohort(
     cohort: Cohort,
     store: Store,
     device: torch.device,
-    data: Path | None,
     emit: Emit,
-    tuning: Tuning = PLAIN,
 ) -> None:
     """Train the cells of a cohort that are not done; each ends as ``result.json`` or ``failed.json``.
 
@@ -127,7 +118,7 @@ def train_cohort(
     first = cohort.cells[0]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    dataset = open_dataset(plan.suite.dataset, data, first.split, plan.request.limit)
+    dataset = plan.dataset(first.split)
     if parallel.is_first():
         write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
@@ -142,7 +133,7 @@ def train_cohort(
         metrics=scores(measure(teacher_logits, split.labels.to(device))),
     )
     train = dataset.training(plan.images_per_class)
-    evaluated = Evaluated(split, teacher_logits, device)
+    evaluated, checksum = Evaluated(split, teacher_logits, device), dataset.checksum()
     cells = {cell.key: cell for cell in cohort.cells}
     observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
 
@@ -164,7 +155,7 @@ def train_cohort(
                 losses={name: value for name, value in last.items() if name.startswith("loss")},
                 teacher=taught,
                 cost=cost_of(trained, device, cohort.memory),
-                dataset_checksum=session.data_checksum,
+                dataset_checksum=checksum,
                 train_images=len(train),
                 provenance={**provenance(device), "observers": observers},
             )
@@ -174,21 +165,40 @@ def train_cohort(
 
     seed = seed_for("data", first.suite, first.protocol, first.recipe_name, first.seed)
     session = Session(
-        plan, store.root, dataset, train, evaluated, device, emit, seed, keep, teacher, tuning,
-        cache_key={"teacher": taught.checksum, "split": first.split}, hooks=plan.hooks,
+        plan, store.root, dataset, train, evaluated, device, emit, seed, keep, teacher,
+        hooks=plan.hooks,
     )  # fmt: skip
     session.train([spec_of(plan, cell, store) for cell in cohort.cells])
 
 
-def measured_on(plan: Plan, dataset: Dataset, split: str) -> dict[str, Any]:
-    """On which of how many images, and among which classes, a teacher is measured, for its result."""
-    chosen = plan.suite.dataset.class_list
-    return {
-        "images": len(dataset.measured(split, plan.measured_images_per_class)),
-        "split_images": len(dataset.split(split)),
-        "classes": plan.num_classes,
-        "chosen_classes": None if chosen is None else len(chosen),
-    }
+def write_teacher(
+    plan: Plan,
+    teacher: TeacherPlan,
+    store: Store,
+    dataset: Dataset,
+    net: TappedNet,
+    measured: Scores,
+    device: torch.device,
+    weights: Weights | None,
+    cost: Cost | None = None,
+) -> None:
+    """Keep a teacher's weights and its result: what it reaches, on which of how many images, and among which classes."""
+    folder, chosen = store.teacher_folder(teacher), plan.suite.dataset.class_list
+    result = TeacherResult(
+        name=teacher.name,
+        hash=teacher.hash,
+        checksum=save_weights(net, folder.weights),
+        metrics=TeacherMetrics(last=measured),
+        weights=weights,
+        cost=cost,
+        dataset_checksum=dataset.checksum(),
+        provenance=provenance(device),
+        images=len(dataset.measured(teacher.split, plan.measured_images_per_class)),
+        split_images=len(dataset.split(teacher.split)),
+        classes=plan.num_classes,
+        chosen_classes=None if chosen is None else len(chosen),
+    )
+    write_record(folder.result, result)
 
 
 def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> TrainingSpec:

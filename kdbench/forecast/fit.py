@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -59,9 +58,7 @@ def _halves(cohort: Cohort) -> list[Cohort]:
     ]
 
 
-def estimate_memory(
-    plan: Plan, cohorts: Sequence[Cohort], states: Mapping[str, CellState], device: str | None, data: Path | None
-) -> list[Cohort]:
+def estimate_memory(plan: Plan, states: Mapping[str, CellState], cohorts: Sequence[Cohort]) -> list[Cohort]:
     """The cohorts with ``memory``, the bytes that each is likely to take on its device.
 
     Args:
@@ -69,12 +66,12 @@ def estimate_memory(
     """
     from kdbench.forecast.memory import cohort_need
 
-    on_gpu = _is_gpu(device)
+    on_gpu = _is_gpu(plan.request.device)
     scale = measured_scale(states, on_gpu)
     found = []
     for cohort in cohorts:
-        images = training_images(plan, cohort.cells[0].split, plan.images_per_class, data)
-        found.append(replace(cohort, memory=int(scale * cohort_need(plan, cohort, images, on_gpu).total)))
+        images = training_images(plan, cohort.cells[0].split, plan.images_per_class)
+        found.append(replace(cohort, memory=int(scale * cohort_need(plan, cohort, images, on_gpu))))
     return found
 
 
@@ -88,14 +85,10 @@ def measured_scale(states: Mapping[str, CellState], on_gpu: bool) -> float:
     return min(max(statistics.median(ratios), _LEAST_SCALE), _MOST_SCALE) if ratios else 1.0
 
 
-def training_images(plan: Plan, split: str, limit: int | None, data: Path | None) -> int:
+def training_images(plan: Plan, split: str, limit: int | None) -> int:
     """Number of images to train on when ``split`` is measured, at most ``limit`` of a class."""
     known = plan.suite.dataset.training_images(split, limit, plan.request.limit)
-    if known is not None:
-        return known
-    from kdbench.datasets.load import open_dataset
-
-    return len(open_dataset(plan.suite.dataset, data, split, plan.request.limit).training(limit))
+    return len(plan.dataset(split).training(limit)) if known is None else known
 
 
 def available(device: str | None, workers: int) -> float:
@@ -110,10 +103,7 @@ def available(device: str | None, workers: int) -> float:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError):
-            return float("inf")
+        return float("inf")
     return USABLE * free / max(1, workers)
 
 

@@ -41,14 +41,12 @@ class CellNeed:
         gradients: of everything that is trained.
         graph: what a step keeps for its backward pass.
         evaluation: the largest tensors of an evaluation.
-        exact: False where the method could not be run without data, and only its student counts.
     """
 
     held: int
     gradients: int
     graph: int
     evaluation: int
-    exact: bool = True
 
     @property
     def step(self) -> int:
@@ -56,38 +54,18 @@ class CellNeed:
         return max(self.gradients + self.graph, self.evaluation)
 
 
-@dataclass(frozen=True)
-class Need:
-    """Bytes of a cohort, by what they are for."""
-
-    held: int
-    step: int
-    teacher: int
-    data: int
-    process: int
-
-    @property
-    def total(self) -> int:
-        return self.held + self.step + self.teacher + self.data + self.process
-
-
-def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> Need:
-    """Memory of a cohort on its device; on a GPU without the driver's."""
+def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> int:
+    """Bytes of a cohort on its device; on a GPU without the driver's."""
     cells = [cell_need(plan, cell, train_images) for cell in cohort.cells]
     recipe = cohort.cells[0].recipe
     needs: frozenset[str] = frozenset[str]().union(*(plan.catalog[cell.method].needs for cell in cohort.cells))
     teacher = _teacher_need(cohort.teacher.net.model_dump_json(), plan.num_classes, needs, recipe.batch_size)
     side = plan.suite.dataset.image_size or max(preprocessing_of(cohort.cells[0].student_net)["input_size"])
     image = 3 * side**2
-    in_memory = recipe.pipeline == "device"
-    return Need(
-        held=sum(cell.held for cell in cells),
-        step=max(cell.step for cell in cells),
-        teacher=teacher,
-        # raw, for the student, for the teacher, and one more while they are made
-        data=4 * 4 * recipe.batch_size * image + (train_images * image if in_memory else 0),
-        process=0 if on_gpu else PROCESS_BYTES,
-    )
+    # raw, for the student, for the teacher, and one more while they are made
+    data = 4 * 4 * recipe.batch_size * image + (train_images * image if recipe.pipeline == "device" else 0)
+    process = 0 if on_gpu else PROCESS_BYTES
+    return sum(cell.held for cell in cells) + max(cell.step for cell in cells) + teacher + data + process
 
 
 def cell_need(plan: Plan, cell: Cell, train_images: int) -> CellNeed:
@@ -129,14 +107,12 @@ def _cell_need(
             targets=torch.zeros(size, classes) if recipe.augment.mixes else None,
         )
         seen = _teacher_outputs(teacher, classes, size, needs, strong)
-        exact = True
         try:
             outputs, shared = _student_step(student, classes, size, needs, strong)
             with saved_storages() as own:
                 sum(term.sum() for term in module(batch, outputs, seen).values())
             graph = shared | own
-        except Exception:  # a method that reads values
-            exact = False
+        except Exception:  # a method that reads values: its student alone counts
             _, graph = _student_step(student, classes, size, needs, False)
         kept = _apart_from(graph, (*_state_of(ours, module), *_tensors(seen)))
         evaluation = _largest(student, classes, EVALUATION_BATCH)
@@ -144,7 +120,7 @@ def _cell_need(
         states = _STATES.get(recipe.optimizer.name.lower(), 2) + (recipe.ema is not None)
         held = _bytes(_state_of(ours, module)) + states * _bytes(trained)
         factor = 1.0 if recipe.precision == "float32" else _AUTOCAST
-        return CellNeed(held, _bytes(trained), int(factor * kept), evaluation, exact)
+        return CellNeed(held, _bytes(trained), int(factor * kept), evaluation)
 
 
 def _teacher_need(net: str, classes: int, needs: frozenset[str], size: int) -> int:
@@ -222,8 +198,7 @@ def saved_storages() -> Iterator[dict[int, Any]]:
 
 
 def _storage(value: Tensor) -> int:
-    identity: int = value.untyped_storage()._cdata
-    return identity
+    return value.untyped_storage()._cdata
 
 
 def _state_of(*modules: nn.Module) -> list[Tensor]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 import kdbench.engine.process  # noqa: F401 - its message comes before a traceback
+from kdbench.data.batches import Pipeline
 from kdbench.data.images import Images
-from kdbench.data.pipeline import Pipeline, make_pipeline
-from kdbench.datasets.load import open_dataset
+from kdbench.data.pipeline import make_pipeline
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.cohort import CohortModel, FrozenTeacher
+from kdbench.engine.cohort import CohortModel
+from kdbench.engine.compiled import Forward
 from kdbench.engine.evaluation import predict_all
 from kdbench.engine.teacher import freeze
 from kdbench.engine.train import spec_of, teacher_spec
@@ -46,10 +46,10 @@ class Probe:
     cells: tuple[float, ...]
 
 
-def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | None) -> Probe:
+def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device) -> Probe:
     """Time a cohort with nets that are not trained. Writes nothing."""
     split = cohort.cells[0].split
-    dataset = open_dataset(plan.suite.dataset, data, split, plan.request.limit)
+    dataset = plan.dataset(split)
     train = dataset.training(plan.images_per_class)
     teacher = freeze(TappedNet(cohort.teacher.net, dataset.num_classes, cohort.teacher.name).to(device))
     recipe = cohort.cells[0].recipe
@@ -61,13 +61,13 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device, data: Path | 
         CellTrainer(spec_of(plan, cell, store), task, teacher.describe(), len(pipeline), device)
         for cell in cohort.cells
     ]
-    model = CohortModel(cells, FrozenTeacher(teacher), pipeline, device, lambda *failure: None)
+    model = CohortModel(cells, Forward(teacher), pipeline, device, lambda *failure: None)
     return _time(model, pipeline, dataset.measured(split, plan.measured_images_per_class), device)
 
 
-def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: Path | None) -> Probe:
+def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device) -> Probe:
     """The same for the training of a teacher."""
-    dataset = open_dataset(plan.suite.dataset, data, teacher.split, plan.request.limit)
+    dataset = plan.dataset(teacher.split)
     train = dataset.training(plan.teacher_images_per_class)
     pipeline = make_pipeline(train, plan.suite.dataset, teacher.recipe, dataset.num_classes, 0, device)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, teacher.recipe.epochs)
@@ -77,12 +77,11 @@ def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device, data: 
 
 
 def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.device) -> Probe:
-    wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
     model.train()
     seconds = []
     for step in range(MOST_STEPS + 1):
         begun = _now(device)
-        model.train_step(pipeline.make(0, step % len(pipeline)), wrappers)
+        model.train_step(pipeline.make(0, step % len(pipeline)))
         seconds.append(_now(device) - begun)
         if step == 0:
             for cell in model.alive:

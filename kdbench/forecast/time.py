@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import heapq
 import statistics
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kdbench.forecast.fit import training_images
@@ -19,12 +16,9 @@ from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.folders import CellState, Store
 from kdbench.suite.net import NetSpec
 
-#: Seconds that a worker needs before its first step (imports, data, nets) where that was not timed: 4 to 9 were seen on two
-#: cores.
-STARTUP_SECONDS = 7.0
-#: Of it, what is not import (opening the data, building nets, measuring the teacher), and what the end of a cell takes
-#: (timing its inference, writing its files), as seen on two cores.
-SETUP_SECONDS, FINISH_SECONDS = 2.5, 0.25
+#: Seconds that a worker needs before its first step (imports, data, nets), 4 to 9 on two cores, and those that the end of a cell
+#: takes (timing its inference, writing its files).
+STARTUP_SECONDS, FINISH_SECONDS = 7.0, 0.25
 #: Probing stops after so many seconds; the rest is extrapolated.
 PROBE_BUDGET = 90.0
 #: Images of a test split whose size is not known before it is loaded: CIFAR's 10,000, ImageNet's 50,000 lie on both sides.
@@ -63,11 +57,8 @@ def estimate(
     store: Store,
     states: Mapping[str, CellState],
     workers: int,
-    *,
-    device: str | None = None,
-    data: Path | None = None,
-    probe: bool = True,
-    progress: Callable[[str], None] = lambda text: None,
+    probe: bool,
+    progress: Callable[[str], None],
 ) -> Estimate:
     """Estimate what is left of a plan.
 
@@ -81,19 +72,18 @@ def estimate(
     """
     from kdbench.engine import train
 
-    timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, device), data, probe, progress)
-    startup = _startup_seconds() if probe and cohorts else STARTUP_SECONDS
+    timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, plan.request.device), probe, progress)
     teachers = list({cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values())
     jobs = []
     for teacher in teachers:
         if store.result_of_teacher(teacher) is None:
             seconds, source = timing.of_teacher(teacher)
-            jobs.append(JobEstimate(f"teacher {teacher.name}", seconds + startup, source))
+            jobs.append(JobEstimate(f"teacher {teacher.name}", seconds + STARTUP_SECONDS, source))
     pending = {job.name for job in jobs}
     for cohort in cohorts:
         seconds, source = timing.of_cohort(cohort)
         needs = f"teacher {cohort.teacher.name}"
-        seconds += startup + FINISH_SECONDS * len(cohort.cells)
+        seconds += STARTUP_SECONDS + FINISH_SECONDS * len(cohort.cells)
         jobs.append(JobEstimate(cohort.name, seconds, source, needs if needs in pending else None))
     nets = [(teacher.net, teacher.name) for teacher in teachers]
     nets += [(cell.student_net, cell.student) for cohort in cohorts for cell in cohort.cells]
@@ -126,18 +116,6 @@ def wall_time(jobs: Sequence[JobEstimate], workers: int) -> float:
         ended[ready.name] = now + ready.seconds
         heapq.heappush(free, now + ready.seconds)
     return max(ended.values(), default=0.0)
-
-
-def _startup_seconds() -> float:
-    """What a worker takes to import what it needs, and to set up its work: the better of two tries, as one may be disturbed."""
-    found = []
-    for _ in range(2):
-        start = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", "import kdbench.engine.prepare_teacher"], capture_output=True, check=False
-        )
-        found.append(STARTUP_SECONDS if done.returncode else time.monotonic() - start)
-    return SETUP_SECONDS + min(found)
 
 
 def _parameters(plan: Plan, net: NetSpec, name: str) -> int:
@@ -207,13 +185,12 @@ class _Timing:
         plan: Plan,
         states: Mapping[str, CellState],
         device: Any,
-        data: Path | None,
         probe: bool,
         progress: Callable[[str], None],
     ) -> None:
         from kdbench.store.provenance import device_name
 
-        self.plan, self.device, self.data, self.progress = plan, device, data, progress
+        self.plan, self.device, self.progress = plan, device, progress
         self.until = time.monotonic() + PROBE_BUDGET if probe else 0.0
         self.probed: dict[Any, float] = {}
         self.speeds = Speeds()
@@ -231,14 +208,14 @@ class _Timing:
             per_class = plan.measured_images_per_class
             images = plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
             return EVALUATION_GUESS * parameters * images, "guessed"
-        images = training_images(plan, teacher.split, plan.teacher_images_per_class, self.data)
+        images = training_images(plan, teacher.split, plan.teacher_images_per_class)
         steps = teacher.recipe.epochs * (images // teacher.recipe.batch_size)
         guessed = steps * STEP_GUESS * parameters * teacher.recipe.batch_size
         if time.monotonic() < self.until:
             from kdbench.forecast.probe import probe_teacher
 
             self.progress(f"timing a few steps of teacher {teacher.name}")
-            probe = probe_teacher(plan, teacher, self.device, self.data)
+            probe = probe_teacher(plan, teacher, self.device)
             seconds = steps * probe.step + teacher.recipe.evaluations * probe.evaluation
             if guessed:
                 self.speeds.teachers.append(seconds / guessed)
@@ -249,7 +226,7 @@ class _Timing:
     def of_cohort(self, cohort: Cohort) -> tuple[float, str]:
         """Of its training."""
         plan, recipe = self.plan, cohort.cells[0].recipe
-        images = training_images(plan, cohort.cells[0].split, plan.images_per_class, self.data)
+        images = training_images(plan, cohort.cells[0].split, plan.images_per_class)
         steps = recipe.epochs * (images // recipe.batch_size)
         kinds = tuple(_kind(cell) for cell in cohort.cells)
         if all(kind in self.measured for kind in kinds):
@@ -264,7 +241,7 @@ class _Timing:
             from kdbench.forecast.probe import probe_cohort
 
             self.progress(f"timing a few steps of {cohort.name}")
-            probe = probe_cohort(plan, cohort, self.device, self.data)
+            probe = probe_cohort(plan, cohort, self.device)
             self.probed[kinds] = seconds = steps * probe.step + recipe.evaluations * probe.evaluation
             self.speeds.learn(names, probe.cells, guessed, seconds / max(1, steps))
             return seconds, "probed"

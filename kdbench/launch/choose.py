@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kdbench.errors import KdbenchError, counted
@@ -125,9 +126,7 @@ def cohorts_of(
         return []
     cohorts = plan.cohorts(True, cells) if request.solo else balance(plan.cohorts(False, cells), machine.workers)
 
-    def estimated(parts: Sequence[Cohort]) -> Sequence[Cohort]:
-        return estimate_memory(plan, parts, states, request.device, request.data_folder)
-
+    estimated = partial(estimate_memory, plan, states)
     if request.memory:
         limit = request.memory * 2**30
     else:

@@ -245,7 +245,7 @@ class _Run:
         elif task.is_teacher:
             self.lost_teachers[task.teacher] = error
         elif event.get("full"):  # as if interrupted: the same command continues when there is space
-            self._lose(task, error)
+            self.lost.update({cell.folder: error for cell in self._open(task)})
         elif error is not None:
             self._fail(task, "crash", error, task.job.log)
         self._end(task, error)
@@ -309,9 +309,6 @@ class _Run:
                 folder.fail(kind, reason, log=log)
             except OSError as error:
                 self.lost[cell.folder] = f"{reason} ({error.strerror})"
-
-    def _lose(self, task: _Task, reason: str) -> None:
-        self.lost.update({cell.folder: reason for cell in self._open(task)})
 
     def _open(self, task: _Task) -> Iterable[Cell]:
         """Cells of a task that are not over, and that no other process has."""

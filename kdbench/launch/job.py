@@ -6,13 +6,12 @@ import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from kdbench.engine.tuning import Tuning
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Cohort, Plan, make_plan
+from kdbench.matrix.cells import Cell, Cohort, Plan, make_plan
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.plugins.registry import catalog
@@ -120,22 +119,13 @@ def perform(
     plan, device = _prepare(job)
     with Claims(job.ticket, events) as claims:
         store = Store(job.request.out, claims)
-        if job.kind == "teacher":
-            (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-            if _claimed(store.teacher_folder(teacher), claims, teacher.name, emit) and (
-                store.result_of_teacher(teacher) is None
-            ):
-                before_work(job)
-                _work(job, plan, store, device, emit)
-            return
-        found = _find({cell.folder: cell for cell in plan.cells}, job)
-        mine = [cell for cell in found if _claimed(store.cell(cell), claims, cell.key, emit)]
+        mine = [each for each in _members(plan, job) if _claimed(store.root / each.folder, claims, emit)]
         # An earlier attempt, or another run, may have ended some of them before they were claimed.
-        cells = [cell for cell in mine if store.cell(cell).state() not in ("done", "failed")]
-        if cells:
-            left = dataclasses.replace(job, members=tuple(cell.folder for cell in cells))
-            before_work(left)
-            _work(left, plan, store, device, emit)
+        left = tuple(each.folder for each in mine if not _is_over(each, store))
+        if left:
+            rest = dataclasses.replace(job, members=left)
+            before_work(rest)
+            _work(rest, plan, store, device, emit)
 
 
 def perform_together(job: Job) -> None:
@@ -146,11 +136,7 @@ def perform_together(job: Job) -> None:
 
 def recipe_of(job: Job) -> Recipe:
     """The recipe by which a job trains."""
-    plan = _plan_of(job)
-    if job.kind == "teacher":
-        teachers = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-        return teachers[0].recipe
-    return _find({cell.folder: cell for cell in plan.cells}, job)[0].recipe
+    return _members(_plan_of(job), job)[0].recipe
 
 
 def _plan_of(job: Job) -> Plan:
@@ -167,34 +153,40 @@ def _prepare(job: Job) -> tuple[Plan, Any]:
 def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event], bool | None]) -> None:
     from kdbench.engine import prepare_teacher, train
 
-    request, data = job.request, job.request.data_folder
+    members = _members(plan, job)
     if job.kind == "teacher":
-        (teacher,) = _find({teacher.folder: teacher for teacher in plan.teachers}, job)
-        prepare_teacher.prepare_teacher(plan, teacher, store, device, data, request.weights_folder, emit)
+        prepare_teacher.prepare_teacher(plan, members[0], store, device, emit)
         return
-    cells = _find({cell.folder: cell for cell in plan.cells}, job)
     # Of the whole cohort only: an estimate says nothing about a part of it that others left over.
-    memory = job.memory if len(cells) == job.cells else 0
-    cohort = Cohort(cells[0].teacher, cells[0].recipe_name, cells[0].seed, tuple(cells), memory=memory)
-    tuning = Tuning(compile=request.compile, cache_teacher=request.cache_teacher, graphs=request.graphs)
-    train.train_cohort(plan, cohort, store, device, data, emit, tuning)
+    memory = job.memory if len(members) == job.cells else 0
+    first = members[0]
+    cohort = Cohort(first.teacher, first.recipe_name, first.seed, tuple(members), memory=memory)
+    train.train_cohort(plan, cohort, store, device, emit)
 
 
-def _claimed(folder: CellFolder, claims: Claims, name: str, emit: Callable[[Event], bool | None]) -> bool:
-    if claims.take(folder.path):
-        folder.sweep()
+def _claimed(folder: Path, claims: Claims, emit: Callable[[Event], bool | None]) -> bool:
+    if claims.take(folder):
+        CellFolder(folder, claims).sweep()
         return True
-    emit({"event": "busy", "cell": name})
+    emit({"event": "busy"})
     return False
 
 
-def _find(known: Mapping[str, Any], job: Job) -> list[Any]:
+def _members(plan: Plan, job: Job) -> list[Any]:
+    """The teacher of a job, or its cells."""
+    known = {each.folder: each for each in (plan.teachers if job.kind == "teacher" else plan.cells)}
     missing = [member for member in job.members if member not in known]
     if missing:
         raise KdbenchError(
             f"{missing[0]} is not in the plan any more: the suite or a plugin changed while the run was going on"
         )
     return [known[member] for member in job.members]
+
+
+def _is_over(member: Cell | TeacherPlan, store: Store) -> bool:
+    if isinstance(member, TeacherPlan):
+        return store.result_of_teacher(member) is not None
+    return store.cell(member).state() in ("done", "failed")
 
 
 def job_for_teacher(plan: Plan, teacher: TeacherPlan) -> Job:

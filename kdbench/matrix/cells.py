@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.identity import CONFIG_VERSION, config_hash
@@ -18,6 +18,9 @@ from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import FAMILIES, NetSpec
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.suite import PAIR_SEPARATOR, ResolvedProtocol, Suite, split_pair
+
+if TYPE_CHECKING:
+    from kdbench.data.images import Dataset
 
 SPLITS = ("test", "validation")
 
@@ -131,6 +134,17 @@ class Plan:
     def teachers(self) -> list[TeacherPlan]:
         """Every teacher once, in the order of the cells."""
         return list({cell.teacher.hash: cell.teacher for cell in self.cells}.values())
+
+    def dataset(self, split: str) -> Dataset:
+        """The data set to train on when nets are measured on ``split``, within the request's limit.
+
+        Raises:
+            KdbenchError: if it is not there, or not whole.
+        """
+        from kdbench.datasets.load import load_dataset  # torch
+
+        loaded = load_dataset(self.suite.dataset, self.request.data_folder)
+        return replace(loaded.for_split(split), limit=self.request.limit)
 
     def cohorts(self, solo: bool = False, cells: Sequence[Cell] | None = None) -> list[Cohort]:
         """Group cells that may share their batches and their teacher; with ``solo`` every cell stands alone."""

@@ -39,7 +39,6 @@ class Request:
         memory: GiB of the device for each worker.
         solo: train every cell in a cohort of its own.
         compile: run nets through ``torch.compile``.
-        cache_teacher: GB on disk for the teacher's outputs.
         graphs: on a GPU, record steps as CUDA graphs.
         log: experiment trackers.
         max_hours: refuse a plan of more hours of computing.
@@ -73,7 +72,6 @@ class Request:
     memory: float | None = None
     solo: bool = False
     compile: bool = False
-    cache_teacher: float = 0.0
     graphs: bool = True
     log: tuple[str, ...] = ()
     max_hours: float | None = None

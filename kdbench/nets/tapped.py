@@ -116,7 +116,8 @@ class TappedNet(nn.Module):
             return []
         stages: list[Any] = [self.net.get_submodule(self.net.feature_info[int(tap)]["module"]) for tap in self.taps]
         # a stage is its blocks, the stem its activation alone
-        return [_block_activation(stage[-1]) if isinstance(stage, nn.Sequential) else stage for stage in stages]
+        ends = [stage[-1] if isinstance(stage, nn.Sequential) else stage for stage in stages]
+        return [getattr(end, "act3", getattr(end, "act2", end)) for end in ends]
 
     @property
     def stagewise(self) -> StagewiseNet:
@@ -178,11 +179,6 @@ class TappedNet(nn.Module):
                 StageInfo(state.map.shape[1], *state.grid, self.layout, state.num_class_tokens) for state in states
             ),
         )
-
-
-def _block_activation(block: Any) -> nn.Module:
-    activation: nn.Module = block.act3 if hasattr(block, "act3") else block.act2
-    return activation
 
 
 @contextlib.contextmanager
@@ -253,15 +249,10 @@ def hash_of_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def timm_names() -> list[str]:
-    """Names of all timm models, those that kdbench registers included."""
-    return timm.list_models()
-
-
 def _create(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
     base = spec.timm.split(".")[0]
     if not timm.is_model(base):
-        raise NetError(f"net {name}: timm has no model {spec.timm!r}; {nearest(base, timm_names())}")
+        raise NetError(f"net {name}: timm has no model {spec.timm!r}; {nearest(base, timm.list_models())}")
     try:
         net = timm.create_model(spec.timm, pretrained=False, num_classes=num_classes, **spec.args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:

@@ -7,7 +7,6 @@
 ``datasets/NAME.json``                                  names of classes and superclasses
 ``SUITE/PROTOCOL/.workers/HASH/``                       log of the process that trained a cohort
 ``.jobs/TICKET/``                                       events of running jobs
-``.cache/teachers/``                                    teachers' outputs, kept between runs
 ======================================================  ====================================================================
 """
 
@@ -26,7 +25,6 @@ CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 CLAIM_FILE = "claim.json"
 JOBS_FOLDER = ".jobs"
-TEACHER_OUTPUTS_FOLDER = ".cache/teachers"
 
 
 class _File:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kdbench.datasets.download import file_digest
 from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Cell
 from kdbench.matrix.request import Request
@@ -18,7 +19,7 @@ from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
 from kdbench.suite.net import WeightsFile
 from kdbench.teachers.verification import TOLERANCE, Verdict, complaint, judge
-from kdbench.teachers.weights import Weights, check_file, fetch_weights, file_sha256, find_weights, missing_weights
+from kdbench.teachers.weights import Weights, check_file, fetch_weights, find_weights, missing_weights
 
 #: Takes a sentence for the user.
 Note = Callable[[str], None]
@@ -72,7 +73,7 @@ def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, fold
     if not isinstance(weights, WeightsFile) or weights.sha256 or folder is None:
         return
     with contextlib.suppress(OSError):
-        if result.weights and file_sha256(folder / weights.file) != result.weights.file_sha256:
+        if result.weights and file_digest(folder / weights.file, "sha256") != result.weights.file_sha256:
             note(
                 f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.teacher(teacher)} "
                 "keeps the former weights, which are still used. Write the file's sha256 into the suite to use the new ones"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlparse
 
-from kdbench.datasets.download import CHUNK, fetch_file
+from kdbench.datasets.download import fetch_file, file_digest
 from kdbench.errors import KdbenchError, ListedError, counted, nearest
 from kdbench.suite.net import NetSpec, WeightsFile
 
@@ -119,7 +118,7 @@ def check_file(weights: Weights) -> str:
     if weights.path is None:
         raise missing_weights([weights], "SUITE")
     try:
-        found = file_sha256(weights.path)
+        found = file_digest(weights.path, "sha256")
     except OSError as error:
         raise KdbenchError(
             f"weights of teacher {weights.teacher}: {weights.path} cannot be read ({error.strerror})"
@@ -130,15 +129,6 @@ def check_file(weights: Weights) -> str:
             f"another file, or one that is cut; available from {weights.where_to_get}"
         )
     return found
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def fetch_weights(weights: Weights, folder: Path | None, progress: Callable[[int, int], None] | None = None) -> Weights:

@@ -20,8 +20,8 @@ EVERYTHING = Request(
     "cifar100-32", protocol="smoke", methods=("kd", "o*"), pairs=("a--b",), seeds=(3, 4), split="validation", limit=50,
     set={"kd": {"temperature": 1e-3}, "uhkd": {"stages": [2, 4], "name": "it's"}}, train_teachers=("cnn", "v*"),
     fine_tune_teachers=("all",), teacher_tolerance=5.5, plugins=("a.py", "b c.py"), hooks=("h.py", "i.py"), out="some where",
-    data="d", weights="w", download=True, on="slurm", slurm="time=4:00:00,mem=2G", workers=3, device="cpu", memory=0.3,
-    solo=True, compile=True, graphs=False, cache_teacher=1 / 3, log=("tensorboard", "wandb"), max_hours=0.0, stall=0.1, retry_failed=True,
+    data="d", weights="w", download=True, on="slurm", slurm="time=4:00:00,mem=2G", workers=3, device="cpu", memory=1 / 3,
+    solo=True, compile=True, graphs=False, log=("tensorboard", "wandb"), max_hours=0.0, stall=0.1, retry_failed=True,
     yes=True,
 )  # fmt: skip
 

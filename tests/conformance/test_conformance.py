@@ -98,9 +98,9 @@ def test_every_built_in_method_passes_all_checks_on_three_kinds_of_pair(name: st
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_built_in_method_passes_all_checks_on_all_nine_kinds_of_pair(name: str) -> None:
-    skips: list[Skip] = []
-    assert [str(failure) for failure in check_method(BUILT_IN[name], skips)] == []
-    assert skips == []
+    found = examine(BUILT_IN[name])
+    assert [str(failure) for failure in found.failures] == []
+    assert found.skips == []
 
 
 def test_a_sound_plugin_passes(write) -> None:

@@ -11,8 +11,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from kdbench.data.augment import random_shift, strong_augment
-from kdbench.data.images import Dataset, ImageSet
-from kdbench.data.pipeline import DevicePipeline, TrainingBatch
+from kdbench.data.batches import TrainingBatch
+from kdbench.data.device import DevicePipeline
+from kdbench.data.images import Dataset, ImageSet, first_of_every_class
 from kdbench.datasets.load import load_dataset
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.suite.datasets import DATASETS, find_dataset
@@ -110,11 +111,11 @@ def test_unknown_data_set_is_refused_with_the_nearest() -> None:
 
 def test_first_images_of_every_class_are_taken_in_their_order() -> None:
     data = ImageSet(torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1), torch.tensor([1, 0, 0, 1, 1, 0, 0, 1]))
-    chosen = data.first_per_class(2)
+    chosen = data.take(first_of_every_class(data.labels, 2))
     assert chosen.images.flatten().tolist() == [0, 1, 2, 3]
     assert chosen.labels.tolist() == [1, 0, 0, 1]
     with pytest.raises(KdbenchError, match="images_per_class = 5, but class 0 has only 4"):
-        data.first_per_class(5)
+        first_of_every_class(data.labels, 5)
 
 
 def test_checksum_follows_pixels_and_labels() -> None:

@@ -119,12 +119,12 @@ class Lab:
 
         for teacher in plan.teachers:
             if store.result_of_teacher(teacher) is None:
-                train.train_teacher(plan, teacher, store, self.device, None, self.events.append)
+                train.train_teacher(plan, teacher, store, self.device, self.events.append)
         cells = [cell for cell in plan.cells if store.cell(cell).state() not in ("done", "failed")]
         for cell in cells:
             store.cell(cell).prepare(cell)
         for cohort in plan.cohorts(solo, cells[::-1] if reverse else cells):
-            train.train_cohort(plan, cohort, store, self.device, None, emit)
+            train.train_cohort(plan, cohort, store, self.device, emit)
         return store
 
     def store(self, out: str) -> Store:

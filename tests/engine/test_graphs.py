@@ -22,7 +22,6 @@ from kdbench.engine.checkpoint import Position
 from kdbench.engine.cohort import CohortModel, Shared
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.optim import build_optim_wrapper
-from kdbench.engine.tuning import Tuning
 from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
 from kdbench.method import Batch, Feature, Outputs
@@ -121,14 +120,13 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(lab: Lab, names
             give_rate(cell)
         if recorded:
             model.graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text), warm_steps=2)
-        wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
         model.train()
         for epoch, steps in enumerate((3, 2)):
             for step in range(steps):
                 model.position = Position(epoch, step)
                 for cell in model.alive:
                     cell.schedule.set(epoch, step)
-                model.train_step(model.pipeline.make(epoch, step), wrappers)
+                model.train_step(model.pipeline.make(epoch, step))
                 for cell in model.alive:
                     cell.history.append({name: float(term) for name, term in cell.meters.last.items()})
             for cell in model.alive:
@@ -294,8 +292,8 @@ def test_what_keeps_a_cohort_from_being_recorded_is_named(lab: Lab) -> None:
     assert graphs.why_not(cells, [HookEntry("Change", Path(), False, "")]) == "hooks may change what a step does"
     cell.micro_batches = 2
     assert graphs.why_not(cells) == "batches are trained in parts"
-    cell.tuning = Tuning(compile=True)
-    assert graphs.why_not(cells) == "with --compile and --cache-teacher steps run as they are"
+    cell.forward_pass.compile = True
+    assert graphs.why_not(cells) == "with --compile steps run as they are"
 
 
 def test_features_of_a_teacher_whose_tensors_stay_do_not_remember_their_tokens() -> None:

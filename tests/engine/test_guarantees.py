@@ -13,12 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from kdbench.data.pipeline import DevicePipeline
+from kdbench.data.device import DevicePipeline
 from kdbench.datasets.load import load_dataset
 from kdbench.engine import checkpoint, train
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import load_checkpoint
-from kdbench.engine.cohort import CohortModel, FrozenTeacher, Shared
+from kdbench.engine.cohort import CohortModel, Shared
+from kdbench.engine.compiled import Forward
 from kdbench.engine.teacher import load_teacher
 from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
@@ -35,7 +36,7 @@ SIX = ("scratch", "kd", "fitnet", "crd", "ofa", "lfcc")
 def build(lab: Lab, plan: Plan, store: Store, recipe_batch: int = 20) -> CohortModel:
     """The cohort model of a plan as a run builds it."""
     dataset = load_dataset("digits")
-    images = dataset.train.first_per_class(8)
+    images = dataset.training(8)
     cohort = cohort_of(plan)
     teacher, _ = load_teacher(cohort.teacher, store, 10, lab.device)
     pipeline = DevicePipeline(images, cohort.cells[0].recipe, 10, 7, lab.device)
@@ -44,7 +45,7 @@ def build(lab: Lab, plan: Plan, store: Store, recipe_batch: int = 20) -> CohortM
         CellTrainer(train.spec_of(plan, cell, store), task, teacher.describe(), len(pipeline), lab.device)
         for cell in cohort.cells
     ]
-    return CohortModel(cells, FrozenTeacher(teacher), pipeline, lab.device, lambda *failure: None)
+    return CohortModel(cells, Forward(teacher), pipeline, lab.device, lambda *failure: None)
 
 
 def predictions(store: Store, plan: Plan, method: str) -> dict[str, np.ndarray]:
@@ -88,9 +89,8 @@ def test_teacher_stays_in_eval_mode_without_gradients_at_every_step(lab: Lab) ->
     teacher = model.teacher.net
     before = state_hash(teacher.net)
     model.train()
-    wrappers: Any = {cell.key: cell.optim_wrapper for cell in model.alive}
     for data in model.pipeline.batches(0):
-        model.train_step(data, wrappers)
+        model.train_step(data)
         assert not any(module.training for module in teacher.modules())
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
     assert state_hash(teacher.net) == before
@@ -110,7 +110,7 @@ def test_teacher_and_student_get_their_own_normalisation_and_size(lab: Lab) -> N
     teacher.mean.fill_(0.1)
     teacher.preprocessing = ("of its own",)
     data = model.pipeline.make(0, 0)
-    shared = Shared(data, teacher, frozenset({"logits"}))
+    shared = Shared(data, Forward(teacher), frozenset({"logits"}))
     assert shared.teacher is not None
     expected = teacher.net((data.images - 0.1) / teacher.std)
     torch.testing.assert_close(shared.teacher.logits, expected)
@@ -134,7 +134,7 @@ def test_initial_weights_and_batches_do_not_depend_on_the_method(lab: Lab) -> No
 
 def test_batches_are_the_same_with_and_without_a_second_view(lab: Lab) -> None:
     plan = lab.plan(["kd"])
-    data = load_dataset("digits").train.first_per_class(8)
+    data = load_dataset("digits").training(8)
     recipe = plan.cells[0].recipe
     plain = DevicePipeline(data, recipe, 10, 3, "cpu")
     double = DevicePipeline(data, recipe, 10, 3, "cpu", strong_view=True)
@@ -361,7 +361,7 @@ def test_a_cell_that_another_process_took_over_is_left_to_it(lab: Lab) -> None:
                 remove_claim(store.cell(taken).path, holder.token)
                 assert other.take(store.cell(taken).path)
 
-        train.train_cohort(plan, cohort_of(plan), store, lab.device, None, steal)
+        train.train_cohort(plan, cohort_of(plan), store, lab.device, steal)
         lost = [event for event in lab.events if event["event"] == "lost"]
         assert [event["cell"] for event in lost] == [taken.key]
         assert "was taken over by" in lost[0]["reason"]

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdbench.data.pipeline import DevicePipeline
+from kdbench.data.device import DevicePipeline
 from kdbench.datasets.load import load_dataset
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.cohort import CellFailure, CohortModel, FrozenTeacher
+from kdbench.engine.cohort import CellFailure, CohortModel
+from kdbench.engine.compiled import Forward
 from kdbench.engine.teacher import freeze
 from kdbench.engine.train import spec_of
 from kdbench.method import Method, Task
@@ -89,7 +90,7 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
     """A cohort with a teacher that is not trained."""
     plan = lab.plan(methods, pair)
     cohort = cohort_of(plan)
-    images = load_dataset("digits").train.first_per_class(8)
+    images = load_dataset("digits").training(8)
     teacher = freeze(TappedNet(cohort.teacher.net, 10, cohort.teacher.name))
     strong = any("strong" in plan.catalog[cell.method].needs for cell in cohort.cells)
     pipeline = DevicePipeline(images, cohort.cells[0].recipe, 10, 7, lab.device, strong)
@@ -103,16 +104,15 @@ def cohort_model(lab: Lab, methods: list[str], pair: str) -> CohortModel:
     def fail(cell: CellTrainer, failure: CellFailure) -> None:
         raise AssertionError(f"{cell.key}: {failure.details}")
 
-    return CohortModel(cells, FrozenTeacher(teacher), pipeline, lab.device, fail)
+    return CohortModel(cells, Forward(teacher), pipeline, lab.device, fail)
 
 
 def take_steps(model: CohortModel, count: int) -> None:
-    wrappers = {cell.key: cell.optim_wrapper for cell in model.alive}
     model.train()
     for step in range(count):
         for cell in model.alive:
             cell.schedule.set(0, step)
-        model.train_step(model.pipeline.make(0, step), wrappers)
+        model.train_step(model.pipeline.make(0, step))
 
 
 @pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])

@@ -42,7 +42,7 @@ def step(cell: CellTrainer, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(20, 3, 32, 32, generator=generator)
     labels = torch.randint(10, (20,), generator=generator)
-    cell.step(Batch(labels, torch.arange(20)), images, None, Outputs(torch.zeros(20, 10)), cell.optim_wrapper)
+    cell.step(Batch(labels, torch.arange(20)), images, None, Outputs(torch.zeros(20, 10)))
 
 
 def test_averaged_weights_follow_the_weights_and_are_what_is_measured(lab: Lab) -> None:

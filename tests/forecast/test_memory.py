@@ -45,7 +45,6 @@ def test_what_a_step_keeps_and_a_cell_holds_is_estimated_without_data(lab: Lab, 
             cell.distiller(data.batch, images, strong, shared.teacher)
         found = sum(storage.nbytes() for key, storage in kept.items() if key not in there)
         need = cell_need(plan, planned, 80)
-        assert need.exact, planned.method
         assert need.graph == pytest.approx(found, rel=0.25), planned.method
         states = [value for state in cell.optim_wrapper.optimizer.state.values() for value in state.values()]
         held = _bytes(_state_of(cell.student, cell.method)) + _bytes(v for v in states if isinstance(v, Tensor))
@@ -109,7 +108,7 @@ def test_a_larger_cohort_needs_more_by_what_its_cells_hold(lab: Lab) -> None:
     whole, one = (
         cohort_need(plan, replace(cohort, cells=cells), 80, on_gpu=True) for cells in (cohort.cells, cohort.cells[:1])
     )
-    assert whole.total - one.total == whole.held - one.held == 2 * one.held
+    assert whole - one == 2 * cell_need(plan, cohort.cells[0], 80).held
 
 
 def test_measured_peaks_refine_estimates_of_the_same_kind_of_device(lab: Lab) -> None:

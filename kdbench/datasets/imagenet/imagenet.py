@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +34,6 @@ OFFICIAL = {"train": 1_281_167, "val": 50_000}
 VALIDATION_PER_CLASS = 20
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The classes of a suite: the label of each WNID, and the class name of each label."""
-
-    labels: Mapping[str, int]
-    names: tuple[str, ...]
-
-
 def load(folder: Path | None, spec: DatasetSpec) -> Dataset:
     """List ImageNet-1K, or the classes of it that the suite chose.
 
@@ -52,19 +43,19 @@ def load(folder: Path | None, spec: DatasetSpec) -> Dataset:
     Raises:
         KdbenchError: if it is not there or not whole.
     """
-    chosen = choose(spec)
-    train, test = _read(folder, spec, chosen)
+    labels, names = choose(spec)
+    train, test = _read(folder, spec, labels)
     held_out = torch.from_numpy(
         held_out_positions(train, "kdbench imagenet1k", lambda count: min(VALIDATION_PER_CLASS, count // 2))
     )
     images = file_set(train, spec.undecodable)
     validation, test_images = images.take(held_out), file_set(test, spec.undecodable)
-    return Dataset("imagenet1k", len(chosen.names), images, validation, test_images, held_out, chosen.names)
+    return Dataset("imagenet1k", len(names), images, validation, test_images, held_out, names)
 
 
 def check(folder: Path | None, spec: DatasetSpec) -> tuple[str, ...]:
     """List the images without keeping them; notes on the files, a line each. Raises as ``load``."""
-    train, test = _read(folder, spec, choose(spec))
+    train, test = _read(folder, spec, choose(spec)[0])
     notes = [*train.notes, *test.notes]
     if spec.classes is None:
         for name, part in (("train", train), ("val", test)):
@@ -84,8 +75,10 @@ def download(folder: Path | None, progress: Callable[[int, int], None] | None = 
     )
 
 
-def choose(spec: DatasetSpec) -> Chosen:
-    """The classes that a suite asks for. Renumbered labels follow the sorted WNIDs, whatever the order of the suite's list.
+def choose(spec: DatasetSpec) -> tuple[Mapping[str, int], tuple[str, ...]]:
+    """The classes that a suite asks for: the label of each WNID, and the class name of each label.
+
+    Renumbered labels follow the sorted WNIDs, whatever the order of the suite's list.
 
     Raises:
         KdbenchError: for a class that is none of ImageNet-1K, or is named twice.
@@ -93,26 +86,25 @@ def choose(spec: DatasetSpec) -> Chosen:
     names = class_names()
     listed = spec.class_list
     if listed is None:
-        return Chosen(numbers(), tuple(names.values()))
+        return numbers(), tuple(names.values())
     for wnid in listed:
         wnid_to_index(wnid)
     if len(set(listed)) < len(listed) or not listed:
         twice = next((wnid for wnid in listed if listed.count(wnid) > 1), None)
         raise KdbenchError(f"{TITLE}: classes {f'names {twice} twice' if twice else 'is an empty list'}")
     if spec.labels == "kept":
-        return Chosen({wnid: wnid_to_index(wnid) for wnid in sorted(listed)}, tuple(names.values()))
-    return Chosen(
-        {wnid: label for label, wnid in enumerate(sorted(listed))}, tuple(names[wnid] for wnid in sorted(listed))
-    )
+        return {wnid: wnid_to_index(wnid) for wnid in sorted(listed)}, tuple(names.values())
+    chosen = sorted(listed)
+    return {wnid: label for label, wnid in enumerate(chosen)}, tuple(names[wnid] for wnid in chosen)
 
 
-def _read(folder: Path | None, spec: DatasetSpec, chosen: Chosen) -> tuple[Part, Part]:
+def _read(folder: Path | None, spec: DatasetSpec, labels: Mapping[str, int]) -> tuple[Part, Part]:
     if folder is None:
         raise KdbenchError(
             f"{TITLE} lies in files: --data DIR or $KDBENCH_DATA (not set) names the folder that holds imagenet/ with {EXPECTED}"
         )
     data = Path(folder)
-    wanted = Wanted(chosen.labels, spec.classes is None, spec.undecodable)
+    wanted = Wanted(labels, spec.classes is None, spec.undecodable)
     root = find_root(data, spec.folder)
     refuse_other_order(root, data)
     return read_split(root, "train", wanted, data), read_split(root, "val", wanted, data)

@@ -1,27 +1,27 @@
-"""What there is to say about all methods: their extra parameters (measured, packaged) and the page docs/methods.md.
+"""Write methods.md anew, and the packaged numbers of extra parameters: ``python docs/methods.py``.
 
-    python -m kdbench.plugins.methodtable
-
-writes both anew. Reading them works without torch; measuring builds every method without memory for weights.
+Methods are measured on the device "meta", without memory for weights.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdbench.errors import KdbenchError
+import torch
+
+from kdbench.cli.listing import COSTS, short_count
+from kdbench.method import Task
+from kdbench.nets.tapped import describe
 from kdbench.plugins.entry import FAMILIES, MethodEntry
 from kdbench.plugins.registry import MethodCatalog, catalog
+from kdbench.suite.net import NetSpec
 
-COSTS = Path(__file__).with_name("method_costs.json")
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+PAGE = Path(__file__).with_name("methods.md")
 
 CLASSES = 100
 #: Pairs whose extra parameters are shown: key -> (teacher, student) in timm's names, with 100 classes.
@@ -43,7 +43,7 @@ _TAPS = {
 _INTRODUCTION = """\
 # Methods
 
-<!-- Written by python -m kdbench.plugins.methodtable; do not edit. -->
+<!-- Written by python docs/methods.py; do not edit. -->
 
 Every method that comes with kdbench, from its own file in [methods/](../methods). `kdbench list methods` prints the
 short form, [adding-a-method.md](adding-a-method.md) tells how to add one.
@@ -58,31 +58,8 @@ those of two pairs with 100 classes: *usual* is Swin-T to ResNet18 at 224 px (th
 """
 
 
-@functools.lru_cache(maxsize=1)
-def extra_parameters() -> Mapping[str, Mapping[str, int]]:
-    """Method -> reference pair -> number of extra trainable parameters, as packaged. Plugins are not in it."""
-    return json.loads(COSTS.read_text(encoding="utf-8"))["extra_parameters"]
-
-
-def short_count(number: int | None) -> str:
-    """A number of parameters in a few characters: ``0``, ``640``, ``12.3 k``, ``1.63 M``; ``?`` for None."""
-    if number is None:
-        return "?"
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if number >= size:
-            value = number / size
-            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
-    return str(number)
-
-
 def measure(methods: MethodCatalog) -> dict[str, dict[str, int]]:
     """Count the trainable parameters of every method on the reference pairs, with its default hyper-parameters."""
-    import torch
-
-    from kdbench.method import Task
-    from kdbench.nets.tapped import describe
-    from kdbench.suite.net import NetSpec
-
     found: dict[str, dict[str, int]] = {}
     for name, entry in sorted(methods.items()):
         cls: Any = entry.load()
@@ -181,10 +158,8 @@ def _markdown_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def main() -> int:
+def main() -> None:
     """Measure, then write the packaged figures and the page."""
-    if not PAGE.parent.is_dir():
-        raise KdbenchError(f"{PAGE.parent} is missing: run this in a checkout of kdbench, not in an installed copy")
     methods = MethodCatalog()
     for entry in catalog().values():
         if entry.builtin:
@@ -195,8 +170,7 @@ def main() -> int:
     COSTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(methods_page(methods, found), encoding="utf-8")
     print(f"wrote {COSTS} and {PAGE}: {len(methods)} methods")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
