@@ -90,8 +90,15 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
            help="What students are measured on: test (default), or validation for a search."),
     Option(_CELLS, "--limit", type=values.IMAGES, metavar="N",
            help="Only N images of each split, to try something out (other results)."),
-    Option(_CELLS, "--set", multiple=True, metavar="METHOD.NAME=VALUE", help="A hyper-parameter; may be repeated.",
+    Option(_CELLS, "--set", multiple=True, metavar="METHOD.NAME=VALUE",
+           help="A hyper-parameter of a method and its variants, or of one variant; may be repeated. It goes before "
+                "what is published, the protocol's, the suite's, presets and defaults, in this order.",
            callback=lambda context, parameter, given: values.parse_set(given)),
+    Option(_CELLS, "--variant", "variants", multiple=True, metavar="NAME=METHOD,KEY=VALUE,...",
+           help="A row of its own: the method, and on top of all its settings these; may be repeated.",
+           callback=lambda context, parameter, given: values.parse_variants(given)),
+    Option(_CELLS, "--as-tuned", is_flag=True,
+           help="Use hyper-parameters that were published for a pair, where there are any."),
     Option(_PLUGINS, "--plugin", "plugins", multiple=True, metavar="FILE", help="A method of your own; may be repeated."),
     Option(_PLUGINS, "--hook", "hooks", multiple=True, metavar="FILE", help="mmengine hooks; may be repeated."),
     Option(_TEACHERS, "--train-teachers", type=values.NAMES, metavar="NAME,...",
@@ -130,7 +137,20 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_REST, "--yes", is_flag=True, help="Do not ask before more than a day of computing."),
 )}  # fmt: skip
 
-CELLS = ("suite", "protocol", "methods", "pairs", "seeds", "split", "limit", "set", "plugins", "hooks")
+CELLS = (
+    "suite",
+    "protocol",
+    "methods",
+    "pairs",
+    "seeds",
+    "split",
+    "limit",
+    "set",
+    "variants",
+    "as_tuned",
+    "plugins",
+    "hooks",
+)
 TEACHERS = ("train_teachers", "fine_tune_teachers")
 FILES = ("out", "data", "weights", "download")
 MACHINE = ("on", "slurm", "workers", "device", "memory", "solo")
@@ -140,10 +160,11 @@ def plan_of(request: Request) -> tuple[Plan, MethodCatalog]:
     """The plan of a request, and all methods."""
     methods = catalog(request.plugins)
     try:
-        return make_plan(load_suite(request.suite), request, methods), methods
+        plan = make_plan(load_suite(request.suite), request, methods)
     except UnknownNameError:
         console.plugin_errors(methods.errors)
         raise
+    return plan, plan.catalog
 
 
 def plan_on_disk(plan: Plan, store: Store) -> Plan:

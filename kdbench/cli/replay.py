@@ -30,6 +30,13 @@ def _option(name: str, value: Any) -> list[str]:
         return [option]
     if name == "set":
         value = [f"{method}.{key}={json.dumps(item)}" for method, items in value.items() for key, item in items.items()]
+    if name == "variants":
+        value = [
+            ",".join(
+                (f"{row}={variant['method']}", *(f"{key}={json.dumps(item)}" for key, item in variant["set"].items()))
+            )
+            for row, variant in value.items()
+        ]
     if parameter.multiple:
         return [word for item in value for word in (option, item)]
     if isinstance(value, tuple):
@@ -45,7 +52,8 @@ def replay_command(cell: Cell, request: Request) -> str:
         pairs=(cell.pair,),
         methods=(cell.method,),
         seeds=(cell.seed,),
-        set={method: values for method, values in request.set.items() if method == cell.method},
+        set={name: values for name, values in request.set.items() if name in (cell.method, cell.facts["variant_of"])},
+        variants={name: variant for name, variant in request.variants.items() if name == cell.method},
         solo=True,
         retry_failed=True,
     )

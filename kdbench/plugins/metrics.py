@@ -73,6 +73,8 @@ _RESERVED = {
         "method_family",
         "fidelity",
         "carries_kd",
+        "variant_of",
+        "settings",
     ),
     *("seed", "state", "reason", "epoch", "epochs", "lr", "raw_top1", "teacher_top1", "teacher_top5", "value"),
     *("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes", "student_gmacs"),

@@ -29,6 +29,7 @@ _TEXT_DEFAULTS = {
         ("teacher_family", "student_family", "method_family", "fidelity", "reason", "device", "commit"), ""
     ),
     **dict.fromkeys(("finished", "config_hash", "dataset_title", "hyperparameters", "path", "plugin_metrics"), ""),
+    **dict.fromkeys(("variant_of", "settings"), ""),
 }
 _NUMBERS = (
     *("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters", "student_parameters"),

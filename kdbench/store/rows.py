@@ -47,6 +47,8 @@ COLUMNS = [
         "method_family",
         "fidelity",
         "carries_kd",
+        "variant_of",
+        "settings",
     ),
     *("seed", "state", "reason", *_NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
 ]

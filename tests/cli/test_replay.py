@@ -18,7 +18,9 @@ from kdbench.matrix.request import Request
 #: A request in which nothing is as it would be without options.
 EVERYTHING = Request(
     "cifar100-32", protocol="smoke", methods=("kd", "o*"), pairs=("a--b",), seeds=(3, 4), split="validation", limit=50,
-    set={"kd": {"temperature": 1e-3}, "uhkd": {"stages": [2, 4], "name": "it's"}}, train_teachers=("cnn", "v*"),
+    set={"kd": {"temperature": 1e-3}, "uhkd": {"stages": [2, 4], "name": "it's"}},
+    variants={"w1": {"method": "ofa", "set": {"stages": [2, 4], "eps": 1e-3}}, "plain": {"method": "kd", "set": {}}},
+    as_tuned=True, train_teachers=("cnn", "v*"),
     fine_tune_teachers=("all",), teacher_tolerance=5.5, plugins=("a.py", "b c.py"), hooks=("h.py", "i.py"), out="some where",
     data="d", weights="w", download=True, on="slurm", slurm="time=4:00:00,mem=2G", workers=3, device="cpu", memory=0.3,
     solo=True, compile=True, graphs=False, cache_teacher=1 / 3, log=("tensorboard", "wandb"), max_hours=0.0, stall=0.1, retry_failed=True,
@@ -71,8 +73,12 @@ def test_replay_command_makes_the_same_cell_again(
         split="validation",
         seeds=(3, 4),
         plugins=(str(write_plugin()),),
-        methods=("mine", "kd", "uhkd"),
-        set={"kd": {"temperature": 1e-3}, "mine": {"weight": 2}, "uhkd": {"stages": [2, 4]}},
+        methods=("mine", "kd", "uhkd", "light", "hot"),
+        set={"kd": {"temperature": 1e-3}, "mine": {"weight": 2}, "uhkd": {"stages": [2, 4]}, "light": {"weight": 0.5}},
+        variants={
+            "light": {"method": "mine", "set": {"weight": 3}},
+            "hot": {"method": "kd", "set": {"ce_weight": 0.5}},
+        },
         out=str(tmp_path / "some where"),
         compile=True,
     )

@@ -83,7 +83,7 @@ def test_method_that_carries_what_kd_does_not_have_is_refused(write_plugin: Call
     path = write_plugin(before="")
     path.write_text(path.read_text().replace('    """A', '    carries_kd = {"temprature": "weight"}\n    """A'))
     with pytest.raises(HyperparameterError, match=r"mine\.carries_kd: .*did you mean 'temperature'"):
-        catalog([str(path)])["mine"].resolve("digits", kd=entry().resolve("digits"))
+        catalog([str(path)])["mine"].trace("digits", kd=entry().resolve("digits"))
 
 
 def test_unknown_hyperparameter_is_refused_with_the_nearest() -> None:
