@@ -53,6 +53,17 @@ def test_methods_that_carry_kd_are_named():
     assert not any("KD's loss" in note.text for note in build_table(factory.small()).notes)
 
 
+def test_variants_and_settings_of_single_rows_are_told():
+    rows = [
+        factory.cell(P1, "w1", top1=80.0, method_display="Half", variant_of="ofa", settings="ofa_weight = 0.5"),
+        factory.cell(P1, "dkd", top1=80.0, settings="beta = 2.0 (--set dkd)"),
+        factory.cell(P2, "dkd", top1=80.0),
+    ]
+    texts = [note.text for note in build_table(with_rows(*rows)).notes]
+    assert "Half is ofa with ofa_weight = 0.5." in texts
+    assert any(text.startswith("DKD on ") and text.endswith(": beta = 2.0 (--set dkd).") for text in texts)
+
+
 def test_a_cell_holds_mean_sd_and_n():
     cell = cell_of(build_table(factory.small()), "Swin-T → ResNet18", "OFA")
     assert (cell.kind, cell.value, cell.n) == ("value", 87.0, 2)
