@@ -49,7 +49,8 @@ def list_all(
     content = {kind: _rows(kind, methods, suite) for kind in ([what] if what else KINDS)}
     if what == "methods" and suite:
         choice = replace(request, suite=suite, methods=("*",), pairs=(pair or load_suite(suite).pairs[0],), seeds=(0,))
-        plan, methods = plan_of(choice)
+        plan = plan_of(choice)
+        methods = plan.catalog
         chosen = {cell.method: cell.hyperparameters for cell in plan.cells}
         content = {what: [{**row, "hyperparameters": chosen[row["name"]]} for row in _rows(what, methods, suite)]}
     elif pair:
@@ -80,9 +81,9 @@ def show(request: Request, method: str, suite: str, pair: str | None) -> int:
     student's family; the suite's; the protocol's; with --as-tuned what was published for the pair; --set METHOD. A variant begins
     where its method ends: its own settings; the protocol's for it; --set VARIANT.
     """
-    plan, methods = plan_of(replace(request, suite=suite, methods=(method,), pairs=(pair,) if pair else (), seeds=(0,)))
+    plan = plan_of(replace(request, suite=suite, methods=(method,), pairs=(pair,) if pair else (), seeds=(0,)))
     for name in dict.fromkeys(cell.method for cell in plan.cells):
-        entry = methods[name]
+        entry = plan.catalog[name]
         carries = f"; carries KD's loss ({', '.join(entry.carries_kd.values())})" if entry.carries_kd else ""
         lines = [
             f"{name}: {entry.display}{f', a variant of {entry.variant_of}' if entry.variant_of else ''}",
@@ -107,7 +108,7 @@ def show(request: Request, method: str, suite: str, pair: str | None) -> int:
             lines += ["", f"suite {suite}, protocol {plan.protocol}: {', '.join(pairs)}", ""]
             lines.append(tabulate(rows, headers, "simple", disable_numparse=True) if rows else "no hyper-parameters")
         console.say("\n".join(lines))
-    return console.plugin_errors(methods.errors)
+    return console.plugin_errors(plan.catalog.errors)
 
 
 def _table(what: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from kdbench.cli import console, values
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.cells import SPLITS, Plan, make_plan
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import MethodCatalog, catalog
+from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.suite.suite import load_suite, suite_files
 
@@ -136,33 +136,22 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
 )}  # fmt: skip
 
 CELLS = (
-    "suite",
-    "protocol",
-    "methods",
-    "pairs",
-    "seeds",
-    "split",
-    "limit",
-    "set",
-    "variants",
-    "as_tuned",
-    "plugins",
-    "hooks",
+    *("suite", "protocol", "methods", "pairs", "seeds", "split", "limit"),
+    *("set", "variants", "as_tuned", "plugins", "hooks"),
 )
 TEACHERS = ("train_teachers", "fine_tune_teachers")
 FILES = ("out", "data", "weights", "download")
 MACHINE = ("on", "slurm", "workers", "device", "memory", "solo")
 
 
-def plan_of(request: Request) -> tuple[Plan, MethodCatalog]:
-    """The plan of a request, and all methods."""
+def plan_of(request: Request) -> Plan:
+    """The plan of a request."""
     methods = catalog(request.plugins)
     try:
-        plan = make_plan(load_suite(request.suite), request, methods)
+        return make_plan(load_suite(request.suite), request, methods)
     except UnknownNameError:
         console.plugin_errors(methods.errors)
         raise
-    return plan, plan.catalog
 
 
 def plan_on_disk(plan: Plan, store: Store) -> Plan:

@@ -37,7 +37,7 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
     """Show what would be trained, and what it costs."""
     store = Store(request.out)
     store.check()
-    made, methods = plan_of(request)
+    made = plan_of(request)
     made = check_cells(made)
     note_untuned(made)
     states = store.scan(made.cells)
@@ -56,7 +56,7 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
         console.say("\n".join(("", f"missing: {error}", *(f"  {line}" for line in getattr(error, "lines", ())))))
     if cost is not None:
         check_hours(cost, request.max_hours)
-    return console.plugin_errors(methods.errors)
+    return console.plugin_errors(made.catalog.errors)
 
 
 def _estimate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,19 +30,18 @@ def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option]
     if name == "set":
-        value = [f"{method}.{key}={json.dumps(item)}" for method, items in value.items() for key, item in items.items()]
+        value = [f"{method}.{text}" for method, values in value.items() for text in _assignments(values)]
     if name == "variants":
-        value = [
-            ",".join(
-                (f"{row}={variant['method']}", *(f"{key}={json.dumps(item)}" for key, item in variant["set"].items()))
-            )
-            for row, variant in value.items()
-        ]
+        value = [",".join((f"{row}={it['method']}", *_assignments(it["set"]))) for row, it in value.items()]
     if parameter.multiple:
         return [word for item in value for word in (option, item)]
     if isinstance(value, tuple):
         value = ",".join(map(str, value))
     return [option, str(value)]
+
+
+def _assignments(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def replay_command(cell: Cell, request: Request) -> str:

@@ -51,7 +51,7 @@ def run(request: Request) -> int:
 def _run(request: Request, together: bool = False) -> int:
     store = Store(request.out)
     check_machine(request)
-    plan, methods = plan_of(request)
+    plan = plan_of(request)
     store.check()
     plan = check_cells(plan)
     note_untuned(plan)
@@ -90,7 +90,7 @@ def _run(request: Request, together: bool = False) -> int:
             f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n"
             f"  replay: {replay_command(cell, request)}"
         )
-    problems = console.plugin_errors(methods.errors)
+    problems = console.plugin_errors(plan.catalog.errors)
     return 1 if summary.failed or problems else 0
 
 

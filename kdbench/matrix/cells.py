@@ -98,15 +98,12 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a request. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported.
-
-    ``catalog`` holds the variants too.
-    """
+    """The cells of a request. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
 
     suite: Suite
     under: ResolvedProtocol
     request: Request
-    catalog: MethodCatalog
+    catalog: MethodCatalog  # with variants
     cells: tuple[Cell, ...]
     hooks: tuple[HookEntry, ...] = ()
     skipped: tuple[Cell, ...] = ()
@@ -264,10 +261,8 @@ def _cells_of_pair(
         "student_family": family,
     }
     cells = []
-    # Only published values differ between pairs.
-    for name, method in configure(
-        family, f"{teacher.name}{PAIR_SEPARATOR}{student}" if request.as_tuned else ""
-    ).items():
+    pair = f"{teacher.name}{PAIR_SEPARATOR}{student}" if request.as_tuned else ""  # only published values need it
+    for name, method in configure(family, pair).items():
         own = {**config, "method": method.config}
         cells.append(
             Cell(

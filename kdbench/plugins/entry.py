@@ -42,7 +42,7 @@ class PluginError(KdbenchError):
         self.details = details
 
 
-def check_method_name(name: str, where: str) -> None:
+def check_name(name: str, where: str) -> None:
     """Refuse what is no name of a folder.
 
     Raises:

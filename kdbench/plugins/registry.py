@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.plugins.entry import MethodEntry, PluginError, check_method_name, import_source, plugin_module
+from kdbench.plugins.entry import MethodEntry, PluginError, check_name, import_source, plugin_module
 from kdbench.plugins.hooks import read_hooks
 from kdbench.plugins.source import read_source, registers_metric
 from kdbench.suite.suite import Variant
@@ -72,7 +72,7 @@ class MethodCatalog(dict[str, MethodEntry]):
         found.errors, found.metrics = self.errors, self.metrics
         methods = tuple(found)
         for name, variant in variants:
-            check_method_name(name, f"variant {name!r}")
+            check_name(name, f"variant {name!r}")
             if name in found:
                 kind = "variant" if found[name].variant_of else "method"
                 raise KdbenchError(f"variant {name!r}: there is a {kind} of this name; choose another")

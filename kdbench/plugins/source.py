@@ -11,15 +11,7 @@ from typing import Any
 from kdbench.errors import nearest
 from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.citations import problem_of
-from kdbench.plugins.entry import (
-    FAMILIES,
-    FIDELITIES,
-    METHODS,
-    MethodEntry,
-    PluginError,
-    check_method_name,
-    import_source,
-)
+from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, PluginError, check_name, import_source
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 #: What a class body may declare: name -> (default, type).
@@ -76,7 +68,7 @@ def read_source(path: Path, module: str, builtin: bool = False) -> list[MethodEn
 def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
     """Refuse what would go wrong later: names that are no folder's, attributes of another type or outside their lists."""
     where = f"plugin {path}: method {name!r}"
-    check_method_name(name, where)
+    check_name(name, where)
     for key, (_, expected) in _ATTRIBUTES.items():
         if not isinstance(declared[key], expected) or (expected is int and isinstance(declared[key], bool)):
             raise PluginError(f"{where}: {key} = {declared[key]!r} has the wrong type")

@@ -11,7 +11,7 @@ import yaml
 
 
 class Tuned(NamedTuple):
-    """Published values: of a method, for a pair of nets on a data set, and where they were read."""
+    """Published values of a method for a pair of nets, by their names in the suites, and where they were read."""
 
     method: str
     dataset: str
@@ -29,7 +29,6 @@ def tuned_values() -> tuple[Tuned, ...]:
 
 
 def find_tuned(method: str, datasets: Collection[str], teacher: str, student: str) -> Tuned | None:
-    """What was published for a method and a pair, by the names of its nets in the suites; None where nothing is known."""
-    pair = (method, teacher, student)
+    """What was published for a method and a pair on any of ``datasets``; None where nothing is known."""
     known = (entry for entry in tuned_values() if entry.dataset in datasets)
-    return next((entry for entry in known if (entry.method, entry.teacher, entry.student) == pair), None)
+    return next((entry for entry in known if (entry.method, *entry[2:4]) == (method, teacher, student)), None)

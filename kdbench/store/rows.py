@@ -38,18 +38,8 @@ _NUMBERS = (
 #: Columns of every frame; metrics of plugins follow them. ``plugin_metrics``: definitions of a cell's, as JSON.
 COLUMNS = [
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display"),
-    *(
-        "student_display",
-        "teacher_family",
-        "student_family",
-        "method",
-        "method_display",
-        "method_family",
-        "fidelity",
-        "carries_kd",
-        "variant_of",
-        "settings",
-    ),
+    *("student_display", "teacher_family", "student_family", "method", "method_display", "method_family", "fidelity"),
+    *("carries_kd", "variant_of", "settings"),
     *("seed", "state", "reason", *_NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
 ]
 #: A cell's values of metrics from plugins, as JSON: name -> (last, best). Becomes columns of their own.

@@ -82,16 +82,16 @@ def test_replay_command_makes_the_same_cell_again(
         out=str(tmp_path / "some where"),
         compile=True,
     )
-    for cell in plan_of(request)[0].cells:
+    for cell in plan_of(request).cells:
         replayed = request_of(replay_command(cell, request))
         assert (replayed.out, replayed.compile, replayed.solo, replayed.retry_failed) == (request.out, True, True, True)
-        (same,) = plan_of(replayed)[0].cells
+        (same,) = plan_of(replayed).cells
         assert (same.folder, same.hyperparameters) == (cell.folder, cell.hyperparameters)
 
 
 def test_replay_command_holds_what_the_user_chose_and_nothing_else(tmp_path: Path) -> None:
     request = Request("digits", pairs=("resnet-l--vit-s",), out=str(tmp_path))
-    cell = plan_of(request)[0].cells[0]
+    cell = plan_of(request).cells[0]
     assert replay_command(cell, request) == (
         f"kdbench run digits --protocol {cell.protocol} --methods {cell.method} --pairs {cell.pair} --seeds {cell.seed} "
         f"--out {tmp_path} --solo --retry-failed"

@@ -160,7 +160,7 @@ def test_value_of_another_type_is_refused_with_both_types(annotation: str, value
         ("mlld.temperatures", (4.0, 0.0), "must be above 0"),
         ("ofa.eps", (1.0, 1.0, 1.0, 1.0, 0.0), "must be above 0"),
         ("lfcc.kernel", 4, "expected Literal"),
-        ("at.stages", (0,), r"must lie in \[1, 4\]"),
+        ("at.stages", (0,), r"must be in \[1, 4\]"),
     ],
 )
 def test_value_out_of_range_is_refused_in_a_plan_and_in_python(name: str, value: Any, words: str) -> None:
