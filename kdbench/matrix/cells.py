@@ -204,11 +204,12 @@ def _configure_methods(
     for name in dict.fromkeys((*chosen, *named)):
         entry = catalog.find(name)
         settings = settings_of(entry, catalog, suite, protocol.name, request, pair, family)
+        weight = settings.get(entry.carries_kd.get("kd_weight", ""))
         facts = {
             "method_display": entry.display,
             "method_family": entry.family,
             "fidelity": entry.fidelity,
-            "carries_kd": bool(entry.carries_kd),
+            "carries_kd": bool(entry.carries_kd) and (weight is None or weight.value > 0),
             "plugin": None if entry.builtin else Path(entry.path).name,
             "variant_of": entry.variant_of,
             "settings": disclosed(settings),

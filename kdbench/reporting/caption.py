@@ -127,7 +127,8 @@ def data_notes(results: Results) -> list[str]:
     carrying = results.cells.loc[results.cells["carries_kd"], "method_display"].unique()
     if len(carrying):
         notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
-    notes += [f"{text}." for text in _settings_texts(results.cells)]
+    if settings := _settings_texts(results.cells):
+        notes.append(f"Settings of their own: {'; '.join(settings)}.")
     mixed = _mixed_settings(results.cells)
     if mixed:
         notes.append(f"Hyper-parameters differ between the seeds of one figure: {join_names(mixed)}.")
@@ -167,8 +168,7 @@ def _settings_texts(cells: pd.DataFrame) -> list[str]:
     for (display, parent, settings), rows in done.groupby(["method_display", "variant_of", "settings"]):
         everywhere = set(rows["pair"]) == set(cells.loc[cells["method_display"] == display, "pair"])
         where = "" if everywhere else f" on {join_names(sorted(set(rows['pair'])))}"
-        with_settings = f" with {settings}" if settings else ""
-        texts.append(f"{display}{where} is {parent}{with_settings}" if parent else f"{display}{where}: {settings}")
+        texts.append(f"{display}{where} ({', '.join(text for text in (parent, settings) if text)})")
     return texts
 
 

@@ -53,6 +53,11 @@ def test_variant_with_the_settings_of_its_method_has_its_identity_and_another_fo
     assert variant.hash == set_so.hash != cells()["kd"].hash
 
 
+def test_variant_without_kd_does_not_count_as_carrying_it() -> None:
+    made = cells(variants={"alone": {"method": "lfcc", "set": {"kd_weight": 0.0}}}, methods=("lfcc", "alone", "kd"))
+    assert [cell.facts["carries_kd"] for cell in made.values()] == [True, False, False]
+
+
 def test_default_of_a_suite_and_of_the_command_line_choose_variants() -> None:
     listed = {"variants": {"a": {"method": "kd"}, "b": {"method": "kd"}}, "methods": {"default": ["kd", "b"]}}
     assert list(cells(listed)) == ["kd", "b"]

@@ -59,9 +59,9 @@ def test_variants_and_settings_of_single_rows_are_told():
         factory.cell(P1, "dkd", top1=80.0, settings="beta = 2.0 (--set dkd)"),
         factory.cell(P2, "dkd", top1=80.0),
     ]
-    texts = [note.text for note in build_table(with_rows(*rows)).notes]
-    assert "Half is ofa with ofa_weight = 0.5." in texts
-    assert any(text.startswith("DKD on ") and text.endswith(": beta = 2.0 (--set dkd).") for text in texts)
+    (text,) = [note.text for note in build_table(with_rows(*rows)).notes if "Settings" in note.text]
+    assert "Half (ofa, ofa_weight = 0.5)" in text
+    assert f"DKD on {P1} (beta = 2.0 (--set dkd))" in text
 
 
 def test_a_cell_holds_mean_sd_and_n():
