@@ -189,7 +189,7 @@ def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
             "taps": " ".join(tap for tap in row["needs"] if tap != "logits") or "-",
             "extra": short_count(row["extra_parameters"]["usual"] if row["extra_parameters"] else None),
             "paper": row["paper"],
-            "hyper-parameters": _defaults(row),
+            "hyper-parameters": ", ".join(f"{key}={value}" for key, value in row["hyperparameters"].items()) or "-",
         }
         for row in rows
     ]
@@ -205,7 +205,3 @@ def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
         maxcolwidths=[None, None, None, TAPS, None, prose, prose],
     )
     return f"{table}\n\nextra: trainable parameters that a method adds for Swin-T to ResNet18 with 100 classes"
-
-
-def _defaults(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()) or "-"

@@ -168,7 +168,7 @@ def _settings_texts(cells: pd.DataFrame) -> list[str]:
     for (display, parent, settings), rows in done.groupby(["method_display", "variant_of", "settings"]):
         everywhere = set(rows["pair"]) == set(cells.loc[cells["method_display"] == display, "pair"])
         where = "" if everywhere else f" on {join_names(sorted(set(rows['pair'])))}"
-        texts.append(f"{display}{where} ({', '.join(text for text in (parent, settings) if text)})")
+        texts.append(f"{display}{where} ({', '.join(str(text) for text in (parent, settings) if text)})")
     return texts
 
 
