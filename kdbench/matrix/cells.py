@@ -161,7 +161,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
         raise UnknownNameError("split", request.split, SPLITS)
     named = [(name, Variant.model_validate(content)) for name, content in request.variants.items()]
     catalog = catalog.with_variants([*suite.variants.items(), *named])
-    configure = functools.cache(functools.partial(_configure_methods, suite, protocol, request, catalog))
+    configure = functools.partial(_configure_methods, suite, protocol, request, catalog)
     hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
     retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
@@ -262,8 +262,7 @@ def _cells_of_pair(
         "student_family": family,
     }
     cells = []
-    pair = f"{teacher.name}{PAIR_SEPARATOR}{student}" if request.as_tuned else ""  # only published values need it
-    for name, method in configure(family, pair).items():
+    for name, method in configure(family, f"{teacher.name}{PAIR_SEPARATOR}{student}").items():
         own = {**config, "method": method.config}
         cells.append(
             Cell(
