@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +160,6 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
         raise UnknownNameError("split", request.split, SPLITS)
     named = [(name, Variant.model_validate(content)) for name, content in request.variants.items()]
     catalog = catalog.with_variants([*suite.variants.items(), *named])
-    configure = functools.partial(_configure_methods, suite, protocol, request, catalog)
     hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
     retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
@@ -177,7 +175,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
             student if protocol.teacher_preprocessing == "student" else None,
             retrained.get(teacher_name),
         )
-        of_pair = _cells_of_pair(suite, protocol, request, teacher, student_name, configure, hooks)
+        of_pair = _cells_of_pair(suite, protocol, request, catalog, teacher, student_name, hooks)
         cells += [replace(cell, seed=seed) for seed in request.seeds or protocol.seeds for cell in of_pair]
     _check_sizes(suite, protocol, request, cells)
     return Plan(suite, protocol, request, catalog, tuple(cells), tuple(hooks))
@@ -228,9 +226,9 @@ def _cells_of_pair(
     suite: Suite,
     protocol: ResolvedProtocol,
     request: Request,
+    catalog: MethodCatalog,
     teacher: TeacherPlan,
     student: str,
-    configure: Callable[[str, str], Mapping[str, _Configured]],
     hooks: Sequence[HookEntry],
 ) -> list[Cell]:
     """The cells of a pair for any one seed, which is no part of their configuration."""
@@ -262,7 +260,8 @@ def _cells_of_pair(
         "student_family": family,
     }
     cells = []
-    for name, method in configure(family, f"{teacher.name}{PAIR_SEPARATOR}{student}").items():
+    pair = f"{teacher.name}{PAIR_SEPARATOR}{student}"
+    for name, method in _configure_methods(suite, protocol, request, catalog, family, pair).items():
         own = {**config, "method": method.config}
         cells.append(
             Cell(
