@@ -42,7 +42,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.at_least is not None and self.at_most is not None:
-            return f"must lie in [{self.at_least:g}, {self.at_most:g}]"
+            return f"in [{self.at_least:g}, {self.at_most:g}]"
         bounds = [
             text.format(bound)
             for text, bound in (
@@ -53,7 +53,7 @@ class Range:
             )
             if bound is not None
         ]
-        return f"must be {' and '.join(bounds) or 'finite'}"
+        return " and ".join(bounds) or "finite"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Hyperparameter:
         if self.range is not None:
             for number in converted if isinstance(converted, tuple) else (converted,):
                 if isinstance(number, (int, float)) and number not in self.range:
-                    raise HyperparameterError(f"{where}.{self.name} = {value!r}: {self.range}")
+                    raise HyperparameterError(f"{where}.{self.name} = {value!r}: must be {self.range}")
         return converted
 
 

@@ -41,7 +41,7 @@ class LFCC(Method):
     beside ours as if they were reproduced.
 
     At each stage and for each scale g that both maps can hold, the teacher's map is average-pooled to g x g; the
-    student's goes through a learnable smoothing filter (``LowPass``) first. Each is flattened, mapped to ``dim``
+    student's goes through a learnable smoothing filter (``LowPass``) first, unless ``kernel`` is 1. Each is flattened, mapped to ``dim``
     numbers by its own linear layer and normalised; ``contrast_loss`` compares them within the batch, over all
     processes. The loss is the supervised one, plus KD (at KD's settings on the suite), plus the mean of the contrasts over
     stages and scales.
@@ -77,7 +77,7 @@ class LFCC(Method):
         temperature: Annotated[float, Range(above=0, search=(1, 8), scale="log")] = 1.0,
         dim: Annotated[int, Range(at_least=1)] = 128,
         scales: Annotated[tuple[int, ...], Range(at_least=1)] = (1, 2, 4),
-        kernel: Literal[3, 5, 7] = 3,
+        kernel: Literal[1, 3, 5, 7] = 3,
         stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
     ) -> None:
         super().__init__(student, teacher, task)
@@ -157,8 +157,8 @@ class CompactSpace(nn.Module):
     def __init__(self, student: StageInfo, teacher: StageInfo, scales: tuple[int, ...], dim: int, kernel: int) -> None:
         super().__init__()
         self.scales = scales
-        # A single position cannot be smoothed; its kernel would never get a gradient.
-        smooths = bool(scales) and student.num_tokens > 1
+        # A single position cannot be smoothed, nor does a single tap smooth; its kernel would never get a gradient.
+        smooths = bool(scales) and student.num_tokens > 1 and kernel > 1
         self.low_pass = LowPass(student.channels, len(scales), kernel) if smooths else None
         self.student_linear = nn.ModuleList(nn.Linear(student.channels * g**2, dim) for g in scales)
         self.teacher_linear = nn.ModuleList(nn.Linear(teacher.channels * g**2, dim) for g in scales)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from tabulate import tabulate
 
 import kdbench.plugins
 from kdbench.cli import console
-from kdbench.cli.options import verb
+from kdbench.cli.options import completed, plan_of, verb
 from kdbench.cli.values import OneOf
 from kdbench.errors import KdbenchError
 from kdbench.matrix.request import Request
 from kdbench.plugins.citations import bibtex
-from kdbench.plugins.entry import FAMILIES
+from kdbench.plugins.entry import FAMILIES, Setting
 from kdbench.plugins.registry import MethodCatalog, catalog
 from kdbench.suite.datasets import DATASETS
 from kdbench.suite.suite import Suite, load_suite, suite_files
@@ -36,10 +37,13 @@ WIDTH, TAPS = 120, 10
 
 @verb("list", "plugins")
 @click.argument("what", required=False, type=OneOf(KINDS))
-@click.option("--suite", metavar="SUITE", help="Whose pairs to list (default: of all suites).")
+@click.option("--suite", metavar="SUITE", help="Whose pairs to list (default: of all suites); methods as set there.")
+@click.option("--pair", metavar="T--S", help="With --suite: methods as set for this pair (default: its first).")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--bibtex", "as_bibtex", is_flag=True, help="The papers of the methods, as BibTeX.")
-def list_all(request: Request, what: str | None, suite: str | None, as_json: bool, as_bibtex: bool) -> int:
+def list_all(
+    request: Request, what: str | None, suite: str | None, pair: str | None, as_json: bool, as_bibtex: bool
+) -> int:
     """List methods, pairs, suites, nets or data sets."""
     methods = catalog(request.plugins)
     if as_bibtex:
@@ -48,6 +52,14 @@ def list_all(request: Request, what: str | None, suite: str | None, as_json: boo
         console.say(bibtex(entry.citation for entry in methods.values()))
         return console.plugin_errors(methods.errors)
     content = {kind: _rows(kind, methods, suite) for kind in ([what] if what else KINDS)}
+    if what == "methods" and suite:
+        choice = replace(request, suite=suite, methods=("*",), pairs=(pair or load_suite(suite).pairs[0],), seeds=(0,))
+        plan = plan_of(choice)
+        methods = plan.catalog
+        chosen = {cell.method: cell.hyperparameters for cell in plan.cells}
+        content = {what: [{**row, "hyperparameters": chosen[row["name"]]} for row in _rows(what, methods, suite)]}
+    elif pair:
+        raise KdbenchError("--pair needs a suite and methods: kdbench list methods --suite digits --pair T--S")
     if as_json:
         console.say(json.dumps(content[what] if what else content, indent=1))
     elif what is None:
@@ -57,6 +69,51 @@ def list_all(request: Request, what: str | None, suite: str | None, as_json: boo
     else:
         console.say(_table(what, content[what]))
     return console.plugin_errors(methods.errors)
+
+
+@verb("show", "protocol", "set", "variants", "as_tuned", "plugins")
+@click.argument("method", shell_complete=completed(lambda: catalog()))
+@click.option(
+    "--suite", metavar="SUITE", default="digits", help="A suite, or the path of its YAML file (default: digits)."
+)
+@click.option("--pair", metavar="T--S", help="A pair or a glob (default: the protocol's).")
+def show(request: Request, method: str, suite: str, pair: str | None) -> int:
+    """Show a method, and what its hyper-parameters are on a suite.
+
+    METHOD is the name of a method or a variant, or a glob. Pairs on which hyper-parameters differ are shown apart.
+
+    Later ones win: the method's default; KD's, where it carries KD; its preset for the data; its preset for the data and the
+    student's family; the suite's; the protocol's; with --as-tuned what was published for the pair; --set METHOD. A variant begins
+    where its method ends: its own settings; the protocol's for it; --set VARIANT.
+    """
+    plan = plan_of(replace(request, suite=suite, methods=(method,), pairs=(pair,) if pair else (), seeds=(0,)))
+    for name in dict.fromkeys(cell.method for cell in plan.cells):
+        entry = plan.catalog[name]
+        carries = f"; carries KD's loss ({', '.join(entry.carries_kd.values())})" if entry.carries_kd else ""
+        lines = [
+            f"{name}: {entry.display}{f', a variant of {entry.variant_of}' if entry.variant_of else ''}",
+            entry.paper,
+            "",
+            f"family:   {FAMILIES[entry.family]}",
+            f"fidelity: {entry.fidelity}",
+            f"needs:    {', '.join(sorted(entry.needs)) if entry.uses_teacher else 'no teacher'}{carries}",
+            f"source:   {entry.path}, version {entry.version}",
+            *(["", bibtex([entry.citation])] if entry.citation else []),
+        ]
+        groups: dict[tuple[Setting, ...], list[str]] = {}
+        for cell in plan.cells:
+            if cell.method == name:
+                groups.setdefault(tuple(cell.settings.values()), []).append(cell.pair)
+        for settings, pairs in groups.items():
+            rows = [
+                (parameter.name, setting.value, setting.origin, parameter.annotation, parameter.range or "")
+                for parameter, setting in zip(entry.hyperparameters.values(), settings, strict=True)
+            ]
+            headers = ("hyper-parameter", "value", "from", "type", "range")
+            lines += ["", f"suite {suite}, protocol {plan.protocol}: {', '.join(pairs)}", ""]
+            lines.append(tabulate(rows, headers, "simple", disable_numparse=True) if rows else "no hyper-parameters")
+        console.say("\n".join(lines))
+    return console.plugin_errors(plan.catalog.errors)
 
 
 def _table(what: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +194,7 @@ def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
             "taps": " ".join(tap for tap in row["needs"] if tap != "logits") or "-",
             "extra": short_count(row["extra_parameters"]["usual"] if row["extra_parameters"] else None),
             "paper": row["paper"],
-            "hyper-parameters": _defaults(row),
+            "hyper-parameters": ", ".join(f"{key}={value}" for key, value in row["hyperparameters"].items()) or "-",
         }
         for row in rows
     ]
@@ -153,10 +210,6 @@ def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
         maxcolwidths=[None, None, None, TAPS, None, prose, prose],
     )
     return f"{table}\n\nextra: trainable parameters that a method adds for Swin-T to ResNet18 with 100 classes"
-
-
-def _defaults(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in row["hyperparameters"].items()) or "-"
 
 
 @functools.lru_cache(maxsize=1)

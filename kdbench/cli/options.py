@@ -15,7 +15,7 @@ from kdbench.cli import console, values
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.cells import SPLITS, Plan, make_plan
 from kdbench.matrix.request import Request
-from kdbench.plugins.registry import MethodCatalog, catalog
+from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.suite.suite import load_suite, suite_files
 
@@ -89,9 +89,14 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
            metavar="NAME",
            help="What students are measured on: test (default), or validation for a search."),
     Option(_CELLS, "--limit", type=values.IMAGES, metavar="N",
-           help="Only N images of each split, to try something out (other results)."),
-    Option(_CELLS, "--set", multiple=True, metavar="METHOD.NAME=VALUE", help="A hyper-parameter; may be repeated.",
+           help="Only N images of each split: other results, sooner."),
+    Option(_CELLS, "--set", multiple=True, metavar="METHOD.KEY=VALUE",
+           help="A hyper-parameter of a method and its variants, or of a variant.",
            callback=lambda context, parameter, given: values.parse_set(given)),
+    Option(_CELLS, "--variant", "variants", multiple=True, metavar="NAME=METHOD,...",
+           help="A row of its own: a method with other values (w1=ofa,ofa_weight=1).",
+           callback=lambda context, parameter, given: values.parse_variants(given)),
+    Option(_CELLS, "--as-tuned", is_flag=True, help="Use values published for single pairs."),
     Option(_PLUGINS, "--plugin", "plugins", multiple=True, metavar="FILE", help="A method of your own; may be repeated."),
     Option(_PLUGINS, "--hook", "hooks", multiple=True, metavar="FILE", help="mmengine hooks; may be repeated."),
     Option(_TEACHERS, "--train-teachers", type=values.NAMES, metavar="NAME,...",
@@ -128,17 +133,20 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_REST, "--yes", is_flag=True, help="Do not ask before more than a day of computing."),
 )}  # fmt: skip
 
-CELLS = ("suite", "protocol", "methods", "pairs", "seeds", "split", "limit", "set", "plugins", "hooks")
+CELLS = (
+    *("suite", "protocol", "methods", "pairs", "seeds", "split", "limit"),
+    *("set", "variants", "as_tuned", "plugins", "hooks"),
+)
 TEACHERS = ("train_teachers", "fine_tune_teachers")
 FILES = ("out", "data", "weights", "download")
 MACHINE = ("on", "slurm", "workers", "device", "memory", "solo")
 
 
-def plan_of(request: Request) -> tuple[Plan, MethodCatalog]:
-    """The plan of a request, and all methods."""
+def plan_of(request: Request) -> Plan:
+    """The plan of a request."""
     methods = catalog(request.plugins)
     try:
-        return make_plan(load_suite(request.suite), request, methods), methods
+        return make_plan(load_suite(request.suite), request, methods)
     except UnknownNameError:
         console.plugin_errors(methods.errors)
         raise

@@ -23,6 +23,7 @@ Shell completion: eval "$(_KDBENCH_COMPLETE=bash_source kdbench)" (or zsh_source
 #: Verb to module and function below ``kdbench.cli``.
 VERBS = {
     "list": "listing:list_all",
+    "show": "listing:show",
     "plan": "plan:plan",
     "run": "run:run",
     "status": "status:status",

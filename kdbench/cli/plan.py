@@ -18,6 +18,7 @@ from kdbench.launch.choose import Machine, choose_machine, cohorts_of, ready_dat
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
+from kdbench.matrix.settings import is_tuned
 from kdbench.store.folders import CellState, Store
 from kdbench.teachers.readiness import check_weights, state_of, teachers_of
 
@@ -36,8 +37,9 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
     """Show what would be trained, and what it costs."""
     store = Store(request.out)
     store.check()
-    made, methods = plan_of(request)
+    made = plan_of(request)
     made = check_cells(made)
+    note_untuned(made)
     states = store.scan(made.cells)
     left = [cell for cell in made.cells if states[cell.folder].state not in ("done", "failed")]
     machine = choose_machine(request, made)
@@ -54,7 +56,17 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
         console.say("\n".join(("", f"missing: {error}", *(f"  {line}" for line in getattr(error, "lines", ())))))
     if cost is not None:
         check_hours(cost, request.max_hours)
-    return console.plugin_errors(methods.errors)
+    return console.plugin_errors(made.catalog.errors)
+
+
+def note_untuned(plan: Plan) -> None:
+    """Name the pairs of ``--as-tuned`` for which nothing was published."""
+    untuned: dict[str, dict[str, None]] = {}
+    for cell in plan.cells if plan.request.as_tuned else ():
+        if cell.settings and not is_tuned(cell.settings):
+            untuned.setdefault(cell.pair, {})[cell.method] = None
+    for pair, names in untuned.items():
+        console.note(f"{pair}: no published values of {', '.join(names)}; the suite's own are used")
 
 
 def check_hours(cost: Estimate, limit: float | None) -> None:

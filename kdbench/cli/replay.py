@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,12 +30,18 @@ def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option]
     if name == "set":
-        value = [f"{method}.{key}={json.dumps(item)}" for method, items in value.items() for key, item in items.items()]
+        value = [f"{method}.{text}" for method, values in value.items() for text in _assignments(values)]
+    if name == "variants":
+        value = [",".join((f"{row}={it['method']}", *_assignments(it["set"]))) for row, it in value.items()]
     if parameter.multiple:
         return [word for item in value for word in (option, item)]
     if isinstance(value, tuple):
         value = ",".join(map(str, value))
     return [option, str(value)]
+
+
+def _assignments(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def replay_command(cell: Cell, request: Request) -> str:
@@ -45,7 +52,8 @@ def replay_command(cell: Cell, request: Request) -> str:
         pairs=(cell.pair,),
         methods=(cell.method,),
         seeds=(cell.seed,),
-        set={method: values for method, values in request.set.items() if method == cell.method},
+        set={name: values for name, values in request.set.items() if name in (cell.method, cell.facts["variant_of"])},
+        variants={name: variant for name, variant in request.variants.items() if name == cell.method},
         solo=True,
         retry_failed=True,
     )

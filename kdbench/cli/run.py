@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, plan_of, verb
-from kdbench.cli.plan import check_cost
+from kdbench.cli.plan import check_cost, note_untuned
 from kdbench.cli.progress import make_progress
 from kdbench.cli.replay import command_given, replay_command
 from kdbench.errors import counted
@@ -51,9 +51,10 @@ def run(request: Request) -> int:
 def _run(request: Request, together: bool = False) -> int:
     store = Store(request.out)
     check_machine(request)
-    plan, methods = plan_of(request)
+    plan = plan_of(request)
     store.check()
     plan = check_cells(plan)
+    note_untuned(plan)
     check_device(request)
     final = ("done",) if request.retry_failed else ("done", "failed")
     states = store.scan(plan.cells)
@@ -89,7 +90,7 @@ def _run(request: Request, together: bool = False) -> int:
             f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n"
             f"  replay: {replay_command(cell, request)}"
         )
-    problems = console.plugin_errors(methods.errors)
+    problems = console.plugin_errors(plan.catalog.errors)
     return 1 if summary.failed or problems else 0
 
 

@@ -46,13 +46,13 @@ def status(request: Request, watch: float | None) -> int:
     """Count done, running, failed and pending cells."""
     store = Store(request.out)
     store.check()
-    plan, methods = plan_of(request)
+    plan = plan_of(request)
     plan = plan_on_disk(plan, store)
     if watch is None:
         console.say(status_text(plan, store, read_status(plan, store)))
     else:
         watch_status(plan, store, watch)
-    return console.plugin_errors(methods.errors)
+    return console.plugin_errors(plan.catalog.errors)
 
 
 @dataclass

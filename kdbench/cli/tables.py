@@ -152,15 +152,15 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
     """
     from kdbench.reporting.frame import split_frame
 
-    plan, methods = plan_of(request)
+    plan = plan_of(request)
     rows = load_results(request.out, plan.suite.name, plan.protocol)
     rows = rows[rows["split"] == request.split]
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
     seeds = request.seeds or tuple(int(seed) for seed in rows["seed"].unique())
     chosen = replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",), seeds=seeds[:1])
-    cells = plan_on_disk(make_plan(plan.suite, chosen, methods), Store(request.out)).cells
+    cells = plan_on_disk(make_plan(plan.suite, chosen, plan.catalog), Store(request.out)).cells
     current = {replace(cell, seed=seed).folder for cell in cells for seed in seeds}
-    foreign = ~rows["method"].isin([*methods]) if not request.methods else rows["method"] != rows["method"]
+    foreign = ~rows["method"].isin([*plan.catalog]) if not request.methods else rows["method"] != rows["method"]
     frames = split_frame(rows[rows["path"].isin(current) | foreign].reset_index(drop=True))
     if not frames:
         raise KdbenchError(

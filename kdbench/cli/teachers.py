@@ -49,7 +49,7 @@ def teachers(
         train_teachers=(*request.train_teachers, *train),
         fine_tune_teachers=(*request.fine_tune_teachers, *fine_tune),
     )
-    plan, methods = plan_of(request)
+    plan = plan_of(request)
     status = 0
     if fetch:
         status = _fetch(plan)
@@ -59,7 +59,7 @@ def teachers(
         status = max(status, _verify(plan, store))
     rows = [_row(teacher, store, request) for teacher in plan.teachers]
     console.say(json.dumps(rows, indent=1) if as_json else _rows_text(plan, rows))
-    return max(status, console.plugin_errors(methods.errors))
+    return max(status, console.plugin_errors(plan.catalog.errors))
 
 
 def _fetch(plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,14 +98,34 @@ def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         method, dot, name = target.strip().partition(".")
         if not (separator and dot and method and name):
             raise KdbenchError(f"--set {assignment!r} is not of the form METHOD.NAME=VALUE")
-        try:
-            parsed.setdefault(method, {})[name] = _number_or(yaml.safe_load(value))
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise KdbenchError(f"--set {assignment!r}: the value does not parse as YAML") from None
+        parsed.setdefault(method, {})[name] = _yaml(value, f"--set {assignment!r}")
     return parsed
 
 
-def _number_or(value: Any) -> Any:
+def parse_variants(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["w1=ofa,ofa_weight=1"]`` to ``{"w1": {"method": "ofa", "set": {"ofa_weight": 1}}}``; values are YAML.
+
+    Raises:
+        KdbenchError: for another form, or a name that is given twice.
+    """
+    parsed: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        name, *parts = (part.strip() for part in re.split(r"=|,(?=\s*\w+\s*=)", text))
+        if not (name and parts and all(parts) and len(parts) % 2):
+            raise KdbenchError(f"--variant {text!r} is not of the form NAME=METHOD,KEY=VALUE,...")
+        if name in parsed:
+            raise KdbenchError(f"--variant {name} is given twice")
+        method, *rest = parts
+        values = zip(rest[::2], rest[1::2], strict=True)
+        parsed[name] = {"method": method, "set": {key: _yaml(value, f"--variant {text!r}") for key, value in values}}
+    return parsed
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise KdbenchError(f"{where}: the value does not parse as YAML") from None
     # YAML 1.1 reads 1e-3 (no dot) as a string.
     if isinstance(value, str):
         try:

@@ -231,7 +231,7 @@ def spec_of(plan: Plan, cell: Cell, store: Store) -> TrainingSpec:
         method=method,
         hyperparameters=cell.hyperparameters,
         net_seed=seed_for("student", cell.suite, cell.protocol, cell.student, cell.seed),
-        method_seed=seed_for("method", cell.suite, cell.protocol, cell.pair, cell.method, cell.seed),
+        method_seed=seed_for("method", cell.suite, cell.protocol, cell.pair, cell.config["method"]["name"], cell.seed),
         folder=store.cell(cell),
         config=cell.config,
         view=view_of(plan, cell.student_net, cell.recipe),

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.identity import CONFIG_VERSION, config_hash
 from kdbench.matrix.request import Request, retrained_teachers
+from kdbench.matrix.settings import disclosed, settings_of
 from kdbench.matrix.teachers import TeacherPlan, dataset_config, plan_teacher, with_drop_path, with_family
+from kdbench.plugins.entry import Setting
 from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
-from kdbench.suite.net import FAMILIES, NetSpec
+from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
-from kdbench.suite.suite import PAIR_SEPARATOR, ResolvedProtocol, Suite, split_pair
+from kdbench.suite.suite import PAIR_SEPARATOR, ResolvedProtocol, Suite, Variant, split_pair
 
 if TYPE_CHECKING:
     from kdbench.data.images import Dataset
@@ -30,7 +32,9 @@ class Cell:
     """One trained student: suite x protocol x pair x method x seed.
 
     Attributes:
+        method: the name of its row: of a method, or of a variant.
         config: everything else that its result depends on; ``hash`` is that of it.
+        settings: its hyper-parameters, and where each comes from.
         facts: what tables show of it.
         reason: why it cannot run.
     """
@@ -48,6 +52,7 @@ class Cell:
     config: Mapping[str, Any]
     hash: str
     facts: Mapping[str, Any]
+    settings: Mapping[str, Setting]
     reason: str | None = None
 
     @property
@@ -100,7 +105,7 @@ class Plan:
     suite: Suite
     under: ResolvedProtocol
     request: Request
-    catalog: MethodCatalog
+    catalog: MethodCatalog  # with variants
     cells: tuple[Cell, ...]
     hooks: tuple[HookEntry, ...] = ()
     skipped: tuple[Cell, ...] = ()
@@ -167,7 +172,8 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
     protocol = suite.under(request.protocol or suite.default_protocol)
     if request.split not in SPLITS:
         raise UnknownNameError("split", request.split, SPLITS)
-    methods = _configure_methods(suite, protocol, request, catalog)
+    named = [(name, Variant.model_validate(content)) for name, content in request.variants.items()]
+    catalog = catalog.with_variants([*suite.variants.items(), *named])
     hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
     retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
@@ -183,7 +189,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
             student if protocol.teacher_preprocessing == "student" else None,
             retrained.get(teacher_name),
         )
-        of_pair = _cells_of_pair(suite, protocol, request, teacher, student_name, methods, hooks)
+        of_pair = _cells_of_pair(suite, protocol, request, catalog, teacher, student_name, hooks)
         cells += [replace(cell, seed=seed) for seed in request.seeds or protocol.seeds for cell in of_pair]
     _check_sizes(suite, protocol, request, cells)
     return Plan(suite, protocol, request, catalog, tuple(cells), tuple(hooks))
@@ -195,40 +201,38 @@ class _Configured:
 
     config: Mapping[str, Any]
     facts: Mapping[str, Any]
+    settings: Mapping[str, Setting]
 
 
 def _configure_methods(
-    suite: Suite, protocol: ResolvedProtocol, request: Request, catalog: MethodCatalog
-) -> dict[str, dict[str, _Configured]]:
-    """The chosen methods in the order of the request, each for students of every family."""
+    suite: Suite, protocol: ResolvedProtocol, request: Request, catalog: MethodCatalog, family: str, pair: str
+) -> dict[str, _Configured]:
+    """The chosen methods in the order of the request, for a pair whose student is of ``family``."""
     plugins = {Path(plugin) for plugin in request.plugins}
-    from_plugins = [name for name, entry in catalog.items() if entry.path in plugins]
-    chosen = choose_methods(catalog, request.methods or (*suite.methods.default, *from_plugins))
-    presets = [name for name in (suite.dataset.presets, suite.dataset.name) if name]
-    # What the command line sets for KD is KD's alone: rows of methods that carry KD stay as they are.
-    kd = {family: catalog.find("kd").resolve(presets, protocol.set.get("kd", {}), family=family) for family in FAMILIES}
-    configured: dict[str, dict[str, _Configured]] = {}
-    for name in dict.fromkeys((*chosen, *protocol.set, *request.set)):
+    added = [name for name, entry in catalog.items() if entry.path in plugins and not entry.variant_of]
+    chosen = choose_methods(catalog, request.methods or (*suite.methods.default, *added, *request.variants))
+    named = (*suite.methods.set, *suite.variants, *suite.protocols[protocol.name].set, *request.variants, *request.set)
+    configured: dict[str, _Configured] = {}
+    for name in dict.fromkeys((*chosen, *named)):
         entry = catalog.find(name)
+        settings = settings_of(entry, catalog, suite, protocol.name, request, pair, family)
+        weight = settings.get(entry.carries_kd.get("kd_weight", ""))
         facts = {
             "method_display": entry.display,
             "method_family": entry.family,
             "fidelity": entry.fidelity,
-            "carries_kd": bool(entry.carries_kd),
+            "carries_kd": bool(entry.carries_kd) and (weight is None or weight.value > 0),
             "plugin": None if entry.builtin else Path(entry.path).name,
+            "variant_of": entry.variant_of,
+            "settings": disclosed(settings),
         }
-        configured[name] = {}
-        for family in FAMILIES:
-            hyperparameters = entry.resolve(
-                presets, protocol.set.get(name, {}), request.set.get(name, {}), family=family, kd=kd[family]
-            )
-            config = {
-                "name": name,
-                "version": entry.version,
-                "source": None if entry.builtin else entry.source_hash(),
-                "hyperparameters": hyperparameters,
-            }
-            configured[name][family] = _Configured(config, facts)
+        config = {
+            "name": entry.method,
+            "version": entry.version,
+            "source": None if entry.builtin else entry.source_hash(),
+            "hyperparameters": {key: setting.value for key, setting in settings.items()},
+        }
+        configured[name] = _Configured(config, facts, settings)
     return {name: configured[name] for name in chosen}
 
 
@@ -236,9 +240,9 @@ def _cells_of_pair(
     suite: Suite,
     protocol: ResolvedProtocol,
     request: Request,
+    catalog: MethodCatalog,
     teacher: TeacherPlan,
     student: str,
-    methods: Mapping[str, Mapping[str, _Configured]],
     hooks: Sequence[HookEntry],
 ) -> list[Cell]:
     """The cells of a pair for any one seed, which is no part of their configuration."""
@@ -270,13 +274,13 @@ def _cells_of_pair(
         "student_family": family,
     }
     cells = []
-    for name, by_family in methods.items():
-        method = by_family[family]
+    pair = f"{teacher.name}{PAIR_SEPARATOR}{student}"
+    for name, method in _configure_methods(suite, protocol, request, catalog, family, pair).items():
         own = {**config, "method": method.config}
         cells.append(
             Cell(
                 suite.name, protocol.name, request.split, teacher, student, net, name, 0, recipe_name, recipe,
-                own, config_hash(own), {**facts, **method.facts},
+                own, config_hash(own), {**facts, **method.facts}, method.settings,
             )
         )  # fmt: skip
     return cells

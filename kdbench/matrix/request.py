@@ -24,7 +24,9 @@ class Request:
         seeds: 0 to 2**32 - 1.
         split: what students are measured on, ``"test"`` or ``"validation"``.
         limit: images of each split, evenly spread over it.
-        set: method to hyper-parameter to value.
+        set: method or variant to hyper-parameter to value.
+        variants: name to ``method``, ``set`` and ``display``, as in a suite.
+        as_tuned: use values that were published for single pairs, where there are any.
         train_teachers, fine_tune_teachers: names, globs or ``all``: teachers that are trained here from scratch, or from timm's
             weights, whatever the suite says.
         teacher_tolerance: points that the accuracy of a teacher with weights may differ from the published one.
@@ -56,6 +58,8 @@ class Request:
     split: str = "test"
     limit: int | None = None
     set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    as_tuned: bool = False
     train_teachers: tuple[str, ...] = ()
     fine_tune_teachers: tuple[str, ...] = ()
     teacher_tolerance: float = 1.0

@@ -10,13 +10,15 @@ import importlib.metadata
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.plugins.entry import MethodEntry, PluginError, import_source, plugin_module
+from kdbench.plugins.entry import MethodEntry, PluginError, check_name, import_source, plugin_module
 from kdbench.plugins.hooks import read_hooks
 from kdbench.plugins.source import read_source, registers_metric
+from kdbench.suite.suite import Variant
 
 ENTRY_POINT_GROUP = "kdbench.methods"
 
@@ -58,6 +60,27 @@ class MethodCatalog(dict[str, MethodEntry]):
             self.add(entry)
         if measures:
             self.metrics[module] = path
+
+    def with_variants(self, variants: Iterable[tuple[str, Variant]]) -> MethodCatalog:
+        """These methods, and variants of them by name.
+
+        Raises:
+            KdbenchError: for a variant of no method, or a name that is bad or taken.
+        """
+        found = MethodCatalog()
+        found.update({name: entry for name, entry in self.items() if not entry.variant_of})
+        found.errors, found.metrics = self.errors, self.metrics
+        methods = tuple(found)
+        for name, variant in variants:
+            check_name(name, f"variant {name!r}")
+            if name in found:
+                kind = "variant" if found[name].variant_of else "method"
+                raise KdbenchError(f"variant {name!r}: there is a {kind} of this name; choose another")
+            if variant.method not in methods:
+                raise UnknownNameError("method", variant.method, methods, f"variant {name}")
+            parent, display = found[variant.method], variant.display or name
+            found[name] = replace(parent, name=name, display=display, variant_of=parent.name, settings=variant.set)
+        return found
 
     def load_metrics(self) -> None:
         """Import the plugins that register metrics.

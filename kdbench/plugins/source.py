@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from kdbench.errors import nearest
 from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.citations import problem_of
-from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, PluginError, import_source
+from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, PluginError, check_name, import_source
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 #: What a class body may declare: name -> (default, type).
@@ -69,8 +68,7 @@ def read_source(path: Path, module: str, builtin: bool = False) -> list[MethodEn
 def _check_declared(name: str, declared: Mapping[str, Any], path: Path) -> None:
     """Refuse what would go wrong later: names that are no folder's, attributes of another type or outside their lists."""
     where = f"plugin {path}: method {name!r}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}", name):
-        raise PluginError(f"{where}: a name has letters, digits, '_', '+' and '-' only, 61 at most")
+    check_name(name, where)
     for key, (_, expected) in _ATTRIBUTES.items():
         if not isinstance(declared[key], expected) or (expected is int and isinstance(declared[key], bool)):
             raise PluginError(f"{where}: {key} = {declared[key]!r} has the wrong type")

@@ -127,6 +127,8 @@ def data_notes(results: Results) -> list[str]:
     carrying = results.cells.loc[results.cells["carries_kd"], "method_display"].unique()
     if len(carrying):
         notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
+    if settings := _settings_texts(results.cells):
+        notes.append(f"Settings of their own: {'; '.join(settings)}.")
     mixed = _mixed_settings(results.cells)
     if mixed:
         notes.append(f"Hyper-parameters differ between the seeds of one figure: {join_names(mixed)}.")
@@ -157,6 +159,17 @@ def first_line(reason: str, width: int = 160) -> str:
     """A reason on one line of at most ``width`` characters."""
     line = next((part.strip() for part in str(reason).splitlines() if part.strip()), "")
     return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def _settings_texts(cells: pd.DataFrame) -> list[str]:
+    """Which rows are variants, and which have values that their methods do not have by themselves."""
+    done = cells[cells["value"].notna() & ((cells["variant_of"] != "") | (cells["settings"] != ""))]
+    texts = []
+    for (display, parent, settings), rows in done.groupby(["method_display", "variant_of", "settings"]):
+        everywhere = set(rows["pair"]) == set(cells.loc[cells["method_display"] == display, "pair"])
+        where = "" if everywhere else f" on {join_names(sorted(set(rows['pair'])))}"
+        texts.append(f"{display}{where} ({', '.join(str(text) for text in (parent, settings) if text)})")
+    return texts
 
 
 def _mixed_settings(cells: pd.DataFrame) -> list[str]:

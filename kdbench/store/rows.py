@@ -36,7 +36,8 @@ NUMBERS = [
 COLUMNS = [
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student"),
     *("teacher_display", "student_display", "teacher_family", "student_family"),
-    *("method", "method_display", "method_family", "fidelity", "carries_kd", "seed", "state", "reason"),
+    *("method", "method_display", "method_family", "fidelity", "carries_kd"),
+    *("variant_of", "settings", "seed", "state", "reason"),
     *(*NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
 ]
 

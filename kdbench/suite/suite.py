@@ -35,7 +35,7 @@ class Protocol(Strict):
     """How much of a suite is run.
 
     ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers; ``recipes`` change single recipes, by name,
-    of both. ``set`` gives hyper-parameters of methods and goes before the suite's. Images per class can be limited for the
+    of both. ``set`` gives hyper-parameters of methods and variants and goes before the suite's. Images per class can be limited for the
     training of students (in place of the suite's own limit) and of teachers, and for the evaluation of both.
     """
 
@@ -71,13 +71,20 @@ class MethodsSpec(Strict):
     set: dict[str, dict[str, Any]] = {}
 
 
+class Variant(Strict):
+    """A method under other hyper-parameters, as a row of its own; ``display`` is its name in tables."""
+
+    method: str
+    set: dict[str, Any] = {}
+    display: str = ""
+
+
 @dataclass(frozen=True)
 class ResolvedProtocol:
     """A protocol with all that it changes in its suite worked out.
 
     Attributes:
         pairs: the protocol's own choice, ``teacher--student``.
-        set: hyper-parameters by method.
         recipes, teacher_recipes: by name, of students and of teachers.
         images_per_class, teacher_images_per_class: what students and teachers train on; None for all images.
         measured_images_per_class: what both are measured on.
@@ -88,7 +95,6 @@ class ResolvedProtocol:
     pairs: tuple[str, ...]
     seeds: tuple[int, ...]
     select: Literal["last", "best"]
-    set: Mapping[str, Mapping[str, Any]]
     recipes: Mapping[str, Recipe]
     teacher_recipes: Mapping[str, Recipe]
     images_per_class: int | None
@@ -114,6 +120,7 @@ class Suite(Strict):
     protocols: Annotated[dict[Name, Protocol], Field(min_length=1)]
     default_protocol: str
     methods: MethodsSpec
+    variants: dict[Name, Variant] = {}
     #: Files of mmengine hooks, relative to the suite's.
     hooks: tuple[str, ...] = ()
     cpu_threads: Count = 1
@@ -140,6 +147,9 @@ class Suite(Strict):
             with at("net_recipe", net):
                 self.net(net)
                 find("recipe", recipe, self.recipes)
+        for name in self.variants:
+            if name in self.methods.set:
+                raise Contradiction(f"{name} is a variant; write this in variants.{name}.set", "methods", "set", name)
         with at("default_protocol"):
             find("protocol", self.default_protocol, self.protocols)
         for name, protocol in self.protocols.items():
@@ -188,7 +198,6 @@ class Suite(Strict):
             pairs=tuple(self.choose_pairs(own.pairs)),
             seeds=own.seeds,
             select=own.select,
-            set=merge(self.methods.set, own.set),
             recipes=self._recipes(of_students, protocol, "recipe", own.recipe),
             teacher_recipes=self._recipes(of_teachers, protocol, "teacher", own.teacher),
             images_per_class=own.images_per_class or self.dataset.images_per_class,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +69,7 @@ def imported(*words: str) -> list[str]:
     "words",
     [
         ("--help",), ("run", "--help"), ("list",), ("list", "methods"), ("list", "pairs", "--json"), ("status",),
+        ("list", "methods", "--suite", "cifar100"), ("show", "ofa", "--suite", "cifar100", "--as-tuned"),
         ("status", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
         ("table", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
         ("table", "SUITE", "--protocol", "seeds", "--out", "RUNS", "--format", "latex"),
@@ -106,6 +108,17 @@ WRONG = [
     ("run --set kd=4", "--set 'kd=4' is not of the form METHOD.NAME=VALUE"),
     ("run --set kdd.temperature=4", "unknown method 'kdd'; did you mean 'kd'?"),
     ("run --set scratch.temperature=4", "scratch has none"),
+    ("run --variant w1=offa,eps=2", "unknown method 'offa' in variant w1; did you mean 'ofa'?"),
+    ("run --variant w1=ofa,epz=2", "unknown hyper-parameter w1.epz; did you mean 'eps'?"),
+    ("run --variant w1=ofa,eps=0", "w1.eps = 0: must be above 0"),
+    ("run --variant ofa=kd", "variant 'ofa': there is a method of this name; choose another"),
+    ("run --variant a/b=kd", "variant 'a/b': a name has letters"),
+    ("run --variant w1=kd --variant w1=ofa", "--variant w1 is given twice"),
+    ("run --variant w1", "--variant 'w1' is not of the form NAME=METHOD,KEY=VALUE,..."),
+    ("run --variant w1=kd --set w2.temperature=1", "unknown method 'w2'; did you mean 'w1'?"),
+    ("show offa", "unknown method 'offa'; did you mean 'ofa'?"),
+    ("show ofa --pair a--b", "unknown pair 'a--b' in suite digits; "),
+    ("list methods --pair a--b", "--pair needs a suite and methods"),
     ("run --seeds a", "--seeds: 'a' is not a list of whole numbers from 0 to 4294967295"),
     ("run --seeds 0,-1", "--seeds: '0,-1' is not"),
     ("run --seeds 4294967296", "--seeds: '4294967296' is not"),
@@ -312,6 +325,56 @@ def test_listing_tells_of_everything_there_is(kdbench: Kdbench) -> None:
 def test_pairs_of_a_suite_file_are_listed(kdbench: Kdbench, write_suite: Callable[..., Path]) -> None:
     rows = json.loads(kdbench("list", "pairs", "--suite", write_suite(), "--json").out)
     assert [row["pair"] for row in rows] == ["cnn--vit", "cnn--mlp", "vit--cnn"]
+
+
+def test_methods_are_listed_as_they_are_set_for_a_pair_of_a_suite(kdbench: Kdbench) -> None:
+    words = ("list", "methods", "--suite", "imagenet1k", "--json", "--pair")
+    gamma = {}
+    for pair in ("resnet50--deit_tiny", "swin_tiny--resnet18"):
+        rows = {row["name"]: row for row in json.loads(kdbench(*words, pair).out)}
+        gamma[pair] = rows["nkd"]["hyperparameters"]["gamma"]
+    assert gamma == {"resnet50--deit_tiny": 1.0, "swin_tiny--resnet18": 1.5}
+
+
+def test_show_tells_every_hyper_parameter_with_its_value_origin_type_and_range(kdbench: Kdbench) -> None:
+    said = kdbench("show", "nkd", "--suite", "imagenet1k", "--set", "nkd.ce_weight=2")
+    assert (said.status, said.err) == (0, "")
+    first, second = said.out.split("suite imagenet1k, protocol short: ")[1:]
+    assert (first.splitlines()[0], second.splitlines()[0]) == (
+        "swin_tiny--resnet18, convnext_tiny--resmlp_s12", "mixer_b16--deit_tiny",
+    )  # fmt: skip
+    rows = [re.split(r"\s{2,}", line) for line in second.splitlines()[4:] if line]
+    assert rows == [
+        ["temperature", "1.0", "preset imagenet1k", "float", "above 0"],
+        ["gamma", "1.0", "preset imagenet1k:vit", "float", "0 or more"],
+        ["ce_weight", "2.0", "--set nkd", "float", "0 or more"],
+    ]
+    for text in (
+        "nkd: NKD",
+        "ICCV 2023",
+        "family:   On logits",
+        "fidelity: reference",
+        "needs:    logits",
+        "@inproceedings{",
+    ):
+        assert text in said.out
+
+
+def test_show_tells_of_a_variant_whose_it_is(kdbench: Kdbench) -> None:
+    said = kdbench("show", "w1", "--variant", "w1=lfcc,scales=[1, 2],kd_weight=0")
+    assert "w1: w1, a variant of lfcc" in said.out
+    assert "carries KD's loss (temperature, kd_weight, ce_weight)" in said.out
+    assert re.search(r"scales +\(1, 2\) +variant w1", said.out)
+    assert "no hyper-parameters" in kdbench("show", "scratch").out
+
+
+def test_plan_names_the_pairs_for_which_nothing_was_published(
+    kdbench: Kdbench, tmp_path: Path, write_suite: Callable[..., Path]
+) -> None:
+    said = kdbench(
+        "plan", write_suite(), "--as-tuned", "--methods", "kd,scratch", "--no-probe", "--out", tmp_path / "o"
+    )
+    assert "note: cnn--vit: no published values of kd; the suite's own are used" in said.out
 
 
 def test_help_names_every_verb_and_every_verb_has_help(kdbench: Kdbench) -> None:

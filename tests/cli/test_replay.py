@@ -18,7 +18,9 @@ from kdbench.matrix.request import Request
 #: A request in which nothing is as it would be without options.
 EVERYTHING = Request(
     "cifar100-32", protocol="smoke", methods=("kd", "o*"), pairs=("a--b",), seeds=(3, 4), split="validation", limit=50,
-    set={"kd": {"temperature": 1e-3}, "uhkd": {"stages": [2, 4], "name": "it's"}}, train_teachers=("cnn", "v*"),
+    set={"kd": {"temperature": 1e-3}, "uhkd": {"stages": [2, 4], "name": "it's"}},
+    variants={"w1": {"method": "ofa", "set": {"stages": [2, 4], "eps": 1e-3}}, "plain": {"method": "kd", "set": {}}},
+    as_tuned=True, train_teachers=("cnn", "v*"),
     fine_tune_teachers=("all",), teacher_tolerance=5.5, plugins=("a.py", "b c.py"), hooks=("h.py", "i.py"), out="some where",
     data="d", weights="w", download=True, on="slurm", slurm="time=4:00:00,mem=2G", workers=3, device="cpu", memory=1 / 3,
     solo=True, compile=True, graphs=False, log=("tensorboard", "wandb"), max_hours=0.0, stall=0.1, retry_failed=True,
@@ -71,21 +73,25 @@ def test_replay_command_makes_the_same_cell_again(
         split="validation",
         seeds=(3, 4),
         plugins=(str(write_plugin()),),
-        methods=("mine", "kd", "uhkd"),
-        set={"kd": {"temperature": 1e-3}, "mine": {"weight": 2}, "uhkd": {"stages": [2, 4]}},
+        methods=("mine", "kd", "uhkd", "light", "hot"),
+        set={"kd": {"temperature": 1e-3}, "mine": {"weight": 2}, "uhkd": {"stages": [2, 4]}, "light": {"weight": 0.5}},
+        variants={
+            "light": {"method": "mine", "set": {"weight": 3}},
+            "hot": {"method": "kd", "set": {"ce_weight": 0.5}},
+        },
         out=str(tmp_path / "some where"),
         compile=True,
     )
-    for cell in plan_of(request)[0].cells:
+    for cell in plan_of(request).cells:
         replayed = request_of(replay_command(cell, request))
         assert (replayed.out, replayed.compile, replayed.solo, replayed.retry_failed) == (request.out, True, True, True)
-        (same,) = plan_of(replayed)[0].cells
+        (same,) = plan_of(replayed).cells
         assert (same.folder, same.hyperparameters) == (cell.folder, cell.hyperparameters)
 
 
 def test_replay_command_holds_what_the_user_chose_and_nothing_else(tmp_path: Path) -> None:
     request = Request("digits", pairs=("resnet-l--vit-s",), out=str(tmp_path))
-    cell = plan_of(request)[0].cells[0]
+    cell = plan_of(request).cells[0]
     assert replay_command(cell, request) == (
         f"kdbench run digits --protocol {cell.protocol} --methods {cell.method} --pairs {cell.pair} --seeds {cell.seed} "
         f"--out {tmp_path} --solo --retry-failed"

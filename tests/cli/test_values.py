@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.cli.values import parse_set
+from kdbench.cli.values import parse_set, parse_variants
 from kdbench.errors import KdbenchError
 
 
@@ -18,6 +18,19 @@ from kdbench.errors import KdbenchError
 )  # fmt: skip
 def test_values_of_set_are_yaml(text: str, value: Any) -> None:
     assert parse_set([f"ofa.eps={text}"]) == {"ofa": {"eps": value}}
+
+
+def test_variant_is_a_method_and_values_in_yaml() -> None:
+    assert parse_variants(["w=ofa", "v=lfcc,scales=[1, 2],dim = 32,contrast_weight=1e-1"]) == {
+        "w": {"method": "ofa", "set": {}},
+        "v": {"method": "lfcc", "set": {"scales": [1, 2], "dim": 32, "contrast_weight": 0.1}},
+    }
+
+
+@pytest.mark.parametrize("text", ["", "w", "w=", "=kd", "w=kd,temperature=", "w=kd,temperature=[", "w=kd,=2"])
+def test_variant_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(KdbenchError, match="--variant"):
+        parse_variants([text])
 
 
 def test_set_may_be_repeated_and_the_last_wins() -> None:

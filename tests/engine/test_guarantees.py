@@ -28,7 +28,7 @@ from kdbench.nets.tapped import state_hash
 from kdbench.store.claims import Claims, remove_claim
 from kdbench.store.folders import Store
 
-from .conftest import Lab, cohort_of
+from .conftest import ONE_EPOCH, Lab, cohort_of
 
 SIX = ("scratch", "kd", "fitnet", "crd", "ofa", "lfcc")
 
@@ -166,6 +166,17 @@ def test_cells_give_the_same_numbers_alone_in_a_cohort_and_in_another_order(
             assert lab.result(other, plan, cell.method)["losses"] == first["losses"], cell.method
             for name, values in predictions(together, plan, cell.method).items():
                 assert np.array_equal(values, predictions(other, plan, cell.method)[name]), (cell.method, name)
+
+
+def test_a_variant_with_its_methods_settings_gives_its_numbers_in_a_folder_of_its_own(lab: Lab) -> None:
+    plan = lab.plan(["uhkd", "twin", "other"], recipe=ONE_EPOCH, variants={
+        "twin": {"method": "uhkd"}, "other": {"method": "uhkd", "set": {"temperature": 3.0}},
+    })  # fmt: skip
+    store = lab.train(plan)
+    method, twin, other = (lab.result(store, plan, cell.method) for cell in plan.cells)
+    assert len({cell.folder for cell in plan.cells}) == 3
+    assert (twin["hash"], twin["metrics"], twin["losses"]) == (method["hash"], method["metrics"], method["losses"])
+    assert other["losses"] != method["losses"]
 
 
 def test_a_method_sees_only_what_it_declared_whatever_its_company_needs(

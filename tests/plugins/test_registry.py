@@ -83,7 +83,7 @@ def test_method_that_carries_what_kd_does_not_have_is_refused(write_plugin: Call
     path = write_plugin(before="")
     path.write_text(path.read_text().replace('    """A', '    carries_kd = {"temprature": "weight"}\n    """A'))
     with pytest.raises(HyperparameterError, match=r"mine\.carries_kd: .*did you mean 'temperature'"):
-        catalog([str(path)])["mine"].resolve("digits", kd=entry().resolve("digits"))
+        catalog([str(path)])["mine"].trace("digits", kd=entry().resolve("digits"))
 
 
 def test_unknown_hyperparameter_is_refused_with_the_nearest() -> None:
@@ -155,12 +155,12 @@ def test_value_of_another_type_is_refused_with_both_types(annotation: str, value
         ("kd.kd_weight", -1.0, "must be 0 or more"),
         ("kd.kd_weight", float("nan"), "must be 0 or more"),
         ("kd.kd_weight", float("inf"), "must be 0 or more"),
-        ("crd.momentum", 1.5, r"must lie in \[0, 1\]"),
+        ("crd.momentum", 1.5, r"must be in \[0, 1\]"),
         ("mgd.mask_ratio", 1.0, "must be 0 or more and below 1"),
         ("mlld.temperatures", (4.0, 0.0), "must be above 0"),
         ("ofa.eps", (1.0, 1.0, 1.0, 1.0, 0.0), "must be above 0"),
         ("lfcc.kernel", 4, "expected Literal"),
-        ("at.stages", (0,), r"must lie in \[1, 4\]"),
+        ("at.stages", (0,), r"must be in \[1, 4\]"),
     ],
 )
 def test_value_out_of_range_is_refused_in_a_plan_and_in_python(name: str, value: Any, words: str) -> None:

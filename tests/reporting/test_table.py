@@ -52,6 +52,17 @@ def test_methods_that_carry_kd_are_named():
     assert not any("KD's loss" in note.text for note in build_table(factory.small()).notes)
 
 
+def test_variants_and_settings_of_single_rows_are_told():
+    rows = [
+        factory.cell(P1, "w1", top1=80.0, method_display="Half", variant_of="ofa", settings="ofa_weight = 0.5"),
+        factory.cell(P1, "dkd", top1=80.0, settings="beta = 2.0 (--set dkd)"),
+        factory.cell(P2, "dkd", top1=80.0),
+    ]
+    (text,) = [note.text for note in build_table(with_rows(*rows)).notes if "Settings" in note.text]
+    assert "Half (ofa, ofa_weight = 0.5)" in text
+    assert f"DKD on {P1} (beta = 2.0 (--set dkd))" in text
+
+
 def test_a_cell_holds_mean_sd_and_n():
     cell = cell_of(build_table(factory.small()), "Swin-T → ResNet18", "OFA")
     assert (cell.kind, cell.value) == ("value", 87.0)

@@ -1,0 +1,66 @@
+"""What the hyper-parameters of a method are for a pair of a suite, and where each value comes from.
+
+Later ones win: the method's default; KD's, where it carries KD; its preset for the data; its preset for the data and the student's
+family; ``methods.set`` of the suite; ``set`` of the protocol; with ``--as-tuned`` what was published for the pair; ``--set METHOD``.
+A variant begins where its method ends: then come its own ``set``, the protocol's for it, and ``--set VARIANT``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdbench.matrix.request import Request
+from kdbench.plugins.entry import MethodEntry, Setting
+from kdbench.plugins.registry import MethodCatalog
+from kdbench.plugins.tuned import find_tuned
+from kdbench.suite.suite import Suite, split_pair
+
+_PUBLISHED = "published for the pair"
+
+
+def settings_of(
+    entry: MethodEntry, catalog: MethodCatalog, suite: Suite, protocol: str, request: Request, pair: str, family: str
+) -> dict[str, Setting]:
+    """The hyper-parameters of a method or variant for a pair, whose student is of ``family``.
+
+    Raises:
+        HyperparameterError: for an unknown name, a wrong type or a value out of range.
+    """
+    presets = [name for name in (suite.dataset.presets, suite.dataset.name) if name]
+    method, of_protocol = entry.method, suite.protocols[protocol].set
+
+    def files(name: str) -> list[tuple[str, Mapping[str, Any]]]:
+        return [
+            (f"suite {suite.name}", suite.methods.set.get(name, {})),
+            (f"protocol {protocol}", of_protocol.get(name, {})),
+        ]
+
+    # What the command line sets for KD is KD's alone: rows of methods that carry KD stay as they are.
+    kd = {name: setting.value for name, setting in catalog.find("kd").trace(presets, files("kd"), family).items()}
+    overrides = files(method)
+    if request.as_tuned and (tuned := find_tuned(method, presets, *split_pair(pair))):
+        overrides.append((f"{_PUBLISHED}: {tuned.source}", tuned.values))
+    overrides.append((f"--set {method}", request.set.get(method, {})))
+    if entry.variant_of:
+        overrides += [
+            (f"variant {entry.name}", entry.settings),
+            (f"protocol {protocol}, {entry.name}", of_protocol.get(entry.name, {})),
+            (f"--set {entry.name}", request.set.get(entry.name, {})),
+        ]
+    return entry.trace(presets, overrides, family, kd)
+
+
+def is_tuned(settings: Mapping[str, Setting]) -> bool:
+    """Whether any value is one that was published for the pair."""
+    return any(setting.origin.startswith(_PUBLISHED) for setting in settings.values())
+
+
+def disclosed(settings: Mapping[str, Setting]) -> str:
+    """What captions say of a row: the values that its method would not have on this suite by itself."""
+    origins = ("variant", "--set", _PUBLISHED)
+    chosen = [(name, setting) for name, setting in settings.items() if setting.origin.startswith(origins)]
+    texts = (
+        f"{name} = {value}{'' if origin.startswith('variant') else f' ({origin})'}" for name, (value, origin) in chosen
+    )
+    return ", ".join(texts)
