@@ -17,7 +17,7 @@ import pytest
 
 from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import METRICS
-from kdbench.reporting.frame import fill_frame, collect
+from kdbench.reporting.frame import collect, fill_frame
 from kdbench.reporting.html import tables
 from kdbench.reporting.html.classes import CellClasses
 from kdbench.reporting.html.data import BLOCK, blocks_of_files, cells_data, safe_json
