@@ -109,8 +109,8 @@ def class_scores(results: Results, outcomes: Outcomes, by: str = "class") -> Cla
     _, common = common_pairs(have, [name for name in methods if name in results.competing] or methods)
     pairs = {}
     for name in methods:
-        own = [pair for pair in results.pair_info if (pair, name) in per_pair]
-        pairs[name] = tuple(common if common and set(common) <= set(own) else own)
+        there = [pair for pair in results.pair_info if (pair, name) in per_pair]
+        pairs[name] = tuple(common if common and set(common) <= set(there) else there)
     means = [np.mean([per_pair[pair, name].mean(axis=0) for pair in pairs[name]], axis=0) for name in methods]
     return ClassScores(
         by=by,

@@ -259,7 +259,7 @@ def _pairs(cells: pd.DataFrame, teacher_column: str | None) -> pd.DataFrame:
     return pairs.loc[sorted(pairs.index, key=place)]
 
 
-def _position(name: str, order: Iterable[str]) -> int:
+def _position(name: object, order: Iterable[str]) -> int:
     """Of a name in an order; unknown names come last."""
     names = [*order]
     return names.index(name) if name in names else len(names)

@@ -183,10 +183,10 @@ class _Builder:
 
     def build(self) -> tuple[Standing, ...]:
         """Whole methods and baselines first, by gain; then those that lack pairs; names decide between equals."""
-        score = {name: self._score(name) for name in self.means}
+        score = {name: self._score(name) for name in map(str, self.means)}
         order = sorted(score, key=lambda name: (not self.complete[name], -score[name], name))
         places = sorted((score[name] for name in self.whole), reverse=True)
-        cells = dict([*self.results.cells.groupby("method")])
+        cells = {str(name): own for name, own in self.results.cells.groupby("method")}
         return tuple(
             self._standing(name, cells[name], places.index(score[name]) + 1 if name in self.whole else None)
             for name in order

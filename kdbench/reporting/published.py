@@ -137,7 +137,7 @@ def _records(results: Results, published: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _merged(published: pd.DataFrame) -> list[dict[str, Any]]:
     """Published figures with their kind; the same figure in several sources is one, the best evidence first."""
-    merged: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    merged: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
     for row in published.to_dict("records"):
         method, teacher, student = row["method_key"], row["teacher_key"], row["student_key"]
         if method == "teacher":  # its own figure stands in either column: it is a net without a teacher

@@ -73,7 +73,9 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
         results = collect(part, select=select)
         board = build_leaderboard(part, select=select, command=command)
         cells = _titled(results)
-        links = Links(_first_cells(cells, sum(map(len, shown))), results.methods["title"].to_dict())
+        links = Links(
+            _first_cells(cells, sum(map(len, shown))), {name: row["title"] for name, row in results.method_info.items()}
+        )
         shown.append(cells)
         hashes.append(board.results_hash)
         metrics |= results.metrics
@@ -154,7 +156,7 @@ def _first_cells(cells: pd.DataFrame, offset: int) -> dict[tuple[str, str], int]
     """Number of the first finished cell of each pair and method, or of the first one."""
     order = cells.assign(number=range(offset, offset + len(cells)), open=cells["state"] != "done")
     first = order.sort_values(["open", "number"]).drop_duplicates(["pair", "method"])
-    return first.set_index(["pair", "method"])["number"].to_dict()
+    return dict(zip(zip(first["pair"], first["method"], strict=True), first["number"], strict=True))
 
 
 def _embedded(plot: Plot) -> dict[str, Any]:
