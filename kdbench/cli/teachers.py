@@ -110,7 +110,7 @@ def _retrained(plan: Plan) -> list[TeacherPlan]:
     chosen = [teacher for teacher in plan.teachers if teacher.name in names]
     if not chosen:
         raise KdbenchError(
-            f"protocol {plan.protocol} of suite {plan.suite.name} has none of the teachers {', '.join(names)}; "
+            f"protocol {plan.under.name} of suite {plan.suite.name} has none of the teachers {', '.join(names)}; "
             "choose --protocol or --pairs that have"
         )
     return chosen
@@ -191,7 +191,7 @@ def _rows_text(plan: Plan, rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     lines = [
-        f"suite {plan.suite.name}, protocol {plan.protocol}: {counted(len(rows), 'teacher')}",
+        f"suite {plan.suite.name}, protocol {plan.under.name}: {counted(len(rows), 'teacher')}",
         tabulate(table, headers="keys", tablefmt="simple", disable_numparse=True),
     ]
     missing = [row for row in rows if _file_state(row) == "missing"]

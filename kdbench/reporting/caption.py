@@ -129,8 +129,9 @@ def data_notes(results: Results) -> list[str]:
         notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
     if settings := _settings_texts(results.cells):
         notes.append(f"Settings of their own: {'; '.join(settings)}.")
-    mixed = _mixed_settings(results.cells)
-    if mixed:
+    done = results.cells[results.cells["value"].notna()]
+    counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
+    if mixed := [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]:
         notes.append(f"Hyper-parameters differ between the seeds of one figure: {join_names(mixed)}.")
     apart = results.pairs.index[results.pairs["teacher_spread"] > 0.05]
     if len(apart):
@@ -155,10 +156,10 @@ def label_of(results: Results, *parts: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
-def first_line(reason: str, width: int = 160) -> str:
-    """A reason on one line of at most ``width`` characters."""
+def first_line(reason: str) -> str:
+    """A reason on one line of at most 160 characters."""
     line = next((part.strip() for part in str(reason).splitlines() if part.strip()), "")
-    return line if len(line) <= width else line[: width - 3] + "..."
+    return line if len(line) <= 160 else f"{line[:157]}..."
 
 
 def _settings_texts(cells: pd.DataFrame) -> list[str]:
@@ -170,9 +171,3 @@ def _settings_texts(cells: pd.DataFrame) -> list[str]:
         where = "" if everywhere else f" on {join_names(sorted(set(rows['pair'])))}"
         texts.append(f"{display}{where} ({', '.join(str(text) for text in (parent, settings) if text)})")
     return texts
-
-
-def _mixed_settings(cells: pd.DataFrame) -> list[str]:
-    done = cells[cells["value"].notna()]
-    counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
-    return [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]

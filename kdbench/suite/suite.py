@@ -171,9 +171,11 @@ class Suite(Strict):
         own = {*self.nets, *ZOO}
         if importlib.util.find_spec("timm") is None:
             raise UnknownNameError("net", name, own)
-        if re.match(NAME_PATTERN, name) and _timm_has(name):  # the name becomes that of a folder
+        import timm
+
+        if re.match(NAME_PATTERN, name) and timm.is_model(name.split(".")[0]):  # the name becomes that of a folder
             return NetSpec(timm=name, weights="train")
-        every = {*own, *_timm_names()}
+        every = {*own, *timm.list_models()}
         raise UnknownNameError("net", name, every if is_near(name, every) else own)
 
     def recipe_name(self, net: str, family: Family, teacher: bool = False) -> str:
@@ -366,15 +368,3 @@ def _line_of(node: yaml.Node | None, location: Sequence[Any]) -> int:
         else:
             break
     return line
-
-
-def _timm_has(name: str) -> bool:
-    import timm
-
-    return bool(timm.is_model(name.split(".")[0]))
-
-
-def _timm_names() -> list[str]:
-    import timm
-
-    return list(timm.list_models())

@@ -17,7 +17,9 @@ def summary(results: Results, board: Leaderboard) -> list[str]:
     """Sentences for people who read nothing else."""
     if board.message:
         return [board.message]
-    sentences = [f"{results.metric.title} on {_dataset(results)}, protocol {board.protocol}. {coverage_text(results)}"]
+    identity = results.identity()
+    dataset = next((title for title in results.cells["dataset_title"] if title), identity["dataset"])
+    sentences = [f"{results.metric.title} on {dataset}, protocol {identity['protocol']}. {coverage_text(results)}"]
     ranked = [s for s in board.standings if s.rank is not None]
     if board.reference and ranked:
         sentences.append(_leader(board, ranked))
@@ -29,10 +31,6 @@ def summary(results: Results, board: Leaderboard) -> list[str]:
         )
     sentences += [sentence for sentence in (_cost(board), _seeds(results)) if sentence]
     return sentences
-
-
-def _dataset(results: Results) -> str:
-    return next((title for title in results.cells["dataset_title"] if title), results.identity()["dataset"])
 
 
 def _leader(board: Leaderboard, ranked: list[Standing]) -> str:
