@@ -20,24 +20,15 @@ def build_caption(results: Results) -> str:
     dataset = next((title for title in results.cells["dataset_title"] if title), identity["dataset"])
     where = f"{metric.with_unit(metric.title, f'{direction} is better')} on {dataset}, {identity['split']} split"
     how = f"Suite {identity['suite']}, protocol {identity['protocol']}, "
-    how += ", ".join(part for part in (epochs_text(results), selection_text(results)) if part)
-    return f"{where}. {how}. {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
-
-
-def epochs_text(results: Results) -> str:
     epochs = sorted(results.cells["epochs"].dropna().unique())
-    if not epochs:
-        return ""
     if len(epochs) == 1:
-        return counted(int(epochs[0]), "epoch")
-    return f"{epochs[0]:g} to {epochs[-1]:g} epochs (by student)"
-
-
-def selection_text(results: Results) -> str:
-    if results.select == "last":
-        return "last epoch"
-    split = results.identity()["split"]
-    return f"best {split} epoch (chosen by top-1 on the {split} split itself: an optimistic figure)"
+        how += f"{counted(int(epochs[0]), 'epoch')}, "
+    elif epochs:
+        how += f"{epochs[0]:g} to {epochs[-1]:g} epochs (by student), "
+    split = identity["split"]
+    best = f"best {split} epoch (chosen by top-1 on the {split} split itself: an optimistic figure)"
+    how += "last epoch" if results.select == "last" else best
+    return f"{where}. {how}. {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
 
 
 def seeds_text(seeds: list[int]) -> str:

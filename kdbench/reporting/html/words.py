@@ -6,15 +6,15 @@ import numpy as np
 
 from kdbench.errors import counted
 from kdbench.reporting.caption import coverage_text, join_names
-from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard, Standing
 from kdbench.reporting.paired import seeds_note
 from kdbench.reporting.statistics import ALPHA
 from kdbench.reporting.text.leaderboard import signed_text
 
 
-def summary(results: Results, board: Leaderboard) -> list[str]:
+def summary(board: Leaderboard) -> list[str]:
     """Sentences for people who read nothing else."""
+    results = board.results
     if board.message:
         return [board.message]
     identity = results.identity()
@@ -29,7 +29,10 @@ def summary(results: Results, board: Leaderboard) -> list[str]:
             f"{ranked[0].display} has the highest mean, {ranked[0].mean:.{board.decimals}f}; there is no baseline to "
             "count gains from."
         )
-    sentences += [sentence for sentence in (_cost(board), _seeds(results)) if sentence]
+    if cost := _cost(board):
+        sentences.append(cost)
+    if note := seeds_note(int(results.scores["n"].max())):
+        sentences.append(f"{note} Intervals in the leaderboard are over pairs.")
     return sentences
 
 
@@ -99,8 +102,3 @@ def _cost(board: Leaderboard) -> str:
         f"A training step takes from {cheap.step_ratio:.2f} ({cheap.display}) to {dear.step_ratio:.2f} ({dear.display}) "
         "times as long as one from scratch."
     )
-
-
-def _seeds(results: Results) -> str:
-    note = seeds_note(int(results.scores["n"].max()))
-    return f"{note} Intervals in the leaderboard are over pairs." if note else ""
