@@ -709,7 +709,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_printed_commands_go_on_and_replay(
     assert found is not None, out
     frame = load_results(runs, "tiny", "long").set_index("method")
     assert frame["state"].to_dict() == {"kd": "planned", "nanny": "failed", "scratch": "planned"}
-    assert frame.loc["kd", "reason"] == "interrupted; kdbench run goes on from its last checkpoint"
+    assert frame.loc["kd", "reason"].startswith("interrupted; ")
 
     assert found[1] == shlex.join(["kdbench", *words])
     rest = shlex.split(found[1])[1:]
