@@ -742,6 +742,17 @@ def test_worker_ends_when_its_parent_is_gone() -> None:
     assert (process.returncode, err) == (1, b"")
 
 
+def test_a_file_of_the_current_folder_hides_no_library_from_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('the wrong yaml')\n")
+    monkeypatch.chdir(tmp_path)
+    launcher = LocalLauncher(1)
+    launcher.submit(Job("x", "cohort", ("a",), Request("nosuch", out=str(tmp_path)), 1, str(tmp_path / "worker.log")))
+    (event,) = events_of(launcher)
+    assert event["error"].startswith("unknown suite 'nosuch'")
+
+
 def test_worker_says_why_it_cannot_do_its_job(tmp_path: Path) -> None:
     job = Job("x", "cohort", ("a",), Request("nosuch", out=str(tmp_path)), 1, str(tmp_path / "logs" / "worker.log"))
     launcher = LocalLauncher(1)
