@@ -22,6 +22,11 @@ from kdbench.plugins.registry import MethodCatalog, catalog
 from kdbench.suite.net import NetSpec
 
 PAGE = Path(__file__).with_name("methods.md")
+#: Values of official codes, which tests compare with; a case has its ``source``, the repository and the files.
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "losses.json"
+
+#: Cases that kdbench does not follow: squeeze-and-excitation that returns its gate alone, as PAT was released.
+LEFT_OUT = {"gate_only"}
 
 CLASSES = 100
 #: Pairs whose extra parameters are shown: key -> (teacher, student) in timm's names, with 100 classes.
@@ -48,9 +53,13 @@ _INTRODUCTION = """\
 Every method that comes with kdbench, from its own file in [methods/](../methods). `kdbench list methods` prints the
 short form, [adding-a-method.md](adding-a-method.md) tells how to add one.
 
-**Fidelity** says how far the code is backed: `reference` equals official code numerically (golden values in the tests);
+**Fidelity** says how far the code is backed: `reference` equals official code numerically (each section names its files);
 `paper` follows the equations of the paper; `reconstruction` was made from an abstract or a summary, with choices of our
 own that its notes name, so that figures of the paper must not be set beside its results as if they were reproduced.
+
+**Compared with** names the official code, and its commit where it was noted, whose values and gradients on fixed inputs the
+tests demand in double precision, to a relative 1e-9. The functions and modules that are named belong to the method's file;
+what differs around them stands in the notes.
 
 **Extra parameters** are trained with the student and left behind afterwards, unless the notes say otherwise. They are
 those of two pairs with 100 classes: *usual* is Swin-T to ResNet18 at 224 px (the student has 11.2 million parameters),
@@ -117,6 +126,23 @@ def notes(entry: MethodEntry) -> str:
     return ""
 
 
+def official(entry: MethodEntry) -> list[str]:
+    """What the functions and modules of a method's file are compared with, a sentence for each source."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    counted: dict[str, dict[str, int]] = {}
+    for case in (*golden["cases"], *golden["classes"], golden["crd"]):
+        name = case.get("function") or case.get("class") or case["class_"]
+        if case["module"] == entry.path.stem and case.get("name") not in LEFT_OUT:
+            names = counted.setdefault(case["source"], {})
+            names[name] = names.get(name, 0) + 1
+    return [
+        f"Compared with {source.replace(' ', ', ', 1)}: "
+        + ", ".join(f"`{name}` in {count} {'cases' if count > 1 else 'case'}" for name, count in names.items())
+        + "."
+        for source, names in counted.items()
+    ]
+
+
 def _section(entry: MethodEntry, costs: Mapping[str, Mapping[str, int]]) -> str:
     own = costs.get(entry.name, {})
     counted = ", ".join(f"{own[key]:,} ({key})" for key in REFERENCE_PAIRS if key in own) or "not measured"
@@ -138,6 +164,7 @@ def _section(entry: MethodEntry, costs: Mapping[str, Mapping[str, int]]) -> str:
             for name, parameter in entry.hyperparameters.items()
         ]
         lines.append(_markdown_table(heads, rows))
+    lines += [f"{compared}\n" for compared in official(entry)]
     text = notes(entry)
     if text:
         lines.append(f"{_code(text)}\n")

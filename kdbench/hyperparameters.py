@@ -43,17 +43,13 @@ class Range:
     def __str__(self) -> str:
         if self.at_least is not None and self.at_most is not None:
             return f"in [{self.at_least:g}, {self.at_most:g}]"
-        bounds = [
-            text.format(bound)
-            for text, bound in (
-                ("above {:g}", self.above),
-                ("{:g} or more", self.at_least),
-                ("below {:g}", self.below),
-                ("{:g} or less", self.at_most),
-            )
-            if bound is not None
-        ]
-        return " and ".join(bounds) or "finite"
+        bounds = {
+            "above {:g}": self.above,
+            "{:g} or more": self.at_least,
+            "below {:g}": self.below,
+            "{:g} or less": self.at_most,
+        }
+        return " and ".join(text.format(bound) for text, bound in bounds.items() if bound is not None) or "finite"
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,8 @@ class Hyperparameter:
         if self.range is not None:
             for number in converted if isinstance(converted, tuple) else (converted,):
                 if isinstance(number, (int, float)) and number not in self.range:
-                    raise HyperparameterError(f"{where}.{self.name} = {value!r}: must be {self.range}")
+                    finite = "" if math.isfinite(number) else ", and finite"
+                    raise HyperparameterError(f"{where}.{self.name} = {value!r}: must be {self.range}{finite}")
         return converted
 
 

@@ -88,8 +88,8 @@ class ScaleDecoupled(Method):
 
     def __init__(self, student: NetInfo, teacher: NetInfo, task: Task, scales: tuple[int, ...]) -> None:
         super().__init__(student, teacher, task)
-        if scales[:1] != (1,):
-            raise HyperparameterError(f"scales = {scales!r}: must begin with 1, the global cell")
+        if scales[:1] != (1,) or len(set(scales)) < len(scales):
+            raise HyperparameterError(f"scales = {scales!r}: must begin with 1, the global cell, and repeat none")
         self.scales = scales
 
     @classmethod

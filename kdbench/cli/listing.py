@@ -106,7 +106,7 @@ def show(request: Request, method: str, suite: str, pair: str | None) -> int:
                 groups.setdefault(tuple(cell.settings.values()), []).append(cell.pair)
         for settings, pairs in groups.items():
             rows = [
-                (parameter.name, setting.value, setting.origin, parameter.annotation, parameter.range or "")
+                (parameter.name, str(setting.value), setting.origin, parameter.annotation, parameter.range or "")
                 for parameter, setting in zip(entry.hyperparameters.values(), settings, strict=True)
             ]
             headers = ("hyper-parameter", "value", "from", "type", "range")

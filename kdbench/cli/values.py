@@ -90,7 +90,7 @@ def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``["ofa.eps=1.5"]`` to ``{"ofa": {"eps": 1.5}}``; values are YAML.
 
     Raises:
-        KdbenchError: for another form.
+        KdbenchError: for another form, or a name that is given twice.
     """
     parsed: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
@@ -98,7 +98,9 @@ def parse_set(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         method, dot, name = target.strip().partition(".")
         if not (separator and dot and method and name):
             raise KdbenchError(f"--set {assignment!r} is not of the form METHOD.NAME=VALUE")
-        parsed.setdefault(method, {})[name] = _yaml(value, f"--set {assignment!r}")
+        if name in parsed.setdefault(method, {}):
+            raise KdbenchError(f"--set {method}.{name} is given twice")
+        parsed[method][name] = _yaml(value, f"--set {assignment!r}")
     return parsed
 
 
@@ -116,8 +118,10 @@ def parse_variants(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         if name in parsed:
             raise KdbenchError(f"--variant {name} is given twice")
         method, *rest = parts
-        values = zip(rest[::2], rest[1::2], strict=True)
-        parsed[name] = {"method": method, "set": {key: _yaml(value, f"--variant {text!r}") for key, value in values}}
+        values = {key: _yaml(value, f"--variant {text!r}") for key, value in zip(rest[::2], rest[1::2], strict=True)}
+        if 2 * len(values) < len(rest):
+            raise KdbenchError(f"--variant {text!r} gives one name twice")
+        parsed[name] = {"method": method, "set": values}
     return parsed
 
 

@@ -366,6 +366,7 @@ def test_show_tells_of_a_variant_whose_it_is(kdbench: Kdbench) -> None:
     assert "carries KD's loss (temperature, kd_weight, ce_weight)" in said.out
     assert re.search(r"scales +\(1, 2\) +variant w1", said.out)
     assert "no hyper-parameters" in kdbench("show", "scratch").out
+    assert re.search(r"label_temperature +None +default", kdbench("show", "rld").out)
 
 
 def test_plan_names_the_pairs_for_which_nothing_was_published(

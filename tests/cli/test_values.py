@@ -33,9 +33,16 @@ def test_variant_of_another_form_is_refused(text: str) -> None:
         parse_variants([text])
 
 
-def test_set_may_be_repeated_and_the_last_wins() -> None:
-    assert parse_set(["a.x=1", "a.y=2", "b.x=3", "a.x=4"]) == {"a": {"x": 4, "y": 2}, "b": {"x": 3}}
+def test_set_may_be_repeated_for_other_names() -> None:
+    assert parse_set(["a.x=1", "a.y=2", "b.x=3"]) == {"a": {"x": 1, "y": 2}, "b": {"x": 3}}
     assert parse_set(["a.x=k=v"]) == {"a": {"x": "k=v"}}
+
+
+def test_a_name_that_is_set_twice_is_refused() -> None:
+    with pytest.raises(KdbenchError, match=r"--set a\.x is given twice"):
+        parse_set(["a.x=1", "a.y=2", "a.x=1"])
+    with pytest.raises(KdbenchError, match="gives one name twice"):
+        parse_variants(["w=kd,temperature=2,temperature=3"])
 
 
 @pytest.mark.parametrize(

@@ -361,8 +361,8 @@ def test_net_without_class_maps_is_refused_with_a_reason(method):
     assert "20 channels" in method.supports(net("cnn", 20, 8, embedding_dim=32), TEACHERS["vit"])
 
 
-@pytest.mark.parametrize("scales", [(), (2, 4), (4, 2, 1)])
-def test_scales_without_the_global_cell_in_front_are_refused(scales):
+@pytest.mark.parametrize("scales", [(), (2, 4), (4, 2, 1), (1, 2, 2)])
+def test_scales_without_the_global_cell_in_front_or_with_one_twice_are_refused(scales):
     with pytest.raises(HyperparameterError, match="must begin with 1"):
         build(SDKD, scales=scales)
 

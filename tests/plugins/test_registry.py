@@ -156,8 +156,8 @@ def test_value_of_another_type_is_refused_with_both_types(annotation: str, value
     [
         ("kd.temperature", 0.0, "kd.temperature = 0.0: must be above 0"),
         ("kd.kd_weight", -1.0, "must be 0 or more"),
-        ("kd.kd_weight", float("nan"), "must be 0 or more"),
-        ("kd.kd_weight", float("inf"), "must be 0 or more"),
+        ("kd.kd_weight", float("nan"), "must be 0 or more, and finite"),
+        ("kd.kd_weight", float("inf"), "must be 0 or more, and finite"),
         ("crd.momentum", 1.5, r"must be in \[0, 1\]"),
         ("mgd.mask_ratio", 1.0, "must be 0 or more and below 1"),
         ("mlld.temperatures", (4.0, 0.0), "must be above 0"),
