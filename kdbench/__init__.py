@@ -19,14 +19,8 @@ if TYPE_CHECKING:
     from kdbench.store.rows import load_results
 
 _HOME = {
-    "Batch": "kdbench.method",
-    "Feature": "kdbench.method",
-    "Method": "kdbench.method",
-    "NetInfo": "kdbench.method",
-    "Outputs": "kdbench.method",
+    **dict.fromkeys(("Batch", "Feature", "Method", "NetInfo", "Outputs", "StageInfo", "Task"), "kdbench.method"),
     "Range": "kdbench.hyperparameters",
-    "StageInfo": "kdbench.method",
-    "Task": "kdbench.method",
     "load_results": "kdbench.store.rows",
     "register_method": "kdbench.plugins.entry",
     "register_metric": "kdbench.plugins.metrics",

@@ -96,7 +96,7 @@ class Hyperparameter:
         Raises:
             HyperparameterError: if it has another type.
         """
-        converted, ok = _coerce(value, self.annotation)
+        converted, ok = _coerce(value, ast.parse(self.annotation, mode="eval").body)
         if not ok:
             raise HyperparameterError(
                 f"{where}.{self.name} = {value!r}: expected {self.annotation}, got {type(value).__name__}"
@@ -119,15 +119,11 @@ def _read_range(name: str, call: ast.Call) -> Range:
         raise ValueError(f"{name}: write {ast.unparse(call)} with literals, as Range(at_least=0)") from None
 
 
-def _coerce(value: Any, annotation: str) -> tuple[Any, bool]:
+def _coerce(value: Any, node: ast.expr) -> tuple[Any, bool]:
     """Convert ``value`` to an annotation such as ``float``, ``tuple[float, ...]`` or ``float | None``; (value, whether it fits)."""
-    return _coerce_node(value, ast.parse(annotation, mode="eval").body)
-
-
-def _coerce_node(value: Any, node: ast.expr) -> tuple[Any, bool]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         for side in (node.left, node.right):
-            converted, ok = _coerce_node(value, side)
+            converted, ok = _coerce(value, side)
             if ok:
                 return converted, True
         return value, False
@@ -154,7 +150,7 @@ def _coerce_container(value: Any, node: ast.Subscript) -> tuple[Any, bool]:
         choices = ast.literal_eval(inner)
         return value, value in (choices if isinstance(choices, tuple) else (choices,))
     if outer == "Optional":
-        return (None, True) if value is None else _coerce_node(value, inner)
+        return (None, True) if value is None else _coerce(value, inner)
     if outer not in ("tuple", "list", "Sequence") or not isinstance(value, (list, tuple)):
         return value, False
     if isinstance(inner, ast.Tuple):
@@ -165,5 +161,5 @@ def _coerce_container(value: Any, node: ast.Subscript) -> tuple[Any, bool]:
         kinds = [inner] * len(value)
     if len(kinds) != len(value):
         return value, False
-    converted = [_coerce_node(item, kind) for item, kind in zip(value, kinds, strict=True)]
+    converted = [_coerce(item, kind) for item, kind in zip(value, kinds, strict=True)]
     return tuple(item for item, _ in converted), all(ok for _, ok in converted)

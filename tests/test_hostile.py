@@ -18,7 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdbench.engine.checkpoint import Position, checkpoint_path, load_checkpoint, load_checkpoints, save_checkpoint
+from kdbench.engine.checkpoint import Position, load_checkpoint, load_checkpoints, save_checkpoint
 from kdbench.errors import KdbenchError
 from kdbench.reporting.published import COLUMNS, load_published
 from kdbench.store.claims import read_holder
@@ -50,8 +50,8 @@ class Runs:
 def test_checkpoint_cut_at_any_tenth_is_told_removed_and_the_one_before_is_used(tmp_path: Path, tenth: int) -> None:
     folder = CellFolder(tmp_path)
     for position in (Position(3, 0), Position(3, 7)):
-        save_checkpoint(checkpoint_path(folder, position), STATE)
-    path = checkpoint_path(folder, Position(3, 7))
+        save_checkpoint(folder.checkpoint(*position), STATE)
+    path = folder.checkpoint(3, 7)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * tenth // 10])
     with pytest.raises(DamagedFileError, match="is damaged"):

@@ -111,7 +111,7 @@ def show(request: Request, method: str, suite: str, pair: str | None) -> int:
                 for parameter, setting in zip(entry.hyperparameters.values(), settings, strict=True)
             ]
             headers = ("hyper-parameter", "value", "from", "type", "range")
-            lines += ["", f"suite {suite}, protocol {plan.protocol}: {', '.join(pairs)}", ""]
+            lines += ["", f"suite {suite}, protocol {plan.under.name}: {', '.join(pairs)}", ""]
             lines.append(tabulate(rows, headers, "simple", disable_numparse=True) if rows else "no hyper-parameters")
         console.say("\n".join(lines))
     return console.plugin_errors(plan.catalog.errors)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @verb("test", "plugins")
-@click.argument("methods", nargs=-1, metavar="METHOD")
+@click.argument("methods", nargs=-1, metavar="[METHOD]...")
 def test(request: Request, methods: tuple[str, ...]) -> int:
     """Check methods against the contract.
 

@@ -124,7 +124,7 @@ def print_plan(
     skipped = {"skipped": len(plan.skipped)} if plan.skipped else {}
     known = {**{STATE_WORDS.get(state, state): count for state, count in counts.items()}, **skipped}
     lines = [
-        f"suite {plan.suite.name}, protocol {plan.protocol}: {plan.suite.protocols[plan.protocol].description}",
+        f"suite {plan.suite.name}, protocol {plan.under.name}: {plan.suite.protocols[plan.under.name].description}",
         f"{len(plan.cells) + len(plan.skipped) + len(plan.broken)} cells: "
         + ", ".join(f"{count} {state}" for state, count in known.items()),
         "\nteachers",

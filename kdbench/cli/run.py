@@ -24,7 +24,7 @@ from kdbench.launch.choose import (
 from kdbench.launch.execute import Summary, Todo, classify_cells, execute, prepare, summarize
 from kdbench.launch.job import Launcher
 from kdbench.launch.torchrun import launcher_of_environment, together
-from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.cells import Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
@@ -84,7 +84,9 @@ def _run(request: Request, together: bool = False) -> int:
         f"\n{len(summary.done)} done, {len(summary.failed)} failed, {len(plan.skipped)} skipped, "
         f"in {time.monotonic() - start:.0f} s; results in {store.root}"
     )
-    _say_skipped(plan.skipped)
+    reasons = Counter((f"{cell.method} on {cell.pair}", cell.reason or "") for cell in plan.skipped)
+    for (what, why), count in reasons.items():
+        console.say(f"skipped: {what}{f' ({count} seeds)' if count > 1 else ''}: {why}")
     for cell, reason in summary.failed:
         console.say(
             f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n"
@@ -97,9 +99,13 @@ def _run(request: Request, together: bool = False) -> int:
 def _train(plan: Plan, todo: Todo, store: Store, states: Mapping[str, CellState], machine: Machine) -> Summary:
     cohorts = cohorts_of(plan, todo.train, states, machine, console.progress)
     check_cost(plan, cohorts, store, states, machine)
-    console.say(_opening(plan, todo, cohorts, machine))
-    launcher = launcher_of(plan, machine)
+    known = f", {len(todo.done)} done before" if todo.done else ""
     teachers = teachers_of(todo.train)
+    console.say(
+        f"{plan.suite.name}, protocol {plan.under.name}: {counted(len(todo.train), 'cell')} to train in "
+        f"{counted(len(cohorts), 'cohort')} with {counted(len(teachers), 'teacher')}{known}; {machine}"
+    )
+    launcher = launcher_of(plan, machine)
     drop_damaged(teachers, store, console.note)
     loaded = [teacher for teacher in teachers if not teacher.trained_here]
     prepare_teachers(plan, [each for each in loaded if store.result_of_teacher(each) is None], store, launcher)
@@ -117,19 +123,11 @@ def prepare_teachers(plan: Plan, teachers: Sequence[TeacherPlan], store: Store, 
     if not teachers:
         return
     what = "train" if teachers[0].trained_here else "load and measure"
-    console.say(f"{plan.suite.name}, protocol {plan.protocol}: {counted(len(teachers), 'teacher')} to {what}")
+    console.say(f"{plan.suite.name}, protocol {plan.under.name}: {counted(len(teachers), 'teacher')} to {what}")
     start = time.monotonic()
     with make_progress(0, 0) as progress:
         prepare(plan, teachers, store, launcher, progress)
     console.say(f"{counted(len(teachers), 'teacher')} ready in {time.monotonic() - start:.0f} s")
-
-
-def _opening(plan: Plan, todo: Todo, cohorts: Sequence[Cohort], machine: Machine) -> str:
-    known = f", {len(todo.done)} done before" if todo.done else ""
-    return (
-        f"{plan.suite.name}, protocol {plan.protocol}: {counted(len(todo.train), 'cell')} to train in "
-        f"{counted(len(cohorts), 'cohort')} with {counted(len(teachers_of(todo.train)), 'teacher')}{known}; {machine}"
-    )
 
 
 def _print_leaderboard(plan: Plan, store: Store) -> None:
@@ -137,12 +135,12 @@ def _print_leaderboard(plan: Plan, store: Store) -> None:
     from kdbench.cli.tables import print_board
     from kdbench.reporting.leaderboard import build_leaderboard
 
-    rows = load_results(store.root, plan.suite.name, plan.protocol)
+    rows = load_results(store.root, plan.suite.name, plan.under.name)
     planned = {cell.folder for cell in (*plan.cells, *plan.skipped, *plan.broken)}
     rows = rows[rows["path"].isin(planned)].reset_index(drop=True)
     if (rows["state"] == "done").any():
         console.say()
-        print_board(build_leaderboard(rows, select=plan.suite.protocols[plan.protocol].select))
+        print_board(build_leaderboard(rows, select=plan.suite.protocols[plan.under.name].select))
 
 
 def _note_weak_teachers(plan: Plan, store: Store) -> None:
@@ -155,9 +153,3 @@ def _note_weak_teachers(plan: Plan, store: Store) -> None:
                 f"{teacher.expected_top1:g} % that the suite expects of a trained teacher "
                 f"(here {counted(teacher.recipe.epochs, 'epoch')})"
             )
-
-
-def _say_skipped(cells: Sequence[Cell]) -> None:
-    reasons = Counter((f"{cell.method} on {cell.pair}", cell.reason or "") for cell in cells)
-    for (what, reason), count in reasons.items():
-        console.say(f"skipped: {what}{f' ({count} seeds)' if count > 1 else ''}: {reason}")

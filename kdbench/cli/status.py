@@ -95,7 +95,7 @@ def read_status(plan: Plan, store: Store) -> Status:
 
 def status_text(plan: Plan, store: Store, status: Status) -> str:
     """Done, running (where, since when, how far), failed (why), pending, and results of older configurations."""
-    lines = [f"suite {plan.suite.name}, protocol {plan.protocol}, in {store.root}"]
+    lines = [f"suite {plan.suite.name}, protocol {plan.under.name}, in {store.root}"]
     columns = [state for state in COLUMNS if state != "running" or status.running]
     table = [[pair, *(count[state] or "" for state in columns)] for pair, count in status.rows.items()]
     headers = ["pair", *(STATE_WORDS.get(state, state) for state in columns)]

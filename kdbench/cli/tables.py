@@ -109,7 +109,14 @@ def classes(request: Request, by: str, show: str, worst: int | None, form: str, 
 
 @verb("plots", *CELLS, "out")
 @click.option("--to", type=PATH, metavar="FOLDER", required=True, help="Where to write them.")
-@click.option("--format", "forms", type=NAMES, default="png,svg,pdf", help="Some of png, svg, pdf (default: all).")
+@click.option(
+    "--format",
+    "forms",
+    type=NAMES,
+    default="png,svg,pdf",
+    metavar="NAME,...",
+    help="Some of png, svg, pdf (default: all).",
+)
 @_select
 @_metric
 def plots(request: Request, to: str, forms: tuple[str, ...], select: str | None, metric: str) -> int:
@@ -148,12 +155,12 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
         select: ``"last"`` or ``"best"``; None for the protocol's own.
 
     Raises:
-        KdbenchError: if there are no results.
+        KdbenchError: if the run directory does not exist.
     """
     from kdbench.reporting.frame import split_frame
 
     plan = plan_of(request)
-    rows = load_results(request.out, plan.suite.name, plan.protocol)
+    rows = load_results(request.out, plan.suite.name, plan.under.name)
     rows = rows[rows["split"] == request.split]
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
     seeds = request.seeds or tuple(int(seed) for seed in rows["seed"].unique())
@@ -162,12 +169,7 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
     current = {replace(cell, seed=seed).folder for cell in cells for seed in seeds}
     foreign = ~rows["method"].isin([*plan.catalog]) if not request.methods else rows["method"] != rows["method"]
     frames = split_frame(rows[rows["path"].isin(current) | foreign].reset_index(drop=True))
-    if not frames:
-        raise KdbenchError(
-            f"no results of suite {plan.suite.name}, protocol {plan.protocol} in {request.out}; "
-            f"kdbench run {plan.suite.name} makes them"
-        )
-    return frames, select or plan.suite.protocols[plan.protocol].select
+    return frames, select or plan.suite.protocols[plan.under.name].select
 
 
 def print_board(board: Any) -> None:

@@ -90,7 +90,13 @@ def _ready(plan: Plan, teachers: Sequence[TeacherPlan], store: Store) -> None:
 
 
 def _train(plan: Plan, store: Store) -> None:
-    chosen = _retrained(plan)
+    names = retrained_teachers(plan.request, [split_pair(pair)[0] for pair in plan.suite.pairs], plan.suite.name)
+    chosen = [teacher for teacher in plan.teachers if teacher.name in names]
+    if not chosen:
+        raise KdbenchError(
+            f"protocol {plan.under.name} of suite {plan.suite.name} has none of the teachers {', '.join(names)}; "
+            "choose --protocol or --pairs that have"
+        )
     _ready(plan, chosen, store)
     left = [teacher for teacher in chosen if store.result_of_teacher(teacher) is None]
     prepare_teachers(plan, left, store, launcher_of(plan, choose_machine(plan.request, plan)))
@@ -103,17 +109,6 @@ def _train(plan: Plan, store: Store) -> None:
         )
         given = " ".join(f"{option} {','.join(names)}" for option, names in named if names)
         console.say(f"they are used by: kdbench run {plan.request.suite} {given}")
-
-
-def _retrained(plan: Plan) -> list[TeacherPlan]:
-    names = retrained_teachers(plan.request, [split_pair(pair)[0] for pair in plan.suite.pairs], plan.suite.name)
-    chosen = [teacher for teacher in plan.teachers if teacher.name in names]
-    if not chosen:
-        raise KdbenchError(
-            f"protocol {plan.protocol} of suite {plan.suite.name} has none of the teachers {', '.join(names)}; "
-            "choose --protocol or --pairs that have"
-        )
-    return chosen
 
 
 def _verify(plan: Plan, store: Store) -> int:
@@ -191,7 +186,7 @@ def _rows_text(plan: Plan, rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     lines = [
-        f"suite {plan.suite.name}, protocol {plan.protocol}: {counted(len(rows), 'teacher')}",
+        f"suite {plan.suite.name}, protocol {plan.under.name}: {counted(len(rows), 'teacher')}",
         tabulate(table, headers="keys", tablefmt="simple", disable_numparse=True),
     ]
     missing = [row for row in rows if _file_state(row) == "missing"]

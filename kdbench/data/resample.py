@@ -39,7 +39,8 @@ def axis_weights(start: Tensor, length: Tensor, size: int, source: int, bicubic:
     return (weights * _PRECISION).round() / _PRECISION
 
 
-def _cubic(distance: Tensor, a: float = -0.5) -> Tensor:
+def _cubic(distance: Tensor) -> Tensor:
+    a = -0.5
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = (((distance - 5) * distance + 8) * distance - 4) * a
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))

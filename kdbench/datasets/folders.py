@@ -69,9 +69,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise OSError(error.errno, f"{entry.name}: {error.strerror}") from None
 
 
-def list_class_folders(
-    root: Path, classes: Mapping[str, int], title: str, undecodable: float = 0.0, what: str = "class"
-) -> Part:
+def list_class_folders(root: Path, classes: Mapping[str, int], title: str, undecodable: float = 0.0) -> Part:
     """The images of the class folders of ``root`` that ``classes`` names, with the label of each; the folders exist.
 
     Args:
@@ -88,7 +86,7 @@ def list_class_folders(
         if inside.folders:
             raise KdbenchError(
                 f"{title}: {root / name} holds {counted(len(inside.folders), 'folder')} ({inside.folders[0]}"
-                f"{', ...' if len(inside.folders) > 1 else ''}); expected only images in the folder of a {what}"
+                f"{', ...' if len(inside.folders) > 1 else ''}); expected only images in the folder of a class"
             )
         if not inside.images:
             found = f"only {inside.others[0]} and the like" if inside.others else "nothing"

@@ -43,7 +43,9 @@ def load(folder: Path | None, spec: DatasetSpec) -> Dataset:
         held_out = None
         validation = file_set(parts["val"], spec.undecodable)
     else:
-        held_out = torch.from_numpy(held_out_positions(parts["train"], "kdbench imagefolder", _held_out_of))
+        # At least one image of a class, but never its only one.
+        count = lambda size: max(1, size // HELD_OUT_ONE_OF) if size > 1 else 0  # noqa: E731
+        held_out = torch.from_numpy(held_out_positions(parts["train"], "kdbench imagefolder", count))
         validation = train.take(held_out)
     return Dataset("imagefolder", len(names), train, validation, test, held_out, names)
 
@@ -52,11 +54,6 @@ def check(folder: Path | None, spec: DatasetSpec) -> tuple[str, ...]:
     """List the images without keeping them; notes on the files, a line each. Raises as ``load``."""
     parts, _ = _read(folder, spec)
     return tuple(f"{TITLE}: {note}" for part in parts.values() for note in part.notes)
-
-
-def _held_out_of(count: int) -> int:
-    """A tenth, at least one, but never the only image of a class."""
-    return max(1, count // HELD_OUT_ONE_OF) if count > 1 else 0
 
 
 def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[str, ...]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdbench.data.transforms import EvaluationView
 from kdbench.engine import parallel
-from kdbench.engine.checkpoint import Position, checkpoint_path, checkpoint_position, save_checkpoint
+from kdbench.engine.checkpoint import Position, checkpoint_position, save_checkpoint
 from kdbench.engine.compiled import Forward
 from kdbench.engine.meters import Meters, Stopwatch
 from kdbench.engine.micro_batches import split_batch
@@ -249,7 +249,7 @@ class CellTrainer:
         """
         if parallel.is_first():
             self.spec.folder.confirm()
-            save_checkpoint(checkpoint_path(self.spec.folder, position), state)
+            save_checkpoint(self.spec.folder.checkpoint(*position), state)
 
     def drop_old_checkpoints(self, position: Position) -> None:
         """Remove the checkpoints before a position."""
@@ -290,10 +290,6 @@ def _total(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([term.reshape(()) for term in terms.values()]).sum()
 
 
-def _without_preactivation(stage: Feature) -> Feature:
-    return stage if stage.preactivation is None else Feature(stage.map, stage.class_tokens, stage.layout)
-
-
 def _only(outputs: Outputs | None, needs: frozenset[str]) -> Any:
     """Hide what a method did not ask for: a cell must not depend on what its company asked for."""
     if outputs is None:
@@ -303,7 +299,10 @@ def _only(outputs: Outputs | None, needs: frozenset[str]) -> Any:
         hidden["images"] = None
     shown = replace(outputs, **hidden)
     if shown.stages is not None and "preactivation" not in needs:
-        shown.stages = [_without_preactivation(stage) for stage in shown.stages]
+        shown.stages = [
+            stage if stage.preactivation is None else Feature(stage.map, stage.class_tokens, stage.layout)
+            for stage in shown.stages
+        ]
     if shown.strong is not None:
         shown.strong = _only(shown.strong, needs - {"strong"})
     return shown

@@ -25,7 +25,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_bytes(path, json.dumps(header).encode() + b"\n" + body)
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, with ``weights_only=True``.
 
     Raises:
@@ -40,7 +40,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             or header["sha256"] != hashlib.sha256(body).hexdigest()
         ):
             raise DamagedFileError(f"{path} is damaged (length or checksum does not match)")
-        return torch.load(io.BytesIO(body), map_location=device, weights_only=True)
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except DamagedFileError:
         raise
     except Exception as error:
@@ -52,11 +52,6 @@ class Position(NamedTuple):
 
     epoch: int = 0
     step: int = 0
-
-
-def checkpoint_path(folder: CellFolder, position: Position) -> Path:
-    """The file of the checkpoint at a position; names sort as positions do."""
-    return folder.checkpoint(position.epoch, position.step)
 
 
 def checkpoint_position(path: Path) -> Position:

@@ -39,13 +39,6 @@ def release(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def free_memory(device: torch.device) -> None:
-    """Give back what no object holds any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 @dataclass
 class Session:
     """What all trainings of a teacher, or of a cohort, share.
@@ -111,7 +104,9 @@ class Session:
                 )
                 release(error)
             states.clear()
-            free_memory(self.device)
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
             for smaller, parts in self._smaller(members, micro_batches, recipe.batch_size, failure):
                 self.train(smaller, parts)
 

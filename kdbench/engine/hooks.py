@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from mmengine.config import Config
@@ -25,6 +26,8 @@ class CellRunner:
     Attributes:
         cell: name of the cell within its plan.
         method: name of its method.
+        epoch, iter: epochs, and steps of all epochs, that are complete; of ``max_epochs``, ``max_iters``.
+        train_dataloader: the pipeline; its length is that of an epoch, in steps.
         model: the student (``model.student.net``, timm's) and the method (``model.method``).
         optim_wrapper: with the optimizer of both.
         cfg: configuration of the cell.
@@ -32,6 +35,12 @@ class CellRunner:
         logger: its lines go to the cell's ``log.txt``.
         visualizer: writes to the trackers of ``--log``; steps are epochs.
     """
+
+    epoch = property(attrgetter("_runner.epoch"))
+    iter = property(attrgetter("_runner.iter"))
+    max_epochs = property(attrgetter("_runner.max_epochs"))
+    max_iters = property(attrgetter("_runner.max_iters"))
+    train_dataloader = property(attrgetter("_runner.train_dataloader"))
 
     def __init__(self, runner: Runner, cell: CellTrainer) -> None:
         self._runner, self._cell = runner, cell
@@ -43,29 +52,6 @@ class CellRunner:
         self.work_dir = str(cell.spec.folder.path)
         self.logger = logger_of(cell.spec.folder.log)
         self.visualizer: Visualizer = runner.visualizers[cell.key]
-
-    @property
-    def epoch(self) -> int:
-        """Epochs that are complete."""
-        return self._runner.epoch
-
-    @property
-    def iter(self) -> int:
-        """Steps that are complete, of all epochs."""
-        return self._runner.iter
-
-    @property
-    def max_epochs(self) -> int:
-        return self._runner.max_epochs
-
-    @property
-    def max_iters(self) -> int:
-        return self._runner.max_iters
-
-    @property
-    def train_dataloader(self) -> Any:
-        """The pipeline; its length is that of an epoch, in steps."""
-        return self._runner.train_dataloader
 
     @property
     def losses(self) -> dict[str, float]:

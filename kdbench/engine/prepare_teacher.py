@@ -55,7 +55,7 @@ def prepare_teacher(
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     used = load_state(net, found.path, *rows_of(plan.suite.dataset))
     dataset = plan.dataset(teacher.split)
-    split = dataset.measured(teacher.split, plan.measured_images_per_class)
+    split = dataset.measured(teacher.split, plan.under.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
     if not parallel.is_first():
         parallel.barrier()
@@ -77,7 +77,9 @@ def remeasure(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.devi
     """
     net, _ = load_teacher(teacher, store, plan.num_classes, device)
     dataset = plan.dataset(teacher.split)
-    return measure_teacher(plan, teacher, net, dataset.measured(teacher.split, plan.measured_images_per_class), device)
+    return measure_teacher(
+        plan, teacher, net, dataset.measured(teacher.split, plan.under.measured_images_per_class), device
+    )
 
 
 def measure_teacher(

@@ -10,7 +10,6 @@ from mmengine.runner import Runner
 
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.checkpoint import checkpoint_path
 from kdbench.errors import StopRequested
 from kdbench.store.claims import ClaimLostError
 
@@ -118,7 +117,7 @@ class Saver:
                 cell.drop_old_checkpoints(position)
         except OSError as error:
             for cell in written:
-                checkpoint_path(cell.spec.folder, position).unlink(missing_ok=True)
+                cell.spec.folder.checkpoint(*position).unlink(missing_ok=True)
             self.emit(
                 {"event": "warning", "reason": f"no checkpoint can be written ({error.strerror}); the last one is kept"}
             )

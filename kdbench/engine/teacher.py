@@ -53,6 +53,4 @@ def load_teacher(
 
 def freeze(net: TappedNet) -> TappedNet:
     """Put a net into eval mode for good and take its parameters out of every graph's leaves."""
-    net.eval()
-    net.requires_grad_(False)
-    return net
+    return net.eval().requires_grad_(False)

@@ -81,8 +81,8 @@ def train_teacher(
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
         folder.configure(teacher.hash, teacher.config, {})
-    split = dataset.measured(teacher.split, plan.measured_images_per_class)
-    train = dataset.training(plan.teacher_images_per_class)
+    split = dataset.measured(teacher.split, plan.under.measured_images_per_class)
+    train = dataset.training(plan.under.teacher_images_per_class)
 
     def keep(cell: CellTrainer) -> None:
         folder.confirm()
@@ -122,7 +122,7 @@ def train_cohort(
     if parallel.is_first():
         write_classes(store.root, dataset.name, dataset.class_names, dataset.coarse, dataset.coarse_names)
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
-    split = dataset.measured(first.split, plan.measured_images_per_class)
+    split = dataset.measured(first.split, plan.under.measured_images_per_class)
     teacher_logits = predict_all(
         lambda images: teacher(images).logits, split, view_of(plan, cohort.teacher.net, first.recipe), device
     )
@@ -132,7 +132,7 @@ def train_cohort(
         checksum=teacher_result.checksum,
         metrics=scores(measure(teacher_logits, split.labels.to(device))),
     )
-    train = dataset.training(plan.images_per_class)
+    train = dataset.training(plan.under.images_per_class)
     evaluated, checksum = Evaluated(split, teacher_logits, device), dataset.checksum()
     cells = {cell.key: cell for cell in cohort.cells}
     observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
@@ -193,7 +193,7 @@ def write_teacher(
         cost=cost,
         dataset_checksum=dataset.checksum(),
         provenance=provenance(device),
-        images=len(dataset.measured(teacher.split, plan.measured_images_per_class)),
+        images=len(dataset.measured(teacher.split, plan.under.measured_images_per_class)),
         split_images=len(dataset.split(teacher.split)),
         classes=plan.num_classes,
         chosen_classes=None if chosen is None else len(chosen),

@@ -70,7 +70,7 @@ def estimate_memory(plan: Plan, states: Mapping[str, CellState], cohorts: Sequen
     scale = measured_scale(states, on_gpu)
     found = []
     for cohort in cohorts:
-        images = training_images(plan, cohort.cells[0].split, plan.images_per_class)
+        images = training_images(plan, cohort.cells[0].split, plan.under.images_per_class)
         found.append(replace(cohort, memory=int(scale * cohort_need(plan, cohort, images, on_gpu))))
     return found
 

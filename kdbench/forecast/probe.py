@@ -50,7 +50,7 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device) -> Probe:
     """Time a cohort with nets that are not trained. Writes nothing."""
     split = cohort.cells[0].split
     dataset = plan.dataset(split)
-    train = dataset.training(plan.images_per_class)
+    train = dataset.training(plan.under.images_per_class)
     teacher = freeze(TappedNet(cohort.teacher.net, dataset.num_classes, cohort.teacher.name).to(device))
     recipe = cohort.cells[0].recipe
     strong = any("strong" in plan.catalog[cell.method].needs for cell in cohort.cells)
@@ -62,18 +62,18 @@ def probe_cohort(plan: Plan, cohort: Cohort, device: torch.device) -> Probe:
         for cell in cohort.cells
     ]
     model = CohortModel(cells, Forward(teacher), pipeline, device, lambda *failure: None)
-    return _time(model, pipeline, dataset.measured(split, plan.measured_images_per_class), device)
+    return _time(model, pipeline, dataset.measured(split, plan.under.measured_images_per_class), device)
 
 
 def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device) -> Probe:
     """The same for the training of a teacher."""
     dataset = plan.dataset(teacher.split)
-    train = dataset.training(plan.teacher_images_per_class)
+    train = dataset.training(plan.under.teacher_images_per_class)
     pipeline = make_pipeline(train, plan.suite.dataset, teacher.recipe, dataset.num_classes, 0, device)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, teacher.recipe.epochs)
     cell = CellTrainer(teacher_spec(plan, teacher, Store("unused")), task, None, len(pipeline), device)
     model = CohortModel([cell], None, pipeline, device, lambda *failure: None)
-    return _time(model, pipeline, dataset.measured(teacher.split, plan.measured_images_per_class), device)
+    return _time(model, pipeline, dataset.measured(teacher.split, plan.under.measured_images_per_class), device)
 
 
 def _time(model: CohortModel, pipeline: Pipeline, split: Images, device: torch.device) -> Probe:

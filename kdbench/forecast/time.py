@@ -205,10 +205,10 @@ class _Timing:
         """Until it can teach."""
         plan, parameters = self.plan, _parameters(self.plan, teacher.net, teacher.name)
         if not teacher.trained_here:
-            per_class = plan.measured_images_per_class
+            per_class = plan.under.measured_images_per_class
             images = plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
             return EVALUATION_GUESS * parameters * images, "guessed"
-        images = training_images(plan, teacher.split, plan.teacher_images_per_class)
+        images = training_images(plan, teacher.split, plan.under.teacher_images_per_class)
         steps = teacher.recipe.epochs * (images // teacher.recipe.batch_size)
         guessed = steps * STEP_GUESS * parameters * teacher.recipe.batch_size
         if time.monotonic() < self.until:
@@ -226,7 +226,7 @@ class _Timing:
     def of_cohort(self, cohort: Cohort) -> tuple[float, str]:
         """Of its training."""
         plan, recipe = self.plan, cohort.cells[0].recipe
-        images = training_images(plan, cohort.cells[0].split, plan.images_per_class)
+        images = training_images(plan, cohort.cells[0].split, plan.under.images_per_class)
         steps = recipe.epochs * (images // recipe.batch_size)
         kinds = tuple(_kind(cell) for cell in cohort.cells)
         if all(kind in self.measured for kind in kinds):

@@ -57,7 +57,9 @@ def classify_cells(plan: Plan, store: Store, note: Callable[[str], None] = lambd
         folder.prepare(cell)
     for teacher in plan.teachers:
         if store.result_of_teacher(teacher) is None and store.teacher_folder(teacher).result.exists():
-            note(f"{store.teacher(teacher)} is damaged: teacher {teacher.name} is trained again if a cell needs it")
+            note(
+                f"{store.root / teacher.folder} is damaged: teacher {teacher.name} is trained again if a cell needs it"
+            )
     for cell in plan.broken:
         folder = store.cell(cell)
         folder.fail("plugin", (cell.reason or "").splitlines()[0])

@@ -104,7 +104,7 @@ class LocalLauncher:
 def start_worker(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[str]:
     """Start the process of a job and hand the job to it. Its standard input stays open: it ends when that is closed."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdbench.launch.worker"],
+        [sys.executable, "-P", "-m", "kdbench.launch.worker"],  # -P: a file of the current folder hides no library
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

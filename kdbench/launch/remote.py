@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,34 @@ SAVE_SECONDS = 60.0
 
 
 def carry(job: str) -> str:
-    """Do a job, given as JSON, in a process of its own, so that its death is noticed and reported.
-
-    Returns:
-        how it ended, as JSON: ``error``, ``crashed``, ``stopped``, ``full``.
-    """
-    return json.dumps(_carry(Job.from_json(job), lambda process: None))
+    """See ``Carry``."""
+    return Carry()(job)
 
 
 class Carry:
-    """``carry`` for submitit, which calls ``checkpoint`` when the time is nearly over or the job is pre-empted."""
+    """Do a job, given as JSON, in a process of its own, so that its death is noticed and reported.
 
-    def __call__(self, job: str) -> str:
-        return json.dumps(_carry(Job.from_json(job), self._keep))
+    submitit calls ``checkpoint`` when the time is nearly over or the job is pre-empted.
+    """
+
+    def __call__(self, text: str) -> str:
+        """Returns how it ended, as JSON: ``error``, ``crashed``, ``stopped``, ``full``."""
+        job = Job.from_json(text)
+        process = self._process = start_worker(job, {})
+        try:
+            end = follow(job, process, lambda event: None)
+        except BaseException:  # the engine cancels the job
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=SAVE_SECONDS)
+            process.kill()
+            raise
+        if end.get("crashed"):  # the worker could not report it itself
+            with contextlib.suppress(OSError):
+                job.events.mkdir(parents=True, exist_ok=True)
+                path = job.events / f"crash-{os.uname().nodename}-{process.pid}.jsonl"
+                path.write_text(json.dumps({"event": "end", "time": time.time(), **end}) + "\n", encoding="utf-8")
+        return json.dumps(end)
 
     def checkpoint(self, job: str) -> Any:
         """Let the worker save its work; the job is then put into the queue again."""
@@ -55,30 +69,8 @@ class Carry:
                 time.sleep(0.1)
         return submitit.helpers.DelayedSubmission(Carry(), job)
 
-    def _keep(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
     def __getstate__(self) -> dict[str, Any]:
         return {}
-
-
-def _carry(job: Job, on_start: Callable[[subprocess.Popen[str]], None]) -> Event:
-    process = start_worker(job, {})
-    on_start(process)
-    try:
-        end = follow(job, process, lambda event: None)
-    except BaseException:  # the engine cancels the job
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=SAVE_SECONDS)
-        process.kill()
-        raise
-    if end.get("crashed"):  # the worker could not report it itself
-        with contextlib.suppress(OSError):
-            job.events.mkdir(parents=True, exist_ok=True)
-            with open(job.events / f"crash-{os.uname().nodename}-{process.pid}.jsonl", "w", encoding="utf-8") as file:
-                file.write(json.dumps({"event": "end", "time": time.time(), **end}) + "\n")
-    return end
 
 
 def _is_running(pid: int) -> bool:

@@ -55,15 +55,12 @@ class Reporter:
                 self._pipe.write(line)
             if event["event"] != "step" or now - self._written >= FILE_INTERVAL:
                 self._written = now
-                self._append(line)
+                with contextlib.suppress(OSError):  # the view suffers, the work does not
+                    if self._file is None:
+                        self._path.parent.mkdir(parents=True, exist_ok=True)
+                        self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - until the process ends
+                    self._file.write(line)
         return self.stop
-
-    def _append(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # the view suffers, the work does not
-            if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - until the process ends
-            self._file.write(line)
 
     def _watch_out(self) -> None:
         """Set the alarm again. It is a thread in C, which also ends a process that hangs in C."""

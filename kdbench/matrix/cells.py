@@ -112,25 +112,6 @@ class Plan:
     broken: tuple[Cell, ...] = ()
 
     @property
-    def protocol(self) -> str:
-        return self.under.name
-
-    @property
-    def images_per_class(self) -> int | None:
-        """How many images of every class students train on; None for all."""
-        return self.under.images_per_class
-
-    @property
-    def teacher_images_per_class(self) -> int | None:
-        """The same of teachers."""
-        return self.under.teacher_images_per_class
-
-    @property
-    def measured_images_per_class(self) -> int | None:
-        """How many images of every class both are measured on; None for all."""
-        return self.under.measured_images_per_class
-
-    @property
     def num_classes(self) -> int:
         """Width of every net's logits."""
         return self.suite.dataset.width

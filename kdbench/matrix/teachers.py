@@ -77,7 +77,9 @@ def plan_teacher(
     if net.trained_here:
         seen_through = None
     if seen_through is not None:
-        net = as_seen_through(net, seen_through)
+        from kdbench.nets.tapped import preprocessing_of  # a student's may stand in its timm configuration
+
+        net = net.model_copy(update=preprocessing_of(seen_through))
     net = with_family(net, name)
     assert net.family is not None
     recipe_name = suite.recipe_name(name, net.family, teacher=True)
@@ -118,13 +120,6 @@ def dataset_config(
         "limit": limit,
         **suite.dataset.identity(),
     }
-
-
-def as_seen_through(net: NetSpec, student: NetSpec) -> NetSpec:
-    """A net with the normalisation and the evaluation crop of another, whose own may stand in its timm configuration."""
-    from kdbench.nets.tapped import preprocessing_of
-
-    return net.model_copy(update=preprocessing_of(student))
 
 
 def with_drop_path(net: NetSpec, recipe: Recipe) -> NetSpec:

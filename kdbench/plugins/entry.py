@@ -190,8 +190,22 @@ def source_hash(path: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def parse_source(path: Path, kind: str = "plugin") -> ast.Module:
+    """The syntax tree of a user's file.
+
+    Raises:
+        PluginError: if it cannot be read or does not parse.
+    """
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise PluginError(f"{kind} {path}, line {error.lineno}: {error.msg}", traceback.format_exc()) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PluginError(f"{kind} {path}: cannot be read ({error})") from None
+
+
 def import_source(module: str, path: Path) -> None:
-    """Import a plugin, by the name of its module or, for a file of ``--plugin``, from its path.
+    """Import a plugin, by the name of its module or, for a file of ``--plugin``, from its path, with the modules beside it.
 
     Raises:
         PluginError: if it raises, with its own traceback.
@@ -205,6 +219,8 @@ def import_source(module: str, path: Path) -> None:
         assert spec.loader is not None
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[module] = loaded
+        if str(path.resolve().parent) not in sys.path:
+            sys.path.append(str(path.resolve().parent))  # last, so that nothing there hides a library
         spec.loader.exec_module(loaded)
     except (Exception, SystemExit) as error:  # a plugin must not end the run of the others
         sys.modules.pop(module, None)

@@ -7,14 +7,14 @@ A hook is a class with the decorator ``@HOOKS.register_module()``, in a file of 
 from __future__ import annotations
 
 import ast
+import contextlib
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import KdbenchError
-from kdbench.plugins.entry import PluginError, import_source, plugin_module, source_hash
+from kdbench.plugins.entry import PluginError, import_source, parse_source, plugin_module, source_hash
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,19 @@ def find_hooks(wanted: Sequence[str], named: Sequence[str], plugins: Sequence[st
                 f"suite {suite} names the hook {file}; a suite's Python runs only when you name it too: --hook {file}"
             )
     found: dict[Path, list[HookEntry]] = {}
-    for file in (*named, *plugins):
-        path = Path(file).resolve()
-        if path not in found:
-            found[path] = read_hooks(path)
-        if file in named and not found[path]:
+    for file in named:
+        found[Path(file).resolve()] = hooks = read_hooks(Path(file).resolve())
+        if not hooks:
             raise PluginError(f"hook {file}: holds no hook; decorate a class with @HOOKS.register_module()")
+    for file in plugins:
+        with contextlib.suppress(PluginError):  # one that does not parse is among the errors of the catalog
+            found[Path(file).resolve()] = read_hooks(Path(file).resolve())
     return sorted((hook for hooks in found.values() for hook in hooks), key=lambda hook: (hook.name, hook.source))
 
 
 def read_hooks(path: Path) -> list[HookEntry]:
     """The hooks of one file."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise PluginError(f"hook {path}, line {error.lineno}: {error.msg}", traceback.format_exc()) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PluginError(f"hook {path}: cannot be read ({error})") from None
+    tree = parse_source(path, "hook")
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_registered(node)]
     return [HookEntry(node.name, path, _observes(node), source_hash(path)) for node in classes]
 

@@ -18,7 +18,7 @@ from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.plugins.entry import MethodEntry, PluginError, check_name, import_source, plugin_module
 from kdbench.plugins.hooks import read_hooks
 from kdbench.plugins.source import read_source, registers_metric
-from kdbench.suite.suite import Variant
+from kdbench.suite.suite import Variant, packaged
 
 ENTRY_POINT_GROUP = "kdbench.methods"
 
@@ -103,7 +103,7 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         PluginError: for a plugin file that is missing or registers nothing.
     """
     found = MethodCatalog()
-    for path in sorted(_builtin_folder().glob("[a-z]*.py")):
+    for path in sorted(packaged("methods").glob("[a-z]*.py")):
         for entry in read_source(path, f"kdbench.methods.{path.stem}", builtin=True):
             found.add(entry)
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
@@ -124,15 +124,6 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
             continue
         found.include(entries, plugin_module(path), path, f"plugin {plugin}:")
     return found
-
-
-def _builtin_folder() -> Path:
-    spec = importlib.util.find_spec("kdbench.methods")
-    if spec is None or not spec.submodule_search_locations:
-        raise KdbenchError(
-            "kdbench is not installed completely: the package kdbench.methods is missing (pip install -e .)"
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _entry_point_file(point: importlib.metadata.EntryPoint) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,16 @@ from typing import Any
 from kdbench.errors import nearest
 from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.citations import problem_of
-from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, PluginError, check_name, import_source
+from kdbench.plugins.entry import (
+    FAMILIES,
+    FIDELITIES,
+    METHODS,
+    MethodEntry,
+    PluginError,
+    check_name,
+    import_source,
+    parse_source,
+)
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 #: What a class body may declare: name -> (default, type).
@@ -34,13 +42,7 @@ def read_source(path: Path, module: str, builtin: bool = False) -> list[MethodEn
     Raises:
         PluginError: if the file does not parse.
     """
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise PluginError(f"plugin {path}, line {error.lineno}: {error.msg}", traceback.format_exc()) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PluginError(f"plugin {path}: cannot be read ({error})") from None
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    classes = {node.name: node for node in parse_source(path).body if isinstance(node, ast.ClassDef)}
     entries = []
     for node in classes.values():
         name = _registered_name(node)
@@ -100,7 +102,7 @@ def _registered_name(node: ast.ClassDef) -> str | None:
 
 def registers_metric(path: Path) -> bool:
     """Whether a file that parses registers a metric."""
-    functions = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef))
+    functions = (node for node in parse_source(path).body if isinstance(node, ast.FunctionDef))
     decorators = [decorator for function in functions for decorator in function.decorator_list]
     return any(isinstance(decorator, ast.Call) and _called(decorator) == "register_metric" for decorator in decorators)
 

@@ -20,24 +20,15 @@ def build_caption(results: Results) -> str:
     dataset = next((title for title in results.cells["dataset_title"] if title), identity["dataset"])
     where = f"{metric.with_unit(metric.title, f'{direction} is better')} on {dataset}, {identity['split']} split"
     how = f"Suite {identity['suite']}, protocol {identity['protocol']}, "
-    how += ", ".join(part for part in (epochs_text(results), selection_text(results)) if part)
-    return f"{where}. {how}. {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
-
-
-def epochs_text(results: Results) -> str:
     epochs = sorted(results.cells["epochs"].dropna().unique())
-    if not epochs:
-        return ""
     if len(epochs) == 1:
-        return counted(int(epochs[0]), "epoch")
-    return f"{epochs[0]:g} to {epochs[-1]:g} epochs (by student)"
-
-
-def selection_text(results: Results) -> str:
-    if results.select == "last":
-        return "last epoch"
-    split = results.identity()["split"]
-    return f"best {split} epoch (chosen by top-1 on the {split} split itself: an optimistic figure)"
+        how += f"{counted(int(epochs[0]), 'epoch')}, "
+    elif epochs:
+        how += f"{epochs[0]:g} to {epochs[-1]:g} epochs (by student), "
+    split = identity["split"]
+    best = f"best {split} epoch (chosen by top-1 on the {split} split itself: an optimistic figure)"
+    how += "last epoch" if results.select == "last" else best
+    return f"{where}. {how}. {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
 
 
 def seeds_text(seeds: list[int]) -> str:
@@ -129,8 +120,9 @@ def data_notes(results: Results) -> list[str]:
         notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
     if settings := _settings_texts(results.cells):
         notes.append(f"Settings of their own: {'; '.join(settings)}.")
-    mixed = _mixed_settings(results.cells)
-    if mixed:
+    done = results.cells[results.cells["value"].notna()]
+    counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
+    if mixed := [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]:
         notes.append(f"Hyper-parameters differ between the seeds of one figure: {join_names(mixed)}.")
     apart = results.pairs.index[results.pairs["teacher_spread"] > 0.05]
     if len(apart):
@@ -155,10 +147,10 @@ def label_of(results: Results, *parts: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
-def first_line(reason: str, width: int = 160) -> str:
-    """A reason on one line of at most ``width`` characters."""
+def first_line(reason: str) -> str:
+    """A reason on one line of at most 160 characters."""
     line = next((part.strip() for part in str(reason).splitlines() if part.strip()), "")
-    return line if len(line) <= width else line[: width - 3] + "..."
+    return line if len(line) <= 160 else f"{line[:157]}..."
 
 
 def _settings_texts(cells: pd.DataFrame) -> list[str]:
@@ -170,9 +162,3 @@ def _settings_texts(cells: pd.DataFrame) -> list[str]:
         where = "" if everywhere else f" on {join_names(sorted(set(rows['pair'])))}"
         texts.append(f"{display}{where} ({', '.join(str(text) for text in (parent, settings) if text)})")
     return texts
-
-
-def _mixed_settings(cells: pd.DataFrame) -> list[str]:
-    done = cells[cells["value"].notna()]
-    counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
-    return [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]

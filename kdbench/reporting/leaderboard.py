@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,27 +81,25 @@ class Standing:
 class Leaderboard:
     """The ranking of one suite and protocol.
 
-    ``reference`` is the method that gains are counted from, empty when the ranking is by mean; ``message`` replaces it
-    all when there is no figure.
+    ``results`` are what it is of; ``reference`` is the method that gains are counted from, empty when the ranking is by mean;
+    ``message`` replaces it all when there is no figure.
     """
 
-    suite: str
-    protocol: str
-    dataset: str
-    split: str
-    metric: Metric
-    select: str
+    results: Results = field(repr=False, compare=False)
     reference: str
     reference_display: str
     standings: tuple[Standing, ...]
     pairs: int
-    seeds: tuple[int, ...]
     caption: str
     notes: tuple[str, ...]
     command: str
     results_hash: str
     message: str = ""
     students: tuple[StudentCost, ...] = ()
+
+    @property
+    def metric(self) -> Metric:
+        return self.results.metric
 
     @property
     def decimals(self) -> int:
@@ -139,14 +137,11 @@ def build_leaderboard(
     reference = results.reference()
     ranked_pairs = means[reference] if reference else means.mean(axis=1)
     board = Leaderboard(
-        **results.identity(),
-        metric=results.metric,
-        select=select,
+        results,
         reference=reference,
         reference_display=results.method_info[reference]["display"] if reference else "",
         standings=() if results.empty else _Builder(results, means, reference).build(),
         pairs=int(ranked_pairs.notna().sum()),
-        seeds=tuple(results.seeds),
         caption="" if results.empty else build_caption(results),
         notes=(),
         command=command,
@@ -154,7 +149,7 @@ def build_leaderboard(
         message=nothing_text(results) if results.empty else "",
         students=tuple(student_costs(results)),
     )
-    return board if results.empty else replace(board, notes=tuple(_notes(board, results)))
+    return board if results.empty else replace(board, notes=tuple(_notes(board)))
 
 
 class _Builder:
@@ -255,9 +250,10 @@ def _step_ratios(cells: pd.DataFrame) -> dict[str, float]:
     return dict((both["step_seconds"] / both["step_seconds_scratch"]).groupby(both["method"]).median())
 
 
-def _notes(board: Leaderboard, results: Results) -> list[str]:
+def _notes(board: Leaderboard) -> list[str]:
     """What must be said in words under the ranking."""
-    pairs, seeds = board.pairs, list(board.seeds)
+    results, pairs = board.results, board.pairs
+    seeds = results.seeds
     notes = [_rule(board)]
     few = {1: "One seed: the spread between seeds is unknown", 2: "Only two seeds: their spread is poorly known"}
     n = int(results.scores["n"].max())

@@ -103,7 +103,15 @@ def published_ledger(
         "ranked": False,
         "records": pd.DataFrame(records, columns=_RECORD_COLUMNS),
     }
-    if message := _nothing(results, published, records, folder):
+    message = ""
+    if results.empty:
+        message = nothing_text(results)
+    elif not len(published):
+        source = "results/published of the project's source is not part of this installation"
+        message = f"No published figures to compare with: {source if folder is None else f'{folder} holds none'}."
+    elif not records:
+        message = f"No published figure is known for these pairs and methods on {results.identity()['dataset']}."
+    if message:
         return Table(message=message, **shared)
     marks = {source: letter(i) for i, source in enumerate(dict.fromkeys(record["source"] for record in records))}
     titles = ("method", "published", "ours", "difference", "evidence", "published in", "note")
@@ -255,19 +263,6 @@ def _notes(results: Results) -> list[str]:
     if any(row["fidelity"] == "reconstruction" for row in results.method_info.values()):
         notes.append(RECONSTRUCTION_NOTE)
     return notes + data_notes(results)
-
-
-def _nothing(
-    results: Results, published: pd.DataFrame, records: list[dict[str, Any]], folder: Path | str | None
-) -> str:
-    if results.empty:
-        return nothing_text(results)
-    if not len(published):
-        source = "results/published of the project's source is not part of this installation"
-        return f"No published figures to compare with: {source if folder is None else f'{folder} holds none'}."
-    if not records:
-        return f"No published figure is known for these pairs and methods on {results.identity()['dataset']}."
-    return ""
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -160,7 +160,12 @@ class _Builder:
         for name, row in self.methods.items():
             kind, family = ("method", row["family"]) if name in self.competing else ("baseline", "baseline")
             columns.append(Header(row["title"], kind, family, row["fidelity"] == "reconstruction"))
-        cells = [self._pair_row(pair, teacher) for pair in self.pairs]
+        cells = []
+        for pair in self.pairs:
+            scores = self._rank([self._score(pair, name) for name in self.methods], self.metric.higher_is_better)
+            value = float(self.pairs[pair]["teacher_value"])
+            known = Cell("value", value, decimals=self.decimals) if np.isfinite(value) else Cell("absent")
+            cells.append([*([known] if teacher else []), *scores])
         for title, summary in self._summaries(teacher):
             rows.append(Header(title, "summary", "summary"))
             cells.append(summary)
@@ -174,11 +179,6 @@ class _Builder:
             ranked=any(cell.best for row in cells for cell in row),
             **shared,
         )
-
-    def _pair_row(self, pair: str, teacher: bool) -> list[Cell]:
-        row = [self._score(pair, name) for name in self.methods]
-        row = self._rank(row, self.metric.higher_is_better)
-        return [self._value(self.pairs[pair]["teacher_value"]), *row] if teacher else row
 
     def _score(self, pair: str, method: str) -> Cell:
         score = self.results.score_info.get((pair, method))
@@ -203,9 +203,6 @@ class _Builder:
         some = f" ({score['failed']} of {score['cells']} seeds)" if score["cells"] > 1 else ""
         self.failures.setdefault(reason, []).append(title + some)
         return ("†",)
-
-    def _value(self, value: float) -> Cell:
-        return Cell("value", float(value), decimals=self.decimals) if np.isfinite(value) else Cell("absent")
 
     def _rank(self, row: list[Cell], higher_is_better: bool) -> list[Cell]:
         ranked = [

@@ -77,12 +77,9 @@ class Store:
         """The state of these cells by their folders; each result is read once."""
         return {cell.folder: self.cell(cell).look() for cell in cells}
 
-    def teacher(self, teacher: TeacherPlan) -> Path:
-        return self.root / teacher.folder
-
     def teacher_folder(self, teacher: TeacherPlan) -> CellFolder:
         """The folder of a teacher, which has the same files as that of a cell."""
-        return CellFolder(self.teacher(teacher), self.claims)
+        return CellFolder(self.root / teacher.folder, self.claims)
 
     def result_of_teacher(self, teacher: TeacherPlan) -> TeacherResult | None:
         """The result of a teacher; None when it is absent or damaged, or its weights are absent."""

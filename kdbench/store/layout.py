@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 #: Version of the layout.
 FORMAT = 1
@@ -65,22 +65,12 @@ class Folder:
         return sorted(self.path.glob("checkpoint-*.ckpt"))
 
 
-class CellName(NamedTuple):
-    """What the path of a cell's folder tells."""
-
-    suite: str
-    protocol: str
-    pair: str
-    method: str
-    seed: int
-    hash: str
-
-
-def cell_name(path: str) -> CellName:
-    """Take the path of a cell's folder apart."""
+def cell_name(path: str) -> dict[str, Any]:
+    """What the path of a cell's folder tells, under the names that the columns of a frame have."""
     suite, protocol, pair, method, name = path.split("/")
     seed, _, config_hash = name.removeprefix("seed").partition("-")
-    return CellName(suite, protocol, pair, method, int(seed), config_hash)
+    row = {"suite": suite, "protocol": protocol, "pair": pair, "method": method}
+    return {**row, "seed": int(seed), "config_hash": config_hash}
 
 
 def cell_paths(root: Path, suite: str | None = None, protocol: str | None = None) -> Iterator[str]:

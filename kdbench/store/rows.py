@@ -75,11 +75,10 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
 def _row(root: Path, path: str) -> dict[str, Any]:
     """The row of a cell; a damaged file is its ``reason``."""
     name = cell_name(path)
-    teacher, _, student = name.pair.partition("--")
+    teacher, _, student = name["pair"].partition("--")
     row: dict[str, Any] = {
-        **{"suite": name.suite, "protocol": name.protocol, "pair": name.pair, "method": name.method, "seed": name.seed},
-        **{"teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
-        **{"method_display": name.method, "config_hash": name.hash, "reason": "", "plugin_metrics": ""},
+        **{**name, "teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
+        **{"method_display": name["method"], "reason": "", "plugin_metrics": ""},
     }
     folder = CellFolder(root / path)
     try:

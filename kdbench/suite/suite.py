@@ -171,9 +171,11 @@ class Suite(Strict):
         own = {*self.nets, *ZOO}
         if importlib.util.find_spec("timm") is None:
             raise UnknownNameError("net", name, own)
-        if re.match(NAME_PATTERN, name) and _timm_has(name):  # the name becomes that of a folder
+        import timm
+
+        if re.match(NAME_PATTERN, name) and timm.is_model(name.split(".")[0]):  # the name becomes that of a folder
             return NetSpec(timm=name, weights="train")
-        every = {*own, *_timm_names()}
+        every = {*own, *timm.list_models()}
         raise UnknownNameError("net", name, every if is_near(name, every) else own)
 
     def recipe_name(self, net: str, family: Family, teacher: bool = False) -> str:
@@ -267,14 +269,21 @@ def _names(changes: Mapping[str, Any], location: Sequence[Any]) -> bool:
 
 def suite_files() -> dict[str, Path]:
     """The packaged suites: name -> file."""
-    spec = importlib.util.find_spec("kdbench.pairs")
+    return {path.stem: path for path in sorted(packaged("pairs").glob("*.yaml"))}
+
+
+def packaged(name: str) -> Path:
+    """The folder ``pairs`` or ``methods``, which the package holds though it stands beside it in the repository.
+
+    Raises:
+        KdbenchError: if it is not installed.
+    """
+    spec = importlib.util.find_spec(f"kdbench.{name}")
     if spec is None or not spec.submodule_search_locations:
         raise KdbenchError(
-            "kdbench is not installed completely: the package kdbench.pairs is missing (pip install -e .)"
+            f"kdbench is not installed completely: the package kdbench.{name} is missing (pip install -e .)"
         )
-    return {
-        path.stem: path for folder in spec.submodule_search_locations for path in sorted(Path(folder).glob("*.yaml"))
-    }
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def load_suite(name: str) -> Suite:
@@ -284,14 +293,14 @@ def load_suite(name: str) -> Suite:
         UnknownNameError: for a name that is no suite.
         SuiteError: for a file that does not parse or is not valid, with its line.
     """
-    packaged = suite_files()
-    if name in packaged:
-        return read_suite(packaged[name])
+    files = suite_files()
+    if name in files:
+        return read_suite(files[name])
     if name.endswith((".yaml", ".yml")) or "/" in name:
         if not Path(name).is_file():
             raise KdbenchError(f"suite file {name}: no such file")
         return read_suite(Path(name))
-    raise UnknownNameError("suite", name, packaged)
+    raise UnknownNameError("suite", name, files)
 
 
 def read_suite(path: Path) -> Suite:
@@ -366,15 +375,3 @@ def _line_of(node: yaml.Node | None, location: Sequence[Any]) -> int:
         else:
             break
     return line
-
-
-def _timm_has(name: str) -> bool:
-    import timm
-
-    return bool(timm.is_model(name.split(".")[0]))
-
-
-def _timm_names() -> list[str]:
-    import timm
-
-    return list(timm.list_models())

@@ -239,7 +239,7 @@ def _difference(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
     unknown = [key for key in found if key not in wanted]
     shapes = [key for key in wanted if key in found and found[key] != wanted[key]]
     parts = [
-        f"{counted(len(keys), 'key')} {word} ({_few(keys)})"
+        f"{counted(len(keys), 'key')} {word} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
         for keys, word in ((missing, "missing"), (unknown, "unknown"))
         if keys
     ]
@@ -268,10 +268,6 @@ def _as_today(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(change(dict(state), net)) if change else state
     except Exception:  # it was written for other keys
         return state
-
-
-def _few(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
 def _first_line(error: BaseException) -> str:

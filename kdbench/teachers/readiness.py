@@ -75,7 +75,7 @@ def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, fold
     with contextlib.suppress(OSError):
         if result.weights and file_digest(folder / weights.file, "sha256") != result.weights.file_sha256:
             note(
-                f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.teacher(teacher)} "
+                f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.root / teacher.folder} "
                 "keeps the former weights, which are still used. Write the file's sha256 into the suite to use the new ones"
             )
 

@@ -501,7 +501,7 @@ def test_protocols_own_limit_goes_before_that_of_the_suite() -> None:
     changes = {"dataset": {"images_per_class": 9}, "protocols": {"paper": {"images_per_class": 5}}}
     made = plan(changes, protocol="paper")
     assert (made.images_per_class, made.teacher_images_per_class, made.measured_images_per_class) == (5, None, None)
-    assert plan({"dataset": {"images_per_class": 9}}, protocol="paper").images_per_class == 9
+    assert plan({"dataset": {"images_per_class": 9}}, protocol="paper").under.images_per_class == 9
 
 
 def test_teachers_for_the_validation_split_are_others_where_its_images_are_training_images() -> None:

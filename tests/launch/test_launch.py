@@ -709,7 +709,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_printed_commands_go_on_and_replay(
     assert found is not None, out
     frame = load_results(runs, "tiny", "long").set_index("method")
     assert frame["state"].to_dict() == {"kd": "planned", "nanny": "failed", "scratch": "planned"}
-    assert frame.loc["kd", "reason"] == "interrupted; kdbench run goes on from its last checkpoint"
+    assert frame.loc["kd", "reason"].startswith("interrupted; ")
 
     assert found[1] == shlex.join(["kdbench", *words])
     rest = shlex.split(found[1])[1:]
@@ -740,6 +740,17 @@ def test_worker_ends_when_its_parent_is_gone() -> None:
     )
     _, err = process.communicate(b"", timeout=GUARD)
     assert (process.returncode, err) == (1, b"")
+
+
+def test_a_file_of_the_current_folder_hides_no_library_from_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "yaml.py").write_text("raise SystemExit('the wrong yaml')\n")
+    monkeypatch.chdir(tmp_path)
+    launcher = LocalLauncher(1)
+    launcher.submit(Job("x", "cohort", ("a",), Request("nosuch", out=str(tmp_path)), 1, str(tmp_path / "worker.log")))
+    (event,) = events_of(launcher)
+    assert event["error"].startswith("unknown suite 'nosuch'")
 
 
 def test_worker_says_why_it_cannot_do_its_job(tmp_path: Path) -> None:

@@ -547,7 +547,7 @@ def test_a_low_pass_filter_weakens_the_highest_frequency_for_any_parameters(kern
 
 def test_lfcc_skips_the_scales_that_a_map_is_too_small_for() -> None:
     first, second = net(32, [8, 4, 2, 1], [8, 8, 8, 8], "map"), net(32, [16, 3, 4, 4], [8, 8, 8, 8], "tokens", 1)
-    method = LFCC(first, second, task())
+    method = LFCC(first, second, task(), stages=(1, 2, 3, 4))
     assert [space.scales for space in method.compact] == [(1, 2, 4), (1, 2), (1, 2), (1,)]
     assert_trains(method, batch_of(3), outputs(first, 3, True), outputs(second, 3, False))
 

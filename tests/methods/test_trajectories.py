@@ -48,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "crd": {"num_negatives": 64, "dim": 16},
     "fofa": {"queries": 16, "dim": 32, "heads": 2},
     "tas": {"dim": 16},
-    "lfcc": {"dim": 16},
+    "lfcc": {"dim": 16, "stages": (1, 2, 3, 4)},
 }
 METHODS = catalog()
 

@@ -13,9 +13,12 @@ import pytest
 
 from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
 from kdbench.hyperparameters import Hyperparameter, Range
+from kdbench.matrix.cells import make_plan
+from kdbench.matrix.request import Request
 from kdbench.plugins.entry import METHODS, MethodEntry, PluginError, register_method
 from kdbench.plugins.registry import catalog
 from kdbench.plugins.source import _ATTRIBUTES, read_source
+from kdbench.suite.suite import load_suite
 from tests.conftest import PLUGIN
 
 BUILTIN = sorted(catalog())
@@ -271,6 +274,29 @@ def test_plugin_with_a_syntax_error_is_reported_and_the_others_go_on(
     (error,) = found.errors
     assert f"{broken}, line 2" in str(error)
     assert "def f(:" in error.details
+
+
+def test_a_run_goes_on_without_a_plugin_that_does_not_parse(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("def f(:\n")
+    request = Request(protocol="smoke", methods=("kd",), plugins=(str(broken),))
+    plan = make_plan(load_suite("digits"), request, catalog(request.plugins))
+    assert {cell.method for cell in plan.cells} == {"kd"}
+    assert not plan.hooks
+
+
+def test_a_plugin_imports_the_modules_beside_it_and_they_hide_no_library(
+    write_plugin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = write_plugin()
+    (path.parent / "beside_mine.py").write_text("import colorsys\n\nRGB = colorsys.hsv_to_rgb(0, 0, 1)\n")
+    (path.parent / "colorsys.py").write_text("raise SystemExit('the wrong one')\n")
+    path.write_text(
+        "from beside_mine import RGB\n" + path.read_text().replace("from __future__ import annotations", "")
+    )
+    assert catalog([str(path)])["mine"].load() is METHODS["mine"]
+    assert sys.modules.pop("beside_mine").RGB == (1, 1, 1)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"x = 1\0"])

@@ -17,7 +17,7 @@ import pytest
 
 from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import METRICS
-from kdbench.reporting.frame import collect, fill_frame
+from kdbench.reporting.frame import fill_frame
 from kdbench.reporting.html import tables
 from kdbench.reporting.html.classes import CellClasses
 from kdbench.reporting.html.data import BLOCK, blocks_of_files, cells_data, safe_json
@@ -291,11 +291,9 @@ def test_ten_thousand_cells_make_a_page_of_a_few_megabytes(tmp_path: Path) -> No
 
 def test_comparisons_that_are_left_out_are_counted(tmp_path: Path) -> None:
     frame = write_store(tmp_path, factory.small())
-    results, board = collect(frame), build_leaderboard(frame)
-    links = Links({}, {name: row["title"] for name, row in results.method_info.items()})
-    whole, part = (
-        tables.paired_table(results, board, Outcomes(tmp_path), links, "paired", limit) for limit in (600, 6)
-    )
+    board = build_leaderboard(frame)
+    links = Links({}, {name: row["title"] for name, row in board.results.method_info.items()})
+    whole, part = (tables.paired_table(board, Outcomes(tmp_path), links, "paired", limit) for limit in (600, 6))
     assert whole is not None
     assert part is not None
     assert (len(whole.rows), whole.intro) == (12, "")

@@ -165,28 +165,21 @@ def _flat_folder(root: Path, found: Entries, wanted: Wanted, data: Path) -> Part
     return list_flat_folder(root, found, list(map(wanted.labels.get, classes)), TITLE, wanted.undecodable)
 
 
-def _archives(root: Path, names: Sequence[str], wanted: Wanted, data: Path) -> Part:
-    """Tar archives: shards, or the official ones."""
-    part, seen = read_shards(root, names, wanted.labels, partial(classes_of, root, data), wanted.undecodable)
-    _refuse_missing(root, seen, wanted)
-    return part
-
-
-def _tables(root: Path, names: Sequence[str], wanted: Wanted, data: Path) -> Part:
-    """Parquet or Arrow files."""
-    part, seen = read_tables(root, names, wanted.labels)
+def _packed(root: Path, names: Sequence[str], wanted: Wanted, data: Path) -> Part:
+    """Parquet or Arrow files, or tar archives: shards, or the official ones."""
+    if names[0].endswith(".tar"):
+        part, seen = read_shards(root, names, wanted.labels, partial(classes_of, root, data), wanted.undecodable)
+    else:
+        part, seen = read_tables(root, names, wanted.labels)
     _refuse_missing(root, seen, wanted)
     return part
 
 
 def _files(folder: Path, names: Sequence[str]) -> list[Reader]:
     """The reader of the tables or archives among the files of a split."""
-    tables = [name for name in names if name.endswith(EXTENSIONS)]
-    if tables:
-        return [partial(_tables, folder, tables)]
-    archives = [name for name in names if name.endswith(".tar")]
-    if archives:
-        return [partial(_archives, folder, archives)]
+    for endings in (EXTENSIONS, (".tar",)):
+        if found := [name for name in names if name.endswith(endings)]:
+            return [partial(_packed, folder, found)]
     packed = next((name for name in names if name.endswith((".tar.gz", ".tgz"))), None)
     if packed is not None:
         raise KdbenchError(

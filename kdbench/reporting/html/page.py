@@ -12,7 +12,7 @@ import pandas as pd
 
 from kdbench.plugins.metrics import Metric
 from kdbench.reporting.classes import class_scores
-from kdbench.reporting.frame import Results, collect, split_frame
+from kdbench.reporting.frame import Results, split_frame
 from kdbench.reporting.html.classes import CellClasses, classes_table, students_table
 from kdbench.reporting.html.data import blocks_of_files, cells_data, safe_json
 from kdbench.reporting.html.tables import (
@@ -70,8 +70,8 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
     hashes = []
     metrics: dict[str, Metric] = {}
     for number, part in enumerate(split_frame(frame)):
-        results = collect(part, select=select)
         board = build_leaderboard(part, select=select, command=command)
+        results = board.results
         cells = _titled(results)
         links = Links(
             _first_cells(cells, sum(map(len, shown))), {name: row["title"] for name, row in results.method_info.items()}
@@ -79,7 +79,7 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
         shown.append(cells)
         hashes.append(board.results_hash)
         metrics |= results.metrics
-        parts.append(_part(f"part-{number}", part, results, board, outcomes, links))
+        parts.append(_part(f"part-{number}", part, board, outcomes, links))
     cells = pd.concat(shown, ignore_index=True)
     environment: Counter[tuple[str, str]] = Counter()
     blocks = list(blocks_of_files(outcomes.root, cells, CellClasses(outcomes), environment))
@@ -107,10 +107,9 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
     ).lstrip()  # fmt: skip
 
 
-def _part(
-    id: str, frame: pd.DataFrame, results: Results, board: Any, outcomes: Outcomes, links: Links
-) -> dict[str, Any]:
+def _part(id: str, frame: pd.DataFrame, board: Any, outcomes: Outcomes, links: Links) -> dict[str, Any]:
     """One suite and protocol: summary, tables, plots."""
+    results = board.results
     identity = results.identity()
     title = f"Suite {identity['suite']}, protocol {identity['protocol']}" if identity["suite"] else "No results"
     if identity["split"] not in ("", "test"):
@@ -126,7 +125,7 @@ def _part(
                 classes_table(results, class_scores(results, outcomes, by), links, f"{id}-{by}")
                 for by in ("superclass", "class")
             ),
-            paired_table(results, board, outcomes, links, f"{id}-paired"),
+            paired_table(board, outcomes, links, f"{id}-paired"),
         ]
         tables = [table for table in found if table is not None]
     plots = (
@@ -136,7 +135,7 @@ def _part(
     if plots:
         sections.append((f"{id}-plots", "Plots"))
     return {
-        "id": id, "title": title, "summary": summary(results, board), "tables": tables, "plots": plots,
+        "id": id, "title": title, "summary": summary(board), "tables": tables, "plots": plots,
         "sections": sections,
     }  # fmt: skip
 

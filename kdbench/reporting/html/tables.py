@@ -183,7 +183,7 @@ def number(value: float, text: Callable[[float], str], href: str = "") -> Item:
 
 
 def paired_table(
-    results: Results, board: Leaderboard, outcomes: Outcomes, links: Links, id: str, limit: int = MAX_COMPARISONS
+    board: Leaderboard, outcomes: Outcomes, links: Links, id: str, limit: int = MAX_COMPARISONS
 ) -> PageTable | None:
     """Each method against the reference within each pair, from stored predictions; None where there is nothing.
 
@@ -192,6 +192,7 @@ def paired_table(
     """
     if not board.reference:
         return None
+    results = board.results
     wanted = comparable(results, board.reference)
     shown = wanted[:limit]
     found = (compare_methods(results, outcomes, pair, name, board.reference) for pair, name in shown)

@@ -6,18 +6,20 @@ import numpy as np
 
 from kdbench.errors import counted
 from kdbench.reporting.caption import coverage_text, join_names
-from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard, Standing
 from kdbench.reporting.paired import seeds_note
 from kdbench.reporting.statistics import ALPHA
 from kdbench.reporting.text.leaderboard import signed_text
 
 
-def summary(results: Results, board: Leaderboard) -> list[str]:
+def summary(board: Leaderboard) -> list[str]:
     """Sentences for people who read nothing else."""
+    results = board.results
     if board.message:
         return [board.message]
-    sentences = [f"{results.metric.title} on {_dataset(results)}, protocol {board.protocol}. {coverage_text(results)}"]
+    identity = results.identity()
+    dataset = next((title for title in results.cells["dataset_title"] if title), identity["dataset"])
+    sentences = [f"{results.metric.title} on {dataset}, protocol {identity['protocol']}. {coverage_text(results)}"]
     ranked = [s for s in board.standings if s.rank is not None]
     if board.reference and ranked:
         sentences.append(_leader(board, ranked))
@@ -27,12 +29,11 @@ def summary(results: Results, board: Leaderboard) -> list[str]:
             f"{ranked[0].display} has the highest mean, {ranked[0].mean:.{board.decimals}f}; there is no baseline to "
             "count gains from."
         )
-    sentences += [sentence for sentence in (_cost(board), _seeds(results)) if sentence]
+    if cost := _cost(board):
+        sentences.append(cost)
+    if note := seeds_note(int(results.scores["n"].max())):
+        sentences.append(f"{note} Intervals in the leaderboard are over pairs.")
     return sentences
-
-
-def _dataset(results: Results) -> str:
-    return next((title for title in results.cells["dataset_title"] if title), results.identity()["dataset"])
 
 
 def _leader(board: Leaderboard, ranked: list[Standing]) -> str:
@@ -101,8 +102,3 @@ def _cost(board: Leaderboard) -> str:
         f"A training step takes from {cheap.step_ratio:.2f} ({cheap.display}) to {dear.step_ratio:.2f} ({dear.display}) "
         "times as long as one from scratch."
     )
-
-
-def _seeds(results: Results) -> str:
-    note = seeds_note(int(results.scores["n"].max()))
-    return f"{note} Intervals in the leaderboard are over pairs." if note else ""

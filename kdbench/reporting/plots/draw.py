@@ -46,8 +46,8 @@ def draw_plots(
     """
     import matplotlib
 
-    results = collect(frame, metric, select)
     board = build_leaderboard(frame, metric=metric, select=select)
+    results = board.results
     plots = []
     with matplotlib.rc_context(STYLE):
         for name, (title, draw) in PLOTS.items():

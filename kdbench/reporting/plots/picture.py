@@ -73,7 +73,8 @@ def _figure(board: Leaderboard) -> Figure:
     draw_rows(axes, board, standings)
     _draw_columns(axes, board, standings)
     over = f"gain over {board.reference_display}" if board.reference else f"mean {board.metric.title.lower()}"
-    title = f"{board.dataset}, protocol {board.protocol}: {over}"
+    identity = board.results.identity()
+    title = f"{identity['dataset']}, protocol {identity['protocol']}: {over}"
     figure.text(0.012, 1 - 0.1 / height, title, va="top", fontsize=11, fontweight="bold")
     figure.text(0.012, 0.08 / height, "\n".join(caption), va="bottom", fontsize=7.5, linespacing=1.25)
     return figure
@@ -194,7 +195,7 @@ def _axis_title(board: Leaderboard) -> str:
 
 
 def _caption(board: Leaderboard, standings: Sequence[Standing]) -> list[str]:
-    parts = [f"{counted(board.pairs, 'pair')}, {counted(len(board.seeds), 'seed')}. {board.caption}"]
+    parts = [f"{counted(board.pairs, 'pair')}, {counted(len(board.results.seeds), 'seed')}. {board.caption}"]
     if board.reference:
         bar = "Bar: 95 % t interval of the mean over pairs. " if any(np.isfinite(s.low) for s in standings) else ""
         parts.append(

@@ -95,8 +95,9 @@ def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> Rich
     if leaderboard.message:
         table.add_column(Text(leaderboard.message))
         return table
-    where = f"{leaderboard.suite}, protocol {leaderboard.protocol}, {leaderboard.dataset}"
-    table.title = Text(f"{where}: {leaderboard.metric.name}, {leaderboard.select} epoch")
+    identity = leaderboard.results.identity()
+    where = f"{identity['suite']}, protocol {identity['protocol']}, {identity['dataset']}"
+    table.title = Text(f"{where}: {leaderboard.metric.name}, {leaderboard.results.select} epoch")
     table.caption = Text("\n".join([leaderboard.caption, *leaderboard.notes]))
     narrow = width is not None and width < FULL_WIDTH
     columns = [column for column in ranking_columns(leaderboard) if column.essential or not narrow]
