@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 import kdbench.plugins
 from kdbench.cli import console
-from kdbench.cli.options import completed, plan_of, verb
+from kdbench.cli.options import completed, note_untuned, plan_of, verb
 from kdbench.cli.values import OneOf
 from kdbench.errors import KdbenchError
 from kdbench.matrix.request import Request
@@ -87,6 +87,7 @@ def show(request: Request, method: str, suite: str, pair: str | None) -> int:
     where its method ends: its own settings; the protocol's for it; --set VARIANT.
     """
     plan = plan_of(replace(request, suite=suite, methods=(method,), pairs=(pair,) if pair else (), seeds=(0,)))
+    note_untuned(plan)
     for name in dict.fromkeys(cell.method for cell in plan.cells):
         entry = plan.catalog[name]
         carries = f"; carries KD's loss ({', '.join(entry.carries_kd.values())})" if entry.carries_kd else ""

@@ -15,6 +15,7 @@ from kdbench.cli import console, values
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.cells import SPLITS, Plan, make_plan
 from kdbench.matrix.request import Request
+from kdbench.matrix.settings import is_tuned
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.suite.suite import load_suite, suite_files
@@ -150,6 +151,16 @@ def plan_of(request: Request) -> Plan:
     except UnknownNameError:
         console.plugin_errors(methods.errors)
         raise
+
+
+def note_untuned(plan: Plan) -> None:
+    """Name the pairs of ``--as-tuned`` for which nothing was published."""
+    untuned: dict[str, dict[str, None]] = {}
+    for cell in plan.cells if plan.request.as_tuned else ():
+        if cell.settings and not is_tuned(cell.settings):
+            untuned.setdefault(cell.pair, {})[cell.method] = None
+    for pair, names in untuned.items():
+        console.note(f"{pair}: no published values of {', '.join(names)}; the suite's own are used")
 
 
 def plan_on_disk(plan: Plan, store: Store) -> Plan:

@@ -9,7 +9,7 @@ import click
 from tabulate import tabulate
 
 from kdbench.cli import console
-from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, plan_of, verb
+from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, note_untuned, plan_of, verb
 from kdbench.cli.progress import format_seconds
 from kdbench.cli.replay import command_given
 from kdbench.errors import KdbenchError
@@ -18,7 +18,6 @@ from kdbench.launch.choose import Machine, choose_machine, cohorts_of, ready_dat
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
-from kdbench.matrix.settings import is_tuned
 from kdbench.store.folders import CellState, Store
 from kdbench.teachers.readiness import check_weights, state_of, teachers_of
 
@@ -57,16 +56,6 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
     if cost is not None:
         check_hours(cost, request.max_hours)
     return console.plugin_errors(made.catalog.errors)
-
-
-def note_untuned(plan: Plan) -> None:
-    """Name the pairs of ``--as-tuned`` for which nothing was published."""
-    untuned: dict[str, dict[str, None]] = {}
-    for cell in plan.cells if plan.request.as_tuned else ():
-        if cell.settings and not is_tuned(cell.settings):
-            untuned.setdefault(cell.pair, {})[cell.method] = None
-    for pair, names in untuned.items():
-        console.note(f"{pair}: no published values of {', '.join(names)}; the suite's own are used")
 
 
 def check_hours(cost: Estimate, limit: float | None) -> None:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from kdbench.cli import console
-from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, plan_of, verb
-from kdbench.cli.plan import check_cost, note_untuned
+from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, note_untuned, plan_of, verb
+from kdbench.cli.plan import check_cost
 from kdbench.cli.progress import make_progress
 from kdbench.cli.replay import command_given, replay_command
 from kdbench.errors import counted

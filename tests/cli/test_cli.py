@@ -366,6 +366,8 @@ def test_show_tells_of_a_variant_whose_it_is(kdbench: Kdbench) -> None:
     assert "carries KD's loss (temperature, kd_weight, ce_weight)" in said.out
     assert re.search(r"scales +\(1, 2\) +variant w1", said.out)
     assert "no hyper-parameters" in kdbench("show", "scratch").out
+    noted = kdbench("show", "kd", "--suite", "cifar100", "--pair", "swin_tiny--resnet18", "--as-tuned")
+    assert "note: swin_tiny--resnet18: no published values of kd; the suite's own are used" in noted.out + noted.err
     assert re.search(r"label_temperature +None +default", kdbench("show", "rld").out)
 
 
