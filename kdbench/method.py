@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.blocks import one_hot
 from kdbench.errors import HyperparameterError
 from kdbench.hyperparameters import Hyperparameter
 
@@ -251,7 +250,9 @@ def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     targets = batch.targets
     if targets is None:
         smoothing, classes = batch.label_smoothing, logits.shape[1]
-        targets = one_hot(batch.labels, classes, logits.dtype) * (1 - smoothing) + smoothing / classes
+        # not torch's one_hot, which may read the labels on the host
+        hot = torch.zeros(len(batch.labels), classes, dtype=logits.dtype, device=logits.device)
+        targets = hot.scatter_(1, batch.labels[:, None], 1) * (1 - smoothing) + smoothing / classes
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
 
 

@@ -66,7 +66,7 @@ def test_the_page_has_every_method_hyper_parameter_and_preset() -> None:
 def test_the_page_says_what_each_reference_method_is_compared_with() -> None:
     for entry in catalog().values():
         section = PAGE.read_text().split(f"\n### {entry.display}\n")[1].split("\n### ")[0]
-        compared = re.findall(r"^Compared with [\w.-]+/[\w.-]+(?:@[0-9a-f]{7})?, .*", section, re.MULTILINE)
+        compared = re.findall(r"^Compared with [\w.-]+/[\w.-]+(?:@[0-9a-f]{7})?[,:] .*", section, re.MULTILINE)
         assert compared or entry.fidelity != "reference" or not entry.uses_teacher, entry.name
 
 
