@@ -499,7 +499,7 @@ def test_limits_of_a_protocol_are_part_of_what_they_limit() -> None:
 
 def test_protocols_own_limit_goes_before_that_of_the_suite() -> None:
     changes = {"dataset": {"images_per_class": 9}, "protocols": {"paper": {"images_per_class": 5}}}
-    made = plan(changes, protocol="paper")
+    made = plan(changes, protocol="paper").under
     assert (made.images_per_class, made.teacher_images_per_class, made.measured_images_per_class) == (5, None, None)
     assert plan({"dataset": {"images_per_class": 9}}, protocol="paper").under.images_per_class == 9
 
