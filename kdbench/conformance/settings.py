@@ -123,8 +123,8 @@ def _others(cls: type[Method], pair: Pair, parameter: Hyperparameter) -> Iterato
         values = _choices(cls, pair, parameter)
     elif isinstance(d, tuple):
         scaled = tuple(2 * item if _is_number(item) else item for item in d)
-        raised = tuple(item + 1 if _is_number(item) else item for item in d)
-        values = (d[:-1], d[1:], d[:1], d[-1:], scaled, raised, d[::-1])
+        moved = [tuple(item + step if _is_number(item) else item for item in d) for step in (1, -1)]
+        values = (d[:-1], d[1:], d[:1], d[-1:], scaled, *moved, d[::-1])
     else:
         values = (1.0, 0.5, 2.0, 1, 2, 4, 8, True, False, (1,), (1.0,))
     seen = [d]
