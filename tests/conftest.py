@@ -59,7 +59,7 @@ TINY: dict[str, Any] = {
         "long": {
             "description": "time to be interrupted",
             "pairs": ["cnn--vit"],
-            "recipe": {"epochs": 15},
+            "recipe": {"epochs": 40},
             "teacher": {"batch_size": 100},
         },
     },
