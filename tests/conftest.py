@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,33 @@ def no_folders_of_the_user(request: pytest.FixtureRequest, monkeypatch: pytest.M
     if request.node.get_closest_marker("data") is None:
         for name in ("KDBENCH_OUT", "KDBENCH_DATA", "KDBENCH_WEIGHTS"):
             monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Sums over several threads differ in the last bits."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def forget_plugins() -> Iterator[None]:
+    """The test leaves no metric, method or hook of a plugin behind."""
+    from mmengine.registry import HOOKS
+
+    from kdbench.plugins.entry import METHODS
+    from kdbench.plugins.metrics import METRICS
+
+    metrics, hooks = {**METRICS}, {*HOOKS.module_dict}
+    yield
+    METRICS.clear()
+    METRICS.update(metrics)
+    for name in [name for name, cls in METHODS.items() if cls.__module__.startswith("kdbench_plugin_")]:
+        del METHODS[name]
+    for module in [module for module in sys.modules if module.startswith("kdbench_plugin_")]:
+        del sys.modules[module]
+    for hook in HOOKS.module_dict.keys() - hooks:
+        del HOOKS.module_dict[hook]
 
 
 @pytest.fixture

@@ -10,29 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from kdbench.cli import parser
 from kdbench.cli.listing import COSTS, extra_parameters, short_count
 from kdbench.conformance import CHECKS, check_method
 from kdbench.method import NEEDS
-from kdbench.plugins.entry import METHODS
 from kdbench.plugins.registry import catalog
+
+pytestmark = pytest.mark.usefixtures("forget_plugins")
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "methods.py"))
 PAGE: Path = SCRIPT["PAGE"]
 GUIDE = PAGE.with_name("adding-a-method.md")
 STALE = "is stale: run python docs/methods.py"
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    for name in [name for name, cls in METHODS.items() if cls.__module__.startswith("kdbench_plugin_")]:
-        del METHODS[name]
 
 
 def test_the_page_of_methods_is_what_the_code_says() -> None:

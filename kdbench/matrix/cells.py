@@ -191,7 +191,9 @@ def _configure_methods(
     """The chosen methods in the order of the request, for a pair whose student is of ``family``."""
     plugins = {Path(plugin) for plugin in request.plugins}
     added = [name for name, entry in catalog.items() if entry.path in plugins and not entry.variant_of]
-    chosen = choose_methods(catalog, request.methods or (*suite.methods.default, *added, *request.variants))
+    chosen = choose_methods(
+        catalog, request.methods or (*suite.methods.default, *suite.variants, *added, *request.variants)
+    )
     named = (*suite.methods.set, *suite.variants, *suite.protocols[protocol.name].set, *request.variants, *request.set)
     configured: dict[str, _Configured] = {}
     for name in dict.fromkeys((*chosen, *named)):

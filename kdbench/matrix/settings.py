@@ -37,7 +37,9 @@ def settings_of(
         ]
 
     # What the command line sets for KD is KD's alone: rows of methods that carry KD stay as they are.
-    kd = {name: setting.value for name, setting in catalog.find("kd").trace(presets, files("kd"), family).items()}
+    kd = None
+    if entry.carries_kd:
+        kd = {name: setting.value for name, setting in catalog.find("kd").trace(presets, files("kd"), family).items()}
     overrides = files(method)
     if request.as_tuned and (tuned := find_tuned(method, presets, *split_pair(pair))):
         overrides.append((f"{_PUBLISHED}: {tuned.source}", tuned.values))

@@ -15,8 +15,9 @@ from kdbench.conformance import CHECKS, Failure, Skip, check_method, examine
 from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, sample, teacher_hashes
 from kdbench.conformance.settings import _others
 from kdbench.hyperparameters import Hyperparameter
-from kdbench.plugins.entry import METHODS
 from kdbench.plugins.registry import catalog
+
+pytestmark = pytest.mark.usefixtures("forget_plugins")
 
 BUILT_IN = catalog()
 #: Each family once on either side.
@@ -58,16 +59,6 @@ class Plugin(Method):
         FORWARD
         return terms
 '''
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    for name in [name for name, cls in METHODS.items() if cls.__module__.startswith("kdbench_plugin_")]:
-        del METHODS[name]
 
 
 @pytest.fixture

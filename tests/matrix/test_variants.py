@@ -58,10 +58,10 @@ def test_variant_without_kd_does_not_count_as_carrying_it() -> None:
     assert [cell.facts["carries_kd"] for cell in made.values()] == [True, False, False]
 
 
-def test_default_of_a_suite_and_of_the_command_line_choose_variants() -> None:
-    listed = {"variants": {"a": {"method": "kd"}, "b": {"method": "kd"}}, "methods": {"default": ["kd", "b"]}}
-    assert list(cells(listed)) == ["kd", "b"]
-    assert list(cells(listed, variants={"c": {"method": "ofa"}})) == ["kd", "b", "c"]
+def test_variants_of_a_suite_and_of_the_command_line_run_unless_methods_are_chosen() -> None:
+    listed = {"variants": {"a": {"method": "kd"}, "b": {"method": "kd"}}, "methods": {"default": ["kd"]}}
+    assert list(cells(listed)) == ["kd", "a", "b"]
+    assert list(cells(listed, variants={"c": {"method": "ofa"}})) == ["kd", "a", "b", "c"]
     assert list(cells(listed, variants={"c": {"method": "ofa"}}, methods=("a",))) == ["a"]
 
 

@@ -31,12 +31,8 @@ TASK = Task(CLASSES, 100, torch.arange(100) % CLASSES)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seed() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:

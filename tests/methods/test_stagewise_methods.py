@@ -35,12 +35,8 @@ STUDENT_NEEDS = {"logits", "stages", "embedding", "stagewise"}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seed() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.cache

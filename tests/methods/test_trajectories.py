@@ -118,14 +118,6 @@ def golden() -> dict[str, Any]:
     return json.loads(GOLDEN.read_text())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_every_method_has_stored_losses_and_no_other_has(golden) -> None:
     assert sorted(golden) == sorted(METHODS)
 

@@ -67,14 +67,6 @@ def run(net: TappedNet, inputs: torch.Tensor) -> tuple[list[Any], torch.Tensor, 
     return states, *net.stagewise.head(states[-1])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_stages_one_after_the_other_equal_the_nets_own_forward(name: str) -> None:

@@ -16,11 +16,6 @@ from kdbench.suite.zoo import SMALL_NETS
 NEEDS = ("logits", "stages", "embedding", "classifier", "stagewise")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def net(name: str, **changes: Any) -> TappedNet:
     torch.manual_seed(0)
     return TappedNet(zoo_net(name).model_copy(update=changes), 10, name).eval()

@@ -12,6 +12,8 @@ import pytest
 
 from kdbench.store.rows import load_results
 
+pytestmark = pytest.mark.usefixtures("forget_plugins")
+
 FILE = '''
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS

@@ -13,6 +13,8 @@ from kdbench.plugins.metrics import METRICS, measure, register_metric
 from kdbench.plugins.registry import catalog
 from kdbench.store.rows import COLUMNS
 
+pytestmark = pytest.mark.usefixtures("forget_plugins")
+
 PLUGIN = '''
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS

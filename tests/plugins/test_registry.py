@@ -21,6 +21,8 @@ from kdbench.plugins.source import _ATTRIBUTES, read_source
 from kdbench.suite.suite import load_suite
 from tests.conftest import PLUGIN
 
+pytestmark = pytest.mark.usefixtures("forget_plugins")
+
 BUILTIN = sorted(catalog())
 
 

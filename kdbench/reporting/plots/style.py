@@ -195,7 +195,7 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequen
     dots = (axes.transData.transform(points)[:, None] + corners).reshape(-1, 2)
     x, y = axes.transData.inverted().transform(dots).T
     adjust_text(
-        texts, x, y, ax=axes, expand=(1.05, 1.3), force_static=(0.3, 0.5), iter_lim=1000,
+        texts, x, y, ax=axes, expand=(1.05, 1.3), force_static=(0.3, 0.5), iter_lim=100,
         arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.4, "zorder": 2},
     )  # fmt: skip
     return len(names) - len(texts)
