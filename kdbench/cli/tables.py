@@ -150,7 +150,9 @@ def report(request: Request, to: str, select: str | None) -> int:
 
 
 def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str]:
-    """Rows of the run directory, or of the CSV file in its place, that belong to a request, as one frame for each protocol and split; and the figure to show.
+    """Rows of the run directory, or of the CSV file in its place, that belong to a request, and the figure to show.
+
+    The rows come as one frame for each protocol and split.
 
     Args:
         select: ``"last"`` or ``"best"``; None for the protocol's own.
