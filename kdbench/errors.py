@@ -18,6 +18,10 @@ class ListedError(KdbenchError):
         self.lines = tuple(lines)
 
 
+class NothingError(KdbenchError):
+    """There is nothing to show. The exit status is 1: the request is right."""
+
+
 class UnknownNameError(KdbenchError):
     """A name that is in no registry; the message ends with the nearest valid one."""
 

@@ -14,7 +14,7 @@ import click
 
 from kdbench import __version__
 from kdbench.cli import console
-from kdbench.errors import KdbenchError, UnknownNameError, nearest
+from kdbench.errors import KdbenchError, NothingError, UnknownNameError, nearest
 
 EPILOG = """Exit status: 0 all done; 1 some cells failed; 2 the request is wrong; 130 interrupted.
 
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.error(problem.format_message())
     except KdbenchError as problem:
         console.error(problem)
+        return 1 if isinstance(problem, NothingError) else 2
     except click.Abort:
         console.error("interrupted")
         return 130

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,13 +14,18 @@ from kdbench.cli import console
 from kdbench.cli.options import CELLS, plan_of, plan_on_disk, verb
 from kdbench.cli.replay import command_given
 from kdbench.cli.values import CLASSES, NAMES, PATH, OneOf
-from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import make_plan
+from kdbench.errors import KdbenchError, NothingError, counted
+from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
 from kdbench.store.folders import Store
-from kdbench.store.rows import load_results
+from kdbench.store.rows import ABSENT, STALE, load_results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PICTURES = (".png", ".svg", ".pdf")
+#: What a file is by its ending.
+FORMATS = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
 
 _select = click.option(
     "--select",
@@ -28,22 +33,27 @@ _select = click.option(
     help="The last epoch's figure, or the best test epoch's, which is optimistic (default: the protocol's).",
 )
 _metric = click.option("--metric", default="top1", metavar="NAME", help="Default: top1.")
-_to = click.option("--to", type=PATH, metavar="FILE", help="Write to a file.")
-
-
-def _format(*names: str) -> Callable[[Any], Any]:
-    return click.option("--format", "form", type=OneOf(names), default="text", help="Default: text.")
+_to = click.option("--to", type=PATH, metavar="FILE", help="Write to a file, in the format of its ending.")
+_format = click.option(
+    "--format", "form", type=OneOf([*FORMATS.values()]), help="Default: that of --to's ending, else text."
+)
 
 
 @verb("table", *CELLS, "out")
-@_format("text", "markdown", "latex", "csv", "html")
+@_format
 @click.option("--layout", type=OneOf(("pairs", "methods")), default="pairs", help="What the rows are (default: pairs).")
 @_select
 @_metric
 @click.option("--against-published", is_flag=True, help="Our figures beside those of papers, with their sources.")
 @_to
 def table(
-    request: Request, form: str, layout: str, select: str | None, metric: str, against_published: bool, to: str | None
+    request: Request,
+    form: str | None,
+    layout: str,
+    select: str | None,
+    metric: str,
+    against_published: bool,
+    to: str | None,
 ) -> int:
     """Tabulate pairs by methods, for a paper."""
     from kdbench.reporting.table import build_table
@@ -56,34 +66,41 @@ def table(
         tables = [published_ledger(frame, select=select, command=command_given()) for frame in frames]
     else:
         tables = [build_table(frame, layout, metric, select, command=command_given()) for frame in frames]
-    return _write([render(built, form) for built in tables], to)
+    return _write([(render(built, _form(form, to)), built.message) for built in tables], to)
 
 
 @verb("leaderboard", *CELLS, "out")
-@_format("text", "markdown")
+@_format
 @_select
 @_metric
-@click.option("--to", type=PATH, metavar="FILE", help="Write to a file; .png, .svg and .pdf draw a picture.")
-def leaderboard(request: Request, form: str, select: str | None, metric: str, to: str | None) -> int:
+@click.option(
+    "--to",
+    type=PATH,
+    metavar="FILE",
+    help="Write to a file, in the format of its ending; .png, .svg and .pdf draw a picture.",
+)
+def leaderboard(request: Request, form: str | None, select: str | None, metric: str, to: str | None) -> int:
     """Rank methods, with intervals, wins, harms and cost."""
     from kdbench.reporting.leaderboard import build_leaderboard
-    from kdbench.reporting.text.leaderboard import leaderboard_markdown, leaderboard_text
+    from kdbench.reporting.text.leaderboard import render_leaderboard
 
+    if to and Path(to).suffix in PICTURES and form:
+        raise KdbenchError(f"--to {to} is a picture, and --format {form} is none; give one of the two")
     frames, select = results(request, select)
     boards = [build_leaderboard(frame, metric=metric, select=select, command=command_given()) for frame in frames]
     if to and Path(to).suffix in PICTURES:
         from kdbench.reporting.plots.picture import draw_leaderboard
 
         if boards[0].message:
-            raise KdbenchError(boards[0].message)
+            raise NothingError(boards[0].message)
         draw_leaderboard(boards[0], Path(to))
         return 0
+    form = _form(form, to)
     if form == "text" and to is None:
         for board in boards:
             print_board(board)
-        return 0
-    draw = leaderboard_markdown if form == "markdown" else leaderboard_text
-    return _write([draw(board) for board in boards], to)
+        return int(all(board.message for board in boards))
+    return _write([(render_leaderboard(board, form), board.message) for board in boards], to)
 
 
 @verb("classes", *CELLS, "out")
@@ -95,9 +112,9 @@ def leaderboard(request: Request, form: str, select: str | None, metric: str, to
     help="Accuracy in percent (default), or gain over KD in points.",
 )
 @click.option("--worst", type=CLASSES, metavar="N", help="Only the N classes that are lowest, lowest first.")
-@_format("text", "markdown", "latex", "csv", "html")
+@_format
 @_to
-def classes(request: Request, by: str, show: str, worst: int | None, form: str, to: str | None) -> int:
+def classes(request: Request, by: str, show: str, worst: int | None, form: str | None, to: str | None) -> int:
     """Tabulate accuracy, or gain over KD, by class."""
     from kdbench.reporting.classes import build_class_table
     from kdbench.reporting.text.render import render
@@ -105,7 +122,7 @@ def classes(request: Request, by: str, show: str, worst: int | None, form: str, 
     Store(request.out).check()  # a CSV file holds no predictions
     frames, _ = results(request)
     tables = [build_class_table(frame, request.out, by, show, worst, command=command_given()) for frame in frames]
-    return _write([render(built, form) for built in tables], to)
+    return _write([(render(built, _form(form, to)), built.message) for built in tables], to)
 
 
 @verb("plots", *CELLS, "out")
@@ -158,27 +175,91 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
         select: ``"last"`` or ``"best"``; None for the protocol's own.
 
     Raises:
+        NothingError: if there is no cell of the suite, protocol and split.
         KdbenchError: if the run directory, or the CSV file, does not exist.
     """
+    import pandas as pd
+
     from kdbench.reporting.frame import split_frame
 
     plan = plan_of(request)
     rows = load_results(request.out, plan.suite.name, plan.under.name)
     rows = rows[rows["split"] == request.split]
-    # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
-    seeds = request.seeds or tuple(int(seed) for seed in rows["seed"].unique())
-    chosen = replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",), seeds=seeds[:1])
-    made = make_plan(plan.suite, chosen, plan.catalog)
+    if rows.empty:
+        raise NothingError(_what_else(request, plan))
+    # What was run counts, not what a plain run would do: every method, pair and seed that has the configuration of today.
+    seeds = tuple(int(seed) for seed in rows["seed"].unique())
+    made = make_plan(plan.suite, replace(request, methods=("*",), pairs=("*",), seeds=seeds[:1]), plan.catalog)
     if Path(request.out).is_file():  # the cells of somebody's table: what it holds is what is shown
-        named = {f"{cell.pair}/{cell.method}" for cell in made.cells}
-        wanted = (rows["pair"] + "/" + rows["method"]).isin(named) & rows["seed"].isin(seeds)
+        current = rows["method"].notna()
     else:
         cells = plan_on_disk(made, Store(request.out)).cells
-        wanted = rows["path"].isin({replace(cell, seed=seed).folder for cell in cells for seed in seeds})
-    if not request.methods:
-        wanted |= ~rows["method"].isin([*plan.catalog])  # of plugins that are not here
-    frames = split_frame(rows[wanted].reset_index(drop=True))
+        current = rows["path"].isin({replace(cell, seed=seed).folder for cell in cells for seed in seeds})
+        current |= ~rows["method"].isin([*made.catalog])  # of plugins that are not here
+    missing = _missing(plan, rows, rows[current])
+    frame = (
+        pd.concat([rows[current], missing], ignore_index=True) if len(missing) else rows[current].reset_index(drop=True)
+    )
+    frame["shown"] = True
+    for column, asked in _asked(request, plan).items():
+        frame["shown"] &= frame[column].isin(asked)
+    frame["conclusive"] = plan.suite.protocols[plan.under.name].conclusive
+    least = {teacher.name: teacher.expected_top1 for teacher in made.teachers if teacher.trained_here}
+    frame["teacher_expected"] = frame["teacher"].map(least).fillna(0.0)
+    frames = split_frame(frame)
     return frames, select or plan.suite.protocols[plan.under.name].select
+
+
+def _asked(request: Request, plan: Plan) -> dict[str, set[Any]]:
+    """What the request chooses, by column."""
+    cells = (*plan.cells, *plan.skipped, *plan.broken)
+    chosen = {"method": request.methods, "pair": request.pairs, "seed": request.seeds}
+    return {name: {getattr(cell, name) for cell in cells} for name, given in chosen.items() if given}
+
+
+def _missing(plan: Plan, rows: pd.DataFrame, current: pd.DataFrame) -> pd.DataFrame:
+    """Rows for planned cells of which ``current`` holds nothing; a table shows those of methods and pairs that it shows anyway."""
+    import pandas as pd
+
+    key = ["pair", "method", "seed"]
+    there, older = ({*zip(*(frame[name] for name in key), strict=True)} for frame in (current, rows))
+    methods, pairs = {*current["method"]}, {*current["pair"]}
+    found = []
+    for cell in plan.cells:
+        place = (cell.pair, cell.method, cell.seed)
+        if place in there:
+            continue
+        shown = plan.request.methods or (cell.method in methods and cell.pair in pairs)
+        own = {
+            "suite": cell.suite,
+            "protocol": cell.protocol,
+            "split": cell.split,
+            "dataset": cell.config["dataset"]["name"],
+        }
+        own |= {
+            "pair": cell.pair,
+            "teacher": cell.teacher.name,
+            "student": cell.student,
+            "method": cell.method,
+            "seed": cell.seed,
+        }
+        reason = f"{STALE}: only results of another configuration are stored" if place in older else ""
+        found.append({**cell.facts, **own, "state": "planned" if shown else ABSENT, "reason": reason})
+    return pd.DataFrame(found).reindex(columns=rows.columns).astype(rows.dtypes) if found else rows.iloc[:0]
+
+
+def _what_else(request: Request, plan: Plan) -> str:
+    """What a store holds that has nothing of the suite, protocol and split that were asked for."""
+    asked = f"{request.out} holds no cell of suite {plan.suite.name}, protocol {plan.under.name}, split {request.split}"
+    rows = load_results(request.out)
+    if rows.empty:
+        return f"{asked}, nor any other; kdbench run trains some"
+    found = rows.groupby(["suite", "protocol", "split"]).size()
+    kinds = [
+        f"{counted(count, 'cell')} of {suite} --protocol {protocol}{'' if split == 'test' else f' --split {split}'}"
+        for (suite, protocol, split), count in found.items()
+    ]
+    return f"{asked}; it holds {', '.join(kinds)}"
 
 
 def print_board(board: Any) -> None:
@@ -194,13 +275,22 @@ def print_board(board: Any) -> None:
     terminal.print(board.message if board.message else leaderboard_rich(board, terminal.width))
 
 
-def _write(texts: Sequence[str], path: str | None) -> int:
-    text = "\n\n".join(text.rstrip("\n") for text in texts)
+def _form(form: str | None, to: str | None) -> str:
+    """The format that ``--format`` names, or else the ending of ``--to``."""
+    ending = FORMATS.get(Path(to).suffix.lower()) if to else None
+    if form and ending and form != ending:
+        raise KdbenchError(f"--to {to} is {ending} by its ending, and --format says {form}; give one of the two")
+    return form or ending or "text"
+
+
+def _write(parts: Sequence[tuple[str, str]], path: str | None) -> int:
+    """Print or write texts, each with the message that it is where it shows no figure; the status is 1 where none shows one."""
+    text = "\n\n".join(text.rstrip("\n") for text, _ in parts)
     if path is None:
         console.say(text)
-        return 0
-    try:
-        Path(path).write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
-    return 0
+    else:
+        try:
+            Path(path).write_text(f"{text}\n", encoding="utf-8")
+        except OSError as error:
+            raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
+    return int(all(message for _, message in parts))

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import pandas as pd
 
 from kdbench.errors import counted
-from kdbench.reporting.frame import Results
+from kdbench.reporting.frame import CHANGED, Results
+from kdbench.store.rows import STALE
 
 
 def build_caption(results: Results) -> str:
@@ -28,6 +29,8 @@ def build_caption(results: Results) -> str:
     split = identity["split"]
     best = f"best {split} epoch (chosen by top-1 on the {split} split itself: an optimistic figure)"
     how += "last epoch" if results.select == "last" else best
+    if not results.cells["conclusive"].all():
+        how += f". Protocol {identity['protocol']} is too brief for conclusions"
     return f"{where}. {how}. {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
 
 
@@ -55,15 +58,26 @@ def spread_text(results: Results) -> str:
 
 
 def coverage_text(results: Results) -> str:
-    """Cells done of those planned; skipped cells are not planned, they cannot run."""
+    """Cells done of those planned, what became of the others, and how much of the store was chosen.
+
+    Skipped cells are not planned, they cannot run.
+    """
     counts = results.cells["state"].value_counts()
     skipped = int(counts.get("skipped", 0))
-    planned = len(results.cells) - skipped
-    details = [f"{counts[state]} {state}" for state in ("failed", "running", "stale") if counts.get(state, 0)]
+    planned = len(results.cells) + len(results.not_run) - skipped
+    details = [f"{counts[state]} {state}" for state in ("failed", "running") if counts.get(state, 0)]
+    if not_run := int(counts.get("planned", 0)) + len(results.not_run):
+        details.append(f"{not_run} not run")
     if skipped:
         details.append(f"{skipped} more skipped as impossible")
     done = f"{counts.get('done', 0)} of {planned} planned cells done"
-    return f"Coverage: {done}{'; ' + ', '.join(details) if details else ''}."
+    chosen = [
+        f"{results.cells[name].nunique()} of {counted(held, name)}"
+        for name, held in results.held.items()
+        if results.cells[name].nunique() < held
+    ]
+    choice = f" Chosen: {', '.join(chosen)} of the store." if chosen else ""
+    return f"Coverage: {done}{'; ' + ', '.join(details) if details else ''}.{choice}"
 
 
 def provenance_text(results: Results) -> str:
@@ -119,7 +133,8 @@ def data_notes(results: Results) -> list[str]:
     if len(carrying):
         notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
     if settings := _settings_texts(results.cells):
-        notes.append(f"Settings of their own: {'; '.join(settings)}.")
+        notes.append(f"Settings of their own ({CHANGED}; variants by their names): {'; '.join(settings)}.")
+    notes += _not_run_notes(results) + _teacher_notes(results)
     done = results.cells[results.cells["value"].notna()]
     counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
     if mixed := [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]:
@@ -141,9 +156,11 @@ def join_names(names: Iterable[object], limit: int = 8) -> str:
 
 
 def label_of(results: Results, *parts: str) -> str:
-    """A label for LaTeX: the suite, the protocol and ``parts``."""
+    """A label for LaTeX: the suite, the protocol, ``parts``, and a hash of which rows and columns there are, not of their figures."""
     identity = results.identity()
-    text = "-".join(["kdbench", identity["suite"], identity["protocol"], *parts])
+    content = "\n".join([identity["split"], results.select, *results.pairs.index, *results.methods.index])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
+    text = "-".join(["kdbench", identity["suite"], identity["protocol"], *parts, digest])
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
@@ -151,6 +168,47 @@ def first_line(reason: str) -> str:
     """A reason on one line of at most 160 characters."""
     line = next((part.strip() for part in str(reason).splitlines() if part.strip()), "")
     return line if len(line) <= 160 else f"{line[:157]}..."
+
+
+def _not_run_notes(results: Results) -> list[str]:
+    """Methods of which nothing is shown, and cells of which the store has older results alone."""
+    notes = []
+    gone = results.not_run[~results.not_run["method"].isin(results.methods.index)]
+    if len(gone):
+        notes.append(f"Planned, but without a cell here: {join_names(sorted(set(gone['method_display'])))}.")
+    every = pd.concat([results.cells, results.not_run])
+    stale = every[every["reason"].str.startswith(STALE)]
+    if len(stale):
+        notes.append(
+            f"Of {counted(len(stale), 'planned cell')} the store has results of another configuration alone, which are not "
+            f"shown: {join_names(sorted(set(stale['method_display'])))}."
+        )
+    return notes
+
+
+def _teacher_notes(results: Results) -> list[str]:
+    """Teachers that are weaker than the suite expects, and pairs that were taught by several weights under one name."""
+    notes = []
+    done = results.cells[results.cells["value"].notna()]
+    weak = done[done["teacher_top1"] < done["teacher_expected"]]
+    if len(weak):
+        found = {
+            str(
+                name
+            ): f"{name} {rows['teacher_top1'].min():.1f} % (expected: at least {rows['teacher_expected'].max():g} %)"
+            for name, rows in weak.groupby("teacher_display")
+        }
+        notes.append(f"Weak teachers, from which little can be learnt: {join_names(found.values())}.")
+    taught = done[(done["method"] != "scratch") & (done["teacher_checksum"] != "")]
+    weights = taught.groupby("pair")["teacher_checksum"].nunique()
+    several = weights[weights > 1]
+    if len(several):
+        titles = [f"{results.pair_info[str(pair)]['title']} ({count})" for pair, count in several.items()]
+        notes.append(
+            f"Different teachers of one name (weights differ) taught the cells of {join_names(titles)}: means pool them, gains "
+            "compare only cells of the same weights."
+        )
+    return notes
 
 
 def _settings_texts(cells: pd.DataFrame) -> list[str]:

@@ -34,7 +34,7 @@ class ClassScores:
         methods: of the columns, in the order of tables.
         accuracy: (k, methods).
         pairs: pairs over which each method's mean is; ``wanted`` the number that the compared methods share.
-        per_pair: (pair, method) -> (seeds, k).
+        per_pair: (pair, method) -> seed -> (k,).
         reference: the method that gains are counted from, "" if there is none.
         message: why there is nothing, else "".
     """
@@ -47,7 +47,7 @@ class ClassScores:
     accuracy: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     pairs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     wanted: int = 0
-    per_pair: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    per_pair: Mapping[tuple[str, str], Mapping[int, np.ndarray]] = field(default_factory=dict)
     reference: str = ""
     message: str = ""
     left_out: int = 0
@@ -56,14 +56,16 @@ class ClassScores:
         """(k, methods): accuracy minus the reference's over the pairs that both have, in points; NaN without a reference."""
         gains = np.full(self.accuracy.shape, np.nan)
         for j, name in enumerate(self.methods):
-            shared = [pair for pair in self.pairs[name] if self.reference and (pair, self.reference) in self.per_pair]
-            if shared:
-                apart = [self._mean(pair, name) - self._mean(pair, self.reference) for pair in shared]
-                gains[:, j] = np.mean(apart, axis=0)
+            known = [gain for pair in self.pairs[name] if (gain := self.gain(pair, name)) is not None]
+            if known:
+                gains[:, j] = np.mean(known, axis=0)
         return gains
 
-    def _mean(self, pair: str, method: str) -> np.ndarray:
-        return np.asarray(self.per_pair[pair, method].mean(axis=0))
+    def gain(self, pair: str, method: str) -> np.ndarray | None:
+        """(k,): over the reference on one pair, over the seeds that both have; None where there is none."""
+        own, base = self.per_pair[pair, method], self.per_pair.get((pair, self.reference), {})
+        shared = [own[seed] - base[seed] for seed in own if seed in base]
+        return np.mean(shared, axis=0) if shared else None
 
 
 def class_scores(results: Results, outcomes: Outcomes, by: str = "class") -> ClassScores:
@@ -90,9 +92,9 @@ def class_scores(results: Results, outcomes: Outcomes, by: str = "class") -> Cla
     titles, above, group = grouping(names, labels, by)
     images = np.bincount(group, minlength=len(titles))
     held = images > 0
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     left_out = 0
-    for pair, method, path in zip(done["pair"], done["method"], done["path"], strict=True):
+    for pair, method, seed, path in zip(done["pair"], done["method"], done["seed"], done["path"], strict=True):
         right = read[path]
         if right is None:
             continue
@@ -100,18 +102,19 @@ def class_scores(results: Results, outcomes: Outcomes, by: str = "class") -> Cla
             left_out += 1
             continue
         share = np.bincount(group, right, minlength=len(titles))[held] / images[held]
-        found.setdefault((pair, method), []).append(100 * share)
-    per_pair = {key: np.stack(seeds) for key, seeds in found.items()}
-    methods = [name for name in results.method_info if any(key[1] == name for key in per_pair)]
+        found.setdefault((pair, method), {})[int(seed)] = 100 * share
+    methods = [name for name in results.method_info if any(key[1] == name for key in found)]
     have = pd.DataFrame(np.nan, index=list(results.pair_info), columns=methods)
-    for pair, method in per_pair:
+    for pair, method in found:
         have.loc[pair, method] = 1.0
     _, common = common_pairs(have, [name for name in methods if name in results.competing] or methods)
     pairs = {}
     for name in methods:
-        there = [pair for pair in results.pair_info if (pair, name) in per_pair]
+        there = [pair for pair in results.pair_info if (pair, name) in found]
         pairs[name] = tuple(common if common and set(common) <= set(there) else there)
-    means = [np.mean([per_pair[pair, name].mean(axis=0) for pair in pairs[name]], axis=0) for name in methods]
+    means = [
+        np.mean([np.mean([*found[pair, name].values()], axis=0) for pair in pairs[name]], axis=0) for name in methods
+    ]
     return ClassScores(
         by=by,
         names=tuple(title for title, is_held in zip(titles, held, strict=True) if is_held),
@@ -121,7 +124,7 @@ def class_scores(results: Results, outcomes: Outcomes, by: str = "class") -> Cla
         accuracy=np.stack(means, axis=1),
         pairs=pairs,
         wanted=len(common),
-        per_pair=per_pair,
+        per_pair=found,
         reference=next((name for name in ("kd", "scratch") if name in methods), ""),
         left_out=left_out,
     )
@@ -275,16 +278,16 @@ def _summaries(scores: ClassScores, figures: np.ndarray, show: str, band: float)
 def _records(results: Results, scores: ClassScores) -> pd.DataFrame:
     """One row per class, pair and method, plain numbers."""
     parts = []
-    for (pair, method), seeds in scores.per_pair.items():
-        mean = seeds.mean(axis=0)
-        base = scores.per_pair.get((pair, scores.reference))
+    for (pair, method), of_seeds in scores.per_pair.items():
+        seeds = np.stack([*of_seeds.values()])
+        gain = scores.gain(pair, method)
         parts.append(
             pd.DataFrame(
                 {
                     "name": scores.names, "superclass": scores.above, "images": scores.images, "pair": pair,
-                    "method": method, "accuracy": mean,
+                    "method": method, "accuracy": seeds.mean(axis=0),
                     "sd": seeds.std(axis=0, ddof=1) if len(seeds) > 1 else np.nan, "n": len(seeds),
-                    "gain": np.nan if base is None else mean - base.mean(axis=0),
+                    "gain": np.nan if gain is None else gain,
                 }
             )
         )  # fmt: skip

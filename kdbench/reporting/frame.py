@@ -15,7 +15,7 @@ from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.plugins.entry import FAMILIES as METHOD_FAMILIES
 from kdbench.plugins.metrics import BUILT_IN, METRICS, Metric
 from kdbench.store.result import Definition
-from kdbench.store.rows import COLUMNS, NUMBERS
+from kdbench.store.rows import ABSENT, COLUMNS, NUMBERS
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 #: What the rows of one table have in common.
@@ -23,9 +23,14 @@ IDENTITY = ["suite", "protocol", "dataset", "split"]
 #: Metrics of which the frame holds the teacher's own value.
 TEACHER_COLUMNS = {"top1": "teacher_top1", "top5": "teacher_top5"}
 
+#: Marks the title of a method whose hyper-parameters are not its own.
+CHANGED = "‡"
 #: What stands for a name that is not known.
 _INSTEAD = {"dataset": "suite", "teacher_display": "teacher", "student_display": "student", "method_display": "method"}
 _FLAGS = ("dirty", "carries_kd")
+#: What the suite at hand says of rows, if it says something: whether they were asked for, whether their protocol is long enough for
+#: conclusions, and the least top-1 that is expected of their teachers.
+_OF_THE_SUITE = {"shown": True, "conclusive": True, "teacher_expected": 0.0}
 _TEXTS = [name for name in COLUMNS if name not in (*NUMBERS, *_FLAGS, "seed")]
 
 
@@ -40,6 +45,9 @@ class Results:
         pairs: index pair, in the order of rows; teacher, student, their displays and families, title, teacher_value.
         metrics: that the cells hold; ``metric`` the one asked for.
         superseded: number of older results of a cell that another result of the same cell replaces.
+        not_run: planned cells of which there is nothing, beside those of ``cells``.
+        others: cells of methods that were not asked for, on the pairs and seeds that were: tests are corrected for them too.
+        held: how many methods, pairs and seeds the store holds.
     """
 
     cells: pd.DataFrame
@@ -50,6 +58,9 @@ class Results:
     metric: Metric
     select: str
     superseded: int
+    not_run: pd.DataFrame
+    others: pd.DataFrame
+    held: dict[str, int]
 
     @cached_property
     def method_info(self) -> dict[str, dict[str, Any]]:
@@ -94,6 +105,23 @@ class Results:
         wide = self.scores["mean"].unstack("method") if len(self.scores) else pd.DataFrame()
         return wide.reindex(index=self.pairs.index, columns=self.methods.index).astype(float)
 
+    def gains(self, reference: str) -> pd.DataFrame:
+        """Gains over a method, pairs x methods, those of ``others`` too; positive is better, NaN where there is none.
+
+        The mean over the seeds that both have of the difference per seed (``matched``).
+        """
+        apart = matched(pd.concat([self.cells, self.others]), reference, ["value"])
+        wide = apart.groupby(["pair", "method"])["value"].mean().unstack("method")
+        methods = [*self.methods.index, *sorted({*self.others["method"]} - {*self.methods.index})]
+        return self.metric.sign * wide.reindex(index=self.pairs.index, columns=methods).astype(float)
+
+    def common_means(self, methods: Sequence[str]) -> pd.DataFrame:
+        """Means over the seeds that all of ``methods`` have on a pair, pairs x methods; pairs without such a seed are left out."""
+        cells = pd.concat([self.cells, self.others])
+        wide = cells[cells["method"].isin(methods)].pivot_table("value", ["pair", "seed"], "method")
+        means = wide.reindex(columns=methods).dropna().groupby("pair").mean()
+        return means.reindex([pair for pair in self.pairs.index if pair in means.index])
+
     def reference(self) -> str:
         """The method that gains are counted from: ``kd``, else ``scratch``, else none (an empty string)."""
         measured = set(self.scores.index[self.scores["n"] > 0].get_level_values("method"))
@@ -119,6 +147,8 @@ def fill_frame(frame: pd.DataFrame) -> pd.DataFrame:
     checked = checked.reindex(columns=[*COLUMNS, *(name for name in checked if name not in COLUMNS)])
     for name, other in _INSTEAD.items():
         checked[name] = checked[name].where(checked[name].notna(), checked[other])
+    for name, usual in _OF_THE_SUITE.items():
+        checked[name] = checked[name] if name in checked else usual
     checked["split"] = checked["split"].where(checked["split"].notna(), "test")
     checked[_TEXTS] = checked[_TEXTS].astype(object).fillna("")
     checked[NUMBERS] = checked[NUMBERS].astype(float)
@@ -162,6 +192,11 @@ def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> 
     column = metric if select == "last" else f"best_{metric}"
     cells["value"] = cells[column].where(cells["state"] == "done")
     cells, superseded = _latest(cells)
+    held = {name: int(cells.loc[cells["state"] != ABSENT, name].nunique()) for name in ("method", "pair", "seed")}
+    absent = cells["state"] == ABSENT
+    not_run, others, cells = cells[absent], cells[~absent & ~cells["shown"]], cells[~absent & cells["shown"]]
+    others = others[others["pair"].isin(cells["pair"]) & others["seed"].isin(cells["seed"])]
+    others = others[~others["method"].isin(cells["method"])]
     return Results(
         cells=cells,
         scores=_scores(cells),
@@ -171,7 +206,25 @@ def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> 
         metric=metrics[metric],
         select=select,
         superseded=superseded,
+        not_run=not_run,
+        others=others,
+        held=held,
     )
+
+
+def matched(cells: pd.DataFrame, reference: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Each cell's ``columns`` minus those of ``reference`` on the same pair and seed; cells without such a partner are left out.
+
+    A seed's cells share initial weights and batches. Two cells that were taught by different weights under one teacher's name are
+    no partners; training from scratch has no teacher.
+    """
+    done = cells.loc[cells["value"].notna(), ["pair", "method", "seed", "teacher_checksum", *columns]]
+    base = done[done["method"] == reference].drop(columns="method")
+    both = done.merge(base, on=["pair", "seed"], suffixes=("", "_base"))
+    if reference != "scratch":
+        first, second = both["teacher_checksum"], both["teacher_checksum_base"]
+        both = both[(first == second) | (both["method"] == "scratch") | (first == "") | (second == "")]
+    return both[["pair", "method", "seed"]].assign(**{name: both[name] - both[f"{name}_base"] for name in columns})
 
 
 def common_pairs(means: pd.DataFrame, methods: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -233,6 +286,8 @@ def _methods(cells: pd.DataFrame) -> pd.DataFrame:
     methods = cells.sort_values(["method", *names]).groupby("method")[names].first()
     methods.columns = pd.Index(["display", "family", "fidelity"])
     methods["title"] = _unique_titles(methods["display"])
+    changed = {*cells.loc[cells["value"].notna() & (cells["settings"] != "") & (cells["variant_of"] == ""), "method"]}
+    methods["title"] = methods["title"].where(~methods.index.isin(changed), methods["title"] + f" {CHANGED}")
 
     def place(name: str) -> tuple[object, ...]:
         row = methods.loc[name]

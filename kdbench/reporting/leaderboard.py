@@ -13,7 +13,7 @@ from kdbench.plugins.metrics import Metric
 from kdbench.reporting import statistics
 from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text, results_hash, seeds_text
 from kdbench.reporting.costs import StudentCost, count_text, hours, number_or_nan, student_costs, students_note
-from kdbench.reporting.frame import Results, collect
+from kdbench.reporting.frame import Results, collect, matched
 from kdbench.reporting.table import RECONSTRUCTION_NOTE
 
 
@@ -96,6 +96,8 @@ class Leaderboard:
     results_hash: str
     message: str = ""
     students: tuple[StudentCost, ...] = ()
+    #: For how many methods p is corrected: those that the store holds for these pairs and seeds, shown or not.
+    tests: int = 0
 
     @property
     def metric(self) -> Metric:
@@ -136,11 +138,13 @@ def build_leaderboard(
     means = results.means()
     reference = results.reference()
     ranked_pairs = means[reference] if reference else means.mean(axis=1)
+    builder = None if results.empty else _Builder(results, means, reference)
     board = Leaderboard(
         results,
         reference=reference,
         reference_display=results.method_info[reference]["display"] if reference else "",
-        standings=() if results.empty else _Builder(results, means, reference).build(),
+        standings=builder.build() if builder else (),
+        tests=len(builder.tests) if builder else 0,
         pairs=int(ranked_pairs.notna().sum()),
         caption="" if results.empty else build_caption(results),
         notes=(),
@@ -166,11 +170,19 @@ class _Builder:
         self.complete = means.loc[pairs].notna().all()
         self.whole = [name for name in results.competing if self.complete[name]]
         self.average: dict[str, float] = {}
-        if len(self.whole) > 1:
-            ranks = statistics.ranks_in_rows(means.loc[pairs, self.whole].to_numpy(), results.metric.higher_is_better)
+        same = results.common_means(self.whole)
+        if len(self.whole) > 1 and len(same):
+            ranks = statistics.ranks_in_rows(same.to_numpy(), results.metric.higher_is_better)
             self.average = dict(zip(self.whole, ranks.mean(axis=0).tolist(), strict=True))
-        self.gains = {name: self._gains(name, reference) for name in results.method_info} if reference else {}
-        tested = [name for name in results.competing if name != reference and len(self.gains.get(name, ()))]
+        self.over_scratch = results.gains("scratch")
+        over = results.gains(reference) if reference else pd.DataFrame()
+        self.gains = {str(name): over[name].dropna() for name in over}
+        others = results.others.loc[results.others["method_family"] != "baseline", "method"].unique()
+        tested = [
+            name
+            for name in (*results.competing, *sorted({*others} - {"scratch"}))
+            if name != reference and len(self.gains.get(name, ()))
+        ]
         self.tests = {name: statistics.signed_rank(self.gains[name].to_numpy()) for name in tested}
         corrected = statistics.holm([p for p, _ in self.tests.values()])
         self.p_holm = dict(zip(self.tests, corrected, strict=True))
@@ -190,9 +202,7 @@ class _Builder:
     def _standing(self, name: str, cells: pd.DataFrame, rank: int | None) -> Standing:
         method = self.results.method_info[name]
         done = cells[cells["value"].notna()]
-        over_scratch = (
-            self._gains(name, "scratch") if "scratch" in self.means and name != "scratch" else pd.Series(dtype=float)
-        )
+        over_scratch = self.over_scratch[name].dropna() if name != "scratch" else pd.Series(dtype=float)
         harmed = int((over_scratch < -statistics.RESOLUTION).sum())
         return Standing(
             method=name,
@@ -233,12 +243,25 @@ class _Builder:
             known |= {"p": p, "p_holm": self.p_holm[name], "smallest_p": min(1.0, smallest * len(self.tests))}
         return known
 
-    def _gains(self, name: str, reference: str) -> pd.Series:
-        return (self.sign * (self.means[name] - self.means[reference])).dropna()
-
     def _score(self, name: str) -> float:
         score = self.gains[name].mean() if self.reference else self.sign * self.means[name].mean()
         return round(score, 9) if np.isfinite(score) else -np.inf
+
+
+def _failures_as_scratch(results: Results, reference: str) -> dict[str, tuple[float, int]]:
+    """Of each method with failed cells: its gain when they count as scratch on the same pair and seed, and how many those are."""
+    done = results.cells[results.cells["value"].notna()]
+    key = ["pair", "seed"]
+    failed = results.cells[results.cells["state"] == "failed"].drop(columns="value")
+    failed = failed[failed["method"] != reference].merge(done.loc[done["method"] == "scratch", [*key, "value"]], on=key)
+    apart = matched(pd.concat([done, failed]), reference, ["value"])
+    means = results.metric.sign * apart.groupby(["method", "pair"])["value"].mean().groupby("method").mean()
+    counts = failed["method"].value_counts()
+    return {
+        name: (float(means[name]), int(counts[name]))
+        for name in results.method_info
+        if name in counts and name in means
+    }
 
 
 def _step_ratios(cells: pd.DataFrame) -> dict[str, float]:
@@ -264,7 +287,7 @@ def _notes(board: Leaderboard) -> list[str]:
             results.method_info[name]["title"] for name in sorted(set(counts.index[counts < n].map(lambda k: k[1])))
         ]
         notes.append(
-            f"Some pairs have fewer than {n} seeds: {join_names(fewer)}. Their gains may compare different seeds."
+            f"Some pairs have fewer than {n} seeds: {join_names(fewer)}. Gains compare the seeds that both have."
         )
     if board.reference:
         notes.append(_interval_note(pairs))
@@ -281,8 +304,14 @@ def _notes(board: Leaderboard) -> list[str]:
         if len(bad):
             affected = [f"{results.method_info[str(name)]['title']} ({count})" for name, count in bad.items()]
             notes.append(f"Cells {state}: {join_names(affected)}.")
+    if board.reference and (instead := _failures_as_scratch(results, board.reference)):
+        counted_in = [
+            f"{results.method_info[name]['title']} {gain:+.{board.decimals}f} ({counted(cells, 'cell')})"
+            for name, (gain, cells) in instead.items()
+        ]
+        notes.append(f"Gain with each failed cell counted as training from scratch: {join_names(counted_in)}.")
     if any(s.harmed for s in board.standings):
-        notes.append("Harmed: pairs on which the method's mean is worse than training from scratch.")
+        notes.append("Harmed: pairs on which the method is worse than training from scratch with the same seeds.")
     if any(np.isfinite(s.step_ratio) for s in board.standings):
         notes.append("Step: median step time over that of scratch, same pair, seed and device.")
     if any(np.isfinite(s.hours) for s in board.standings):
@@ -306,7 +335,9 @@ def _rule(board: Leaderboard) -> str:
     over = counted(board.pairs, "pair")
     if not board.reference:
         return f"Neither kd nor scratch has results here: methods are ordered by their mean over {over}."
-    rule = f"Gain: mean over seeds minus that of {board.reference_display}, per pair, then the mean over {over}"
+    rule = (
+        f"Gain: over {board.reference_display} with the same seed, mean over seeds, per pair, then the mean over {over}"
+    )
     if not board.metric.higher_is_better:
         rule += " (sign turned, so that positive is better)"
     band = f"±{board.metric.tie_band:g} {board.metric.difference_unit}".strip()
@@ -330,12 +361,24 @@ def _test_notes(board: Leaderboard) -> list[str]:
     if not tested:
         return []
     kind = f"Wilcoxon's signed-rank test against {board.reference_display}, exact, two-sided"
-    notes = [f"p: {kind}, with Holm's correction over {counted(len(tested), 'method')}."]
+    every = " (all that the store holds, shown or not)" if board.tests > len(tested) else ""
+    notes = [f"p: {kind}, zeros ranked (Pratt), with Holm's correction over {counted(board.tests, 'method')}{every}."]
     beyond = [s for s in tested if not s.attainable]
     if beyond:
         least = min(s.smallest_p for s in beyond if s.smallest_p is not None)
+        named = [_differing(s) for s in beyond if len(beyond) < len(tested) or _zeros(s)]
+        who = f" ({join_names(named)})" if named else ""
         count = counted(max(s.pairs for s in beyond), "pair")
-        who = "" if len(beyond) == len(tested) else f" ({join_names(s.display for s in beyond)})"
         text = f"n.a.: significance is not attainable with {count}{who}: even the smallest possible p is {least:.2g}"
         notes.append(f"{text} after correction, above {statistics.ALPHA:g}. That is no evidence of equality.")
     return notes
+
+
+def _zeros(standing: Standing) -> int:
+    return sum(abs(gain) <= statistics.RESOLUTION for _, gain in standing.gains)
+
+
+def _differing(standing: Standing) -> str:
+    """A method, and how many of its gains are not zero where some are."""
+    zeros, pairs = _zeros(standing), standing.pairs
+    return f"{standing.display}: only {pairs - zeros} of {pairs} gains differ from zero" if zeros else standing.display

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from kdbench.reporting.frame import Results, common_pairs
 from kdbench.reporting.statistics import ALPHA, holm, ranks_in_rows, signed_rank
@@ -44,11 +45,11 @@ def rank_diagram(results: Results) -> RankDiagram | None:
     which others are in the pool. (The correction still counts the others.)
     """
     info = results.method_info
-    means = results.means()
-    compared, pairs = common_pairs(means, results.competing)
-    if len(compared) < 2 or not pairs:
+    compared, _ = common_pairs(results.means(), results.competing)
+    means = results.common_means(compared) if len(compared) > 1 else pd.DataFrame()
+    if means.empty:
         return None
-    table = means.loc[pairs, compared].to_numpy()
+    table = means.to_numpy()
     average = ranks_in_rows(table, results.metric.higher_is_better).mean(axis=0)
     order = sorted(range(len(compared)), key=lambda i: (average[i], compared[i]))
     table = table[:, order]
@@ -63,8 +64,8 @@ def rank_diagram(results: Results) -> RankDiagram | None:
         ranks=tuple(float(average[i]) for i in order),
         cliques=cliques(matrix > ALPHA),
         p_holm=matrix,
-        smallest_p=min(1.0, 2.0 ** (1 - len(pairs)) * len(p)),
-        pairs=len(pairs),
+        smallest_p=min(1.0, 2.0 ** (1 - len(means)) * len(p)),
+        pairs=len(means),
     )
 
 

@@ -36,20 +36,20 @@ def t_interval(values: Floats) -> tuple[float, float]:
 def signed_rank(differences: Floats) -> tuple[float, float]:
     """Wilcoxon's signed-rank test that differences are symmetric about zero (Wilcoxon 1945), two-sided and exact.
 
-    Zeros are dropped, as Wilcoxon did. The distribution over all signs is counted, given the ranks that occurred, so that
-    ties in size are right too.
+    Zeros take part in the ranking and are then dropped (Pratt 1959). The distribution over all signs of the others is counted,
+    given the ranks that occurred, so that ties in size are right too.
 
     Returns:
-        p, and the smallest p that so many differences can give.
+        p, and the smallest p that so many differences other than zero can give.
 
     Raises:
         ValueError: for a difference that is not finite.
     """
     data = np.round(_finite(differences) / RESOLUTION)
-    data = data[data != 0]
-    if data.size == 0:
+    if not data.any():
         return 1.0, 1.0
     ranks = ranks_in_rows(np.abs(data)[None] * RESOLUTION, higher_is_better=False)[0]
+    ranks, data = ranks[data != 0], data[data != 0]
     doubled = np.round(2 * ranks).astype(int)  # mean ranks of ties are halves; doubled they are whole numbers
     ways = np.zeros(doubled.sum() + 1)  # share of the sign patterns by the sum of positive ranks
     ways[0] = 1.0

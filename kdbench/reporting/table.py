@@ -204,9 +204,10 @@ class _Builder:
         self.failures.setdefault(reason, []).append(title + some)
         return ("†",)
 
-    def _rank(self, row: list[Cell], higher_is_better: bool) -> list[Cell]:
+    def _rank(self, row: list[Cell], higher_is_better: bool, besides: str = "") -> list[Cell]:
+        """Mark the best of the competing methods, ``besides`` one."""
         ranked = [
-            name in self.competing and np.isfinite(cell.value) and cell.coverage is None
+            name in self.competing and name != besides and np.isfinite(cell.value) and cell.coverage is None
             for name, cell in zip(self.methods, row, strict=True)
         ]
         return mark_best(row, ranked, higher_is_better)
@@ -223,9 +224,9 @@ class _Builder:
         rows = [(f"average{suffix}", [*([of_teacher] if teacher else []), *average])]
         blank = [Cell("empty")] if teacher else []
         if reference := self.results.reference():
-            over = self.metric.sign * self.means.sub(self.means[reference], axis=0)
+            over = self.results.gains(reference)
             gains = [self._mean("gain", over[name], name, self.decimals + 1) for name in names]
-            gains = self._rank(gains, higher_is_better=True)
+            gains = self._rank(gains, True, besides=reference)
             title = f"average gain over {self.methods[reference]['display']}{suffix}"
             rows.append((title, [*blank, *gains]))
         ranks = self._ranks(names)
@@ -251,7 +252,9 @@ class _Builder:
     def _ranks(self, names: Sequence[str]) -> list[Cell]:
         if len(self.compared) < 2 or not self.common:
             return []
-        table = self.means.loc[self.common, self.compared]
+        table = self.results.common_means(self.compared)
+        if table.empty:
+            return []
         ranks = ranks_in_rows(table.to_numpy(), self.metric.higher_is_better)
         mean = dict(zip(self.compared, ranks.mean(axis=0), strict=True))
         return [Cell("rank", float(mean[name]), decimals=2) if name in mean else Cell("empty") for name in names]
@@ -259,7 +262,7 @@ class _Builder:
     def _harmed(self, name: str) -> Cell:
         if name not in self.competing:
             return Cell("empty")
-        gain = (self.metric.sign * (self.means[name] - self.means["scratch"])).dropna()
+        gain = self.results.gains("scratch")[name].dropna()
         if gain.empty:
             return Cell("empty")
         return Cell("count", coverage=(int((gain < -1e-9).sum()), len(gain)))
@@ -285,7 +288,9 @@ class _Builder:
             notes.append(Note("", f"{text}. (k/n): over k of n pairs only."))
         if self.competing and "scratch" in self.methods:
             title = self.methods["scratch"]["title"]
-            notes.append(Note("", f"Pairs harmed: pairs on which the method's mean is worse than that of “{title}”."))
+            notes.append(Note("", f"Pairs harmed: pairs on which the method is worse than “{title}”."))
+        if self.fewer:
+            notes.append(Note("", "Gains, ranks and harms compare the seeds that both have."))
         if not self.metric.higher_is_better:
             notes.append(Note("", "Gains are counted so that a positive one is an improvement."))
         return notes + [Note("", text) for text in data_notes(self.results)]

@@ -21,6 +21,11 @@ from kdbench.store.result import CellResult
 if TYPE_CHECKING:
     import pandas as pd
 
+#: State of a planned cell of which the store has nothing, and whose method or pair no table shows.
+ABSENT = "absent"
+#: How the reason begins of a planned cell of which the store has only results of another configuration.
+STALE = "stale"
+
 _COST = (
     *("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes"),
     *("student_gmacs", "inference_images_per_second", "inference_extra_parameters"),
@@ -42,7 +47,7 @@ COLUMNS = [
     *("teacher_display", "student_display", "teacher_family", "student_family"),
     *("method", "method_display", "method_family", "fidelity", "carries_kd"),
     *("variant_of", "settings", "seed", "state", "reason"),
-    *(*NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
+    *(*NUMBERS, *_PROVENANCE, "teacher_checksum", "hyperparameters", "config_hash", "path", "plugin_metrics"),
 ]
 
 
@@ -54,7 +59,7 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     families), ``state`` (done, failed, skipped, running: a process has it, planned) and ``reason`` (why it failed or was
     skipped, or which of its files is damaged), for each metric M of the last epoch ``M`` and of the best epoch on the
     evaluated split ``best_M`` (accuracies, agreement and calibration error in percent; nll and teacher_kl in nats), the
-    teacher's re-measured accuracy, cost and provenance.
+    teacher's re-measured accuracy and the checksum of its weights, cost and provenance.
 
     Args:
         out: the run directory, or a CSV file of such a table.
@@ -164,6 +169,7 @@ def _measured(result: CellResult) -> dict[str, Any]:
         "best_epoch": result.metrics.best_epoch,
         "teacher_top1": result.teacher.metrics.get("top1"),
         "teacher_top5": result.teacher.metrics.get("top5"),
+        "teacher_checksum": result.teacher.checksum,
         **{name: getattr(result.cost, name) for name in _COST},
         **{name: getattr(result.provenance, name) for name in _PROVENANCE},
         "plugin_metrics": json.dumps(plugin) if plugin else "",

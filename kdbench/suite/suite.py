@@ -49,6 +49,8 @@ class Protocol(Strict):
     set: dict[str, dict[str, Any]] = {}
     images_per_class: Count | None = None
     teacher_images_per_class: Count | None = None
+    #: Whether methods train long enough for a ranking to mean something; captions say where not.
+    conclusive: bool = True
     #: Which epoch's figure tables show by default: the last, or the best on the test split, as much released code reports.
     select: Literal["last", "best"] = "last"
     #: Whether teachers have the weights that their nets name, or are all trained here (to try things out).

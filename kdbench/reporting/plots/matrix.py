@@ -12,7 +12,7 @@ from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.picture import draw_rows
 from kdbench.reporting.plots.style import WIDTH, new_figure, shorten
 from kdbench.reporting.ranks import RankDiagram
-from kdbench.reporting.statistics import ALPHA
+from kdbench.reporting.statistics import ALPHA, RESOLUTION
 from kdbench.reporting.text.leaderboard import signed_text
 
 if TYPE_CHECKING:
@@ -32,16 +32,9 @@ def heat_map(results: Results, board: Leaderboard) -> Figure:
 
     # Without the darkest ends, on which print is hard to read.
     shades = LinearSegmentedColormap.from_list("gain", colormaps["PuOr"](np.linspace(0.14, 0.86, 64)))
-    means = results.means()
     names = [name for name in results.method_info if name != board.reference]
-    gains = results.metric.sign * means[names].sub(means[board.reference], axis=0)
-    harmed = (
-        results.metric.sign * means[names].sub(means["scratch"], axis=0) < -1e-9
-        if "scratch" in means
-        else gains.notna() & False
-    )
-    harmed["scratch"] = False
-    harmed = harmed[names]
+    gains = results.gains(board.reference)[names]
+    harmed = results.gains("scratch")[names] < -RESOLUTION
     pairs = list(results.pair_info)
     labels = [
         [_gain_text(results, pair, name, float(gain)) for name, gain in zip(names, row, strict=True)]
@@ -131,9 +124,11 @@ def rank_plot(diagram: RankDiagram) -> Figure:
         axes.text(tick, line + 0.07, str(tick), ha="center", va="bottom", fontsize=6.5)
     for (first, last), level in zip(diagram.cliques if diagram.attainable else (), levels, strict=True):
         y = line - 0.07 - 0.09 * level
-        ends = [diagram.ranks[first], diagram.ranks[last]]
-        pad = 0.012 * (high - low)
-        axes.plot([ends[0] - pad, ends[1] + pad], [y, y], "-", color="black", linewidth=2.4, clip_on=False)
+        ends = [
+            diagram.ranks[first],
+            diagram.ranks[last],
+        ]  # no longer than that: a bar that reaches further joins others too
+        axes.plot(ends, [y, y], "-", color="black", linewidth=2.4, solid_capstyle="butt", clip_on=False)
     for i, (title, rank) in enumerate(zip(diagram.titles, diagram.ranks, strict=True)):
         left = i < half
         row = i if left else k - 1 - i

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from kdbench.reporting.frame import Results
+from kdbench.reporting.frame import Results, matched
 from kdbench.reporting.leaderboard import Leaderboard, Standing
 from kdbench.reporting.plots.style import (
     COLORS,
@@ -76,19 +76,11 @@ def cost_plot(board: Leaderboard) -> tuple[Figure, int]:
 def agreement_points(results: Results, board: Leaderboard) -> pd.DataFrame:
     """One row per pair and method: ``agreement`` and ``value``, minus the reference's on the same pair if there is one."""
     cells = results.cells[results.cells["value"].notna() & results.cells["agreement"].notna()]
-    means = cells.groupby(["pair", "method"])[["agreement", "value"]].mean()
-    if not board.reference or means.empty:
-        return means.reset_index()
-    wide = means.unstack("method")
-    if ("agreement", board.reference) not in wide:
-        return means.iloc[:0].reset_index()
-    apart = pd.DataFrame(
-        {
-            "agreement": wide["agreement"].sub(wide["agreement"][board.reference], axis=0).stack(),
-            "value": results.metric.sign * wide["value"].sub(wide["value"][board.reference], axis=0).stack(),
-        }
-    )
-    return apart.dropna().reset_index().query("method != @board.reference")
+    if board.reference:
+        apart = matched(cells, board.reference, ["agreement", "value"])
+        cells = apart[apart["method"] != board.reference]
+        cells = cells.assign(value=results.metric.sign * cells["value"])
+    return cells.groupby(["pair", "method"])[["agreement", "value"]].mean().reset_index()
 
 
 def agreement_plot(results: Results, board: Leaderboard) -> tuple[Figure, int]:

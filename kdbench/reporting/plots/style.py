@@ -43,6 +43,7 @@ BASE_STYLE: Any = {
     "svg.hashsalt": "kdbench",
     # Names of methods and nets may hold dollar signs, which are no mathematics.
     "text.parse_math": False,
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
 }
 STYLE: Any = {
     **BASE_STYLE,
@@ -59,7 +60,6 @@ STYLE: Any = {
     "ytick.major.size": 2.5,
     "lines.linewidth": 1.2,
     "hatch.linewidth": 0.5,
-    "pdf.fonttype": 42,
 }
 
 

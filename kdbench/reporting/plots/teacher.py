@@ -51,13 +51,13 @@ def teacher_points(results: Results, board: Leaderboard) -> dict[str, TeacherPoi
     base = base_of(board)
     if not base:
         return {}
-    means = results.means()
+    gains = results.gains(base)
     teacher = results.cells.groupby("pair")[TEACHER_COLUMNS[_teacher_metric(results).name]].mean()
     found: dict[str, TeacherPoints] = {}
     for name in shown_methods(board, MAX_PANELS + 2):
         if name == base or len(found) == MAX_PANELS:
             continue
-        gain = results.metric.sign * (means[name] - means[base])
+        gain = gains[name]
         pairs = [pair for pair in results.pair_info if np.isfinite(gain[pair]) and np.isfinite(teacher[pair])]
         if pairs:
             x, y = (np.array([column[pair] for pair in pairs], float) for column in (teacher, gain))

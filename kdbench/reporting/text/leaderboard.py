@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from kdbench.reporting.caption import label_of
 from kdbench.reporting.costs import count_text
 from kdbench.reporting.leaderboard import Leaderboard, Standing
+from kdbench.reporting.table import Cell, Header, Note, Table
 from kdbench.reporting.text.markup import escape_markdown, html_comment
+from kdbench.reporting.text.render import render
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -44,6 +49,46 @@ class Column:
 
 
 _NAME = Column("method", lambda s: None, lambda s: s.display + (" (rec.)" if s.reconstruction else ""), left=True)
+
+
+#: Columns of the tidy form.
+_RECORDS = (
+    *("method", "display", "family", "reconstruction", "rank", "mean", "gain", "low", "high", "average_rank"),
+    *("wins", "ties", "losses", "p", "p_holm", "smallest_p", "gain_over_scratch", "left_out_low", "left_out_high"),
+    *("step_ratio", "extra_parameters", "inference_parameters", "hours", "peak_memory", "pairs"),
+)
+
+
+def render_leaderboard(board: Leaderboard, form: str) -> str:
+    """The ranking in a format of ``render``."""
+    if form == "text":
+        return leaderboard_text(board)
+    return leaderboard_markdown(board) if form == "markdown" else render(leaderboard_table(board), form)
+
+
+def leaderboard_table(board: Leaderboard) -> Table:
+    """The ranking and the cost as one table, whose records are plain numbers."""
+    shared: dict[str, Any] = {
+        "command": board.command,
+        "results_hash": board.results_hash,
+        "label": label_of(board.results, board.metric.name, "leaderboard"),
+        "records": pd.DataFrame(
+            [{name: getattr(s, name) for name in _RECORDS} for s in board.standings], columns=[*_RECORDS]
+        ),
+    }
+    if board.message:
+        return Table(message=board.message, **shared)
+    columns = [column for column in (*ranking_columns(board), *cost_columns(board)) if column is not _NAME]
+    return Table(
+        corner="method",
+        rows=tuple(Header(s.display, "method", reconstruction=s.reconstruction) for s in board.standings),
+        columns=tuple(Header(column.title, "text") for column in columns),
+        cells=tuple(tuple(Cell("text", text=column.text(s)) for column in columns) for s in board.standings),
+        caption=board.caption,
+        notes=tuple(Note("", note) for note in board.notes),
+        ranked=False,
+        **shared,
+    )
 
 
 def leaderboard_text(leaderboard: Leaderboard) -> str:

@@ -20,7 +20,14 @@ _LONG_WORD = 30
 #: What pylatexenc leaves as it is, or writes with commands that older LaTeX has in packages only.
 _LATEX = {
     **{"_": r"\_\allowbreak{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"{''}"},
-    **{"`": r"{\char96}", "→": r"$\rightarrow$", "×": r"$\times$", "†": r"$\dagger$", "…": r"\ldots{}"},
+    **{
+        "`": r"{\char96}",
+        "→": r"$\rightarrow$",
+        "×": r"$\times$",
+        "†": r"$\dagger$",
+        "‡": r"$\ddagger$",
+        "…": r"\ldots{}",
+    },
     **{"*": r"{*}", "[": r"{[}", "]": r"{]}"},  # after \\ they would be read as its argument
     **{"–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''"},
 }

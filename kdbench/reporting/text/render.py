@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+
+import pandas as pd
 
 from kdbench.reporting.table import Table
 from kdbench.reporting.text.latex import write_latex
@@ -27,8 +30,8 @@ def render(table: Table, format: str) -> str:
 
     Args:
         table: from ``build_table`` or ``published_ledger``.
-        format: ``"markdown"``, ``"latex"`` (needs booktabs alone), ``"csv"`` (tidy, plain numbers), ``"html"`` (a
-            fragment) or ``"text"``.
+        format: ``"markdown"``, ``"latex"`` (needs booktabs alone), ``"csv"`` (tidy, plain numbers), ``"json"`` (the same, with
+            caption and notes), ``"html"`` (a fragment) or ``"text"``.
     """
     return WRITERS[format](table)
 
@@ -107,10 +110,23 @@ def _html(table: Table) -> str:
     return "\n".join([*lines, f'<ul class="kdbench-notes">{notes}</ul>' if notes else ""]).rstrip() + "\n"
 
 
+def _json(table: Table) -> str:
+    records = [
+        {key: None if pd.isna(value) else value for key, value in row.items()}
+        for row in table.records.to_dict("records")
+    ]
+    about = {"command": table.command, "results_hash": table.results_hash, "caption": table.caption or table.message}
+    return (
+        json.dumps({**about, "notes": [note.text for note in table.notes], "rows": records}, indent=1, default=str)
+        + "\n"
+    )
+
+
 WRITERS: dict[str, Callable[[Table], str]] = {
     "markdown": _markdown,
     "latex": write_latex,
     "csv": lambda table: table.records.to_csv(index=False, lineterminator="\n"),
+    "json": _json,
     "html": _html,
     "text": _text,
 }
