@@ -134,7 +134,7 @@ def data_notes(results: Results) -> list[str]:
         notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
     if settings := _settings_texts(results.cells):
         notes.append(f"Settings of their own ({CHANGED}; variants by their names): {'; '.join(settings)}.")
-    notes += _not_run_notes(results) + _teacher_notes(results)
+    notes += _not_run_notes(results) + teacher_notes(results)
     done = results.cells[results.cells["value"].notna()]
     counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
     if mixed := [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]:
@@ -186,7 +186,7 @@ def _not_run_notes(results: Results) -> list[str]:
     return notes
 
 
-def _teacher_notes(results: Results) -> list[str]:
+def teacher_notes(results: Results) -> list[str]:
     """Teachers that are weaker than the suite expects, and pairs that were taught by several weights under one name."""
     notes = []
     done = results.cells[results.cells["value"].notna()]

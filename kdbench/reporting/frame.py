@@ -117,10 +117,14 @@ class Results:
 
     def common_means(self, methods: Sequence[str]) -> pd.DataFrame:
         """Means over the seeds that all of ``methods`` have on a pair, pairs x methods; pairs without such a seed are left out."""
+        means = self.by_seed(methods).dropna().groupby("pair").mean()
+        return means.reindex([pair for pair in self.pairs.index if pair in means.index])
+
+    def by_seed(self, methods: Sequence[str]) -> pd.DataFrame:
+        """Figures of ``methods``, those of ``others`` too: (pair, seed) x methods, NaN where there is none."""
         cells = pd.concat([self.cells, self.others])
         wide = cells[cells["method"].isin(methods)].pivot_table("value", ["pair", "seed"], "method")
-        means = wide.reindex(columns=methods).dropna().groupby("pair").mean()
-        return means.reindex([pair for pair in self.pairs.index if pair in means.index])
+        return wide.reindex(columns=methods)
 
     def reference(self) -> str:
         """The method that gains are counted from: ``kd``, else ``scratch``, else none (an empty string)."""
@@ -148,7 +152,7 @@ def fill_frame(frame: pd.DataFrame) -> pd.DataFrame:
     for name, other in _INSTEAD.items():
         checked[name] = checked[name].where(checked[name].notna(), checked[other])
     for name, usual in _OF_THE_SUITE.items():
-        checked[name] = checked[name] if name in checked else usual
+        checked[name] = checked.get(name, usual)
     checked["split"] = checked["split"].where(checked["split"].notna(), "test")
     checked[_TEXTS] = checked[_TEXTS].astype(object).fillna("")
     checked[NUMBERS] = checked[NUMBERS].astype(float)

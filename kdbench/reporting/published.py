@@ -11,7 +11,7 @@ import pandas as pd
 
 from kdbench.errors import KdbenchError
 from kdbench.reporting.aliases import AVERAGED_WEIGHTS, METHOD_ALIASES, NET_ALIASES, PUBLISHED_EPOCHS
-from kdbench.reporting.caption import build_caption, data_notes, nothing_text, results_hash
+from kdbench.reporting.caption import build_caption, data_notes, label_of, nothing_text, results_hash
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table, letter
 
@@ -99,7 +99,7 @@ def published_ledger(
     shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),
-        "label": "kdbench-published",
+        "label": label_of(results, "published"),
         "ranked": False,
         "records": pd.DataFrame(records, columns=_RECORD_COLUMNS),
     }

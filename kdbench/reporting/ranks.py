@@ -49,13 +49,16 @@ def rank_diagram(results: Results) -> RankDiagram | None:
     means = results.common_means(compared) if len(compared) > 1 else pd.DataFrame()
     if means.empty:
         return None
-    table = means.to_numpy()
-    average = ranks_in_rows(table, results.metric.higher_is_better).mean(axis=0)
+    average = ranks_in_rows(means.to_numpy(), results.metric.higher_is_better).mean(axis=0)
     order = sorted(range(len(compared)), key=lambda i: (average[i], compared[i]))
-    table = table[:, order]
+    wide = results.by_seed([compared[i] for i in order]).loc[[*means.index]]
     k = len(order)
     first, second = np.triu_indices(k, 1)
-    p = holm([signed_rank(table[:, i] - table[:, j])[0] for i, j in zip(first, second, strict=True)])
+    p = []
+    for i in range(k - 1):  # each two over the seeds that both have
+        apart = wide.iloc[:, i + 1 :].rsub(wide.iloc[:, i], axis=0).groupby("pair").mean()
+        p += [signed_rank(apart[name].dropna())[0] for name in apart]
+    p = holm(p)
     matrix = np.ones((k, k))
     matrix[first, second] = matrix[second, first] = p
     return RankDiagram(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kdbench.errors import KdbenchError, UnknownNameError, counted
-from kdbench.reporting.caption import build_caption, join_names, nothing_text
+from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, scatter, stored, teacher
@@ -90,7 +90,7 @@ def write_plots(
     for plot in plots:
         state = "" if plot.figure else " (not drawn)"
         lines += [f"## {plot.title} (`{plot.name}`){state}", "", plot.caption, ""]
-    lines += ["All:", "" if results.empty else build_caption(results)]
+    lines += ["All:", *([] if results.empty else [build_caption(results), *data_notes(results)])]
     written = [target / "captions.md"]
     write_file(written[0], ("\n".join(lines).rstrip() + "\n").encode())
     for plot in plots:
@@ -113,12 +113,18 @@ def _heat_map(results: Results, board: Leaderboard, root: Path) -> _Drawn:
         raise _NothingToDrawError("Neither KD nor scratch has results, so that there is no gain to show.")
     if len(results.methods) < 2:
         raise _NothingToDrawError("Only one method has results.")
-    caption = (
-        f"Gain over {board.reference_display} by pair and method ({board.metric.difference_unit}), means over seeds. Shades are "
-        "limited where nine tenths of the figures lie; the numbers are not. A triangle marks a pair that is harmed: "
-        "worse than training from scratch. –: no result; n/a: cannot run; †: failed."
+    figure, annotated = matrix.heat_map(results, board)
+    band = f"{board.metric.tie_band:g} {board.metric.difference_unit}".strip()
+    printed = (
+        "the numbers are not. A triangle marks a pair that is harmed: worse than training from scratch. –: no result; n/a: cannot "
+        "run; †: failed."
+        if annotated
+        else f"+: better by more than {band}; −: worse by more; empty and grey: no result."
     )
-    return matrix.heat_map(results, board), caption
+    return figure, (
+        f"Gain over {board.reference_display} by pair and method ({board.metric.difference_unit}), means over seeds. Shades are "
+        f"limited where nine tenths of the figures lie; {printed}"
+    )
 
 
 def _gains(results: Results, board: Leaderboard, root: Path) -> _Drawn:

@@ -24,8 +24,12 @@ _NUMBER_HEIGHT = 0.115
 _TALLEST = 9.0
 
 
-def heat_map(results: Results, board: Leaderboard) -> Figure:
-    """Gain over the reference by pair and method; purple with ``+`` is better, orange with ``-`` worse."""
+def heat_map(results: Results, board: Leaderboard) -> tuple[Figure, bool]:
+    """Gain over the reference by pair and method; purple with ``+`` is better, orange with ``-`` worse.
+
+    Returns:
+        The figure, and whether there was room for numbers and triangles.
+    """
     import seaborn
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
@@ -88,7 +92,7 @@ def heat_map(results: Results, board: Leaderboard) -> Figure:
     axes.set_xticks(axes.get_xticks(), columns, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(axes.get_yticks(), rows, rotation=0)
     axes.set(xlabel="", ylabel="")
-    return figure
+    return figure, annotated
 
 
 def gains_plot(board: Leaderboard) -> Figure:

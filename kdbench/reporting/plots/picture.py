@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdbench.errors import KdbenchError, counted
+from kdbench.reporting.caption import teacher_notes
 from kdbench.reporting.leaderboard import Leaderboard, Standing
 from kdbench.reporting.plots.style import BASE_STYLE, FORMATS, MARKERS, figure_bytes, legend_handle, shorten, write_file
 from kdbench.reporting.text.leaderboard import ranking_columns
@@ -204,4 +205,4 @@ def _caption(board: Leaderboard, standings: Sequence[Standing]) -> list[str]:
             "n.a.: no p below 0.05 is attainable with so few pairs. "
             "Without a number: not ranked (a baseline, or pairs are missing)."
         )
-    return [line for part in parts for line in textwrap.wrap(part, 165)]
+    return [line for part in (*parts, *teacher_notes(board.results)) for line in textwrap.wrap(part, 165)]
