@@ -15,7 +15,7 @@ from kdbench.cli.options import CELLS, FILES, TEACHERS, plan_of, verb
 from kdbench.cli.run import prepare_teachers
 from kdbench.cli.values import NAMES
 from kdbench.errors import KdbenchError, counted
-from kdbench.launch.choose import check_device, check_machine, choose_machine, launcher_of, ready_data
+from kdbench.launch.choose import check_machine, choose_machine, launcher_of, ready_data
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request, retrained_teachers
 from kdbench.matrix.teachers import TeacherPlan
@@ -41,9 +41,9 @@ def teachers(
     request: Request, fetch: bool, train: tuple[str, ...], fine_tune: tuple[str, ...], verify: bool, as_json: bool
 ) -> int:
     """Show, fetch, train or verify teachers."""
+    check_machine(request)
     store = Store(request.out)
     store.check()
-    check_machine(request)
     request = replace(
         request,
         train_teachers=(*request.train_teachers, *train),
@@ -80,8 +80,10 @@ def _fetch(plan: Plan) -> int:
 
 def _ready(plan: Plan, teachers: Sequence[TeacherPlan], store: Store) -> None:
     """Check data and weights, before anything is written; forget what is damaged."""
+    from kdbench.engine.process import check_opencv
+
     request = plan.request
-    check_device(request)
+    check_opencv()
     with console.download_bar() as bar:
         ready_data(plan, console.note, bar)
         check_weights(teachers, store, request, console.note, bar if request.download else None)
@@ -133,7 +135,7 @@ def _verify(plan: Plan, store: Store) -> int:
             differs = "" if same else f", which differs from the {recorded:.2f} % of its record"
             console.say(f"teacher {teacher.name}: measured again, top-1 {measured:.2f} %{differs}")
     try:
-        check_accuracies(plan.teachers, store, request.teacher_tolerance, console.say)
+        check_accuracies(plan, plan.teachers, store, console.say)
     except KdbenchError as problem:
         console.error(problem)
         return 1
