@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +14,7 @@ from tabulate import tabulate
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, FILES, TEACHERS, plan_of, verb
 from kdbench.cli.run import prepare_teachers
-from kdbench.cli.values import NAMES
+from kdbench.cli.values import NAMES, PATH
 from kdbench.errors import KdbenchError, counted
 from kdbench.launch.choose import check_machine, choose_machine, launcher_of, ready_data
 from kdbench.matrix.cells import Plan, make_plan
@@ -36,12 +37,32 @@ from kdbench.teachers.weights import Weights, fetch_weights, find_weights
     help="Fine-tune teachers now, as --fine-tune-teachers (default: all).",
 )  # fmt: skip
 @click.option("--verify", is_flag=True, help="Measure all teachers again.")
+@click.option(
+    "--convert",
+    nargs=2,
+    type=PATH,
+    default=None,
+    metavar="IN OUT",
+    help="Take the tensors out of a file that needs code to be loaded.",
+)
+@click.option("--trust", is_flag=True, help="Let --convert run the code inside IN, in a process of its own.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def teachers(
-    request: Request, fetch: bool, train: tuple[str, ...], fine_tune: tuple[str, ...], verify: bool, as_json: bool
+    request: Request,
+    fetch: bool,
+    train: tuple[str, ...],
+    fine_tune: tuple[str, ...],
+    verify: bool,
+    convert: tuple[str, str] | None,
+    trust: bool,
+    as_json: bool,
 ) -> int:
-    """Show, fetch, train or verify teachers."""
+    """Show, fetch, train, verify or convert teachers."""
     check_machine(request)
+    if convert is not None:
+        return _convert(Path(convert[0]), Path(convert[1]), trust)
+    if trust:
+        raise KdbenchError("--trust is for --convert IN OUT")
     store = Store(request.out)
     store.check()
     request = replace(
@@ -60,6 +81,17 @@ def teachers(
     rows = [_row(teacher, store, request) for teacher in plan.teachers]
     console.say(json.dumps(rows, indent=1) if as_json else _rows_text(plan, rows))
     return max(status, console.plugin_errors(plan.catalog.errors))
+
+
+def _convert(source: Path, target: Path, trust: bool) -> int:
+    from kdbench.teachers.convert import convert
+
+    if not trust:
+        raise KdbenchError(
+            f"--convert runs the code that is inside {source}; add --trust if you trust those who made the file"
+        )
+    console.say(convert(source, target))
+    return 0
 
 
 def _fetch(plan: Plan) -> int:

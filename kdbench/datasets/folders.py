@@ -1,4 +1,7 @@
-"""Class folders: CLASS/FILE, or CLASS/images/FILE as Tiny-ImageNet has them. Only names are read, with one system call for many files; images are not opened."""
+"""Class folders: CLASS/FILE, or CLASS/images/FILE as Tiny-ImageNet has them.
+
+Only names are read, with one system call for many files; images are not opened.
+"""
 
 from __future__ import annotations
 
@@ -167,5 +170,5 @@ def twin(name: str, present: Iterable[str]) -> str:
     for difference, plain in same.items():
         for other in sorted(present):
             if plain(other) == plain(name):
-                return f"it has {ascii(other)}, which differs from {ascii(name)} in {difference} only: rename one of them"
+                return f"it has {other!a}, which differs from {name!a} in {difference} only: rename one of them"
     return ""

@@ -66,7 +66,9 @@ def load(folder: Path | None, spec: DatasetSpec) -> Dataset:
 def check(folder: Path | None, spec: DatasetSpec) -> tuple[str, ...]:
     """List the images without keeping them; notes on the files, a line each. Raises as ``load``."""
     parts, _, notes = _read(folder, spec)
-    return tuple(f"{title_of(spec)}: {note}" for note in (*notes, *(note for part in parts.values() for note in part.notes)))
+    return tuple(
+        f"{title_of(spec)}: {note}" for note in (*notes, *(note for part in parts.values() for note in part.notes))
+    )
 
 
 def title_of(spec: DatasetSpec) -> str:
@@ -82,9 +84,7 @@ def root_of(data: Path | None, spec: DatasetSpec) -> Path:
     """
     title = title_of(spec)
     if data is None:
-        raise KdbenchError(
-            f"{title}: --data DIR or $KDBENCH_DATA (not set) names the folder that holds {spec.folder}/"
-        )
+        raise KdbenchError(f"{title}: --data DIR or $KDBENCH_DATA (not set) names the folder that holds {spec.folder}/")
     root = below(Path(data), spec.folder or "", title)
     if not root.is_dir():
         raise KdbenchError(

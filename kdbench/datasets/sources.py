@@ -85,7 +85,9 @@ def to_rgb(image: Image) -> Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        tags = getattr(image, "tag_v2", {})  # of a TIFF: 258 BitsPerSample, 262 PhotometricInterpretation (0: white is 0)
+        tags = getattr(
+            image, "tag_v2", {}
+        )  # of a TIFF: 258 BitsPerSample, 262 PhotometricInterpretation (0: white is 0)
         white = 2 ** int(tags.get(258, (16,))[0]) - 1
         levels = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white
         image = pillow.fromarray((255 - levels if tags.get(262) == 0 else levels).astype(np.uint8))

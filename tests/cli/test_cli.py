@@ -127,8 +127,11 @@ WRONG = [
     ("run --workers 0", "--workers: '0' is not a number of processes"),
     ("run --workers ²", "--workers: '²' is not a number of processes"),
     ("run --on moon", "unknown --on 'moon'; valid: "),
-    *((f"{verb} --device {device}", f"--device {device}: expected cpu or cuda")
-      for verb in ("run", "plan", "teachers") for device in ("gpu", "mps", "cuda:0", "cuda:9")),
+    *(
+        (f"{verb} --device {device}", f"--device {device}: expected cpu or cuda")
+        for verb in ("run", "plan", "teachers")
+        for device in ("gpu", "mps", "cuda:0", "cuda:9")
+    ),
     ("run --plugin nofile.py", "plugin nofile.py: no such file"),
     ("run --protcol short", "unknown option '--protcol'; did you mean '--protocol'?"),
     ("run digits short", "unexpected extra argument (short)"),

@@ -203,7 +203,9 @@ def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
     write(tmp_path / "imagenet" / "train" / FIRST / ".DS_Store", "x")
     (tmp_path / "imagenet" / "train" / ".cache").mkdir()
     (note,) = check_dataset(spec(), tmp_path)
-    assert f"{tmp_path / 'imagenet' / 'train'}: 2 files left out: 1 .txt, 1 .db, such as {FIRST}/n01440764_boxes" in note
+    assert (
+        f"{tmp_path / 'imagenet' / 'train'}: 2 files left out: 1 .txt, 1 .db, such as {FIRST}/n01440764_boxes" in note
+    )
     assert len(load_dataset(spec(), tmp_path).train) == 15
 
 

@@ -81,7 +81,17 @@ def test_tiff_of_12_bits_and_with_a_white_of_0_is_scaled_by_what_it_says() -> No
     """The file is written by hand: Pillow writes neither."""
 
     def tiff(bits: int, white_is: int, data: bytes) -> bytes:
-        tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, white_is), (273, 8), (277, 1), (278, 1), (279, len(data))]
+        tags = [
+            (256, 2),
+            (257, 1),
+            (258, bits),
+            (259, 1),
+            (262, white_is),
+            (273, 8),
+            (277, 1),
+            (278, 1),
+            (279, len(data)),
+        ]
         entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
         data += b"\0" * (len(data) % 2)
         return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)

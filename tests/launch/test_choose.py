@@ -64,7 +64,7 @@ def test_options_that_do_not_fit_the_engine_and_devices_that_are_not_there_are_r
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_a_gpu_that_is_not_there_is_refused_unless_jobs_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KdbenchError, match="--device cuda: [^\n]+$"):
+    with pytest.raises(KdbenchError, match=r"--device cuda: [^\n]+$"):
         check_machine(Request(device="cuda"))
     monkeypatch.setattr(choose, "check_installed", lambda *package: None)
     check_machine(Request(device="cuda", on="slurm"))

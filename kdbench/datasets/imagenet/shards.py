@@ -81,9 +81,7 @@ def read_shards(
         named = (member.name for member in found if not is_image_name(member.name))
         others += [member for member in named if not member.lower().endswith(_METADATA)]
         if not images:
-            raise KdbenchError(
-                f"{TITLE}: {root / name} holds no {EXPECTED_FILES}: was it copied whole?"
-            )
+            raise KdbenchError(f"{TITLE}: {root / name} holds no {EXPECTED_FILES}: was it copied whole?")
         classes = _classes(root / name, found, images, labels, classes_of)
         for member, wnid in zip(images, classes, strict=True):
             refuse_other_class(member.name, wnid, str(root / name))
