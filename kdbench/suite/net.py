@@ -85,7 +85,7 @@ class NetSpec(Strict):
     std: Colours | None = None
     input_size: tuple[int, int] | None = None
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-    weights: TrainedHere | Literal["timm"] | WeightsFile = "train"
+    weights: Literal["train", "finetune", "timm"] | WeightsFile = "train"
     display: str | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None

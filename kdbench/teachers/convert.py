@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import subprocess
 import sys
@@ -80,15 +81,26 @@ def _load(path: Path) -> Any:
     reader: Any = types.ModuleType("reader")
     reader.Unpickler = _Unpickler
     reader.load = lambda file, **options: _Unpickler(file, **options).load()
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-    except Exception:
-        with path.open("rb") as file:
-            try:
+    with path.open("rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
+        except Exception:
+            file.seek(0)
+            with contextlib.suppress(Exception):
                 return _Unpickler(file).load()
-            except Exception:
-                pass
-        raise
+            raise
+
+
+def tensors_of(path: Path) -> dict[str, Any]:
+    """The tensors of a file, in the mappings in which they lie. Runs the code inside the file.
+
+    Raises:
+        KdbenchError: if it holds none by name.
+    """
+    found = _tensors(_load(path), set())
+    if not isinstance(found, dict):
+        raise KdbenchError("it holds no tensors by name")
+    return found
 
 
 def _tensors(value: Any, seen: set[int]) -> Any:
@@ -126,9 +138,7 @@ def main() -> None:
     """``python -m kdbench.teachers.convert IN OUT``"""
     source, target = map(Path, sys.argv[1:3])
     try:
-        found = _tensors(_load(source), set())
-        if isinstance(found, Tensor) or found is None:
-            sys.exit("it holds no tensors by name")
+        found = tensors_of(source)
         with target.open("xb") as file:
             torch.save(found, file)
     except Exception as error:

@@ -235,9 +235,13 @@ def _harmless() -> list[Any]:
 
 def _read_torch(path: Path, head: bytes) -> Any:
     try:
-        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+        with (
+            path.open("rb") as file,  # torch would go by the ending of a path
+            torch.serialization.safe_globals(_harmless()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # of TorchScript and of pickles, which are refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # cut archives end in errors of many types
         needed = _needed_code(error, head)
         size = f"{path.stat().st_size:,} bytes"
