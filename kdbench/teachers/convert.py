@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError, counted
-from kdbench.teachers.statedict import read_tensors
+from kdbench.teachers.statedict import as_tensor, read_tensors
 
 
 def convert(source: Path, target: Path) -> str:
@@ -105,10 +104,8 @@ def tensors_of(path: Path) -> dict[str, Any]:
 
 def _tensors(value: Any, seen: set[int]) -> Any:
     """Tensors alone: of nets their state dicts, of mappings what holds any; None for the rest."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value)) if value.dtype.kind in "fiu" else None
+    if (tensor := as_tensor(value)) is not None:
+        return tensor.detach().clone()
     if id(value) in seen:
         return None
     seen.add(id(value))

@@ -124,6 +124,14 @@ def choose_state(groups: Groups, wanted: Mapping[str, tuple[int, ...]], path: Pa
     return Chosen(state, where, tuple(notes))
 
 
+def as_tensor(value: Any) -> Tensor | None:
+    """A tensor, also of an array of NumPy's; None for the rest."""
+    if isinstance(value, Tensor):
+        return value
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= 8
+    return torch.from_numpy(np.array(value)) if numbers else None
+
+
 def convert_command(path: Path) -> str:
     """The command that takes the tensors out of a file that needs code, for a shell."""
     target = path.with_name(f"{path.stem}-tensors.pth")
@@ -188,10 +196,8 @@ def _groups(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str,
         return
     tensors = {}
     for key, value in content.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-            value = torch.from_numpy(np.array(value))
-        if isinstance(value, Tensor):
-            tensors[str(key)] = value
+        if (tensor := as_tensor(value)) is not None:
+            tensors[str(key)] = tensor
     if tensors:
         yield path, tensors
     for key, value in content.items():
@@ -261,7 +267,9 @@ def _read_torch(path: Path, head: bytes) -> Any:
 
 def _needed_code(error: Exception, head: bytes) -> str | None:
     """The first function or class that torch refused to use, or a kind of file that needs code; None if that was not the reason."""
-    pattern = r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed|blocked (?:global|module) ?`?([\w.]+)"
+    pattern = (
+        r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed|blocked (?:global|module) ?`?([\w.]+)|but got <class '([\w.]+)'"
+    )
     if isinstance(error, pickle.UnpicklingError) and (match := re.search(pattern, str(error))):
         return next(group for group in match.groups() if group)
     if "TorchScript" in str(error):

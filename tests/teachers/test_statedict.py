@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,13 +294,17 @@ def test_the_command_that_a_refusal_names_works_as_it_stands(
 
 def test_torchscript_and_plain_pickles_are_refused_with_the_same_command_and_converted(tmp_path: Path) -> None:
     net = small().eval()
-    torch.jit.trace(net[0], torch.zeros(1, 3, 4, 4)).save(tmp_path / "script.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        torch.jit.trace(net[0], torch.zeros(1, 3, 4, 4)).save(tmp_path / "script.pt")
     with (tmp_path / "plain.pkl").open("wb") as file:
         pickle.dump({"model": {key: value.numpy() for key, value in STATE.items()}}, file)
     for name in ("script.pt", "plain.pkl"):
         with pytest.raises(WeightsError, match=r"refused.*kdbench teachers --convert"):
             read_tensors(tmp_path / name)
-        torch.save(tensors_of(tmp_path / name), tmp_path / f"{name}.pth")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.save(tensors_of(tmp_path / name), tmp_path / f"{name}.pth")
     assert {*read_tensors(tmp_path / "script.pt.pth")[""]} == {"weight", "bias"}
     assert read_tensors(tmp_path / "plain.pkl.pth")["model"].keys() == STATE.keys()
 
