@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -68,3 +69,8 @@ def _match(name: str, choices: Iterable[str]) -> str | None:
 def counted(number: int, noun: str) -> str:
     """``1 cell``, ``2 cells``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def masked(text: str) -> str:
+    """A text without the names and passwords that addresses in it have before their host."""
+    return re.sub(r"(\w+://)[^/?#\s]*@", r"\1***@", text)

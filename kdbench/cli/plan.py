@@ -14,7 +14,7 @@ from kdbench.cli.progress import format_seconds
 from kdbench.cli.replay import command_given
 from kdbench.errors import KdbenchError
 from kdbench.forecast.time import Estimate, estimate
-from kdbench.launch.choose import Machine, choose_machine, cohorts_of, ready_data
+from kdbench.launch.choose import Machine, check_images, check_machine, choose_machine, cohorts_of, ready_data
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
@@ -34,6 +34,7 @@ STATE_WORDS = {"planned": "pending"}
 @click.option("--cells", "all_cells", is_flag=True, help="List every cell.")
 def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
     """Show what would be trained, and what it costs."""
+    check_machine(request)
     store = Store(request.out)
     store.check()
     made = plan_of(request)
@@ -45,8 +46,11 @@ def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
     if request.download:
         with console.download_bar() as bar:
             ready_data(made, console.note, bar)
+    else:
+        check_images(made, needed=False)
     cohorts = cohorts_of(made, left, states, machine, console.progress)
-    cost = estimate(made, cohorts, store, states, machine.workers, not no_probe, console.progress) if cohorts else None
+    probe = machine.is_here and not no_probe  # steps timed here do not apply elsewhere
+    cost = estimate(made, cohorts, store, states, machine.workers, probe, console.progress) if cohorts else None
     print_plan(made, store, states, cohorts, cost, all_cells)
     try:
         with console.download_bar() as bar:

@@ -14,7 +14,6 @@ from kdbench.cli.replay import command_given, replay_command
 from kdbench.errors import counted
 from kdbench.launch.choose import (
     Machine,
-    check_device,
     check_machine,
     choose_machine,
     cohorts_of,
@@ -42,6 +41,7 @@ def run(request: Request) -> int:
 
     Under torchrun, or in a Slurm step of several tasks, all processes train each cohort together.
     """
+    check_machine(request)
     environment = launcher_of_environment()
     if environment is None:
         return _run(request)
@@ -49,13 +49,14 @@ def run(request: Request) -> int:
 
 
 def _run(request: Request, together: bool = False) -> int:
+    from kdbench.engine.process import check_opencv
+
     store = Store(request.out)
-    check_machine(request)
     plan = plan_of(request)
     store.check()
     plan = check_cells(plan)
     note_untuned(plan)
-    check_device(request)
+    check_opencv()
     final = ("done",) if request.retry_failed else ("done", "failed")
     states = store.scan(plan.cells)
     if any(state.state != "done" for state in states.values()):
@@ -109,7 +110,7 @@ def _train(plan: Plan, todo: Todo, store: Store, states: Mapping[str, CellState]
     drop_damaged(teachers, store, console.note)
     loaded = [teacher for teacher in teachers if not teacher.trained_here]
     prepare_teachers(plan, [each for each in loaded if store.result_of_teacher(each) is None], store, launcher)
-    check_accuracies(loaded, store, plan.request.teacher_tolerance, console.say)
+    check_accuracies(plan, loaded, store, console.say)
     with make_progress(len(plan.cells), len(todo.done)) as progress:
         return execute(plan, todo, store, launcher, cohorts, progress)
 

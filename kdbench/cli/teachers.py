@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,9 +14,9 @@ from tabulate import tabulate
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, FILES, TEACHERS, plan_of, verb
 from kdbench.cli.run import prepare_teachers
-from kdbench.cli.values import NAMES
+from kdbench.cli.values import NAMES, PATH
 from kdbench.errors import KdbenchError, counted
-from kdbench.launch.choose import check_device, check_machine, choose_machine, launcher_of, ready_data
+from kdbench.launch.choose import check_machine, choose_machine, launcher_of, ready_data
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request, retrained_teachers
 from kdbench.matrix.teachers import TeacherPlan
@@ -36,14 +37,34 @@ from kdbench.teachers.weights import Weights, fetch_weights, find_weights
     help="Fine-tune teachers now, as --fine-tune-teachers (default: all).",
 )  # fmt: skip
 @click.option("--verify", is_flag=True, help="Measure all teachers again.")
+@click.option(
+    "--convert",
+    nargs=2,
+    type=PATH,
+    default=None,
+    metavar="IN OUT",
+    help="Take the tensors out of a file that needs code to be loaded.",
+)
+@click.option("--trust", is_flag=True, help="Let --convert run the code inside IN, in a process of its own.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def teachers(
-    request: Request, fetch: bool, train: tuple[str, ...], fine_tune: tuple[str, ...], verify: bool, as_json: bool
+    request: Request,
+    fetch: bool,
+    train: tuple[str, ...],
+    fine_tune: tuple[str, ...],
+    verify: bool,
+    convert: tuple[str, str] | None,
+    trust: bool,
+    as_json: bool,
 ) -> int:
-    """Show, fetch, train or verify teachers."""
+    """Show, fetch, train, verify or convert teachers."""
+    check_machine(request)
+    if convert is not None:
+        return _convert(Path(convert[0]), Path(convert[1]), trust)
+    if trust:
+        raise KdbenchError("--trust is for --convert IN OUT")
     store = Store(request.out)
     store.check()
-    check_machine(request)
     request = replace(
         request,
         train_teachers=(*request.train_teachers, *train),
@@ -60,6 +81,17 @@ def teachers(
     rows = [_row(teacher, store, request) for teacher in plan.teachers]
     console.say(json.dumps(rows, indent=1) if as_json else _rows_text(plan, rows))
     return max(status, console.plugin_errors(plan.catalog.errors))
+
+
+def _convert(source: Path, target: Path, trust: bool) -> int:
+    from kdbench.teachers.convert import convert
+
+    if not trust:
+        raise KdbenchError(
+            f"--convert runs the code that is inside {source}; add --trust if you trust those who made the file"
+        )
+    console.say(convert(source, target))
+    return 0
 
 
 def _fetch(plan: Plan) -> int:
@@ -80,8 +112,10 @@ def _fetch(plan: Plan) -> int:
 
 def _ready(plan: Plan, teachers: Sequence[TeacherPlan], store: Store) -> None:
     """Check data and weights, before anything is written; forget what is damaged."""
+    from kdbench.engine.process import check_opencv
+
     request = plan.request
-    check_device(request)
+    check_opencv()
     with console.download_bar() as bar:
         ready_data(plan, console.note, bar)
         check_weights(teachers, store, request, console.note, bar if request.download else None)
@@ -133,7 +167,7 @@ def _verify(plan: Plan, store: Store) -> int:
             differs = "" if same else f", which differs from the {recorded:.2f} % of its record"
             console.say(f"teacher {teacher.name}: measured again, top-1 {measured:.2f} %{differs}")
     try:
-        check_accuracies(plan.teachers, store, request.teacher_tolerance, console.say)
+        check_accuracies(plan, plan.teachers, store, console.say)
     except KdbenchError as problem:
         console.error(problem)
         return 1

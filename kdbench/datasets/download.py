@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.client
 import os
 import tarfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, masked
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30.0
@@ -53,12 +56,13 @@ def fetch_file(
     Raises:
         KdbenchError: if it cannot be had, or is another file.
     """
+    shown = masked(url)
     partial = path.with_name(f".{path.name}.part" if sha256 else f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         begun = partial.stat().st_size if partial.exists() else 0
-        request = urllib.request.Request(url, headers={"Range": f"bytes={begun}-"} if begun else {})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as source:
+        request = _request(url, {"Range": f"bytes={begun}-"} if begun else {})
+        with urllib.request.build_opener(_WebOnly).open(request, timeout=TIMEOUT_SECONDS) as source:
             if source.status != 206:
                 begun = 0
             size = begun + int(source.headers.get("Content-Length") or 0)
@@ -72,24 +76,47 @@ def fetch_file(
         came = partial.stat().st_size
         if came < size:
             again = "; another try goes on from there" if sha256 else ""
-            raise KdbenchError(f"{url} did not come whole ({came:,} of {size:,} bytes){again}")
+            raise KdbenchError(f"{shown} did not come whole ({came:,} of {size:,} bytes){again}")
         if sha256 and (found := file_digest(partial, "sha256")) != sha256:
             partial.unlink()
-            raise KdbenchError(f"{url} is not what it was ({came:,} bytes, sha256 {found}); expected sha256 {sha256}")
+            raise KdbenchError(f"{shown} is not what it was ({came:,} bytes, sha256 {found}); expected sha256 {sha256}")
         os.replace(partial, path)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing comes after what is there, which was not whole or not right
             partial.unlink(missing_ok=True)
-        raise KdbenchError(f"{url} cannot be downloaded (the server says {error.code} {error.reason})") from None
+        raise KdbenchError(
+            f"{shown} cannot be downloaded (the server says {error.code} {masked(str(error.reason))})"
+        ) from None
     except urllib.error.URLError as error:
-        raise KdbenchError(f"{url} cannot be downloaded ({error.reason}); is there a network?") from None
+        raise KdbenchError(f"{shown} cannot be downloaded ({masked(str(error.reason))}); is there a network?") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise KdbenchError(f"{url} cannot be downloaded to {path} ({reason})") from None
+        raise KdbenchError(f"{shown} cannot be downloaded to {path} ({masked(reason)})") from None
     finally:
         if not sha256:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+class _WebOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone; urllib would go to ftp too."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.lower().startswith(("http://", "https://")):
+            raise urllib.error.URLError(f"redirected to {newurl}, which is no address of http or https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _request(url: str, headers: dict[str, str]) -> urllib.request.Request:
+    """A request, with the name and password before the host as a header that does not follow to another host."""
+    scheme, slashes, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    who, at, host = place.rpartition("@")
+    request = urllib.request.Request(f"{scheme}{slashes}{host}{slash}{path}", headers=headers)
+    if at:
+        word = base64.b64encode(urllib.parse.unquote(who).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {word}")
+    return request
 
 
 def unpack(archive: Path, members: Mapping[str, tuple[Path, FileFacts]]) -> None:

@@ -1,20 +1,26 @@
-"""Class folders: CLASS/FILE. Only names are read, with one system call for many files; images are not opened."""
+"""Class folders: CLASS/FILE, or CLASS/images/FILE as Tiny-ImageNet has them.
+
+Only names are read, with one system call for many files; images are not opened.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from kdbench.datasets.parts import Part, note_on_bad, sorted_order, stem
-from kdbench.datasets.sources import FolderSource, PackedNames, is_image_name
+from kdbench.datasets.sources import EXPECTED_FILES, FolderSource, PackedNames, endings_of, is_image_name
 from kdbench.errors import KdbenchError, counted
 
 #: What file managers and archivers leave behind.
 _LEFT_BEHIND = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+#: The folder inside a class's that holds its images in Tiny-ImageNet.
+INNER = "images"
 #: At most so many files of a split, evenly spread, are checked for their size before a run.
 SIZES_LOOKED_AT = 20_000
 
@@ -82,20 +88,23 @@ def list_class_folders(root: Path, classes: Mapping[str, int], title: str, undec
     labels: list[int] = []
     others: list[str] = []
     for name, label in sorted(classes.items(), key=lambda item: item[1]):
-        inside = entries(root / name, title)
+        folder, inside = name, entries(root / name, title)
+        if inside.folders == (INNER,) and not inside.images:
+            folder = f"{name}/{INNER}"
+            inside = entries(root / folder, title)
         if inside.folders:
             raise KdbenchError(
-                f"{title}: {root / name} holds {counted(len(inside.folders), 'folder')} ({inside.folders[0]}"
+                f"{title}: {root / folder} holds {counted(len(inside.folders), 'folder')} ({inside.folders[0]}"
                 f"{', ...' if len(inside.folders) > 1 else ''}); expected only images in the folder of a class"
             )
         if not inside.images:
             found = f"only {inside.others[0]} and the like" if inside.others else "nothing"
             raise KdbenchError(
-                f"{title}: {root / name} holds {found}; expected images (.JPEG, .jpg, .jpeg or .png): was it copied whole?"
+                f"{title}: {root / folder} holds {found}; expected {EXPECTED_FILES}: was it copied whole?"
             )
-        names += [f"{name}/{image}" for image in sorted(inside.images, key=lambda image: (stem(image), image))]
+        names += [f"{folder}/{image}" for image in sorted(inside.images, key=lambda image: (stem(image), image))]
         labels += [label] * len(inside.images)
-        others += [f"{name}/{other}" for other in inside.others]
+        others += [f"{folder}/{other}" for other in inside.others]
     return _part(root, names, labels, others, title, undecodable)
 
 
@@ -115,9 +124,7 @@ def _part(
 ) -> Part:
     notes = []
     if others:
-        notes.append(
-            f"{root}: {counted(len(others), 'file')} that {'is' if len(others) == 1 else 'are'} no image left out, such as {others[0]}"
-        )
+        notes.append(f"{root}: {counted(len(others), 'file')} left out: {endings_of(others)}, such as {others[0]}")
     count = min(len(names), SIZES_LOOKED_AT)
     bad = list(filter(None, (_defect(os.path.join(root, names[step * len(names) // count])) for step in range(count))))
     notes += note_on_bad(bad, count, undecodable, title)
@@ -138,9 +145,30 @@ def _defect(path: str) -> str:
 
 
 def refuse_missing(root: Path, present: Iterable[str], wanted: Sequence[str], title: str, hint: str = "") -> None:
-    """Raise ``KdbenchError`` if a wanted class is not present."""
+    """Raise ``KdbenchError`` if a wanted class is not present; one that only looks different is named."""
     there = set(present)
     missing = [name for name in wanted if name not in there]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise KdbenchError(f"{title}: {root} lacks {len(missing):,} of {len(wanted):,} classes: {shown}{hint}")
+        near = next(filter(None, (twin(name, there) for name in missing)), "")
+        raise KdbenchError(
+            f"{title}: {root} lacks {len(missing):,} of {len(wanted):,} classes: {shown}{hint}{near and f'; {near}'}"
+        )
+
+
+def twin(name: str, present: Iterable[str]) -> str:
+    """A phrase about a present name that a person would read as the same one; empty if there is none.
+
+    macOS writes names decomposed (NFD: ``e`` and an accent), most others write them composed (NFC).
+    """
+    same: dict[str, Callable[[str], str]] = {
+        "Unicode form": lambda text: unicodedata.normalize("NFC", text),
+        "Unicode characters": lambda text: unicodedata.normalize("NFKC", text),
+        "blanks": lambda text: "".join(unicodedata.normalize("NFKC", text).split()),
+        "case": lambda text: "".join(unicodedata.normalize("NFKC", text).casefold().split()),
+    }
+    for difference, plain in same.items():
+        for other in sorted(present):
+            if plain(other) == plain(name):
+                return f"it has {other!a}, which differs from {name!a} in {difference} only: rename one of them"
+    return ""

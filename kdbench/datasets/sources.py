@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,17 +17,35 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Extensions of image files, in small letters (timm's ``get_img_extensions``; named here so that a listing needs no torch).
-IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg"})
+#: The formats that are read, by content. No other reader of Pillow sees a file: that of PostScript would start a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+#: Endings of their files, in small letters. They decide which files of a folder are images: none is opened for a listing.
+IMAGE_ENDINGS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".gif"}
+)
+EXPECTED_FILES = "images (.jpg, .png, .webp, .bmp, .tif, .ppm or .gif)"
+#: More pixels are refused: in RGB they would take 0.4 GB of every loader process. Pillow's own bound of what is suspicious.
+MAX_PIXELS = 89_478_485
+
+
+def ending(name: str) -> str:
+    """The ending of a file's name in small letters, with its dot."""
+    return os.path.splitext(name)[1].lower()
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is an image by its extension."""
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+    """Whether a file is an image by its ending."""
+    return ending(name) in IMAGE_ENDINGS
+
+
+def endings_of(names: Iterable[str]) -> str:
+    """How many files have which ending, the most frequent first: ``20 .heic, 1 without ending``."""
+    counts = Counter(ending(name) or "without ending" for name in names).most_common()
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
 
 
 def decode(file: IO[bytes], name: str) -> Image:
-    """Decode an image to RGB. Its EXIF orientation is not applied (as in timm and torchvision).
+    """Decode an image to RGB; of several in a file the first. Its EXIF orientation is not applied (as in timm and torchvision).
 
     Raises:
         OSError: if it does not decode, with ``name`` and the reason.
@@ -34,18 +54,48 @@ def decode(file: IO[bytes], name: str) -> Image:
     from PIL import UnidentifiedImageError
 
     try:
-        image = pillow.open(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # refused below
+            image = pillow.open(file, formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise OSError(f"it has {image.width:,} x {image.height:,} px, which are more than {MAX_PIXELS:,} pixels")
         image.load()
-        if image.mode == "RGB":
-            return image
-        image.info.pop("transparency", None)  # RGB has none, and Pillow would warn of what is lost
-        return image.convert("RGB")
+        return to_rgb(image)
     except MemoryError:
         raise
+    except pillow.DecompressionBombError:  # Pillow's, at twice as many
+        raise OSError(f"{name} does not decode: it has more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise OSError(f"{name} does not decode: it is no image that Pillow knows") from None
+        raise OSError(f"{name} does not decode: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
     except Exception as error:  # Pillow's plugins raise many kinds on broken files, some of them no OSError
         raise OSError(f"{name} does not decode: {reason_of(error)}") from None
+
+
+def to_rgb(image: Image) -> Image:
+    """A loaded image of any mode as 8-bit RGB.
+
+    Alpha is dropped. Grey of 16 bits (``I;16`` and its byte orders; ``I`` of a PNG or PGM) is scaled, white to white; Pillow alone
+    would cut it off at 255. All other modes are converted by Pillow.
+
+    Raises:
+        OSError: for ``F`` and for ``I`` of other files, whose 32 bits have no white.
+    """
+    from PIL import Image as pillow
+
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        tags = getattr(
+            image, "tag_v2", {}
+        )  # of a TIFF: 258 BitsPerSample, 262 PhotometricInterpretation (0: white is 0)
+        white = 2 ** int(tags.get(258, (16,))[0]) - 1
+        levels = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white
+        image = pillow.fromarray((255 - levels if tags.get(262) == 0 else levels).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = {"I": "integers", "F": "floats"}[image.mode]
+        raise OSError(f"mode {image.mode}, 32-bit {kind} without a stated white; convert it to 8 or 16 bits")
+    image.info.pop("transparency", None)  # RGB has none, and Pillow would warn of what is lost
+    return image.convert("RGB")
 
 
 def reason_of(error: Exception) -> str:

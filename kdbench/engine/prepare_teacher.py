@@ -14,7 +14,7 @@ from kdbench.data.transforms import EvaluationView
 from kdbench.engine import parallel
 from kdbench.engine.evaluation import predict_all
 from kdbench.engine.saver import Emit
-from kdbench.engine.teacher import freeze, load_teacher
+from kdbench.engine.teacher import check_finite, freeze, load_teacher
 from kdbench.engine.train import train_teacher, view_of, write_teacher
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Plan
@@ -53,7 +53,8 @@ def prepare_teacher(
     plan.catalog.load_metrics()
     begun = time.monotonic()
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
-    used = load_state(net, found.path, *rows_of(plan.suite.dataset))
+    notes: list[str] = []
+    used = load_state(net, found.path, *rows_of(plan.suite.dataset), say=notes.append)
     dataset = plan.dataset(teacher.split)
     split = dataset.measured(teacher.split, plan.under.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
@@ -64,7 +65,9 @@ def prepare_teacher(
     folder.configure(teacher.hash, teacher.config, {})
     write_teacher(plan, teacher, store, dataset, net, scores(metrics), device, Weights(**origin, **used))
     folder.failed.unlink(missing_ok=True)
-    folder.say(f"weights of {found.path} loaded, top-1 {metrics['top1']:.2f}")
+    folder.say("; ".join((f"weights of {found.path} loaded, top-1 {metrics['top1']:.2f}", *notes)))
+    for text in notes:
+        emit({"event": "warning", "cell": teacher.name, "reason": text})
     parallel.barrier()
     emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": time.monotonic() - begun})
 
@@ -87,6 +90,7 @@ def measure_teacher(
 ) -> dict[str, float]:
     """Accuracies of a teacher on a split, seen as ``teacher_view`` says."""
     logits = predict_all(lambda images: net(images).logits, split, teacher_view(plan, teacher), device)
+    check_finite(teacher.name, logits)
     return measure(logits, split.labels.to(device))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from kdbench.errors import KdbenchError
 from kdbench.matrix.teachers import TeacherPlan
@@ -49,6 +50,19 @@ def load_teacher(
             f"weights of teacher {plan.name} in {folder.path} do not match their checksum; the next kdbench run makes them anew"
         )
     return freeze(net.to(device)), result
+
+
+def check_finite(name: str, logits: Tensor) -> None:
+    """Refuse a teacher whose logits (N, C) are not finite for every image.
+
+    Raises:
+        KdbenchError: with their number.
+    """
+    broken = int((~logits.isfinite()).any(dim=1).sum())
+    if broken:
+        raise KdbenchError(
+            f"teacher {name}: its logits are not finite for {broken:,} of {len(logits):,} test images; its weights are damaged or too large"
+        )
 
 
 def freeze(net: TappedNet) -> TappedNet:

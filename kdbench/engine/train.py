@@ -26,7 +26,7 @@ from kdbench.engine.record import (
     write_predictions,
 )
 from kdbench.engine.saver import Emit
-from kdbench.engine.teacher import load_teacher, save_weights
+from kdbench.engine.teacher import check_finite, load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
@@ -126,6 +126,7 @@ def train_cohort(
     teacher_logits = predict_all(
         lambda images: teacher(images).logits, split, view_of(plan, cohort.teacher.net, first.recipe), device
     )
+    check_finite(cohort.teacher.name, teacher_logits)
     taught = TeacherUsed(
         name=teacher_result.name,
         hash=teacher_result.hash,

@@ -188,9 +188,13 @@ class _Timing:
         probe: bool,
         progress: Callable[[str], None],
     ) -> None:
+        import torch
+
         from kdbench.store.provenance import device_name
 
         self.plan, self.device, self.progress = plan, device, progress
+        # jobs may run elsewhere, on a GPU that this machine has not
+        here = device_name(device) if device.type == "cpu" or torch.cuda.is_available() else None
         self.until = time.monotonic() + PROBE_BUDGET if probe else 0.0
         self.probed: dict[Any, float] = {}
         self.speeds = Speeds()
@@ -198,7 +202,7 @@ class _Timing:
         self.measured: dict[Any, list[float]] = defaultdict(list)
         for cell in plan.cells:
             result = states[cell.folder].result
-            if result is not None and result.provenance.device == device_name(device):
+            if result is not None and result.provenance.device == here:
                 self.measured[_kind(cell)].append(result.cost.train_seconds / max(1, result.cost.steps))
 
     def of_teacher(self, teacher: TeacherPlan) -> tuple[float, str]:

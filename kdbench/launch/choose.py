@@ -13,9 +13,13 @@ from kdbench.forecast.fit import available, balance, estimate_memory, fit
 from kdbench.launch.job import Launcher
 from kdbench.launch.remote import check_installed
 from kdbench.launch.slurm import parse_options
-from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.cells import Cell, Cohort, Plan, check_batches
 from kdbench.matrix.request import Request
 from kdbench.store.folders import CellState
+from kdbench.suite.datasets import find_dataset
+
+#: What ``--device`` takes. Which GPU is the launcher's choice, among those that $CUDA_VISIBLE_DEVICES shows.
+DEVICES = ("cpu", "cuda")
 
 #: Above this many cells, estimating their memory takes so long that a progress note is due.
 MANY_CELLS = 100
@@ -67,26 +71,22 @@ def check_machine(request: Request) -> None:
     Raises:
         KdbenchError: in one line.
     """
+    if request.device is not None and request.device not in DEVICES:
+        raise KdbenchError(
+            f"--device {request.device}: expected {' or '.join(DEVICES)}; $CUDA_VISIBLE_DEVICES chooses among GPUs"
+        )
     if request.slurm and request.on != "slurm":
         raise KdbenchError(f"--slurm {request.slurm} is for --on slurm, not for --on {request.on}")
     parse_options(request.slurm)
     if request.on in ("slurm", "ray"):
         check_installed({"slurm": "submitit", "ray": "ray"}[request.on], request.on)
+    elif request.device == "cuda":
+        import torch
 
-
-def check_device(request: Request) -> None:
-    """Refuse a machine that cannot train before anything is written."""
-    from kdbench.engine.process import check_opencv
-
-    check_opencv()
-    if request.device is None or request.on in ("slurm", "ray"):
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=request.device)
-    except (RuntimeError, AssertionError) as error:
-        raise KdbenchError(f"--device {request.device}: {str(error).splitlines()[0]}") from None
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            raise KdbenchError(f"--device cuda: {str(error).splitlines()[0]}") from None
 
 
 def ready_data(plan: Plan, note: Callable[[str], None], progress: Callable[[int, int], None]) -> None:
@@ -97,7 +97,7 @@ def ready_data(plan: Plan, note: Callable[[str], None], progress: Callable[[int,
         progress: takes the bytes downloaded so far, and all.
 
     Raises:
-        KdbenchError: if it is missing.
+        KdbenchError: if it is missing, or has fewer images than a batch or the suite's limits need.
     """
     from kdbench.datasets.load import check_dataset, download_dataset
 
@@ -106,6 +106,36 @@ def ready_data(plan: Plan, note: Callable[[str], None], progress: Callable[[int,
         download_dataset(plan.suite.dataset, request.data_folder, progress)
     for text in check_dataset(plan.suite.dataset, request.data_folder):
         note(text)
+    check_images(plan)
+
+
+def check_images(plan: Plan, needed: bool = True) -> None:
+    """Refuse batches, and numbers of images per class, that are larger than what a data set of files holds.
+
+    What is known without its files was checked when the plan was made.
+
+    Args:
+        needed: whether the data set has to be there. If not, it is looked at where it is and its size is not published.
+
+    Raises:
+        KdbenchError: if it is missing or too small.
+    """
+    wanted, under = plan.suite.dataset, plan.under
+    entry = find_dataset(wanted.name)
+    if not plan.cells or not entry.streams:
+        return
+    if not needed and entry.train_images is not None and wanted.classes is None:
+        return
+    split = plan.request.split
+    try:
+        dataset = plan.dataset(split)
+    except KdbenchError:
+        if needed:
+            raise
+        return
+    limits = (under.images_per_class, under.teacher_images_per_class)
+    check_batches(plan.suite, plan.cells, *(len(dataset.training(limit)) for limit in limits))
+    dataset.measured(split, under.measured_images_per_class)
 
 
 def cohorts_of(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.errors import KdbenchError, UnknownNameError, counted
 from kdbench.matrix.identity import CONFIG_VERSION, config_hash
 from kdbench.matrix.request import Request, retrained_teachers
 from kdbench.matrix.settings import disclosed, settings_of
@@ -290,6 +290,15 @@ def _check_sizes(suite: Suite, protocol: ResolvedProtocol, request: Request, cel
         suite.dataset.training_images(request.split, limit, request.limit)
         for limit in (protocol.images_per_class, protocol.teacher_images_per_class)
     )
+    check_batches(suite, cells, images, teachers)
+
+
+def check_batches(suite: Suite, cells: Sequence[Cell], images: int | None, teachers: int | None) -> None:
+    """Refuse batches that are larger than the numbers of images that students and teachers train on; None: not known.
+
+    Raises:
+        KdbenchError: naming the recipe.
+    """
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
     trained |= {
         ("teacher", cell.teacher.recipe_name): (cell.teacher.recipe, teachers)
@@ -299,8 +308,8 @@ def _check_sizes(suite: Suite, protocol: ResolvedProtocol, request: Request, cel
     for (kind, name), (recipe, size) in trained.items():
         if size is not None and recipe.batch_size > size:
             raise KdbenchError(
-                f"suite {suite.name}: batch_size = {recipe.batch_size} of recipe {name} is larger than the {size} images "
-                f"that a {kind} trains on"
+                f"suite {suite.name}: batch_size = {recipe.batch_size} of recipe {name} is larger than the "
+                f"{counted(size, 'image')} that a {kind} trains on"
             )
 
 

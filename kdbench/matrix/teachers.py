@@ -73,7 +73,7 @@ def plan_teacher(
         try:
             net = net.with_weights(retrained)
         except ValidationError as error:
-            raise KdbenchError(f"teacher {name}: {first_problem(error, NetSpec)[1]}") from None
+            raise KdbenchError(f"teacher {name}: {first_problem(error, NetSpec, net.model_dump())[1]}") from None
     if net.trained_here:
         seen_through = None
     if seen_through is not None:

@@ -70,10 +70,24 @@ DATASETS: dict[str, DatasetEntry] = {
         train_per_class=732,
         streams=True,
     ),
+    "tiny-imagenet": DatasetEntry(
+        name="tiny-imagenet",
+        title="Tiny-ImageNet",
+        num_classes=200,
+        images="110,000 images of 64 x 64 px: 100,000 train, 10,000 test (the official validation images); 50 images of each class "
+        "of train are held out for validation if asked for",
+        source="http://cs231n.stanford.edu/tiny-imagenet-200.zip (Le and Yang 2015), below --data, as it is unpacked",
+        loader="kdbench.datasets.tinyimagenet",
+        train_images=100_000,
+        train_per_class=500,
+        held_out_per_class=50,
+        streams=True,
+    ),
     "imagefolder": DatasetEntry(
         name="imagefolder",
         title="Image folders",
         num_classes=None,
+        version=2,  # 16-bit grey is scaled, and more formats are read
         images="train/CLASS/FILE with val/ or test/ or both, any classes; without both, a tenth of train is held out for validation",
         source="your own, below --data; the suite names the folder and the number of classes (docs/data.md)",
         loader="kdbench.datasets.imagefolder",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from kdbench.errors import masked
 from kdbench.suite.problems import Contradiction, at, find
 from kdbench.suite.types import Colours, Strict
 from kdbench.suite.zoo import ZOO
@@ -28,24 +29,31 @@ class WeightsFile(Strict):
         url: where it can be fetched, if anywhere.
         sha256: of the file.
         source: who trained it, on what.
+        part: where in the file they lie, as the keys that lead there, with dots; found by itself where it is not given.
     """
 
-    file: str
+    file: Annotated[str, Field(min_length=1, max_length=1000)]
     url: str | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     source: str | None = None
+    part: str | None = None
 
     @model_validator(mode="after")
     def _stays_inside(self) -> WeightsFile:
+        for name in ("file", "url"):
+            text = getattr(self, name) or ""
+            if not text.isprintable():
+                raise Contradiction(f"{masked(text)!r} has a character that cannot be printed", name)
         if self.file.startswith(("/", "~")) or ".." in self.file.split("/") or "\\" in self.file:
             raise Contradiction(f"{self.file!r} leaves the folder of the weights", "file")
         if self.url is not None and not self.url.startswith(("https://", "http://")):
-            raise Contradiction(f"{self.url!r} is no address that begins with https:// or http://", "url")
+            raise Contradiction(f"{masked(self.url)!r} is no address that begins with https:// or http://", "url")
         return self
 
     def identity(self) -> dict[str, str]:
-        """The checksum where it is given, else the name of the file."""
-        return {"sha256": self.sha256} if self.sha256 else {"file": self.file}
+        """The checksum where it is given, else the name of the file; and the part of it."""
+        found = {"sha256": self.sha256} if self.sha256 else {"file": self.file}
+        return {**found, "part": self.part} if self.part else found
 
 
 class NetSpec(Strict):
@@ -77,7 +85,7 @@ class NetSpec(Strict):
     std: Colours | None = None
     input_size: tuple[int, int] | None = None
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
-    weights: TrainedHere | Literal["timm"] | WeightsFile = "train"
+    weights: Literal["train", "finetune", "timm"] | WeightsFile = "train"
     display: str | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -33,19 +34,52 @@ def find(kind: str, name: str, valid: Iterable[str]) -> None:
         raise UnknownNameError(kind, name, valid)
 
 
-def first_problem(error: ValidationError, root: type[BaseModel]) -> tuple[tuple[Any, ...], str]:
-    """Location and sentence of the first problem; for an unknown key, with the nearest valid one."""
-    problem = error.errors(include_url=False)[0]
-    location = tuple(key for key in problem["loc"] if key != "[key]")  # pydantic's word for "the key itself"
+def first_problem(error: ValidationError, root: type[BaseModel], content: Any) -> tuple[tuple[Any, ...], str]:
+    """Location and sentence of the first problem of ``content``; for an unknown key, with the nearest valid one.
+
+    Where a field may have one of several forms, the form that the content resembles most counts: its problem lies deepest.
+    """
+    problems = error.errors(include_url=False)
+    first = _location(problems[0], content)
+    problem = max(
+        (each for each in problems if _location(each, content)[: len(first)] == first),
+        key=lambda each: len(_location(each, content)),
+    )
+    location = _location(problem, content)
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, Contradiction):
-        return location + cause.location, str(cause)
+        return location, str(cause)
     if problem["type"] == "extra_forbidden":
         return location, f"unknown key; {nearest(str(location[-1]), _valid_keys(root, location[:-1]))}"
     if problem["type"] == "missing":
         return location[:-1], f"{location[-1]} is missing"
-    given = "" if isinstance(problem["input"], (dict, list, BaseModel)) else f" (found {problem['input']!r})"
-    return location, problem["msg"][0].lower() + problem["msg"][1:] + given
+    given = problem["input"]
+    if problem["type"] == "string_type" and isinstance(given, (bool, int, float, datetime.date)):
+        # what was written is lost where YAML reads a truth value (no, on, y) or a date
+        quoted = f"write quotes: {str(given)!r}" if type(given) in (int, float) else "write it in quotes"
+        kind = {bool: "truth value", int: "number", float: "number"}.get(type(given), "date")
+        return location, f"YAML reads a {kind} where a text belongs; {quoted}"
+    found = "" if isinstance(given, (dict, list, BaseModel)) else f" (found {given!r})"
+    return location, problem["msg"][0].lower() + problem["msg"][1:] + found
+
+
+def _location(problem: Any, content: Any) -> tuple[Any, ...]:
+    """Keys and positions in the content, without the names that pydantic gives to the forms of a field."""
+    location: list[Any] = []
+    for place, key in enumerate(problem["loc"]):
+        absent = place == len(problem["loc"]) - 1 and problem["type"] == "missing"
+        if key == "[key]" or not (absent or _holds(content, key)):
+            continue
+        location.append(key)
+        content = None if absent else content[key]
+    cause = problem.get("ctx", {}).get("error")
+    return (*location, *(cause.location if isinstance(cause, Contradiction) else ()))
+
+
+def _holds(content: Any, key: Any) -> bool:
+    if isinstance(content, Mapping):
+        return key in content
+    return isinstance(content, (list, tuple)) and isinstance(key, int) and key < len(content)
 
 
 def _valid_keys(root: type[BaseModel], location: Sequence[Any]) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from kdbench.errors import KdbenchError, UnknownNameError, is_near
 from kdbench.suite.dataset import DatasetSpec
+from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import FAMILIES, Family, NetSpec, zoo_net
 from kdbench.suite.problems import Contradiction, at, find, first_problem
 from kdbench.suite.recipe import Recipe
@@ -218,12 +219,18 @@ class Suite(Strict):
         found = {}
         for name in sorted(names):
             own = self.protocols[protocol].recipes.get(name, {})
+            content = merge(merge(self.recipes[name].model_dump(), changes), own)
             try:
-                found[name] = Recipe.model_validate(merge(merge(self.recipes[name].model_dump(), changes), own))
+                found[name] = Recipe.model_validate(content)
             except ValidationError as error:
-                location, problem = first_problem(error, Recipe)
+                location, problem = first_problem(error, Recipe, content)
                 where = ("recipes", name) if _names(own, location) else (key,)
                 raise Contradiction(problem, "protocols", protocol, *where, *location) from None
+            if found[name].pipeline != "exact" and find_dataset(self.dataset.name).streams:
+                raise Contradiction(
+                    f"the images of {self.dataset.name} are files, decoded when they are needed: set pipeline: exact",
+                    "recipes", name, "pipeline",
+                )  # fmt: skip
         return found
 
     def choose_pairs(self, patterns: Sequence[str]) -> list[str]:
@@ -331,7 +338,7 @@ def read_suite(path: Path) -> Suite:
         suite = Suite.model_validate(content)
         return suite.model_copy(update={"hooks": tuple(str(path.parent / file) for file in suite.hooks)})
     except ValidationError as error:
-        location, problem = first_problem(error, Suite)
+        location, problem = first_problem(error, Suite, content)
         where = ".".join(map(str, location))
         raise SuiteError(f"{path}, line {_line_of(tree, location)}: {where and f'{where}: '}{problem}") from None
 

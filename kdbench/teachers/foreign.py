@@ -1,136 +1,32 @@
-"""Weights from files of others, read without running any of their code and fitted to a net as timm has it today."""
+"""Weights from files of others, fitted to a net as it is today."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
 
-import kdbench.nets.small  # noqa: F401 - registers the 32 px nets with timm
-from kdbench.errors import KdbenchError, counted
+from kdbench.errors import counted
 from kdbench.nets.tapped import TappedNet
-from kdbench.suite.net import NetSpec
+from kdbench.suite.net import WeightsFile
+from kdbench.teachers.statedict import WeightsError, choose_state, first_line, read_tensors
 
-#: Keys under which training scripts keep a state dict, in the order of preference: timm's takes averaged weights first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "module")
-#: What wrappers of a model put before all its keys.
-PREFIXES = ("_orig_mod.", "module.", "model.")
-#: Types that training scripts save beside the weights and that only hold values. timm's checkpoints hold their options in the
-#: first, and the accuracy that was reached in the others.
-HARMLESS: tuple[Any, ...] = (argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType)
-
-
-class WeightsError(KdbenchError):
-    """A file of weights that cannot be used."""
-
-
-def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Read a state dict from a safetensors file or a torch file, out of whatever it is wrapped in.
-
-    Returns:
-        the state dict, and the key under which it lay (empty if it was not wrapped).
-
-    Raises:
-        WeightsError: for a file that is cut, is no file of weights, or needs code to be loaded.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror})") from None
-    if not head:
-        raise WeightsError(f"{path} is empty")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a pointer of Git LFS, not the weights; git lfs pull fetches them")
-    if head.lstrip()[:1] == b"<":
-        raise WeightsError(f"{path} is a web page, not weights; fetch the file that the page links to")
-    if path.suffix == ".npz":
-        raise WeightsError(f"{path} is an archive of NumPy; convert it to a state dict of the timm model first")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return _unwrap(content, path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path} is cut or damaged ({path.stat().st_size:,} bytes; safetensors says: {_first_line(error)})"
-        ) from None
-
-
-def _read_torch(path: Path) -> Any:
-    scalar = np.float64(0).__reduce__()[0]
-    harmless: list[Any] = [*HARMLESS, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needed = _needed_code(str(error))
-        if needed is None:
-            raise WeightsError(
-                f"{path} is cut, damaged, or no file of weights ({path.stat().st_size:,} bytes; expected a safetensors "
-                "file or what torch.save wrote)"
-            ) from None
-        raise WeightsError(
-            f"{path} needs {needed} to be loaded, which could run anything: refused. If you trust it, keep only its tensors: "
-            f"python -c \"import torch; c = torch.load('{path.name}', weights_only=False); "
-            f"torch.save(c.get('state_dict', c), 'converted.pth')\""
-        ) from None
-    except Exception as error:  # cut archives end in errors of many types
-        raise WeightsError(
-            f"{path} is cut or damaged ({path.stat().st_size:,} bytes; expected what "
-            f"torch.save wrote; torch says: {_first_line(error)})"
-        ) from None
-
-
-def _needed_code(message: str) -> str | None:
-    """The first function or class that torch refused to use, or None if that was not the reason."""
-    match = re.search(r"GLOBAL ([\w.]+)|([\w.]+) was not an allowed|blocked (?:global|module) ?`?([\w.]+)", message)
-    return next(group for group in match.groups() if group) if match else None
-
-
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
-    part = ""
-    while isinstance(content, Mapping):
-        inner = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping) and content[key]), None)
-        if inner is None:
-            break
-        content, part = content[inner], f"{part}.{inner}" if part else inner
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(
-            f"{path} holds no state dict (found {type(content).__name__}); expected tensors by name, or these below "
-            f"{', '.join(WRAPPERS)}"
-        )
-    # torch's AveragedModel counts beside the weights
-    state = {str(key): value for key, value in content.items() if key != "n_averaged"}
-    other = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if other:
-        raise WeightsError(
-            f"{path} holds no state dict: {other[0]!r} is {type(state[other[0]]).__name__}, not a tensor"
-            + (f" (and {len(other) - 1} more)" if len(other) > 1 else "")
-        )
-    while True:
-        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None)
-        if prefix is None:
-            return state, part
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+#: Takes a sentence for the user.
+Say = Callable[[str], None]
 
 
 def load_state(
-    net: TappedNet, path: Path, rows: Sequence[int] | None = None, num_classes: int | None = None
+    net: TappedNet,
+    path: Path,
+    rows: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Load weights into a net, its classifier included.
 
@@ -140,15 +36,16 @@ def load_state(
         rows: where the classifier of the weights is ``num_classes`` wide and the net narrower: which of its classes are the
             net's, in this order.
         num_classes: number of classes among which ``rows`` choose.
+        say: takes a sentence on what else is in the file.
 
     Returns:
         what is to be recorded: ``part`` of the file that was used, ``classes`` of the weights, how many ``rows`` were taken, and
         how many tensors were ``resized`` (position embeddings, patches) to the net's size.
 
     Raises:
-        WeightsError: if the file cannot be read or does not fit.
+        WeightsError: if the file cannot be read, does not fit, or holds numbers that are not finite.
     """
-    state, part = read_state(path)
+    state, part = _choose(net, path, say)
     width = _head_width(net, state)
     own = _num_classes(net)
     chosen = rows if rows is not None and width == num_classes and width != own else None
@@ -157,7 +54,7 @@ def load_state(
             f"{path} has {width} classes, net {net.name} needs {own}: weights for other data; to train this teacher from "
             f"timm's weights with a new classifier use --fine-tune-teachers {net.name}"
         )
-    fitted = _fit(net.spec, state, width, net.name, path)
+    fitted = _fit(net, state, width, path)
     resized = _resized(state, fitted)
     if chosen is not None:
         for key in _classifier_keys(net):
@@ -172,9 +69,9 @@ def load_body(net: TappedNet, path: Path) -> dict[str, Any]:
 
     Returns and raises: as ``load_state``.
     """
-    state, part = read_state(path)
+    state, part = _choose(net, path)
     width = _head_width(net, state)
-    fitted = _fit(net.spec, state, width, net.name, path)
+    fitted = _fit(net, state, width, path)
     resized = _resized(state, fitted)
     new = net.net.state_dict()
     fitted.update({key: new[key] for key in _classifier_keys(net)})
@@ -182,15 +79,34 @@ def load_body(net: TappedNet, path: Path) -> dict[str, Any]:
     return {"part": part, "classes": width, "rows": None, "resized": resized}
 
 
+def _choose(net: TappedNet, path: Path, say: Say = lambda text: None) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file that are the net's, and where they lay; by itself, or at the part that the suite names."""
+    weights = net.spec.weights
+    wanted = {key: tuple(value.shape) for key, value in net.net.state_dict().items()}
+    part = weights.part if isinstance(weights, WeightsFile) else None
+    chosen = choose_state(read_tensors(path), wanted, path, part)
+    for note in chosen.notes:
+        say(note)
+    return chosen.state, chosen.part
+
+
 def _resized(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> int:
-    """How many tensors have a size that no tensor of the file had; what only moved to another name has kept its own."""
-    sizes = [Counter(value.numel() for value in state.values()) for state in (after, before)]
+    """How many tensors have a size that no tensor of the file had; what only moved to another name has kept its own.
+
+    Counters of integers, which files of old torch lack, are none of them.
+    """
+    sizes = [
+        Counter(value.numel() for value in state.values() if value.is_floating_point()) for state in (after, before)
+    ]
     return sum((sizes[0] - sizes[1]).values())
 
 
 def _classifier_keys(net: TappedNet) -> list[str]:
-    name = next(name for name, module in net.net.named_modules() if module is net.classifier)
-    return [key for key in net.net.state_dict() if key.startswith(f"{name}.")]
+    """Keys of the classifier, or of several (distilled nets)."""
+    heads = net.net.get_classifier() if hasattr(net.net, "get_classifier") else net.classifier
+    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+    names = [name for name, module in net.net.named_modules() if any(module is head for head in heads)]
+    return [key for key in net.net.state_dict() if key.startswith(tuple(f"{name}." for name in names))]
 
 
 def _head_width(net: TappedNet, state: Mapping[str, Tensor]) -> int:
@@ -206,18 +122,34 @@ def _num_classes(net: TappedNet) -> int:
     return int(getattr(net.net, "num_classes"))  # noqa: B009 - torch types it as tensor or module
 
 
-def _fit(spec: NetSpec, state: dict[str, Tensor], width: int, name: str, path: Path) -> dict[str, Tensor]:
-    """A state dict of the net with ``width`` classes; keys and shapes of other layouts are changed as timm does it.
+def _fit(own: TappedNet, state: dict[str, Tensor], width: int, path: Path) -> dict[str, Tensor]:
+    """A state dict of the net with ``width`` classes, all of its numbers finite."""
+    fitted = _as_wanted(own, state, width, path)
+    broken = [key for key, value in fitted.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"{path}: {counted(len(broken), 'tensor')} of net {own.name} {'holds' if len(broken) == 1 else 'hold'} numbers "
+            f"that are not finite ({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''})"
+        )
+    return fitted
+
+
+def _as_wanted(own: TappedNet, state: dict[str, Tensor], width: int, path: Path) -> dict[str, Tensor]:
+    """A state dict with the net's keys and shapes; those of other layouts are changed as timm does it.
 
     timm knows how the layouts of earlier versions and of the authors' own code become today's (Swin's downsampling moved
     between stages after 0.6, position embeddings are resized to another image size). It is given the tensors, not the file.
     """
+    spec, name = own.spec, own.name
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
-            empty: nn.Module = timm.create_model(spec.timm, num_classes=width, **spec.args)
+            empty = TappedNet(spec, width, name).net
         wanted = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
+        # torch before 0.4.1 did not count the batches of BatchNorm
+        counts = {key: torch.tensor(0) for key in wanted if key.endswith(".num_batches_tracked") and key not in state}
+        state = {**state, **counts}
         if {key: tuple(value.shape) for key, value in state.items()} == wanted:
-            return dict(state)
+            return state
         overlay = {"state_dict": dict(state), "num_classes": width, "label_offset": 0}
         try:
             net = timm.create_model(
@@ -229,7 +161,9 @@ def _fit(spec: NetSpec, state: dict[str, Tensor], width: int, name: str, path: P
             if found == wanted:
                 return changed
             problem = _difference(wanted, found, error)
-            raise WeightsError(f"{path} does not fit net {name} ({spec.timm}, {width} classes): {problem}") from None
+            raise WeightsError(
+                f"{path} does not fit net {name} ({spec.timm or 'no timm model'}, {width} classes): {problem}"
+            ) from None
     return dict(net.state_dict())
 
 
@@ -256,7 +190,7 @@ def _difference(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
     elif missing or unknown:
         cause = "another variant of the net, or other args of it"
     else:
-        parts, cause = [f"{type(error).__name__}: {_first_line(error)}"], "a layout that timm does not know"
+        parts, cause = [f"{type(error).__name__}: {first_line(error)}"], "a layout that timm does not know"
     return f"{'; '.join(parts)}; likely {cause}"
 
 
@@ -268,8 +202,3 @@ def _as_today(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(change(dict(state), net)) if change else state
     except Exception:  # it was written for other keys
         return state
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].partition(". ")[0] if text else type(error).__name__

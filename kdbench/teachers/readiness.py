@@ -11,16 +11,18 @@ from pathlib import Path
 
 from kdbench.datasets.download import file_digest
 from kdbench.errors import KdbenchError, ListedError
-from kdbench.matrix.cells import Cell
+from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.files import write_json
 from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
 from kdbench.suite.net import WeightsFile
-from kdbench.teachers.verification import TOLERANCE, Verdict, complaint, judge
+from kdbench.teachers.verification import TOLERANCE, Verdict, chance_complaint, complaint, judge
 from kdbench.teachers.weights import Weights, check_file, fetch_weights, find_weights, missing_weights
 
+#: The protocol whose few images tell little: it only notes that a teacher guesses.
+SMOKE = "smoke"
 #: Takes a sentence for the user.
 Note = Callable[[str], None]
 #: Takes the bytes downloaded so far, and all.
@@ -109,35 +111,42 @@ def verdict_of(teacher: TeacherPlan, store: Store, tolerance: float = TOLERANCE)
     return None if result is None else judge(teacher, result, tolerance)
 
 
-def check_accuracies(teachers: Sequence[TeacherPlan], store: Store, tolerance: float, note: Note) -> None:
+def check_accuracies(plan: Plan, teachers: Sequence[TeacherPlan], store: Store, note: Note) -> None:
     """Compare teachers that came with weights with their published accuracy, and keep that in ``verification.json``.
 
     Raises:
-        KdbenchError: for teachers that deviate by more than ``tolerance`` points.
+        KdbenchError: for teachers that deviate by more than the request's tolerance, or, but under a protocol ``smoke``, are not
+            above guessing.
     """
     problems = []
+    tolerance = plan.request.teacher_tolerance
     for teacher in teachers:
         verdict = verdict_of(teacher, store, tolerance)
         usual = verdict_of(teacher, store)
         if verdict is None or usual is None:
             continue
-        accepted = verdict.agrees and not usual.agrees
+        passes = verdict.agrees and not verdict.guesses
+        accepted = passes and (usual.guesses or not usual.agrees)
         write_json(
             store.teacher_folder(teacher).verification,
             {
                 **{"top1": verdict.top1, "images": verdict.images, "published": verdict.published},
                 **{"source": verdict.source, "why": verdict.why, "tolerance": tolerance},
                 "expected": [verdict.low, verdict.high],
-                "agrees": verdict.agrees,
+                "guessing": verdict.floor,
+                "agrees": passes,
                 "accepted_only_by_tolerance": accepted,
             },
         )
-        if verdict.agrees:
+        if verdict.guesses and plan.under.name != SMOKE:
+            names = plan.dataset(teacher.split).class_names
+            problems.append(chance_complaint(teacher.name, verdict, names))
+        elif verdict.agrees:
             why = f"; this is accepted only by --teacher-tolerance {tolerance:g}" if accepted else ""
             note(f"teacher {teacher.name}: {verdict}{why}")
         else:
             problems.append(complaint(teacher.name, verdict))
-    raise_all(problems, "{} teachers deviate from their published accuracy")
+    raise_all(problems, "{} teachers deviate from their published accuracy, or guess")
 
 
 def raise_all(problems: Sequence[str], sentence: str) -> None:

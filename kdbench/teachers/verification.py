@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ TOLERANCE = Request.teacher_tolerance
 FOREIGN_PREPROCESSING = 10.0
 #: Standard errors by which a part of the images may differ: one sound teacher in 16,000 is outside of them.
 STANDARD_ERRORS = 4.0
+#: Standard errors by which a teacher has to be above guessing: one that guesses is, once in 740 times.
+ABOVE_CHANCE = 3.0
 #: Standard deviation (points) of a net's accuracies between the classes of ImageNet-1K, which limits what a choice of classes
 #: can tell. Our choice, on the large side.
 CLASS_SPREAD = 20.0
@@ -32,6 +35,8 @@ class Verdict:
         published: in percent, with its ``source``; None where the suite gives none.
         low, high: what is expected, in percent; None where there is no such bound.
         why: in what the measurement differs from the published one, if in anything.
+        floor: what guessing does not reach, in percent; None where there are too few images to tell.
+        guesses: whether the accuracy is not above that, or by more than the tolerance allows beyond the usual one.
     """
 
     top1: float
@@ -41,6 +46,8 @@ class Verdict:
     low: float | None = None
     high: float | None = None
     why: str = ""
+    floor: float | None = None
+    guesses: bool = False
 
     @property
     def compared(self) -> bool:
@@ -54,6 +61,8 @@ class Verdict:
 
     def __str__(self) -> str:
         text = f"top-1 {self.top1:.2f} % on {self.images:,} test images{f' ({self.why})' if self.why else ''}"
+        if self.guesses:
+            text += f", not above guessing ({self.floor:.2f} %)"
         if self.published is None:
             return f"{text}; no published figure to compare with"
         text += f", published {self.published:.2f} %{f' ({self.source})' if self.source else ''}"
@@ -89,16 +98,25 @@ def judge(teacher: TeacherPlan, result: TeacherResult, tolerance: float = TOLERA
         reasons.append("through the student's preprocessing")
         slack += FOREIGN_PREPROCESSING
     why = ", ".join(reasons)
+    chance = chance_floor(result.classes, images)
+    floor = chance if chance < 100 else None
+    guesses = floor is not None and top1 <= floor - max(0.0, tolerance - TOLERANCE)
     if published is None:
-        return Verdict(top1, images, why=why)
+        return Verdict(top1, images, why=why, floor=floor, guesses=guesses)
     share = published / 100
     missing = 1.0 if chosen is not None else (every - images) / max(1, every - 1)
     slack += 100 * STANDARD_ERRORS * math.sqrt(share * (1 - share) / max(1, images) * missing)
     low = published - slack
     if low <= max(100 / result.classes, 0):
-        return Verdict(top1, images, published, source, why=why)
+        return Verdict(top1, images, published, source, why=why, floor=floor, guesses=guesses)
     high = None if chosen is not None or teacher.seen_through else min(100.0, published + slack)
-    return Verdict(top1, images, published, source, low, high, why)
+    return Verdict(top1, images, published, source, low, high, why, floor, guesses)
+
+
+def chance_floor(classes: int, images: int) -> float:
+    """What guessing among ``classes`` does not reach on so many images, in percent."""
+    share = 1 / classes
+    return 100 * (share + ABOVE_CHANCE * math.sqrt(share * (1 - share) / max(1, images)))
 
 
 def complaint(name: str, verdict: Verdict) -> str:
@@ -109,4 +127,21 @@ def complaint(name: str, verdict: Verdict) -> str:
         f"{verdict.published:.2f} %{f' ({verdict.source})' if verdict.source else ''}, expected here "
         f"{expected_range(verdict.low, verdict.high)}: wrong weights, wrong preprocessing (mean, std, crop) or wrong labels; "
         "--teacher-tolerance POINTS continues anyway"
+    )
+
+
+def chance_complaint(name: str, verdict: Verdict, classes: Sequence[str] | None) -> str:
+    """The error for a teacher that is not above guessing, with the order of the classes, in which the weights may differ."""
+    assert verdict.floor is not None
+    order = ""
+    if classes:
+        listed = [
+            f"{number} {classes[number]}" for number in sorted({0, 1, 2, len(classes) - 1} & {*range(len(classes))})
+        ]
+        order = f" Here the classes are {', '.join(listed)}."
+    tolerance = math.ceil(TOLERANCE + verdict.floor - verdict.top1 + 0.01)
+    return (
+        f"teacher {name} reaches {verdict.top1:.2f} % top-1 on {verdict.images:,} test images, which is not above guessing "
+        f"({verdict.floor:.2f} %): another class order?{order} Or wrong weights or preprocessing; "
+        f"--teacher-tolerance {tolerance} continues anyway"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from kdbench.datasets.download import fetch_file, file_digest
-from kdbench.errors import KdbenchError, ListedError, counted, nearest
+from kdbench.errors import KdbenchError, ListedError, counted, masked, nearest
 from kdbench.suite.net import NetSpec, WeightsFile
 
 #: Endings of files of weights, in the order in which they are looked for.
@@ -50,7 +50,7 @@ class Weights:
     def where_to_get(self) -> str:
         """Where to get them, for messages."""
         places = [f"Hugging Face {self.repo}"] if self.repo else []
-        places += [self.url] if self.url else []
+        places += [masked(self.url)] if self.url else []
         source = self.net.weights.source if isinstance(self.net.weights, WeightsFile) else None
         return ", or ".join(places) or source or "the authors (the suite gives no address)"
 
@@ -66,7 +66,7 @@ def find_weights(teacher: str, net: NetSpec, folder: Path | None) -> Weights:
     if isinstance(net.weights, WeightsFile):
         found = Weights(teacher, net, net.weights.file, net.weights.sha256, net.weights.url)
         path = folder / found.file if folder else None
-        return replace(found, path=path if path and path.is_file() else None)
+        return replace(found, path=path if path and os.path.isfile(path) else None)
     return _find_timm(teacher, net, folder)
 
 

@@ -127,6 +127,11 @@ WRONG = [
     ("run --workers 0", "--workers: '0' is not a number of processes"),
     ("run --workers ²", "--workers: '²' is not a number of processes"),
     ("run --on moon", "unknown --on 'moon'; valid: "),
+    *(
+        (f"{verb} --device {device}", f"--device {device}: expected cpu or cuda")
+        for verb in ("run", "plan", "teachers")
+        for device in ("gpu", "mps", "cuda:0", "cuda:9")
+    ),
     ("run --plugin nofile.py", "plugin nofile.py: no such file"),
     ("run --protcol short", "unknown option '--protcol'; did you mean '--protocol'?"),
     ("run digits short", "unexpected extra argument (short)"),
@@ -164,7 +169,6 @@ def test_wrong_request_is_told_in_one_line_and_nothing_is_written(
     [
         ("--set kd.temperature=0", "kd.temperature = 0: must be above 0"),
         ("--set kd.temperature=nan", "kd.temperature = nan: must be above 0"),
-        ("--device cudaa", "--device cudaa: "),
     ],
 )
 def test_request_that_only_building_refuses_writes_nothing_either(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from kdbench.datasets.load import check_dataset, download_dataset, load_dataset
 from kdbench.errors import KdbenchError
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.problems import Contradiction
+from kdbench.suite.suite import merge
+from tests.conftest import Said
 from tests.datasets.copies import jpeg, write
 
 CLASSES = ("Zebra", "ant", "cat 10", "cat 9")
@@ -145,3 +148,61 @@ def test_suite_without_folder_or_number_of_classes_is_refused() -> None:
 @pytest.mark.parametrize("folder", ["../pets", "/tmp"])
 def test_folder_stays_below_the_data_folder(tmp_path: Path, folder: str) -> None:
     assert "expected a path below --data, without '..'" in refusal(tmp_path, folder=folder)
+
+
+def test_files_of_other_kinds_are_named_with_their_ending(tmp_path: Path) -> None:
+    root = fill(tmp_path, train=2, test=1)
+    for number in range(3):
+        write(root / "train" / "ant" / f"{number}.heic", b"x")
+    write(root / "train" / "ant" / "4.webp", jpeg(0))
+    (note,) = check_dataset(spec(), tmp_path)
+    assert note == f"Image folders: {root / 'train'}: 3 files left out: 3 .heic, such as ant/0.heic"
+    assert len(load_dataset(spec(), tmp_path).train) == 9
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "difference"),
+    [
+        ("caf\u00e9", "cafe\u0301", "Unicode form"),
+        ("cafe\u0301", "caf\u00e9", "Unicode form"),
+        ("\ufb01g", "fig", "Unicode characters"),
+        ("big cat", "big  cat", "blanks"),
+        ("Bee", "bee", "case"),
+    ],
+)
+def test_a_class_that_only_looks_the_same_is_named_with_the_difference(
+    tmp_path: Path, train: str, test: str, difference: str
+) -> None:
+    root = fill(tmp_path, train=2, test=1)
+    (root / "train" / "ant").rename(root / "train" / train)
+    (root / "test" / "ant").rename(root / "test" / test)
+    said = refusal(tmp_path)
+    assert f"it has {test!a}, which differs from {train!a} in {difference} only: rename one of them" in said
+    assert f"lacks {test}, which the suite chooses; it has {train!a}" in refusal(
+        tmp_path, classes=tuple(sorted({test, *CLASSES} - {"ant"}))
+    )
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_batches_and_limits_larger_than_a_folder_are_refused_before_anything(
+    kdbench: Callable[..., Said], write_suite: Callable[..., Path], tmp_path: Path, verb: str
+) -> None:
+    fill(tmp_path, train=6, test=1)
+    dataset = {"name": "imagefolder", "folder": "pets", "num_classes": 4, "image_size": 32, "images_per_class": None}
+    exact = {"recipes": {name: {"pipeline": "exact", "batch_size": size} for name, size in (("cnn", 8), ("token", 64))}}
+
+    def said(**changes: Any) -> str:
+        path = write_suite(dataset=dataset, **merge(exact, changes))
+        found = kdbench(verb, path, "--data", tmp_path, "--out", tmp_path / "runs", "--device", "cpu")
+        assert (found.status, found.out) == (2, "")
+        assert not (tmp_path / "runs").exists()
+        return found.err
+
+    large = "suite tiny: batch_size = 64 of recipe token is larger than the 24 images that a student trains on"
+    assert said() == f"kdbench: {large}\n"
+    small = {"token": {"batch_size": 8}}
+    teacher = "batch_size = 100 of recipe cnn is larger than the 24 images that a teacher trains on"
+    assert said(recipes=small) == f"kdbench: suite tiny: {teacher}\n"
+    for limit in ("images_per_class", "teacher_images_per_class"):
+        changes = {"protocols": {"short": {limit: 7, "teacher": {"batch_size": 8}}}, "recipes": small}
+        assert said(**changes) == "kdbench: images_per_class = 7, but class 0 has only 6 images\n"

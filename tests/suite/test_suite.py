@@ -314,3 +314,40 @@ def test_nearest_names_one_name_or_lists_what_is_valid() -> None:
 
 def test_suite_error_is_an_error_of_the_user() -> None:
     assert issubclass(SuiteError, KdbenchError)
+
+
+FOLDER = {"name": "imagefolder", "folder": "p", "num_classes": 2, "image_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "problem"),
+    [
+        ({"dataset": {**FOLDER, "classes": [0, 1]}}, "dataset.classes.0", "reads a number .* write quotes: '0'"),
+        ({"dataset": {**FOLDER, "classes": ["a", 2.5]}}, "dataset.classes.1", "reads a number .* write quotes: '2.5'"),
+        ({"dataset": {**FOLDER, "classes": ["a", False]}}, "dataset.classes.1", "reads a truth value .* write it in quotes"),
+        ({"dataset": {**FOLDER, "folder": 2024}}, "dataset.folder", "write quotes: '2024'"),
+        ({"dataset": FOLDER}, "recipes.cnn.pipeline", "the images of imagefolder are files, .* set pipeline: exact"),
+        (
+            {"dataset": FOLDER, "protocols": {"short": {"recipe": {"pipeline": "exact"}}}},
+            "recipes.cnn.pipeline", "set pipeline: exact",
+        ),
+        ({"nets": {"cnn": {"weights": {"file": "x", "sha256": "bad"}}}}, "nets.cnn.weights.sha256", "found 'bad'"),
+        ({"nets": {"cnn": {"weights": {"file": "../x"}}}}, "nets.cnn.weights.file", "'../x' leaves the folder"),
+        ({"nets": {"cnn": {"weights": {"file": "x", "sha": "1"}}}}, "nets.cnn.weights.sha", "did you mean 'sha256'"),
+        ({"nets": {"cnn": {"weights": {"fil": "x"}}}}, "nets.cnn.weights", "file is missing"),
+        ({"nets": {"cnn": {"weights": {"file": "a\nb"}}}}, "nets.cnn.weights.file", "cannot be printed"),
+        ({"nets": {"cnn": {"weights": "timmm"}}}, "nets.cnn.weights", "'train', 'finetune' or 'timm'"),
+    ],
+)  # fmt: skip
+def test_fields_of_several_forms_and_files_are_refused_with_their_own_reason_and_line(
+    write_suite: Callable[..., Path], changes: dict[str, Any], where: str, problem: str
+) -> None:
+    path = write_suite(**changes)
+    with pytest.raises(SuiteError, match=rf"line \d+: {re.escape(where)}: .*{problem}") as caught:
+        load_suite(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_protocol_may_give_recipes_of_files_their_pipeline(write_suite: Callable[..., Path]) -> None:
+    exact = {"recipe": {"pipeline": "exact"}, "teacher": {"pipeline": "exact"}}
+    load_suite(str(write_suite(dataset=FOLDER, protocols=dict.fromkeys(("short", "seeds", "long"), exact))))

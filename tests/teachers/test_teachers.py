@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+import base64
 import hashlib
 import http.server
 import json
-import os
 import re
 import shutil
 import threading
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -39,7 +37,8 @@ from kdbench.store.rows import load_results
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.net import NetSpec
 from kdbench.suite.suite import Suite
-from kdbench.teachers.foreign import WeightsError, load_body, load_state, read_state
+from kdbench.teachers.foreign import load_body, load_state
+from kdbench.teachers.statedict import WeightsError
 from kdbench.teachers.verification import judge
 from kdbench.teachers.weights import find_weights, missing_weights
 from tests.conftest import TINY, Said, tiny
@@ -290,96 +289,7 @@ def test_a_plan_says_what_a_run_would_refuse(kdbench: Kdbench, suite: Callable[.
     assert "missing: the weights of 1 teacher are missing" in said.out
 
 
-# Files of weights
-
-
-class Attack:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.path}",)
-
-
-@pytest.mark.parametrize("archive", [True, False])
-def test_a_file_that_needs_code_is_refused_and_nothing_runs(net: TappedNet, tmp_path: Path, archive: bool) -> None:
-    content = {"state_dict": net.net.state_dict(), "extra": Attack(tmp_path / "ran")}
-    torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=archive)
-    with pytest.raises(
-        WeightsError, match=r"evil\.pth needs posix\.system to be loaded.*refused.*keep only its tensors"
-    ):
-        read_state(tmp_path / "evil.pth")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_checkpoints_of_training_scripts_are_read(net: TappedNet, tmp_path: Path) -> None:
-    state = net.net.state_dict()
-    wrapped: dict[str, tuple[Any, str]] = {
-        "plain": (state, ""),
-        "timm": (
-            {"arch": "x", "state_dict": state, "args": argparse.Namespace(lr=0.1), "metric": np.float64(80)},
-            "state_dict",
-        ),
-        "averaged": ({"state_dict": {"a": torch.zeros(1)}, "state_dict_ema": state}, "state_dict_ema"),
-        "parallel": ({"model": {f"module.{key}": value for key, value in state.items()}}, "model"),
-        "compiled": ({f"_orig_mod.module.{key}": value for key, value in state.items()}, ""),
-        "swa": ({"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}}, ""),
-    }
-    for name, (content, part) in wrapped.items():
-        for archive in (True, False):
-            torch.save(content, tmp_path / "some.pth", _use_new_zipfile_serialization=archive)
-            found, key = read_state(tmp_path / "some.pth")
-            assert (list(found), key) == (list(state), part), name
-            assert all(torch.equal(found[key], state[key]) for key in state)
-    safetensors.torch.save_file(state, tmp_path / "some.safetensors")
-    assert read_state(tmp_path / "some.safetensors")[0].keys() == state.keys()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("cut.pth", "pth", "is cut or damaged"),
-        ("cut.safetensors", "safetensors", "is cut or damaged"),
-        ("empty.pth", b"", "is empty"),
-        ("page.pth", b"<!DOCTYPE html><html>", "is a web page"),
-        ("text.pth", b"hello, world", "expected what torch.save wrote|no file of weights"),
-        ("pointer.pth", b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
-        ("array.npz", b"PK\x03\x04", "archive of NumPy"),
-    ],
-)
-def test_a_file_that_is_no_weights_is_named_with_what_it_is(
-    net: TappedNet, tmp_path: Path, name: str, content: str | bytes, problem: str
-) -> None:
-    path = tmp_path / name
-    if content == "pth":
-        torch.save(net.net.state_dict(), path)
-    elif content == "safetensors":
-        safetensors.torch.save_file(net.net.state_dict(), path)
-    else:
-        assert isinstance(content, bytes)
-        path.write_bytes(content)
-    if isinstance(content, str):
-        path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match=problem) as caught:
-        read_state(path)
-    assert "\n" not in str(caught.value)
-    assert name in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ([1, 2], "holds no state dict .found list."),
-        ({"state_dict": {}}, "'state_dict' is dict, not a tensor"),
-        ({"epoch": 3, "lr": 0.1}, "'epoch' is int, not a tensor .and 1 more."),
-    ],
-)
-def test_a_torch_file_without_a_state_dict_says_what_it_holds(tmp_path: Path, content: Any, problem: str) -> None:
-    torch.save(content, tmp_path / "some.pth")
-    with pytest.raises(WeightsError, match=problem):
-        read_state(tmp_path / "some.pth")
+# Fitting
 
 
 def test_weights_of_another_architecture_are_named_as_such(net: TappedNet, tmp_path: Path) -> None:
@@ -442,10 +352,74 @@ def test_swin_weights_in_the_layout_of_older_timm_are_moved_to_their_places(tmp_
     assert state_hash(net.net) == state_hash(new)
 
 
+def test_files_without_counts_of_batches_have_no_resized_tensors(net: TappedNet, tmp_path: Path) -> None:
+    state = {key: value for key, value in net.net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert len(state) < len(net.net.state_dict())
+    torch.save(state, tmp_path / "old.pth")
+    other = TappedNet(net.spec, 10, "cnn")
+    assert load_state(other, tmp_path / "old.pth")["resized"] == 0
+    assert all(torch.equal(other.net.state_dict()[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_their_key(net: TappedNet, tmp_path: Path, value: float) -> None:
+    state = {key: tensor.clone() for key, tensor in net.net.state_dict().items()}
+    state["conv1.weight"].view(-1)[3] = value
+    torch.save(state, tmp_path / "broken.pth")
+    for load in (load_state, load_body):
+        with pytest.raises(
+            WeightsError, match=r"1 tensor of net cnn holds numbers that are not finite \(conv1\.weight\)"
+        ):
+            load(TappedNet(net.spec, 10, "cnn"), tmp_path / "broken.pth")
+
+
+def test_weights_whose_logits_overflow_stop_the_run(
+    again: Kdbench, suite: Callable[..., Path], net: TappedNet, data: Path
+) -> None:
+    state = {key: value.clone() for key, value in net.net.state_dict().items()}
+    state["fc.weight"].fill_(3e38)
+    torch.save(state, data / "weights" / "cnn.pth")
+    said = again("run", suite())
+    assert said.status == 2
+    assert "teacher cnn: its logits are not finite for 500 of 500 test images" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_teacher_with_another_class_order_stops_the_run_with_the_order_that_counts(
+    again: Kdbench, write_suite: Callable[..., Path], net: TappedNet, data: Path
+) -> None:
+    state = {key: value.clone() for key, value in net.net.state_dict().items()}
+    for key in ("fc.weight", "fc.bias"):
+        state[key] = state[key].roll(1, dims=0)
+    torch.save(state, data / "weights" / "cnn.pth")
+    content = tiny(nets={"cnn": {"weights": {"file": "cnn.pth"}}}, protocols={"short": ONCE})
+    content["protocols"]["smoke"] = {**content["protocols"]["short"]}
+    path = write_suite(content)
+    said = again("run", path)
+    assert said.status == 2
+    # ten classes, 500 images: 10 + 3 * 100 * sqrt(0.1 * 0.9 / 500)
+    assert re.search(
+        r"teacher cnn reaches \d\.\d\d % top-1 on 500 test images, which is not above guessing \(14\.02 %\): another class order\? "
+        r"Here the classes are 0 0, 1 1, 2 2, 9 9\.",
+        said.err,
+    ), said.err
+    assert said.err.count("\n") == 1
+    tolerance = int(re.search(r"--teacher-tolerance (\d+)", said.err)[1])  # type: ignore[index]
+    assert again("run", path, "--teacher-tolerance", tolerance - 2).status == 2
+    accepted = again("run", path, "--teacher-tolerance", tolerance)
+    assert accepted.status == 0, accepted.err
+    noted = again("run", path, "--protocol", "smoke")
+    assert noted.status == 0, noted.err
+    assert "not above guessing (14.02 %)" in noted.out
+
+
 def test_names_of_files_cannot_leave_the_folder() -> None:
     for name in ("../x.pth", "/etc/passwd", "a/../../x.pth", "~/x.pth", "a\\..\\x.pth"):
         with pytest.raises(ValueError, match="leaves the folder of the weights"):
             NetSpec.model_validate({"timm": "resnet18", "weights": {"file": name}})
+    for field in ("file", "url"):
+        with pytest.raises(ValueError, match=r"a\\nb' has a character that cannot be printed"):
+            NetSpec.model_validate({"timm": "resnet18", "weights": {"file": "x", field: "https://a\nb"}})
     with pytest.raises(ValueError, match="no address that begins with https"):
         NetSpec.model_validate({"timm": "resnet18", "weights": {"file": "x", "url": "file:///etc/passwd"}})
 
@@ -545,6 +519,48 @@ def test_a_download_that_broke_off_goes_on_and_is_kept_only_when_it_is_right(ser
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["x.pth"]
     with pytest.raises(KdbenchError, match=r"cannot be downloaded .* is there a network"):
         fetch_file("http://127.0.0.1:1/x.pth", tmp_path / "fourth.pth")
+
+
+class _Elsewhere(http.server.BaseHTTPRequestHandler):
+    """Sends on to ftp, or says with which name and password it was asked."""
+
+    def do_GET(self) -> None:
+        if self.path == "/ftp":
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1:1/x")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(str(self.headers.get("Authorization")).encode())
+
+    def log_message(self, *words: Any) -> None:
+        return
+
+
+def test_downloads_stay_on_the_web_and_passwords_out_of_messages(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            place = f"127.0.0.1:{running.server_address[1]}"
+            with pytest.raises(
+                KdbenchError, match=r"redirected to ftp://127\.0\.0\.1:1/x, which is no address of http"
+            ):
+                fetch_file(f"http://{place}/ftp", tmp_path / "x")
+            fetch_file(f"http://me:secr%40t@{place}/x", tmp_path / "y")
+            assert (tmp_path / "y").read_text() == f"Basic {base64.b64encode(b'me:secr@t').decode()}"
+        finally:
+            running.shutdown()
+            thread.join()
+    for url in ("http://me:secret@127.0.0.1:1/x", "http://me:sec@ret@127.0.0.1:x/x"):
+        with pytest.raises(KdbenchError, match=r"http://\*\*\*@127\.0\.0\.1:.*cannot be downloaded") as caught:
+            fetch_file(url, tmp_path / "z")
+        assert "ret" not in str(caught.value).replace(str(tmp_path), "")
+    net = NetSpec.model_validate({"timm": "resnet18", "weights": {"file": "x", "url": "https://me:secret@host/x"}})
+    assert find_weights("t", net, None).where_to_get == "https://***@host/x"
+    with pytest.raises(ValueError, match=r"'ftp://\*\*\*@host/x' is no address"):
+        NetSpec.model_validate({"timm": "resnet18", "weights": {"file": "x", "url": "ftp://me:secret@host/x"}})
 
 
 # kdbench teachers

@@ -13,7 +13,7 @@ import numpy as np
 from kdbench.datasets.imagenet.tarindex import Member, members
 from kdbench.datasets.imagenet.wnids import TITLE, WNID, numbers, refuse_other_class, refuse_unknown, wnids
 from kdbench.datasets.parts import Part, note_on_bad, sorted_order, stem
-from kdbench.datasets.sources import PackedNames, TarSource, is_image_name
+from kdbench.datasets.sources import EXPECTED_FILES, PackedNames, TarSource, endings_of, is_image_name
 from kdbench.errors import KdbenchError, counted
 
 _NUMBERED = re.compile(r"(?P<start>.*?)(?P<number>\d+)(?:-of-(?P<total>\d+))?\.(?:tar|parquet|arrow)")
@@ -68,7 +68,7 @@ def read_shards(
     names: list[str] = []
     chosen, archive, offsets, sizes = array("q"), array("i"), array("q"), array("q")
     seen: set[str] = set()
-    others = 0
+    others: list[str] = []
     empty: list[str] = []
     for number, name in enumerate(archives):
         alone = os.path.splitext(name)[0]
@@ -78,13 +78,10 @@ def read_shards(
             continue
         found = members(root / name)
         images = [member for member in found if is_image_name(member.name)]
-        others += sum(
-            not is_image_name(member.name) and not member.name.lower().endswith(_METADATA) for member in found
-        )
+        named = (member.name for member in found if not is_image_name(member.name))
+        others += [member for member in named if not member.lower().endswith(_METADATA)]
         if not images:
-            raise KdbenchError(
-                f"{TITLE}: {root / name} holds no images (.JPEG, .jpg, .jpeg or .png): was it copied whole?"
-            )
+            raise KdbenchError(f"{TITLE}: {root / name} holds no {EXPECTED_FILES}: was it copied whole?")
         classes = _classes(root / name, found, images, labels, classes_of)
         for member, wnid in zip(images, classes, strict=True):
             refuse_other_class(member.name, wnid, str(root / name))
@@ -100,8 +97,7 @@ def read_shards(
             sizes.append(member.size)
     notes = []
     if others:
-        left_out = f"{counted(others, 'member')} of archives left out that {'is' if others == 1 else 'are'} no image"
-        notes.append(f"{root}: {left_out}")
+        notes.append(f"{root}: {counted(len(others), 'member')} of archives left out: {endings_of(others)}")
     notes += note_on_bad(empty, len(names), undecodable, TITLE)
     order = np.array(sorted_order(chosen, names), dtype=np.int64)
     names = [names[position] for position in order]
