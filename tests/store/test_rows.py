@@ -64,9 +64,14 @@ def test_table_has_a_row_for_every_cell_whatever_its_state(store: Store, cells: 
     assert found["planned"]["reason"] == ""
     assert found["failed"]["reason"] == "ValueError: why"
     assert found["skipped"]["reason"] == "impossible"
-    assert "result.json is damaged" in found["result cut"]["reason"]
-    assert "config.json is damaged" in found["config cut"]["reason"]
-    assert "result.json is damaged (hash: Field required)" in found["another's result"]["reason"]
+    strange = named["another's result"]
+    why = {kind: row["damaged"] for kind, row in found.items() if row["damaged"]}
+    assert why == {
+        "result cut": f"{named['result cut'].folder}/result.json: its checksum does not match",
+        "config cut": f"{named['config cut'].folder}/config.json: its checksum does not match",
+        "another's result": f"{strange.folder}/result.json: hash: Field required",
+    }
+    assert found["result cut"]["reason"] == f"damaged: {why['result cut']}; kdbench run trains the cell again"
     for kind, cell in named.items():  # also of a damaged configuration it is known whose it was
         columns = ["suite", "protocol", "pair", "teacher", "student", "method", "seed", "config_hash"]
         own = ["tiny", "seeds", cell.pair, cell.teacher.name, cell.student, cell.method, cell.seed, cell.hash]

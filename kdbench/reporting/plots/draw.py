@@ -14,7 +14,7 @@ from kdbench.reporting.caption import build_caption, join_names, nothing_text
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, scatter, stored, teacher
-from kdbench.reporting.plots.style import FORMATS, STYLE, figure_bytes, write_file
+from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes, write_file
 from kdbench.reporting.ranks import rank_diagram
 
 if TYPE_CHECKING:
@@ -44,12 +44,10 @@ def draw_plots(
         store_root: the run directory, for curves and predictions.
         metric, select: as for ``build_table``.
     """
-    import matplotlib
-
     board = build_leaderboard(frame, metric=metric, select=select)
     results = board.results
     plots = []
-    with matplotlib.rc_context(STYLE):
+    with drawn_in():
         for name, (title, draw) in PLOTS.items():
             try:
                 if results.empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from kdbench.reporting.table import Table
 from kdbench.reporting.text.latex import write_latex
@@ -107,10 +108,28 @@ def _html(table: Table) -> str:
     return "\n".join([*lines, f'<ul class="kdbench-notes">{notes}</ul>' if notes else ""]).rstrip() + "\n"
 
 
+def _csv(table: Table) -> str:
+    """Tidy rows. A text that a spreadsheet would take for a formula begins with an apostrophe there."""
+    from pandas.api.types import is_numeric_dtype
+
+    records = table.records.copy()
+    for name in records:
+        if not is_numeric_dtype(records[name]):
+            records[name] = records[name].map(_csv_text)
+    return records.to_csv(index=False, lineterminator="\n")
+
+
+def _csv_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 WRITERS: dict[str, Callable[[Table], str]] = {
     "markdown": _markdown,
     "latex": write_latex,
-    "csv": lambda table: table.records.to_csv(index=False, lineterminator="\n"),
+    "csv": _csv,
     "html": _html,
     "text": _text,
 }
