@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import IO
 
 from kdbench.errors import KdbenchError
+from kdbench.shown import TEXT_LENGTH, printable
 
 #: Bytes of a file of JSON, CSV or text that are read: beyond what any run writes.
 TEXT_BYTES = 16 << 20
@@ -35,7 +36,7 @@ class RefusedFileError(KdbenchError, OSError):
         self.path, self.reason = Path(path), reason
 
     def __str__(self) -> str:
-        return f"{self.path} {self.reason}"
+        return f"{printable(self.path, TEXT_LENGTH)} {self.reason}"
 
 
 def inside(root: Path, relative: str | PurePath) -> Path:
@@ -82,6 +83,29 @@ def open_log(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     return os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", errors="replace")
+
+
+def size_of_own(path: Path) -> int:
+    """Bytes of a file of ours that was begun; 0 where there is none, or something that could be somebody else's."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and found.st_nlink == 1 else 0
+
+
+def open_own(path: Path) -> IO[bytes]:
+    """Open a file for adding bytes at its end; see ``size_of_own``. It is made if there is none.
+
+    Raises:
+        RefusedFileError: if it is a link, under several names, or another user's.
+    """
+    descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    found = os.fstat(descriptor)
+    if found.st_uid != os.getuid() or found.st_nlink != 1:
+        os.close(descriptor)
+        raise RefusedFileError(path, "is not a file of this user's alone")
+    return os.fdopen(descriptor, "ab")
 
 
 def read_file(path: Path, limit: int | None = TEXT_BYTES) -> bytes:

@@ -12,11 +12,12 @@ import click
 
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, plan_of, plan_on_disk, verb
-from kdbench.cli.replay import command_given
+from kdbench.cli.replay import command_published
 from kdbench.cli.values import CLASSES, NAMES, PATH, OneOf
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
+from kdbench.shown import printable
 from kdbench.store.folders import Store
 from kdbench.store.rows import load_results
 
@@ -49,14 +50,14 @@ def table(
     from kdbench.reporting.table import build_table
     from kdbench.reporting.text.render import render
 
-    frames, select = results(request, select)
+    frames, select, damaged = results(request, select)
     if against_published:
         from kdbench.reporting.published import published_ledger
 
-        tables = [published_ledger(frame, select=select, command=command_given()) for frame in frames]
+        tables = [published_ledger(frame, select=select, command=command_published()) for frame in frames]
     else:
-        tables = [build_table(frame, layout, metric, select, command=command_given()) for frame in frames]
-    return _write([render(built, form) for built in tables], to)
+        tables = [build_table(frame, layout, metric, select, command=command_published()) for frame in frames]
+    return _write([render(built, form) for built in tables], to, damaged, form)
 
 
 @verb("leaderboard", *CELLS, "out")
@@ -69,21 +70,23 @@ def leaderboard(request: Request, form: str, select: str | None, metric: str, to
     from kdbench.reporting.leaderboard import build_leaderboard
     from kdbench.reporting.text.leaderboard import leaderboard_markdown, leaderboard_text
 
-    frames, select = results(request, select)
-    boards = [build_leaderboard(frame, metric=metric, select=select, command=command_given()) for frame in frames]
+    frames, select, damaged = results(request, select)
+    boards = [build_leaderboard(frame, metric=metric, select=select, command=command_published()) for frame in frames]
     if to and Path(to).suffix in PICTURES:
         from kdbench.reporting.plots.picture import draw_leaderboard
 
         if boards[0].message:
             raise KdbenchError(boards[0].message)
         draw_leaderboard(boards[0], Path(to))
+        console.damaged(damaged)
         return 0
     if form == "text" and to is None:
         for board in boards:
             print_board(board)
+        console.damaged(damaged)
         return 0
     draw = leaderboard_markdown if form == "markdown" else leaderboard_text
-    return _write([draw(board) for board in boards], to)
+    return _write([draw(board) for board in boards], to, damaged, form)
 
 
 @verb("classes", *CELLS, "out")
@@ -102,9 +105,10 @@ def classes(request: Request, by: str, show: str, worst: int | None, form: str, 
     from kdbench.reporting.classes import build_class_table
     from kdbench.reporting.text.render import render
 
-    frames, _ = results(request)
-    tables = [build_class_table(frame, request.out, by, show, worst, command=command_given()) for frame in frames]
-    return _write([render(built, form) for built in tables], to)
+    frames, _, damaged = results(request)
+    shared: dict[str, Any] = {"command": command_published(), "damaged": damaged}
+    tables = [build_class_table(frame, request.out, by, show, worst, **shared) for frame in frames]
+    return _write([render(built, form) for built in tables], to, damaged, form)
 
 
 @verb("plots", *CELLS, "out")
@@ -123,13 +127,14 @@ def plots(request: Request, to: str, forms: tuple[str, ...], select: str | None,
     """Draw figures for a paper, with their captions."""
     from kdbench.reporting.plots.draw import write_plots
 
-    frames, select = results(request, select)
+    frames, select, damaged = results(request, select)
     for frame in frames:
         folder = Path(to)
         if len(frames) > 1:
             folder /= f"{frame['protocol'].iloc[0]}-{frame['split'].iloc[0]}"
-        files = write_plots(frame, request.out, folder, forms, metric=metric, select=select, command=command_given())
+        files = write_plots(frame, request.out, folder, forms, metric, select, command_published(), damaged)
         console.say(f"{len(files)} files in {folder}; what must stand under the plots is in {files[0]}")
+    console.damaged(damaged)
     return 0
 
 
@@ -142,14 +147,17 @@ def report(request: Request, to: str, select: str | None) -> int:
 
     from kdbench.reporting.html.page import write_report
 
-    frames, select = results(request, select)
-    path = write_report(pd.concat(frames, ignore_index=True), request.out, to, command=command_given(), select=select)
+    frames, select, damaged = results(request, select)
+    rows = pd.concat(frames, ignore_index=True)
+    path = write_report(rows, request.out, to, command_published(), select, damaged)
     console.say(f"report of {request.out} in {path}")
+    console.damaged(damaged)
     return 0
 
 
-def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str]:
-    """Rows of the run directory that belong to a request, as one frame for each protocol and split; and the figure to show.
+def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str, list[str]]:
+    """Rows of the run directory that belong to a request, as one frame for each protocol and split; the figure to show; what of the
+    protocol is damaged.
 
     Args:
         select: ``"last"`` or ``"best"``; None for the protocol's own.
@@ -161,6 +169,7 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
 
     plan = plan_of(request)
     rows = load_results(request.out, plan.suite.name, plan.under.name)
+    damaged = rows.attrs["damaged"]
     rows = rows[rows["split"] == request.split]
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
     seeds = request.seeds or tuple(int(seed) for seed in rows["seed"].unique())
@@ -169,7 +178,7 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
     current = {replace(cell, seed=seed).folder for cell in cells for seed in seeds}
     foreign = ~rows["method"].isin([*plan.catalog]) if not request.methods else rows["method"] != rows["method"]
     frames = split_frame(rows[rows["path"].isin(current) | foreign].reset_index(drop=True))
-    return frames, select or plan.suite.protocols[plan.under.name].select
+    return frames, select or plan.suite.protocols[plan.under.name].select, damaged
 
 
 def print_board(board: Any) -> None:
@@ -185,13 +194,17 @@ def print_board(board: Any) -> None:
     terminal.print(board.message if board.message else leaderboard_rich(board, terminal.width))
 
 
-def _write(texts: Sequence[str], path: str | None) -> int:
+def _write(texts: Sequence[str], path: str | None, damaged: Sequence[str], form: str) -> int:
     text = "\n\n".join(text.rstrip("\n") for text in texts)
     if path is None:
         console.say(text)
+        if damaged and form == "text":
+            console.say()
+        console.damaged(damaged, aside=form != "text")
         return 0
+    console.damaged(damaged)
     try:
-        Path(path).write_text(f"{text}\n", encoding="utf-8")
+        Path(path).write_text(f"{printable(text)}\n", encoding="utf-8")
     except OSError as error:
         raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
     return 0

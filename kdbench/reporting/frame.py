@@ -135,8 +135,10 @@ def fill_frame(frame: pd.DataFrame) -> pd.DataFrame:
     checked["split"] = checked["split"].where(checked["split"].notna(), "test")
     checked[_TEXTS] = checked[_TEXTS].astype(object).fillna("")
     for name, length in _SHOWN.items():
-        checked[name] = checked[name].map({text: printable(text, length) for text in checked[name].unique()})
-    checked["reason"] = checked["reason"].map(without_homes)
+        checked[name] = (
+            checked[name].map({text: printable(text, length) for text in checked[name].unique()}).astype(object)
+        )
+    checked["reason"] = checked["reason"].map(without_homes).astype(object)
     checked[NUMBERS] = checked[NUMBERS].astype(float)
     for name in _FLAGS:
         checked[name] = checked[name].eq(True)

@@ -38,7 +38,7 @@ def write_classes(
 
 def read_classes(root: Path, dataset: str) -> ClassNames | None:
     """What ``write_classes`` wrote; None where there is nothing, or something else."""
-    with contextlib.suppress(DamagedFileError, OSError, KeyError, TypeError, ValueError):
+    with contextlib.suppress(DamagedFileError, OSError, KeyError, TypeError, ValueError, OverflowError):
         stored = read_json(classes_file(root, dataset))
         names = tuple(str(name) for name in stored["class_names"])
         if stored["coarse"] is None or stored["coarse_names"] is None:

@@ -5,7 +5,6 @@ One cell's damaged file must not hide the other ten thousand from a report. What
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import math
@@ -20,7 +19,7 @@ from typing import IO, TypeVar
 import numpy as np
 
 from kdbench.opening import RefusedFileError, open_file, read_file
-from kdbench.shown import printable, without_homes
+from kdbench.shown import TEXT_LENGTH, printable, without_homes
 from kdbench.store.files import DamagedFileError
 from kdbench.store.layout import Folder, folder_in
 from kdbench.store.result import LARGEST
@@ -59,15 +58,16 @@ class Predictions:
 
 
 class Outcomes:
-    """Which images each cell has right, and the labels, read from the cells' files once and kept as bits.
+    """Histories and predictions of cells; which images each has right, and the labels, read once and kept as bits.
 
     Args:
         root: the run directory.
+        damaged: receives ``FILE: reason`` of what cannot be read, once each.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, damaged: list[str] | None = None) -> None:
         self.root = Path(root)
-        self.damaged: dict[Path, str] = {}  # files that could not be read, and why
+        self.damaged = [] if damaged is None else damaged
         self._read: dict[str, tuple[np.ndarray, np.ndarray] | None] = {}
         self._same: dict[bytes, np.ndarray] = {}  # the cells of a split have the same labels: one array for all of them
 
@@ -82,14 +82,32 @@ class Outcomes:
         return None if found is None else found[1]
 
     def note(self, path: Path, reason: str) -> None:
-        """Keep what could not be read."""
-        self.damaged[path] = reason
+        """Tell what cannot be read."""
+        line = printable(f"{str(path).removeprefix(f'{self.root}/')}: {reason}", TEXT_LENGTH)
+        if line not in self.damaged:
+            self.damaged.append(line)
+
+    def folder(self, path: str) -> Folder | None:
+        """The folder of the cell at ``path``, or None where it is not to be opened."""
+        try:
+            return folder_in(self.root, path)
+        except RefusedFileError as error:
+            self.note(error.path, error.reason)
+        return None
+
+    def history(self, path: str) -> dict[str, list[float]]:
+        """See ``read_history``."""
+        folder = self.folder(path)
+        return read_history(folder, self.note) if folder else {}
+
+    def predictions(self, path: str) -> Predictions | None:
+        """See ``read_predictions``."""
+        folder = self.folder(path)
+        return read_predictions(folder, self.note) if folder else None
 
     def _find(self, path: str) -> tuple[np.ndarray, np.ndarray] | None:
         if path not in self._read:
-            found = None
-            with contextlib.suppress(RefusedFileError):
-                found = read_predictions(folder_in(self.root, path), self.note)
+            found = self.predictions(path)
             self._read[path] = None
             if found is not None:
                 labels = self._same.setdefault(found.label.tobytes(), found.label)

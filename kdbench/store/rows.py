@@ -43,7 +43,7 @@ COLUMNS = [
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student"),
     *("teacher_display", "student_display", "teacher_family", "student_family"),
     *("method", "method_display", "method_family", "fidelity", "carries_kd"),
-    *("variant_of", "settings", "seed", "state", "reason", "damaged"),
+    *("variant_of", "settings", "seed", "state", "reason"),
     *(*NUMBERS, *_PROVENANCE, "hyperparameters", "config_hash", "path", "plugin_metrics"),
 ]
 
@@ -53,9 +53,10 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
 
     Columns: what the cell is (suite, protocol, split, pair, teacher, student, method, seed and their display names and
     families), ``state`` (done, failed, skipped, running: a process has it, planned) and ``reason`` (why it failed or was
-    skipped), ``damaged`` (``FILE: reason`` where a file of it is, from which then nothing is taken), for each metric M of the
-    last epoch ``M`` and of the best epoch on the evaluated split ``best_M`` (accuracies, agreement and calibration error in
-    percent; nll and teacher_kl in nats), the teacher's re-measured accuracy, cost and provenance.
+    skipped, or which of its files is damaged), for each metric M of the last epoch ``M`` and of the best epoch on the
+    evaluated split ``best_M`` (accuracies, agreement and calibration error in percent; nll and teacher_kl in nats), the
+    teacher's re-measured accuracy, cost and provenance. ``attrs["damaged"]`` of the table lists ``FILE: reason`` of everything
+    that could not be read; of a damaged file nothing is taken.
 
     Args:
         out: the run directory.
@@ -70,25 +71,35 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     store.check()
     import pandas as pd
 
-    rows = [row for row in read_rows(store.root, suite, protocol) if row["path"]]
+    damaged: list[str] = []
+    rows = list(_rows(store.root, suite, protocol, damaged))
     plugin = sorted({name for row in rows if row["plugin_metrics"] for name in json.loads(row["plugin_metrics"])})
     more = [column for name in plugin for column in (name, f"best_{name}")]
     columns = [*COLUMNS, *more]
     frame = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns, dtype=object)
-    return frame.astype(dict.fromkeys([*NUMBERS, *more], "float64") | {"seed": "int64"})
-
-
-def read_rows(root: Path, suite: str | None = None, protocol: str | None = None) -> Iterator[dict[str, Any]]:
-    """The row of every cell, and one with ``damaged`` alone (``path`` is empty) for each folder that is not to be read."""
-    odd: list[str] = []
-    for path in cell_paths(root, suite, protocol, lambda path, reason: odd.append(f"{path}: {reason}")):
-        yield _row(root, path)
-    yield from ({"path": "", "damaged": printable(line, TEXT_LENGTH)} for line in odd)
+    frame = frame.astype(dict.fromkeys([*NUMBERS, *more], "float64") | {"seed": "int64"})
+    frame.attrs["damaged"] = damaged
+    return frame
 
 
 def damaged_in(root: Path, suite: str | None = None, protocol: str | None = None) -> list[str]:
-    """``FILE: reason`` of everything that tables cannot read, in order."""
-    return sorted(row["damaged"] for row in read_rows(root, suite, protocol) if row["damaged"])
+    """``FILE: reason`` of everything that ``load_results`` cannot read."""
+    damaged: list[str] = []
+    for _ in _rows(root, suite, protocol, damaged):
+        pass
+    return damaged
+
+
+def _rows(root: Path, suite: str | None, protocol: str | None, damaged: list[str]) -> Iterator[dict[str, Any]]:
+    """The row of every cell; ``damaged`` receives what cannot be read."""
+
+    def odd(path: str, reason: str) -> None:
+        damaged.append(printable(f"{path}: {reason}", TEXT_LENGTH))
+
+    for path in cell_paths(root, suite, protocol, odd):
+        row = _row(root, path)
+        damaged += [row["damaged"]] if row["damaged"] else []
+        yield row
 
 
 def _row(root: Path, path: str) -> dict[str, Any]:
