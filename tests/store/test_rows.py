@@ -67,6 +67,7 @@ def test_table_has_a_row_for_every_cell_whatever_its_state(store: Store, cells: 
     why = {
         "result cut": "result.json: its checksum does not match",
         "config cut": "config.json: its checksum does not match",
+        "config and result cut": "config.json: its checksum does not match",
         "another's result": "result.json: hash: Field required",
     }
     lines = {kind: f"{named[kind].folder}/{text}" for kind, text in why.items()}
