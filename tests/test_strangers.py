@@ -25,6 +25,7 @@ from kdbench.reporting.table import build_table
 from kdbench.reporting.text.render import render
 from kdbench.shown import NAME_LENGTH, printable, without_homes
 from kdbench.store.claims import Claims
+from kdbench.store.classnames import read_classes, write_classes
 from kdbench.store.files import write_bytes
 from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import Folder
@@ -153,6 +154,14 @@ def test_path_of_a_frame_that_leaves_the_run_directory_is_not_opened(tmp_path: P
     assert outcomes.history("..") == {}
     assert outcomes.history(str(tmp_path)) == {}
     assert len(outcomes.damaged) == 2
+
+
+def test_class_whose_folder_is_not_utf8_has_a_name_that_can_be_written(tmp_path: Path) -> None:
+    write_classes(tmp_path, "cats", ["caf\udce9", "\x1b[1mred"], [0, 0], ["\udc80"])
+    found = read_classes(tmp_path, "cats")
+    assert found is not None
+    assert (found.class_names, found.coarse_names) == (("caf\ufffd", "[1mred"), ("\ufffd",))
+    assert read_classes(tmp_path, "../cats") is None
 
 
 # Links and pipes
@@ -305,7 +314,10 @@ def test_names_of_strangers_are_printable_in_every_format(form: str) -> None:
     rows = [factory.cell("a--b", name, 80.0) for name in ("scratch", "kd", "dkd")]
     frame = pd.DataFrame(rows)
     for name in NAMES:
-        part = frame.assign(method_display=[f"{name}{method}" for method in frame["method"]], student_display=name)
+        part = frame.assign(
+            method_display=pd.Series([f"{name}{method}" for method in frame["method"]], dtype=object),
+            student_display=pd.Series([name] * len(frame), dtype=object),
+        )
         text = render(build_table(part, command=f"kdbench {name}"), form)
         assert not UNSEEN.search(text)
         assert "x" * (NAME_LENGTH + 1) not in text
