@@ -170,8 +170,9 @@ class Said:
 
 
 @pytest.fixture
-def kdbench(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def kdbench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """Run the command line in this process."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command line sets it, but for this test alone
     from kdbench.cli.parser import main
 
     def run(*words: object) -> Said:

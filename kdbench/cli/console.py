@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TextIO
+
+from kdbench.shown import printable
+
+
+def replace_unknown() -> None:
+    """From now on, what the terminal's encoding lacks is replaced by a question mark: no verb dies of a name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _print(text: str, stream: TextIO | None = None) -> None:
+    """The one place where text of kdbench's goes to a terminal."""
+    print(printable(text), file=stream, flush=True)
 
 
 def say(text: str = "") -> None:
     """A line, or several."""
-    print(text, flush=True)
+    _print(text)
+
+
+def damaged(lines: Sequence[str], aside: bool = False) -> None:
+    """What could not be read, ``FILE: reason`` each, at the end of what a verb shows; ``aside``: not within a table's own text."""
+    for line in lines:
+        _print(f"damaged: {' '.join(line.split())}", sys.stderr if aside else None)
 
 
 def note(text: str) -> None:
@@ -20,24 +42,24 @@ def note(text: str) -> None:
 
 def progress(text: str) -> None:
     """What takes a while from now on."""
-    print(f"{text} ...", file=sys.stderr, flush=True)
+    _print(f"{text} ...", sys.stderr)
 
 
 def error(problem: Exception | str) -> None:
     """What went wrong, in one line, below it the lines of a ``ListedError``; with ``$KDBENCH_DEBUG`` its traceback."""
-    print(f"kdbench: {' '.join(str(problem).splitlines())}", file=sys.stderr)
+    _print(f"kdbench: {' '.join(str(problem).splitlines())}", sys.stderr)
     for line in getattr(problem, "lines", ()):
-        print(f"  {line}", file=sys.stderr)
+        _print(f"  {' '.join(line.splitlines())}", sys.stderr)
     details = getattr(problem, "details", "")
     if details and os.environ.get("KDBENCH_DEBUG"):
-        print(details, file=sys.stderr)
+        _print(details, sys.stderr)
 
 
 def plugin_errors(errors: Iterable[Exception]) -> int:
     """Plugins that could not be read, each with its traceback. Returns an exit status: 1 if there are any."""
     status = 0
     for problem in errors:
-        print(f"kdbench: {problem}\n{getattr(problem, 'details', '')}", file=sys.stderr)
+        _print(f"kdbench: {problem}\n{getattr(problem, 'details', '')}", sys.stderr)
         status = 1
     return status
 

@@ -167,7 +167,7 @@ def plan_on_disk(plan: Plan, store: Store) -> Plan:
     """The plan with teachers trained or fine-tuned here, where the run directory has only such cells of a teacher."""
 
     def started(made: Plan, teacher: str) -> bool:
-        return any(store.cell(cell).state() != "planned" for cell in made.cells if cell.teacher.name == teacher)
+        return any(store.look(cell).state != "planned" for cell in made.cells if cell.teacher.name == teacher)
 
     retrained: dict[str, Any] = {}
     for name in dict.fromkeys(teacher.name for teacher in plan.teachers):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -36,6 +38,8 @@ VERBS = {
     "test": "methods:test",
     "new-method": "methods:new_method",
 }
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class _Verbs(click.Group):
@@ -70,6 +74,9 @@ def cli(context: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
+    # For every Python that is started from here on, by a library too: a file of the current folder hides no module.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    console.replace_unknown()
     try:
         return cli.main(arguments, prog_name="kdbench", standalone_mode=False) or 0
     except click.exceptions.NoSuchCommand as problem:
@@ -87,8 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.error("interrupted")
         return 130
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if problem.filename is None and problem.errno not in _NO_SPACE:
             raise
+        if os.environ.get("KDBENCH_DEBUG"):
+            traceback.print_exc()
         where = f": {problem.filename}" if problem.filename else ""
         console.error(f"{problem.strerror}{where}; what was written before is kept")
         return 1

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from kdbench.cli.options import FIELDS, PARAMETERS
@@ -63,3 +64,17 @@ def replay_command(cell: Cell, request: Request) -> str:
 def command_given() -> str:
     """The command that was given."""
     return shlex.join(["kdbench", *sys.argv[1:]])
+
+
+def command_published() -> str:
+    """The command that was given, for what is published: names of files and folders elsewhere without the way to them."""
+    return shlex.join(["kdbench", *map(_published, sys.argv[1:])])
+
+
+def _published(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts:
+        here = Path.cwd()
+        path = path.relative_to(here) if path.is_relative_to(here) else Path(path.name)
+    return f"{option}{equals}{path if '/' in value else value}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,9 +24,12 @@ from kdbench.cli.values import SECONDS
 from kdbench.launch.remote import parse_event
 from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.request import Request
+from kdbench.opening import RefusedFileError, inside, open_file
+from kdbench.shown import printable
 from kdbench.store.claims import Holder
 from kdbench.store.folders import Store
 from kdbench.store.result import Failure
+from kdbench.store.rows import damaged_in
 from kdbench.teachers.readiness import verdict_of
 
 COLUMNS = ("done", "running", "interrupted", "failed", "skipped", "planned")
@@ -62,7 +66,7 @@ class Status:
     rows: dict[str, Counter[str]] = field(default_factory=dict)
     running: list[tuple[Cell, Holder]] = field(default_factory=list)
     failed: list[tuple[Cell, Failure, Path]] = field(default_factory=list)
-    damaged: list[Path] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)  # "FILE: reason"
     stale: list[Path] = field(default_factory=list)
 
     @property
@@ -71,25 +75,24 @@ class Status:
 
 
 def read_status(plan: Plan, store: Store) -> Status:
-    """Read the state of every cell of a plan."""
-    status = Status()
+    """Read the state of every cell of a plan, and what of its protocol is damaged."""
+    status = Status(damaged=damaged_in(store.root, plan.suite.name, plan.under.name))
     cells = (*plan.cells, *plan.skipped, *plan.broken)
     found = store.scan(cells)
     for cell in cells:
-        folder = store.cell(cell)
-        holder = folder.holder()
         state = found[cell.folder].state
         if state == "planned" and cell.reason is not None:
             state = "skipped" if cell in plan.skipped else "failed"
         status.rows.setdefault(cell.pair, Counter())[state] += 1
-        if state == "running" and holder is not None:
-            status.running.append((cell, holder))
-        elif state == "failed" and folder.failed.exists():
-            status.failed.append((cell, folder.failure(), folder.log))
-        status.damaged += [folder.result] if found[cell.folder].problem else []
-        status.stale += [
-            other for other in folder.path.parent.glob(f"seed{cell.seed}-*") if other.name != folder.path.name
-        ]
+        with contextlib.suppress(RefusedFileError):  # a link, which is among what is damaged
+            folder = store.cell(cell)
+            holder = folder.holder() if state == "running" else None
+            if holder is not None:
+                status.running.append((cell, holder))
+            elif state == "failed" and folder.failed.exists():
+                status.failed.append((cell, folder.failure(), folder.log))
+            alike = folder.path.parent.glob(f"seed{cell.seed}-*")
+            status.stale += [other for other in alike if other.name != folder.path.name]
     return status
 
 
@@ -102,16 +105,23 @@ def status_text(plan: Plan, store: Store, status: Status) -> str:
     lines += [tabulate(table, headers=headers, tablefmt="simple")]
     lines += _running_lines(store, status.running)
     for teacher in plan.teachers:
-        verdict = verdict_of(teacher, store)
+        verdict = None
+        with contextlib.suppress(RefusedFileError):
+            verdict = verdict_of(teacher, store)
         if verdict is not None:
             lines.append(f"teacher {teacher.name}: {verdict}")
     for cell, failure, log in status.failed:
-        lines += [f"failed ({failure.kind}): {cell.key}: {failure.reason}", f"  log: {failure.log or log}"]
-    lines += [f"damaged: {path}; kdbench run trains the cell again" for path in status.damaged]
+        lines += [
+            f"failed ({failure.kind}): {cell.key}: {failure.reason}",
+            f"  log: {store.root / failure.log if failure.log else log}",
+        ]
     if status.stale:
         lines.append(f"stale: {len(status.stale)} results of older configurations are kept and not shown")
     if not status.counts["done"]:
         lines.append("nothing is done yet; kdbench run trains it")
+    lines += [f"damaged: {line}" for line in status.damaged]
+    if status.damaged:
+        lines.append("kdbench run trains damaged cells again")
     return "\n".join(lines)
 
 
@@ -125,7 +135,7 @@ def watch_status(plan: Plan, store: Store, seconds: float, sleep: Callable[[floa
             if live is None:
                 console.say(text)
             else:
-                live.update(Text(text), refresh=True)
+                live.update(Text(printable(text)), refresh=True)
             counts = status.counts
             if not counts["running"] + counts["interrupted"] + counts["planned"]:
                 return
@@ -152,13 +162,12 @@ def _running_lines(store: Store, running: list[tuple[Cell, Holder]]) -> list[str
 
 def _progress_of(store: Store, events: str) -> dict[str, str]:
     """The last event of a job under ``""``, of each of its cells under their keys, as text."""
-    path = (store.root / events).resolve()
-    if not events or store.root.resolve() not in path.parents:  # what a claim names must lie in the run directory
-        return {}
     found: dict[str, str] = {}
+    if not events:
+        return found
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        with open_file(inside(store.root, events)) as file:  # what a claim names must lie in the run directory
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read(TAIL_BYTES).splitlines()
     except OSError:
         return {}
@@ -171,6 +180,6 @@ def _progress_of(store: Store, events: str) -> dict[str, str]:
                 found[""] = (
                     f", in epoch {event['epoch'] + 1:d}/{event['epochs']:d}, step {event['step']:d}/{event['steps']:d}"
                 )
-        except (KeyError, TypeError, ValueError):
-            continue
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue  # of another version, or no event of ours
     return found

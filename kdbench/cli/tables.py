@@ -12,11 +12,12 @@ import click
 
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, plan_of, plan_on_disk, verb
-from kdbench.cli.replay import command_given
+from kdbench.cli.replay import command_published
 from kdbench.cli.values import CLASSES, NAMES, PATH, OneOf
 from kdbench.errors import KdbenchError, NothingError, counted
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
+from kdbench.shown import printable
 from kdbench.store.folders import Store
 from kdbench.store.rows import ABSENT, STALE, load_results
 
@@ -59,14 +60,14 @@ def table(
     from kdbench.reporting.table import build_table
     from kdbench.reporting.text.render import render
 
-    frames, select = results(request, select)
+    frames, select, damaged = results(request, select)
     if against_published:
         from kdbench.reporting.published import published_ledger
 
-        tables = [published_ledger(frame, select=select, command=command_given()) for frame in frames]
+        tables = [published_ledger(frame, select=select, command=command_published()) for frame in frames]
     else:
-        tables = [build_table(frame, layout, metric, select, command=command_given()) for frame in frames]
-    return _write([(render(built, _form(form, to)), built.message) for built in tables], to)
+        tables = [build_table(frame, layout, metric, select, command=command_published()) for frame in frames]
+    return _write([(render(built, _form(form, to)), built.message) for built in tables], to, damaged, _form(form, to))
 
 
 @verb("leaderboard", *CELLS, "out")
@@ -86,21 +87,23 @@ def leaderboard(request: Request, form: str | None, select: str | None, metric: 
 
     if to and Path(to).suffix in PICTURES and form:
         raise KdbenchError(f"--to {to} is a picture, and --format {form} is none; give one of the two")
-    frames, select = results(request, select)
-    boards = [build_leaderboard(frame, metric=metric, select=select, command=command_given()) for frame in frames]
+    frames, select, damaged = results(request, select)
+    boards = [build_leaderboard(frame, metric=metric, select=select, command=command_published()) for frame in frames]
     if to and Path(to).suffix in PICTURES:
         from kdbench.reporting.plots.picture import draw_leaderboard
 
         if boards[0].message:
             raise NothingError(boards[0].message)
         draw_leaderboard(boards[0], Path(to))
+        console.damaged(damaged)
         return 0
     form = _form(form, to)
     if form == "text" and to is None:
         for board in boards:
             print_board(board)
+        console.damaged(damaged)
         return int(all(board.message for board in boards))
-    return _write([(render_leaderboard(board, form), board.message) for board in boards], to)
+    return _write([(render_leaderboard(board, form), board.message) for board in boards], to, damaged, form)
 
 
 @verb("classes", *CELLS, "out")
@@ -120,9 +123,10 @@ def classes(request: Request, by: str, show: str, worst: int | None, form: str |
     from kdbench.reporting.text.render import render
 
     Store(request.out).check()  # a CSV file holds no predictions
-    frames, _ = results(request)
-    tables = [build_class_table(frame, request.out, by, show, worst, command=command_given()) for frame in frames]
-    return _write([(render(built, _form(form, to)), built.message) for built in tables], to)
+    frames, _, damaged = results(request)
+    shared: dict[str, Any] = {"command": command_published(), "damaged": damaged}
+    tables = [build_class_table(frame, request.out, by, show, worst, **shared) for frame in frames]
+    return _write([(render(built, _form(form, to)), built.message) for built in tables], to, damaged, _form(form, to))
 
 
 @verb("plots", *CELLS, "out")
@@ -141,13 +145,14 @@ def plots(request: Request, to: str, forms: tuple[str, ...], select: str | None,
     """Draw figures for a paper, with their captions."""
     from kdbench.reporting.plots.draw import write_plots
 
-    frames, select = results(request, select)
+    frames, select, damaged = results(request, select)
     for frame in frames:
         folder = Path(to)
         if len(frames) > 1:
             folder /= f"{frame['protocol'].iloc[0]}-{frame['split'].iloc[0]}"
-        files = write_plots(frame, request.out, folder, forms, metric=metric, select=select, command=command_given())
+        files = write_plots(frame, request.out, folder, forms, metric, select, command_published(), damaged)
         console.say(f"{len(files)} files in {folder}; what must stand under the plots is in {files[0]}")
+    console.damaged(damaged)
     return 0
 
 
@@ -160,14 +165,17 @@ def report(request: Request, to: str, select: str | None) -> int:
 
     from kdbench.reporting.html.page import write_report
 
-    frames, select = results(request, select)
-    path = write_report(pd.concat(frames, ignore_index=True), request.out, to, command=command_given(), select=select)
+    frames, select, damaged = results(request, select)
+    rows = pd.concat(frames, ignore_index=True)
+    path = write_report(rows, request.out, to, command_published(), select, damaged)
     console.say(f"report of {request.out} in {path}")
+    console.damaged(damaged)
     return 0
 
 
-def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str]:
-    """Rows of the run directory, or of the CSV file in its place, that belong to a request, and the figure to show.
+def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str, list[str]]:
+    """Rows of the run directory, or of the CSV file in its place, that belong to a request; the figure to show; what of the protocol
+    is damaged.
 
     The rows come as one frame for each protocol and split.
 
@@ -184,8 +192,10 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
 
     plan = plan_of(request)
     rows = load_results(request.out, plan.suite.name, plan.under.name)
+    damaged = rows.attrs["damaged"]
     rows = rows[rows["split"] == request.split]
     if rows.empty:
+        console.damaged(damaged)
         raise NothingError(_what_else(request, plan))
     # What was run counts, not what a plain run would do: every method, pair and seed that has the configuration of today.
     seeds = tuple(int(seed) for seed in rows["seed"].unique())
@@ -206,8 +216,7 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
     frame["conclusive"] = plan.suite.protocols[plan.under.name].conclusive
     least = {teacher.name: teacher.expected_top1 for teacher in made.teachers if teacher.trained_here}
     frame["teacher_expected"] = frame["teacher"].map(least).fillna(0.0)
-    frames = split_frame(frame)
-    return frames, select or plan.suite.protocols[plan.under.name].select
+    return split_frame(frame), select or plan.suite.protocols[plan.under.name].select, damaged
 
 
 def _asked(request: Request, plan: Plan) -> dict[str, set[Any]]:
@@ -283,14 +292,19 @@ def _form(form: str | None, to: str | None) -> str:
     return form or ending or "text"
 
 
-def _write(parts: Sequence[tuple[str, str]], path: str | None) -> int:
+def _write(parts: Sequence[tuple[str, str]], path: str | None, damaged: Sequence[str], form: str) -> int:
     """Print or write texts, each with the message that it is where it shows no figure; the status is 1 where none shows one."""
     text = "\n\n".join(text.rstrip("\n") for text, _ in parts)
+    status = int(all(message for _, message in parts))
     if path is None:
         console.say(text)
-    else:
-        try:
-            Path(path).write_text(f"{text}\n", encoding="utf-8")
-        except OSError as error:
-            raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
-    return int(all(message for _, message in parts))
+        if damaged and form == "text":
+            console.say()
+        console.damaged(damaged, aside=form != "text")
+        return status
+    console.damaged(damaged)
+    try:
+        Path(path).write_text(f"{printable(text)}\n", encoding="utf-8")
+    except OSError as error:
+        raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
+    return status

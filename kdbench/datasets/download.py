@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import http.client
 import os
+import secrets
 import tarfile
 import urllib.error
 import urllib.parse
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError, masked
+from kdbench.opening import open_own, size_of_own
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30.0
@@ -57,16 +59,18 @@ def fetch_file(
         KdbenchError: if it cannot be had, or is another file.
     """
     shown = masked(url)
-    partial = path.with_name(f".{path.name}.part" if sha256 else f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.part" if sha256 else f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        begun = partial.stat().st_size if partial.exists() else 0
+        begun = size_of_own(partial)
         request = _request(url, {"Range": f"bytes={begun}-"} if begun else {})
         with urllib.request.build_opener(_WebOnly).open(request, timeout=TIMEOUT_SECONDS) as source:
             if source.status != 206:
                 begun = 0
             size = begun + int(source.headers.get("Content-Length") or 0)
-            with partial.open("ab" if begun else "wb") as target:
+            if not begun:
+                partial.unlink(missing_ok=True)
+            with open_own(partial) as target:
                 while chunk := source.read(CHUNK):
                     target.write(chunk)
                     if progress is not None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kdbench.opening import read_file
 from kdbench.store.files import DamagedFileError, write_bytes
 from kdbench.store.folders import CellFolder
 
@@ -32,19 +33,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DamagedFileError: if the file is cut, altered or no checkpoint.
     """
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
+        head, _, body = read_file(path, None).partition(b"\n")
         header = json.loads(head)
         if (
             header["kind"] != _MAGIC
             or header["length"] != len(body)
             or header["sha256"] != hashlib.sha256(body).hexdigest()
         ):
-            raise DamagedFileError(f"{path} is damaged (length or checksum does not match)")
+            raise DamagedFileError(path, "length or checksum does not match")
         return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except DamagedFileError:
         raise
     except Exception as error:
-        raise DamagedFileError(f"{path} is damaged ({type(error).__name__})") from None
+        raise DamagedFileError(path, type(error).__name__) from None
 
 
 class Position(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdbench.errors import KdbenchError
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import TappedNet, state_hash
+from kdbench.opening import read_file
 from kdbench.store.files import write_bytes
 from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
@@ -40,7 +41,7 @@ def load_teacher(
         raise KdbenchError(f"teacher {plan.name} has not been prepared yet: {folder.weights} is missing")
     net = TappedNet(plan.net, num_classes, plan.name)
     try:
-        net.net.load_state_dict(safetensors.torch.load(folder.weights.read_bytes()))
+        net.net.load_state_dict(safetensors.torch.load(read_file(folder.weights, None)))
     except Exception as error:
         raise KdbenchError(
             f"weights of teacher {plan.name} in {folder.path} are damaged ({type(error).__name__}); the next kdbench run makes them anew"

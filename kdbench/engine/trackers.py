@@ -16,6 +16,7 @@ from mmengine.registry import VISBACKENDS
 from mmengine.visualization import BaseVisBackend, TensorboardVisBackend, Visualizer
 from mmengine.visualization.vis_backend import force_init_env
 
+from kdbench.opening import inside, read_file
 from kdbench.store.files import write_bytes
 from kdbench.store.folders import CellFolder
 
@@ -41,7 +42,7 @@ class ScalarVisualizer(Visualizer):
         self._record, self._say = record, say
         self._logged = 0
         with contextlib.suppress(OSError, ValueError):
-            self._logged = int(record.read_text()) if trackers else 0
+            self._logged = int(read_file(record)) if trackers else 0
 
     def _initialize_fig(self, fig_cfg: Any) -> tuple[Any, Any, Any]:
         return None, SimpleNamespace(get_dpi=lambda: 0), None
@@ -85,6 +86,8 @@ def visualizer_of(trackers: Sequence[str], folder: CellFolder, root: Path) -> Sc
         "mlflow": {"type": "MlflowRun", "save_dir": str(root / "mlruns"), "run_name": name, "run_id": run_id},
     }
     backends = [kinds[tracker] for tracker in trackers]
+    for place in ("mlruns", f"{name}/tensorboard", f"{name}/wandb"):
+        inside(root, place)  # the trackers would write through a link
     return ScalarVisualizer(name, backends, folder.logged, folder.say)
 
 

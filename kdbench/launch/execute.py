@@ -16,7 +16,7 @@ from kdbench.launch.job import Event, Follower, Job, Launcher, job_for_cohort, j
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.claims import STALE_SECONDS, Watch
-from kdbench.store.folders import CellFolder, Store
+from kdbench.store.folders import Store
 from kdbench.teachers.readiness import raise_all
 
 #: Restarts of a job whose process keeps dying without progress, before its cells count as failed.
@@ -260,7 +260,7 @@ class _Run:
             self._end(task, None)
             return ()
         members = [folder for folder in task.job.members if not (task.cells and self._is_over(folder))]
-        free = tuple(folder for folder in members if self.watch.free(self.store.root / folder, task.job.ticket))
+        free = tuple(folder for folder in members if self.watch.free(self.store.folder(folder).path, task.job.ticket))
         task.shared = len(free) < len(members)
         if not free and task.state == "waiting":
             self._wait(task)
@@ -269,7 +269,7 @@ class _Run:
     def _wait(self, task: _Task) -> None:
         """Wait for another run that has claimed what is left of a task."""
         task.state = "elsewhere"
-        holders = (CellFolder(self.store.root / folder).holder() for folder in task.job.members)
+        holders = (self.store.folder(folder).holder() for folder in task.job.members)
         where = next((holder.where for holder in holders if holder is not None), "")
         self.follower.event({"event": "elsewhere", "job": task.job.name, "where": where})
 
@@ -279,12 +279,12 @@ class _Run:
         return all(self._is_over(folder) for folder in task.cells)
 
     def _is_over(self, folder: str) -> bool:
-        return CellFolder(self.store.root / folder).state() in ("done", "failed")
+        return self.store.folder(folder).state() in ("done", "failed")
 
     def _may_go_on(self, task: _Task, stopped: bool) -> bool:
         """Whether a job that broke off is restarted: as long as it makes progress, and a few times if it does not."""
         mark = [
-            (self._is_over(folder) if task.cells else False, CellFolder(self.store.root / folder).positions())
+            (self._is_over(folder) if task.cells else False, self.store.folder(folder).positions())
             for folder in task.job.members
         ]
         task.crashes = task.crashes + 1 if mark == task.mark or task.mark is None else 1
@@ -294,7 +294,7 @@ class _Run:
     def _end(self, task: _Task, error: str | None) -> None:
         task.state = "ended"
         for folder, cell in task.cells.items():
-            state = CellFolder(self.store.root / folder).state()
+            state = self.store.folder(folder).state()
             if state in ("done", "failed") and cell.key not in task.reported:
                 reason = self.store.cell(cell).failure().reason if state == "failed" else ""
                 self.follower.event({"event": state, "job": task.job.name, "cell": cell.key, "reason": reason})
@@ -316,7 +316,7 @@ class _Run:
         """Cells of a task that are not over, and that no other process has."""
         for folder, cell in task.cells.items():
             if not self._is_over(folder):
-                holder = CellFolder(self.store.root / folder).holder()
+                holder = self.store.folder(folder).holder()
                 if holder is None or holder.ticket == task.job.ticket or not holder.seems_alive():
                     yield cell
 

@@ -14,6 +14,7 @@ from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan, make_plan
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
+from kdbench.opening import inside
 from kdbench.plugins.registry import catalog
 from kdbench.store.claims import Claims
 from kdbench.store.folders import CellFolder, Store
@@ -34,7 +35,7 @@ class Job:
         members: folders of the cells, or the folder of the teacher, below the run directory.
         request: of the user, with absolute paths.
         threads: CPU threads of the worker.
-        log: file for what the worker prints.
+        log: file, below the run directory, for what the worker prints.
         ticket: names the job among all jobs of all runs; a later attempt of it takes over what an earlier one held.
         memory: bytes that the cohort of ``cells`` cells is likely to take, to be compared with what it took.
     """
@@ -52,7 +53,12 @@ class Job:
     @property
     def events(self) -> Path:
         """Folder of its files of events, one for each attempt."""
-        return Path(self.request.out) / JOBS_FOLDER / self.ticket
+        return inside(Path(self.request.out), f"{JOBS_FOLDER}/{self.ticket}")
+
+    @property
+    def log_file(self) -> Path:
+        """``log`` as a path."""
+        return inside(Path(self.request.out), self.log)
 
     @property
     def stall(self) -> float:
@@ -119,7 +125,7 @@ def perform(
     plan, device = _prepare(job)
     with Claims(job.ticket, events) as claims:
         store = Store(job.request.out, claims)
-        mine = [each for each in _members(plan, job) if _claimed(store.root / each.folder, claims, emit)]
+        mine = [each for each in _members(plan, job) if _claimed(store.folder(each.folder), claims, emit)]
         # An earlier attempt, or another run, may have ended some of them before they were claimed.
         left = tuple(each.folder for each in mine if not _is_over(each, store))
         if left:
@@ -164,9 +170,9 @@ def _work(job: Job, plan: Plan, store: Store, device: Any, emit: Callable[[Event
     train.train_cohort(plan, cohort, store, device, emit)
 
 
-def _claimed(folder: Path, claims: Claims, emit: Callable[[Event], bool | None]) -> bool:
-    if claims.take(folder):
-        CellFolder(folder, claims).sweep()
+def _claimed(folder: CellFolder, claims: Claims, emit: Callable[[Event], bool | None]) -> bool:
+    if claims.take(folder.path):
+        folder.sweep()
         return True
     emit({"event": "busy"})
     return False
@@ -213,6 +219,6 @@ def _job(plan: Plan, name: str, kind: str, members: Sequence[str], log_folder: s
         members=tuple(members),
         request=request,
         threads=min(plan.suite.cpu_threads, os.cpu_count() or 1),
-        log=str(Path(request.out, log_folder, "worker.log")),
+        log=f"{log_folder}/worker.log",
         ticket=secrets.token_hex(8),
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kdbench.errors import counted
 from kdbench.launch.job import Event, Job
+from kdbench.opening import open_file
 
 #: Seconds that a worker has to save its work when it is asked to end.
 GRACE_SECONDS = 30.0
@@ -128,8 +129,8 @@ def follow(job: Job, process: subprocess.Popen[str], on_event: Callable[[Event],
     assert process.stdout is not None
     assert process.stderr is not None
     end: Event | None = None
-    log = Path(job.log)
-    before = log.stat().st_size if log.exists() else 0
+    log = job.log_file
+    before = log.stat().st_size if log.is_file() else 0
     for line in process.stdout:
         try:
             event = json.loads(line)
@@ -160,10 +161,18 @@ def _describe_end(status: int, early: str, log: Path, before: int, stall: float)
         name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
         hint = " (often the operating system's reaction to too little memory)" if name == "SIGKILL" else ""
         return f"the worker was ended by signal {name}{hint}"
-    tail = log.read_bytes()[before:].decode(errors="replace").splitlines()[-100:] if log.exists() else []
+    tail = _added_to(log, before)[-100:]
     if status == 1 and any(line.startswith("Timeout (") for line in tail):
         return f"it made no step for {format_minutes(stall)}, and was ended; {log} says where it hung"
     lines = [line for line in early.splitlines() if line.strip()]
     if not lines:
         lines = [line for line in tail[-20:] if line.strip()]
     return f"the worker ended with status {status}{f': {lines[-1].strip()}' if lines else ''}"
+
+
+def _added_to(log: Path, before: int) -> list[str]:
+    """Lines of a log after its first ``before`` bytes, of the last megabyte."""
+    with contextlib.suppress(OSError), open_file(log) as file:
+        file.seek(max(before, file.seek(0, os.SEEK_END) - (1 << 20)))
+        return file.read().decode(errors="replace").splitlines()
+    return []

@@ -37,7 +37,9 @@ class RayLauncher:
                 options["_node_ip_address"] = "127.0.0.1"
         else:
             options["include_dashboard"] = False
-            # A cluster of one's own, behind a token that only its own processes know: Ray listens on all addresses.
+            # Only on the loopback: Ray replaces 127.0.0.1 by the machine's own address, unless it may have no other nodes.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            # Other users of this machine reach the loopback too: a token that only its own processes know.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", os.urandom(24).hex())
             options.update(

@@ -20,6 +20,8 @@ from typing import Any
 from kdbench.errors import KdbenchError
 from kdbench.launch.job import Event, Job
 from kdbench.launch.local import follow, start_worker
+from kdbench.opening import open_file
+from kdbench.store.files import write_bytes
 
 #: Seconds that a worker has to save its work before its machine is given back.
 SAVE_SECONDS = 60.0
@@ -50,9 +52,8 @@ class Carry:
             raise
         if end.get("crashed"):  # the worker could not report it itself
             with contextlib.suppress(OSError):
-                job.events.mkdir(parents=True, exist_ok=True)
-                path = job.events / f"crash-{os.uname().nodename}-{process.pid}.jsonl"
-                path.write_text(json.dumps({"event": "end", "time": time.time(), **end}) + "\n", encoding="utf-8")
+                line = json.dumps({"event": "end", "time": time.time(), **end})
+                write_bytes(job.events / f"crash-{os.uname().nodename}-{process.pid}.jsonl", f"{line}\n".encode())
         return json.dumps(end)
 
     def checkpoint(self, job: str) -> Any:
@@ -94,7 +95,7 @@ class EventFiles:
         events: list[Event] = []
         with contextlib.suppress(OSError):
             for path in sorted(self.folder.glob("*.jsonl")):
-                with open(path, "rb") as file:
+                with open_file(path) as file:
                     file.seek(self._offsets.get(path, 0))
                     raw = file.read(1_000_000)
                 whole = raw.rpartition(b"\n")[0]

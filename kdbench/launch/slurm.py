@@ -1,6 +1,6 @@
 """A launcher that submits jobs to Slurm through submitit, as arrays; what they do is read from files in the run directory.
 
-submitit writes what it submits as pickles, and its jobs load them: a run directory is for its owner alone. Here nothing of
+submitit writes what it submits as pickles, and its jobs load them: their folder is for its owner alone. Here nothing of
 submitit's is loaded back. A job's end is what its own events say; whether it vanished is asked of
 ``squeue`` and ``scontrol``, since ``sacct`` knows nothing where Slurm keeps no accounts.
 """
@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
+import shlex
+import stat
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +23,7 @@ from typing import Any
 from kdbench.errors import KdbenchError, nearest
 from kdbench.launch.job import JOBS_FOLDER, Event, Job
 from kdbench.launch.remote import Carry, EventFiles, finished
+from kdbench.opening import inside
 
 #: Seconds between two polls of the queue, and after which a job that left it without reporting its end counts as dead.
 QUEUE_SECONDS, GONE_SECONDS = 5.0, 20.0
@@ -102,11 +107,10 @@ class SlurmLauncher:
         import submitit
 
         self.capacity = workers or 1000
-        self.folder = Path(out).resolve() / JOBS_FOLDER / "slurm"
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.folder.chmod(0o700)  # it holds pickles that jobs load
+        self.folder = _own_folder(Path(out).resolve())
         try:
-            self._executor = submitit.SlurmExecutor(self.folder, max_num_timeout=MAX_TIMEOUTS)
+            python = f"{shlex.quote(sys.executable)} -P"  # a file of the current folder hides no library
+            self._executor = submitit.SlurmExecutor(self.folder, max_num_timeout=MAX_TIMEOUTS, python=python)
             self._executor.update_parameters(**_parameters(options))
         except RuntimeError:
             raise KdbenchError("--on slurm: there is no srun here; run it where jobs can be submitted") from None
@@ -177,6 +181,21 @@ class SlurmLauncher:
             end = known.stopped or {"error": f"Slurm's job {known.number} ended: {_why(known.number)}", "crashed": True}
             events.append(finished(name, end))
         return events
+
+
+def _own_folder(out: Path) -> Path:
+    """The folder of the pickles that jobs load: who can write there can run code as its owner.
+
+    Raises:
+        KdbenchError: if it is a link or another user's.
+    """
+    folder = inside(out, f"{JOBS_FOLDER}/slurm")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise KdbenchError(f"--on slurm: {folder} is not a folder of yours; jobs would run what lies in it")
+    folder.chmod(0o700)
+    return folder
 
 
 def queue_states() -> dict[str, str] | None:

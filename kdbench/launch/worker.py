@@ -20,6 +20,8 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from kdbench.opening import inside, open_log
+
 #: Exit status of a worker that was asked to end and saved its work (EX_TEMPFAIL).
 STOPPED = 75
 #: Minimum seconds between two steps that are sent to the parent, and between two that are written to the file.
@@ -57,8 +59,7 @@ class Reporter:
                 self._written = now
                 with contextlib.suppress(OSError):  # the view suffers, the work does not
                     if self._file is None:
-                        self._path.parent.mkdir(parents=True, exist_ok=True)
-                        self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - until the process ends
+                        self._file = open_log(self._path)
                     self._file.write(line)
         return self.stop
 
@@ -85,15 +86,18 @@ def main() -> int:
     end: dict[str, Any] = {"event": "end", "error": None}
     status = 1
     try:
-        os.makedirs(os.path.dirname(job.log), exist_ok=True)
-        log = open(job.log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - until the process ends
+        log = open_log(job.log_file)
+        events = f"{JOBS_FOLDER}/{job.ticket}/{secrets.token_hex(6)}.jsonl"
+        told = inside(Path(job.request.out), events)
+    except KdbenchError as error:
+        pipe.write(json.dumps({**end, "error": str(error)}) + "\n")
+        return status
     except OSError as error:
         pipe.write(json.dumps({**end, **_of_os(error)}) + "\n")
         return status
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    events = f"{JOBS_FOLDER}/{job.ticket}/{secrets.token_hex(6)}.jsonl"
-    report = Reporter(pipe, Path(job.request.out, events), job.stall, log)
+    report = Reporter(pipe, told, job.stall, log)
 
     def stop(number: int, frame: Any) -> None:
         report.stop = True

@@ -66,11 +66,32 @@ _RESERVED = {
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display"),
     *("student_display", "teacher_family", "student_family", "method", "method_display", "method_family", "fidelity"),
     *("carries_kd", "variant_of", "settings"),
-    *("seed", "state", "reason", "epoch", "epochs", "lr", "raw_top1", "teacher_top1", "teacher_top5", "value"),
+    *(
+        "seed",
+        "state",
+        "reason",
+        "damaged",
+        "epoch",
+        "epochs",
+        "lr",
+        "raw_top1",
+        "teacher_top1",
+        "teacher_top5",
+        "value",
+    ),
     *("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes", "student_gmacs"),
     *("inference_images_per_second", "inference_extra_parameters", "device", "commit", "dirty", "finished"),
     *("hyperparameters", "config_hash", "path", "plugin_metrics"),
 }
+
+
+def is_metric_name(name: str) -> bool:
+    """Whether a name can be a column of results."""
+    return (
+        bool(re.fullmatch(r"[a-z][a-z0-9_]*", name))
+        and name not in _RESERVED
+        and not name.startswith(("best_", "loss"))
+    )
 
 
 def register_metric(
@@ -90,7 +111,7 @@ def register_metric(
     Raises:
         KdbenchError: for a name that is taken or cannot be a column.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED or name.startswith(("best_", "loss")):
+    if not is_metric_name(name):
         raise KdbenchError(
             f"metric {name!r}: expected lower-case letters, digits and '_', not a column of results, not best_* or loss*"
         )

@@ -138,6 +138,7 @@ def build_class_table(
     worst: int | None = None,
     *,
     command: str = "",
+    damaged: list[str] | None = None,
 ) -> Table:
     """The table of one suite and protocol: a row per class, a column per method.
 
@@ -148,9 +149,10 @@ def build_class_table(
         show: ``"accuracy"`` in percent, or ``"gain"`` over the reference in points (whose column stays an accuracy).
         worst: only so many classes, the lowest first: by mean accuracy over the methods, or by mean gain.
         command: the command line that made it, for its comment.
+        damaged: receives ``FILE: reason`` of predictions that cannot be read.
     """
     results = collect(frame)
-    scores = class_scores(results, Outcomes(store), by)
+    scores = class_scores(results, Outcomes(store, damaged), by)
     shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),

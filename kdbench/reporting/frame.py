@@ -14,6 +14,7 @@ import pandas as pd
 from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.plugins.entry import FAMILIES as METHOD_FAMILIES
 from kdbench.plugins.metrics import BUILT_IN, METRICS, Metric
+from kdbench.shown import NAME_LENGTH, TEXT_LENGTH, printable, without_homes
 from kdbench.store.result import Definition
 from kdbench.store.rows import ABSENT, COLUMNS, NUMBERS
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
@@ -32,6 +33,15 @@ _FLAGS = ("dirty", "carries_kd")
 #: conclusions, and the least top-1 that is expected of their teachers.
 _OF_THE_SUITE = {"shown": True, "conclusive": True, "teacher_expected": 0.0}
 _TEXTS = [name for name in COLUMNS if name not in (*NUMBERS, *_FLAGS, "seed")]
+#: Texts that tables show, and at how many characters they are cut: what identifies a cell is not.
+_SHOWN = {
+    **dict.fromkeys((*IDENTITY, "pair", "teacher", "student", "method")),
+    **dict.fromkeys(("dataset_title", "teacher_display", "student_display", "method_display"), NAME_LENGTH),
+    **dict.fromkeys(
+        ("teacher_family", "student_family", "method_family", "fidelity", "variant_of", "device", "commit"), NAME_LENGTH
+    ),
+    **dict.fromkeys(("reason", "settings"), TEXT_LENGTH),
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,10 @@ def metrics_of(frame: pd.DataFrame) -> dict[str, Metric]:
 
 
 def fill_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``load_results`` with nothing missing: text is empty, flags are false, numbers NaN where they are not known."""
+    """Rows of ``load_results`` with nothing missing: text is empty, flags are false, numbers NaN where they are not known.
+
+    Whatever a frame comes from, its names are printable from here on, and of a stated length.
+    """
     checked = frame.reset_index(drop=True)
     checked = checked.reindex(columns=[*COLUMNS, *(name for name in checked if name not in COLUMNS)])
     for name, other in _INSTEAD.items():
@@ -155,6 +168,11 @@ def fill_frame(frame: pd.DataFrame) -> pd.DataFrame:
         checked[name] = checked.get(name, usual)
     checked["split"] = checked["split"].where(checked["split"].notna(), "test")
     checked[_TEXTS] = checked[_TEXTS].astype(object).fillna("")
+    for name, length in _SHOWN.items():
+        checked[name] = (
+            checked[name].map({text: printable(text, length) for text in checked[name].unique()}).astype(object)
+        )
+    checked["reason"] = checked["reason"].map(without_homes).astype(object)
     checked[NUMBERS] = checked[NUMBERS].astype(float)
     for name in _FLAGS:
         checked[name] = checked[name].eq(True)

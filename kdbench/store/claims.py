@@ -22,12 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError
+from kdbench.opening import RefusedFileError, open_file, read_file
+from kdbench.shown import NAME_LENGTH, printable
 from kdbench.store.layout import CLAIM_FILE
 
 #: Seconds between two heartbeats.
 BEAT_SECONDS = 10.0
 #: A claim that has not changed for so long is free. It is longer than NFS may show an old time stamp (60 s).
 STALE_SECONDS = 120.0
+#: More than a claim has.
+CLAIM_BYTES = 10_000
 
 
 class ClaimLostError(KdbenchError):
@@ -54,7 +58,7 @@ class Holder:
 
     @property
     def where(self) -> str:
-        return f"{self.host}, process {self.pid}"
+        return f"{printable(self.host, NAME_LENGTH)}, process {self.pid}"
 
     def is_dead(self) -> bool:
         """Whether its process is known to be gone, which only the same machine can tell."""
@@ -70,9 +74,11 @@ class Holder:
 def read_holder(folder: Path) -> Holder | None:
     """Who holds ``folder``; None when nobody does. Opens the file, so that NFS asks its server again."""
     try:
-        with open(folder / CLAIM_FILE, "rb") as file:
-            raw = file.read(10_000)
+        with open_file(folder / CLAIM_FILE) as file:
+            raw = file.read(CLAIM_BYTES)
             stamp = os.fstat(file.fileno()).st_mtime_ns
+    except RefusedFileError as error:
+        return Holder(token=f"damaged {error}")
     except OSError:
         return None
     return _parse(raw, stamp)
@@ -84,7 +90,9 @@ def _parse(raw: bytes, stamp: int = 0) -> Holder:
         content = json.loads(raw)
         words = {name: content[name] for name in ("token", "host", "machine", "born", "ticket", "events")}
         if all(isinstance(word, str) for word in words.values()):
-            return Holder(**words, pid=int(content["pid"]), since=float(content["since"]), stamp=stamp)
+            pid, since = int(content["pid"]), float(content["since"])
+            if 0 <= pid < 2**32 and 0 <= since < 2**40 and "\0" not in words["events"]:
+                return Holder(**words, pid=pid, since=since, stamp=stamp)
     return Holder(token=f"damaged {raw[:50]!r}", stamp=stamp)
 
 
@@ -93,10 +101,17 @@ def remove_claim(folder: Path, token: str) -> None:
     path, aside = folder / CLAIM_FILE, folder / f".{CLAIM_FILE}.{secrets.token_hex(8)}.tmp"
     with contextlib.suppress(OSError):
         os.rename(path, aside)
-        if _parse(aside.read_bytes()).token != token:
+        if _token_in(aside) != token:
             with contextlib.suppress(OSError):
                 os.link(aside, path)
         os.unlink(aside)
+
+
+def _token_in(path: Path) -> str:
+    try:
+        return _parse(read_file(path, CLAIM_BYTES)).token
+    except RefusedFileError as error:
+        return f"damaged {path.with_name(CLAIM_FILE)} {error.reason}"
 
 
 class Watch:

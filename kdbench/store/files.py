@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kdbench.errors import KdbenchError
+from kdbench.opening import RefusedFileError, new_file, read_file
 
 _CHECKSUM = b',\n "file_checksum": "'
 
 
 class DamagedFileError(KdbenchError):
-    """A file of the store that is cut, altered or unreadable."""
+    """A file of the store that is cut, altered or unreadable: which, and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is damaged ({reason})")
+        self.path, self.reason = path, reason
 
 
 def write_bytes(path: Path, content: bytes, once: bool = False) -> None:
@@ -30,24 +34,19 @@ def write_bytes(path: Path, content: bytes, once: bool = False) -> None:
 
     Raises:
         FileExistsError: with ``once``, if there is a file.
+        RefusedFileError: if there is a folder of that name.
         OSError: if it cannot be written; the old file is there then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Process numbers repeat on other machines that write into the same folder.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if once and _link(temporary, path):
-            temporary.unlink()
-        else:
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with new_file(path) as (file, temporary):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if not (once and _link(temporary, path)):
+            try:
+                os.replace(temporary, path)
+            except (IsADirectoryError, NotADirectoryError):
+                raise RefusedFileError(path, "is no regular file") from None
 
 
 def _link(source: Path, target: Path) -> bool:
@@ -79,25 +78,37 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read what ``write_json`` wrote.
 
     Raises:
+        FileNotFoundError: if there is none.
         DamagedFileError: if the file is cut, altered or not one of these.
     """
     try:
-        return json.loads(read_checked(path), parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+        return json.loads(read_checked(path), parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise DamagedFileError(path, "it is nested too deeply") from None
+    except ValueError as error:
+        raise DamagedFileError(path, f"{type(error).__name__}: {error}") from None
 
 
 def read_checked(path: Path) -> bytes:
     """The JSON in a file of ``write_json``, without its checksum.
 
     Raises:
-        DamagedFileError: if the checksum is missing or does not match.
+        FileNotFoundError: if there is none.
+        DamagedFileError: if it is no regular file, or its checksum is missing or does not match.
     """
-    body, _, rest = path.read_bytes().rpartition(_CHECKSUM)
+    try:
+        body, _, rest = read_file(path).rpartition(_CHECKSUM)
+    except RefusedFileError as error:
+        raise DamagedFileError(path, f"it {error.reason}") from None
     if rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
-        raise DamagedFileError(f"{path} is damaged (its checksum does not match)")
+        raise DamagedFileError(path, "its checksum does not match")
     return body + b"\n}"
 
 
-def _refuse(constant: str) -> None:
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")

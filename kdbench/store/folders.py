@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError
+from kdbench.opening import RefusedFileError, inside, new_file, read_file
+from kdbench.shown import NAME_LENGTH, printable
 from kdbench.store.claims import ClaimLostError, Claims, Holder, read_holder
 from kdbench.store.files import DamagedFileError, read_json, write_bytes, write_json
 from kdbench.store.layout import FORMAT, FORMAT_FILE, Folder
@@ -23,6 +24,9 @@ from kdbench.store.result import CellResult, Failure, TeacherResult, read_record
 if TYPE_CHECKING:
     from kdbench.matrix.cells import Cell
     from kdbench.matrix.teachers import TeacherPlan
+
+#: More than a ``format.json`` has.
+MARKER_BYTES = 10_000
 
 
 class Store:
@@ -46,10 +50,11 @@ class Store:
         marker = self.root / FORMAT_FILE
         found = None
         try:
-            found = json.loads(marker.read_bytes())["format"]
+            found = json.loads(read_file(marker, MARKER_BYTES))["format"]
             if not isinstance(found, int) or found > FORMAT:
                 raise KdbenchError(
-                    f"run directory {self.root} has format {found}, written by a newer kdbench; this one reads up to {FORMAT}"
+                    f"run directory {self.root} has format {printable(found, NAME_LENGTH)}, written by a newer kdbench; this one "
+                    f"reads up to {FORMAT}"
                 )
         except FileNotFoundError:
             pass
@@ -57,38 +62,52 @@ class Store:
             raise KdbenchError(
                 f"{self.root} is a file, not a run directory; only table, leaderboard, plots and report read the cells of a CSV file"
             ) from None
-        except PermissionError:
-            raise KdbenchError(f"run directory {self.root} cannot be read") from None
-        except (ValueError, KeyError, TypeError, OSError):
+        except RefusedFileError as error:
+            raise KdbenchError(f"run directory {self.root} cannot be read: {error}") from None
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
             raise KdbenchError(f'{marker} is damaged; it should hold {{"format": {FORMAT}}}') from None
         if writable:
-            probe = self.root / f".writable-{os.getpid()}"
             try:
                 if found is None:
                     write_bytes(marker, json.dumps({"format": FORMAT}).encode())
                 else:
-                    with open(probe, "wb"):
-                        probe.unlink()
+                    with new_file(marker):
+                        pass
             except OSError as error:
                 raise KdbenchError(f"run directory {self.root} cannot be written ({error.strerror})") from None
 
+    def folder(self, path: str) -> CellFolder:
+        """The folder of a cell or a teacher by its path below the run directory.
+
+        Raises:
+            RefusedFileError: if a part of the path is a link: nothing may be read, written or removed through it.
+        """
+        return CellFolder(inside(self.root, path), self.claims)
+
     def cell(self, cell: Cell) -> CellFolder:
-        return CellFolder(self.root / cell.folder, self.claims)
+        return self.folder(cell.folder)
 
     def scan(self, cells: Iterable[Cell]) -> dict[str, CellState]:
         """The state of these cells by their folders; each result is read once."""
-        return {cell.folder: self.cell(cell).look() for cell in cells}
+        return {cell.folder: self.look(cell) for cell in cells}
+
+    def look(self, cell: Cell) -> CellState:
+        """See ``CellFolder.look``; a folder that is not to be opened is a problem too."""
+        try:
+            return self.cell(cell).look()
+        except RefusedFileError as error:
+            return CellState("planned", problem=f"{error.path}: {error.reason}")
 
     def teacher_folder(self, teacher: TeacherPlan) -> CellFolder:
         """The folder of a teacher, which has the same files as that of a cell."""
-        return CellFolder(self.root / teacher.folder, self.claims)
+        return self.folder(teacher.folder)
 
     def result_of_teacher(self, teacher: TeacherPlan) -> TeacherResult | None:
         """The result of a teacher; None when it is absent or damaged, or its weights are absent."""
         folder = self.teacher_folder(teacher)
-        with contextlib.suppress(FileNotFoundError, DamagedFileError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, DamagedFileError):
             result = read_record(folder.result, TeacherResult)
-            return result if folder.weights.exists() else None
+            return result if folder.weights.is_file() else None
         return None
 
 
@@ -100,7 +119,7 @@ class CellState:
         state: ``done``, ``failed``, ``skipped``, ``running`` (claimed by a process that seems alive), ``interrupted`` (there is
             a checkpoint) or ``planned``. A damaged result counts as absent.
         result: of a cell that is done.
-        problem: why a result that is there cannot be read.
+        problem: ``FILE: reason`` of a result that is there and cannot be read.
     """
 
     state: str
@@ -177,7 +196,7 @@ class CellFolder(Folder):
         except (FileNotFoundError, NotADirectoryError):
             pass
         except DamagedFileError as error:
-            problem = str(error)
+            problem = f"{error.path}: {error.reason}"
         if self.failed.exists():
             return CellState("failed", problem=problem)
         if self.skipped.exists():

@@ -13,9 +13,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from kdbench.opening import inside
+from kdbench.suite.types import MAX_SEED
 
 #: Version of the layout.
 FORMAT = 1
@@ -25,6 +29,11 @@ CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 CLAIM_FILE = "claim.json"
 JOBS_FOLDER = ".jobs"
+
+_ODD_NAME = "is no name that kdbench gives"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")  # see ``suite.types.Name``
+_PAIR = re.compile(rf"{_NAME.pattern}--{_NAME.pattern}")
+_CELL = re.compile(r"seed(0|[1-9][0-9]{0,9})-([0-9a-f]{10})")
 
 
 class _File:
@@ -65,6 +74,15 @@ class Folder:
         return sorted(self.path.glob("checkpoint-*.ckpt"))
 
 
+def folder_in(root: Path, path: str) -> Folder:
+    """The folder of a cell by its path in a frame, which may come from anywhere.
+
+    Raises:
+        RefusedFileError: if it is not below the run directory, or through a link.
+    """
+    return Folder(inside(root, path))
+
+
 def cell_name(path: str) -> dict[str, Any]:
     """What the path of a cell's folder tells, under the names that the columns of a frame have."""
     suite, protocol, pair, method, name = path.split("/")
@@ -73,24 +91,42 @@ def cell_name(path: str) -> dict[str, Any]:
     return {**row, "seed": int(seed), "config_hash": config_hash}
 
 
-def cell_paths(root: Path, suite: str | None = None, protocol: str | None = None) -> Iterator[str]:
-    """Paths, relative to ``root`` and in order, of the cells' folders that hold a configuration."""
-    for a in [suite] if suite else _names(root):
-        for b in [protocol] if protocol else _names(root / a):
-            for pair in _names(root / a / b):
+def cell_paths(
+    root: Path,
+    suite: str | None = None,
+    protocol: str | None = None,
+    odd: Callable[[str, str], None] = lambda *what: None,
+) -> Iterator[str]:
+    """Paths, relative to ``root`` and in order, of the cells' folders that hold a configuration or a result.
+
+    Links are not followed, and names that kdbench does not give are not read: both are told to ``odd``, path and reason.
+    """
+    for a in _folders(root, [suite] if suite else None, odd):
+        for b in _folders(root / a, [protocol] if protocol else None, odd, a):
+            for pair in _folders(root / a / b, None, odd, f"{a}/{b}"):
                 if "--" not in pair:
                     continue
-                for method in _names(root / a / b / pair):
+                if not _PAIR.fullmatch(pair):
+                    odd(f"{a}/{b}/{pair}", _ODD_NAME)
+                    continue
+                for method in _folders(root / a / b / pair, None, odd, f"{a}/{b}/{pair}", _NAME):
                     folder = f"{a}/{b}/{pair}/{method}"
-                    for name in _names(root / folder):
-                        number, dash, _ = name.removeprefix("seed").partition("-")
-                        is_cell = name.startswith("seed") and dash and number.isdecimal() and number.isascii()
-                        if is_cell and os.path.exists(f"{root}/{folder}/{name}/{CONFIG_FILE}"):
+                    for name in _folders(root / folder, None, odd, folder, _CELL):
+                        if int(name.removeprefix("seed").partition("-")[0]) > MAX_SEED:
+                            odd(f"{folder}/{name}", "is no seed of kdbench's")
+                        elif any(
+                            os.path.lexists(f"{root}/{folder}/{name}/{file}") for file in (CONFIG_FILE, RESULT_FILE)
+                        ):
                             yield f"{folder}/{name}"
 
 
 def classes_file(root: Path | str, dataset: str) -> Path:
-    return Path(root) / "datasets" / f"{dataset}.json"
+    """Where the names of a data set's classes are.
+
+    Raises:
+        RefusedFileError: if that is not below the run directory.
+    """
+    return inside(Path(root), f"datasets/{dataset}.json")
 
 
 def worker_folder(suite: str, protocol: str, config_hash: str) -> str:
@@ -98,9 +134,30 @@ def worker_folder(suite: str, protocol: str, config_hash: str) -> str:
     return f"{suite}/{protocol}/.workers/{config_hash}"
 
 
-def _names(folder: Path) -> list[str]:
+def _folders(
+    folder: Path,
+    only: list[str] | None,
+    odd: Callable[[str, str], None],
+    above: str = "",
+    pattern: re.Pattern[str] | None = None,
+) -> list[str]:
+    """Sorted names of the folders in a folder: ``only`` these, of this ``pattern``."""
+    names = []
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError:
-        return []
+            for entry in entries:
+                if entry.name.startswith(".") or (only is not None and entry.name not in only):
+                    continue
+                path = f"{above}/{entry.name}" if above else entry.name
+                if entry.is_symlink():
+                    odd(path, "is a link, which is not followed")
+                elif entry.is_dir(follow_symlinks=False):
+                    if pattern and not pattern.fullmatch(entry.name):
+                        if pattern is not _CELL or entry.name.startswith("seed"):
+                            odd(path, _ODD_NAME)
+                    else:
+                        names.append(entry.name)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            odd(above or str(folder), f"cannot be read ({error.strerror})")
+    return sorted(names)

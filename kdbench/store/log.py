@@ -7,15 +7,18 @@ import logging
 import time
 from pathlib import Path
 
+from kdbench.opening import open_log
+from kdbench.shown import without_homes
+
 
 class _LogFiles(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         path: Path = record.log  # type: ignore[attr-defined]
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         with contextlib.suppress(OSError):  # a full disk costs lines of a log, not the training
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
-                file.write("".join(f"{stamp} {line}\n" for line in record.getMessage().splitlines()))
+            lines = without_homes(record.getMessage()).splitlines()
+            with open_log(path) as file:
+                file.write("".join(f"{stamp} {line}\n" for line in lines))
 
 
 _LOGGER = logging.getLogger("kdbench.cells")

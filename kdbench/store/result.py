@@ -13,13 +13,36 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from kdbench.plugins.metrics import Metric
+from kdbench.plugins.metrics import BUILT_IN, METRICS, Metric, is_metric_name
+from kdbench.shown import NAME_LENGTH, TEXT_LENGTH, printable
 from kdbench.store.files import DamagedFileError, read_checked, write_json
 
+#: Beyond this a figure is no measurement; it is larger than any 32-bit float.
+LARGEST = 1e40
+
+# A result may come from anybody: what tables add up, plot and print is bounded.
+Measure = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Amount = Annotated[float, Field(ge=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Text = Annotated[str, AfterValidator(lambda text: printable(text, NAME_LENGTH))]
+Sentence = Annotated[str, AfterValidator(lambda text: printable(text, TEXT_LENGTH))]
+#: Things that a result lists, such as metrics and versions.
+MOST = 200
+
+
+def _possible(scores: dict[str, float | None]) -> dict[str, float | None]:
+    for name in _SHARES & scores.keys():
+        value = scores[name]
+        if value is not None and not 0 <= value <= 100 + 1e-6:
+            raise ValueError(f"{name} of {value:g} %")
+    return scores
+
+
+_SHARES = frozenset(name for name in BUILT_IN if METRICS[name].unit == "%")
 #: Metric -> value, in its own unit; null where it has none.
-Scores = dict[str, float | None]
+Scores = Annotated[dict[str, Measure | None], Field(max_length=MOST), AfterValidator(_possible)]
 
 
 class Record(BaseModel):
@@ -31,11 +54,11 @@ class Record(BaseModel):
 class Definition(Record):
     """What tables need to know of a metric that comes from a plugin; see ``Metric``."""
 
-    title: str
-    unit: str
+    title: Text
+    unit: Text
     higher_is_better: bool
-    decimals: int
-    tie_band: float
+    decimals: Annotated[int, Field(ge=0, le=12)]
+    tie_band: Amount
 
     @classmethod
     def of(cls, metric: Metric) -> Definition:
@@ -45,12 +68,21 @@ class Definition(Record):
         return Metric(name, **self.model_dump())
 
 
+def _column(name: str) -> str:
+    if not is_metric_name(name):
+        raise ValueError(f"{name!r} cannot be the name of a metric")
+    return name
+
+
+MetricName = Annotated[str, Field(max_length=NAME_LENGTH), AfterValidator(_column)]
+
+
 class CellMetrics(Record):
     """Of the last epoch, and of the epoch that was best on the evaluated split by top-1 (an optimistic figure)."""
 
     last: Scores
     best: Scores
-    best_epoch: int
+    best_epoch: Count
 
 
 class TeacherMetrics(Record):
@@ -84,19 +116,19 @@ class Cost(Record):
         tuning: how the run used its machine, where that was not the default.
     """
 
-    student_parameters: int
-    extra_parameters: int
-    student_gmacs: float | None
-    inference_images_per_second: float | None
-    inference_batch: int
-    inference_extra_parameters: int
-    step_seconds: float
-    train_seconds: float
-    steps: int
-    peak_memory_bytes: int
-    estimated_memory_bytes: int | None = None
-    micro_batches: int = 1
-    processes: int = 1
+    student_parameters: Count
+    extra_parameters: Count
+    student_gmacs: Amount | None
+    inference_images_per_second: Amount | None
+    inference_batch: Count
+    inference_extra_parameters: Count
+    step_seconds: Amount
+    train_seconds: Amount
+    steps: Count
+    peak_memory_bytes: Count
+    estimated_memory_bytes: Count | None = None
+    micro_batches: Count = 1
+    processes: Count = 1
     tuning: dict[str, Any] = {}
 
 
@@ -104,16 +136,16 @@ class Provenance(Record):
     """What a number was computed with. ``commit`` and ``dirty`` are null where kdbench did not run from a clone; ``observers`` are
     hooks that only observe, each with the hash of its source."""
 
-    kdbench: str
-    commit: str | None
+    kdbench: Text
+    commit: Text | None
     dirty: bool | None
-    python: str
-    versions: dict[str, str]
-    device: str
-    device_type: str
-    threads: int
-    finished: str
-    observers: dict[str, str] = {}
+    python: Text
+    versions: Annotated[dict[Text, Text], Field(max_length=MOST)]
+    device: Text
+    device_type: Text
+    threads: Count
+    finished: Text
+    observers: Annotated[dict[str, str], Field(max_length=MOST)] = {}
 
 
 class Weights(Record):
@@ -135,12 +167,12 @@ class CellResult(Record):
     kind: Literal["cell"] = "cell"
     hash: str
     metrics: CellMetrics
-    plugin_metrics: dict[str, Definition] = {}
+    plugin_metrics: Annotated[dict[MetricName, Definition], Field(max_length=MOST)] = {}
     losses: dict[str, float]
     teacher: TeacherUsed
     cost: Cost
     dataset_checksum: str
-    train_images: int
+    train_images: Count
     provenance: Provenance
 
 
@@ -162,10 +194,10 @@ class TeacherResult(Record):
     metrics: TeacherMetrics
     weights: Weights | None = None
     cost: Cost | None = None
-    images: int
-    split_images: int
-    classes: int
-    chosen_classes: int | None = None
+    images: Count
+    split_images: Count
+    classes: Annotated[int, Field(ge=1, le=10**18)]
+    chosen_classes: Annotated[int, Field(ge=1, le=10**18)] | None = None
     dataset_checksum: str
     provenance: Provenance
 
@@ -185,9 +217,9 @@ class Failure(Record):
         log: of the process, where it is not the cell's own.
     """
 
-    kind: str
-    reason: str
-    epoch: int = 0
+    kind: Text
+    reason: Sentence
+    epoch: Count = 0
     log: str | None = None
 
 
@@ -202,8 +234,8 @@ def scores(values: dict[str, float]) -> Scores:
 
 
 def number(value: float) -> float | None:
-    """None for what JSON lacks: NaN and the infinities."""
-    return float(value) if math.isfinite(value) else None
+    """None for what JSON lacks, NaN and the infinities, and for what is no measurement."""
+    return float(value) if math.isfinite(value) and abs(value) <= LARGEST else None
 
 
 def write_record(path: Path, record: Record, once: bool = False) -> None:
@@ -223,7 +255,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise DamagedFileError(f"{path} is damaged ({where}: {first['msg']})") from None
+        raise DamagedFileError(path, printable(f"{where}: {first['msg']}", TEXT_LENGTH)) from None
 
 
 def schema() -> str:

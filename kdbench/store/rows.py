@@ -7,16 +7,22 @@ and ``--out cells.csv`` lets the reading verbs read it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdbench.errors import KdbenchError
+from kdbench.opening import RefusedFileError
 from kdbench.plugins.metrics import BUILT_IN
+from kdbench.shown import TEXT_LENGTH, printable
 from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder, Store
-from kdbench.store.layout import cell_name, cell_paths
-from kdbench.store.result import CellResult
+from kdbench.store.layout import cell_name, cell_paths, folder_in
+from kdbench.store.reading import MAX_EPOCHS
+from kdbench.store.result import CellResult, Sentence, Text
+from kdbench.suite.types import Name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +65,8 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     families), ``state`` (done, failed, skipped, running: a process has it, planned) and ``reason`` (why it failed or was
     skipped, or which of its files is damaged), for each metric M of the last epoch ``M`` and of the best epoch on the
     evaluated split ``best_M`` (accuracies, agreement and calibration error in percent; nll and teacher_kl in nats), the
-    teacher's re-measured accuracy and the checksum of its weights, cost and provenance.
+    teacher's re-measured accuracy and the checksum of its weights, cost and provenance. ``attrs["damaged"]`` of the table lists
+    ``FILE: reason`` of everything that could not be read; of a damaged file nothing is taken.
 
     Args:
         out: the run directory, or a CSV file of such a table.
@@ -76,11 +83,14 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     store.check()
     import pandas as pd
 
-    rows = [_row(store.root, path) for path in cell_paths(store.root, suite, protocol)]
+    damaged: list[str] = []
+    rows = list(_rows(store.root, suite, protocol, damaged))
     plugin = _plugin_columns(row["plugin_metrics"] for row in rows)
     columns = [*COLUMNS, *plugin]
     frame = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns, dtype=object)
-    return frame.astype(dict.fromkeys([*NUMBERS, *plugin], "float64") | {"seed": "int64"})
+    frame = frame.astype(dict.fromkeys([*NUMBERS, *plugin], "float64") | {"seed": "int64"})
+    frame.attrs["damaged"] = damaged
+    return frame
 
 
 def _plugin_columns(definitions: Iterable[str]) -> list[str]:
@@ -112,50 +122,132 @@ def _read_csv(path: Path, suite: str | None, protocol: str | None) -> pd.DataFra
     for column, name in (("suite", suite), ("protocol", protocol)):
         if name is not None:
             frame = frame[frame[column] == name]
-    return frame.reset_index(drop=True)
+    frame = frame.reset_index(drop=True)
+    frame.attrs["damaged"] = []
+    return frame
+
+
+def damaged_in(root: Path, suite: str | None = None, protocol: str | None = None) -> list[str]:
+    """``FILE: reason`` of everything that ``load_results`` cannot read."""
+    damaged: list[str] = []
+    for _ in _rows(root, suite, protocol, damaged):
+        pass
+    return damaged
+
+
+def _rows(root: Path, suite: str | None, protocol: str | None, damaged: list[str]) -> Iterator[dict[str, Any]]:
+    """The row of every cell; ``damaged`` receives what cannot be read."""
+
+    def odd(path: str, reason: str) -> None:
+        damaged.append(printable(f"{path}: {reason}", TEXT_LENGTH))
+
+    for path in cell_paths(root, suite, protocol, odd):
+        row = _row(root, path)
+        damaged += [row["damaged"]] if row["damaged"] else []
+        yield row
 
 
 def _row(root: Path, path: str) -> dict[str, Any]:
-    """The row of a cell; a damaged file is its ``reason``."""
+    """The row of a cell. A damaged file is its ``damaged``, and nothing is taken from it."""
     name = cell_name(path)
     teacher, _, student = name["pair"].partition("--")
     row: dict[str, Any] = {
         **{**name, "teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
-        **{"method_display": name["method"], "reason": "", "plugin_metrics": ""},
+        **{"method_display": name["method"], "state": "planned", "reason": "", "damaged": "", "plugin_metrics": ""},
     }
-    folder = CellFolder(root / path)
     try:
-        row.update(_configured(read_json(folder.config)))
+        folder = CellFolder(folder_in(root, path).path)
+        row.update(_configured(folder, row))
         found = folder.look()
         row["state"] = "planned" if found.state == "interrupted" else found.state
         if found.result is not None:
+            if found.result.hash != row["config_hash"]:
+                raise DamagedFileError(folder.result, f"it is the result of {found.result.hash}")
             row.update(_measured(found.result))
         elif found.state == "failed":
             row["reason"] = folder.failure().reason
         elif found.state == "skipped":
-            row["reason"] = read_json(folder.skipped)["reason"]
-        elif found.problem:
-            row["reason"] = f"{found.problem}; kdbench run trains the cell again"
+            row["reason"] = printable(read_json(folder.skipped)["reason"], TEXT_LENGTH)
         elif found.state == "interrupted":
             row["reason"] = "interrupted; kdbench run continues from its last checkpoint"
-    except (DamagedFileError, FileNotFoundError) as error:
-        row.update(state="planned", reason=f"{error}; kdbench run writes it again")
-    except (KeyError, TypeError) as error:
-        row.update(state="planned", reason=f"written by another version of kdbench ({type(error).__name__}: {error})")
+        row["damaged"] = found.problem
+    except (DamagedFileError, RefusedFileError) as error:
+        row.update(state="planned", damaged=f"{error.path}: {error.reason}")
+    except FileNotFoundError as error:
+        row.update(state="planned", damaged=f"{error.filename}: it is missing")
+    except (KeyError, TypeError):  # of a mapping with a checksum
+        row.update(state="planned", damaged=f"{root / path}: written by another version of kdbench")
+    if row["damaged"]:
+        row["damaged"] = printable(row["damaged"].removeprefix(f"{root}/"), TEXT_LENGTH)
+        row["reason"] = row["reason"] or f"damaged: {row['damaged']}; kdbench run trains the cell again"
     return {**row, "path": path}
 
 
-def _configured(stored: Mapping[str, Any]) -> dict[str, Any]:
-    config = stored["config"]
+class _Part(BaseModel):
+    """What tables take from ``config.json``: of these types, or the file is damaged."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Named(_Part):
+    name: Name
+
+
+class _Recipe(_Part):
+    epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
+
+
+class _Method(_Part):
+    hyperparameters: dict[str, Any]
+
+
+class _Config(_Part):
+    suite: str
+    protocol: _Named
+    split: Name
+    dataset: _Named
+    recipe: _Recipe
+    method: _Method
+
+
+class _Facts(_Part):
+    """What ``facts`` may say: how things are called and grouped, nothing that is measured or that identifies."""
+
+    dataset_title: Text = ""
+    teacher_display: Text | None = None
+    student_display: Text | None = None
+    teacher_family: Text | None = None
+    student_family: Text | None = None
+    method_display: Text | None = None
+    method_family: Text | None = None
+    fidelity: Text | None = None
+    carries_kd: bool = False
+    variant_of: Text | None = None
+    settings: Sentence | None = None
+
+
+class _Stored(_Part):
+    hash: str
+    config: _Config
+    facts: _Facts
+
+
+def _configured(folder: CellFolder, name: dict[str, Any]) -> dict[str, Any]:
+    try:
+        stored = _Stored.model_validate(read_json(folder.config))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise DamagedFileError(folder.config, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    config = stored.config
+    says = (config.suite, config.protocol.name, stored.hash)
+    if says != (name["suite"], name["protocol"], name["config_hash"]):
+        raise DamagedFileError(folder.config, f"it is the configuration of {'/'.join(says)}")
     return {
-        "suite": config["suite"],
-        "protocol": config["protocol"]["name"],
-        "split": config["split"],
-        "dataset": config["dataset"]["name"],
-        "epochs": config["recipe"]["epochs"],
-        "hyperparameters": json.dumps(config["method"]["hyperparameters"]),
-        "config_hash": stored["hash"],
-        **{key: value for key, value in stored["facts"].items() if key in COLUMNS},
+        "split": config.split,
+        "dataset": config.dataset.name,
+        "epochs": config.recipe.epochs,
+        "hyperparameters": json.dumps(config.method.hyperparameters),
+        **stored.facts.model_dump(exclude_none=True),
     }
 
 

@@ -14,6 +14,7 @@ from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
+from kdbench.opening import read_file
 from kdbench.store.files import write_json
 from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
@@ -100,7 +101,7 @@ def _are_sound(weights: Path, checksum: str) -> bool:
     from kdbench.nets.tapped import hash_of_state
 
     try:
-        return hash_of_state(safetensors.torch.load(weights.read_bytes())) == checksum
+        return hash_of_state(safetensors.torch.load(read_file(weights, None))) == checksum
     except Exception:  # what safetensors raises for a damaged file depends on where it is damaged
         return False
 

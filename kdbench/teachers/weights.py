@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 
 from kdbench.datasets.download import fetch_file, file_digest
 from kdbench.errors import KdbenchError, ListedError, counted, masked, nearest
+from kdbench.opening import inside
 from kdbench.suite.net import NetSpec, WeightsFile
 
 #: Endings of files of weights, in the order in which they are looked for.
@@ -65,8 +66,8 @@ def find_weights(teacher: str, net: NetSpec, folder: Path | None) -> Weights:
     """
     if isinstance(net.weights, WeightsFile):
         found = Weights(teacher, net, net.weights.file, net.weights.sha256, net.weights.url)
-        path = folder / found.file if folder else None
-        return replace(found, path=path if path and os.path.isfile(path) else None)
+        path = inside(folder, found.file) if folder else None
+        return replace(found, path=path if path and path.is_file() else None)
     return _find_timm(teacher, net, folder)
 
 
@@ -92,7 +93,7 @@ def _find_timm(teacher: str, net: NetSpec, folder: Path | None) -> Weights:
         repo=config.hf_hub_id or None,
         repo_files=(named,) if named else ("model.safetensors", "pytorch_model.bin"),
     )
-    paths = [folder / f"{net.timm}{suffix}" for suffix in SUFFIXES] if folder else []
+    paths = [inside(folder, f"{net.timm}{suffix}") for suffix in SUFFIXES] if folder else []
     paths += _in_hub_cache(found)
     if found.url:
         paths.append(Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(found.url).path).name)
@@ -150,7 +151,7 @@ def fetch_weights(weights: Weights, folder: Path | None, progress: Callable[[int
         raise KdbenchError(
             f"weights of teacher {weights.teacher}: say with --data or --weights where {weights.file} goes"
         )
-    path = folder / weights.file
+    path = inside(folder, weights.file)
     fetch_file(weights.url, path, weights.sha256, progress)
     return replace(weights, path=path)
 

@@ -418,7 +418,7 @@ def test_status_counts_the_cells_of_each_pair_and_names_what_is_damaged(
     broken = next(iter(sorted(runs.glob("*/*/*/*/*/result.json"))))
     broken.write_bytes(b"{")
     said = kdbench("status", suite, "--protocol", "seeds", "--out", runs)
-    assert f"damaged: {broken}; kdbench run trains the cell again" in said.out
+    assert f"damaged: {broken.relative_to(runs)}: " in said.out
 
 
 def test_status_before_anything_is_done_says_what_to_do(kdbench: Kdbench, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Killer(Follower):
     """Kills workers with signal 9, each once: one in five at a random moment of its start, the others of their training."""
 
     def __init__(self, launcher: LocalLauncher, kills: int, seed: int) -> None:
-        self.launcher, self.left, self.random = launcher, kills, random.Random(seed)
+        self.launcher, self.left, self.random = launcher, kills, random.Random(seed)  # noqa: S311 - no secret
         self.moments: list[tuple[str, float]] = []
         self.over = threading.Event()
         self._trains: dict[str, float] = {}

@@ -145,7 +145,7 @@ def test_suite_without_folder_or_number_of_classes_is_refused() -> None:
             spec(**{missing: None})
 
 
-@pytest.mark.parametrize("folder", ["../pets", "/tmp"])
+@pytest.mark.parametrize("folder", ["../pets", "/tmp"])  # noqa: S108 - only a name
 def test_folder_stays_below_the_data_folder(tmp_path: Path, folder: str) -> None:
     assert "expected a path below --data, without '..'" in refusal(tmp_path, folder=folder)
 

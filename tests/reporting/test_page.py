@@ -319,7 +319,7 @@ def test_classes_students_and_what_inference_keeps_are_shown(tmp_path: Path) -> 
 def test_files_of_many_cells_are_packed_small(tmp_path: Path) -> None:
     frame = write_store(tmp_path, factory.frame({P1: {"kd": [80.0 + i / 50 for i in range(150)]}}), epochs=100)
     environment: Counter[tuple[str, str]] = Counter()
-    blocks = list(blocks_of_files(tmp_path, frame, CellClasses(Outcomes(tmp_path)), environment))
+    blocks = list(blocks_of_files(Outcomes(tmp_path), frame, CellClasses(Outcomes(tmp_path)), environment))
     assert len(blocks) == 2
     assert sum(map(len, blocks)) / 150 < 4000  # bytes for each cell
     assert environment["torch", "2.4"] == 150

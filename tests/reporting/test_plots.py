@@ -21,6 +21,7 @@ from kdbench.reporting.plots.style import WIDTH, figure_bytes
 from kdbench.reporting.plots.teacher import teacher_points
 from kdbench.reporting.ranks import cliques, rank_diagram
 from kdbench.reporting.statistics import holm, signed_rank
+from kdbench.store.reading import Outcomes
 from tests.reporting import factory
 from tests.reporting.stored import write_store
 
@@ -106,14 +107,14 @@ def test_learning_curves_are_mean_and_range_over_seeds(tmp_path: Path) -> None:
         lines = [f"{epoch},{top1}" for epoch, top1 in enumerate(values, 1)]
         (tmp_path / path / "history.csv").write_text("\n".join(["epoch,top1", *lines]) + "\n")
     results = collect(frame)
-    curve = stored.learning_curves(results, build_leaderboard(frame), tmp_path)[P1]["kd"]
+    curve = stored.learning_curves(results, build_leaderboard(frame), Outcomes(tmp_path))[P1]["kd"]
     assert (curve.mean.tolist(), curve.low.tolist(), curve.high.tolist()) == ([3, 4], [1, 2], [5, 6])
     assert (curve.epochs.tolist(), curve.seeds) == ([1, 2], 3)
 
 
 def test_calibration_compares_methods_on_the_same_cells(tmp_path: Path) -> None:
     frame = write_store(tmp_path, factory.frame({P1: {"kd": [80.0, 82.0], "ofa": 84.0}, P2: {"kd": 70.0}}))
-    found = stored.calibrations(collect(frame), build_leaderboard(frame), tmp_path)
+    found = stored.calibrations(collect(frame), build_leaderboard(frame), Outcomes(tmp_path))
     assert {name: one.images for name, one in found.items()} == {"kd": 200, "ofa": 200}
 
 

@@ -64,14 +64,14 @@ def test_run_directory_that_cannot_be_written_is_refused(
     store = Store(tmp_path / "runs")
     if exists:
         store.check(writable=True)
-    real = open
+    real = os.open
 
-    def refuse(path: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
-        if "w" in mode:
+    def refuse(path: Any, flags: int, *rest: Any, **named: Any) -> Any:
+        if flags & os.O_CREAT:
             raise PermissionError(13, "Permission denied", str(path))
-        return real(path, mode, *rest, **named)
+        return real(path, flags, *rest, **named)
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(KdbenchError, match=r"cannot be written \(Permission denied\)"):
         store.check(writable=True)
 
@@ -106,7 +106,7 @@ def test_state_of_a_cell_follows_its_files(store: Store, cells: tuple[Cell, ...]
     assert folder.look() == CellState("done", cell_result(cell))
     folder.result.write_bytes(folder.result.read_bytes()[:-20])
     assert folder.is_damaged()
-    assert folder.look() == CellState("failed", problem=f"{folder.result} is damaged (its checksum does not match)")
+    assert folder.look() == CellState("failed", problem=f"{folder.result}: its checksum does not match")
 
 
 def test_scan_reads_each_result_once(store: Store, cells: tuple[Cell, ...], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,9 +65,16 @@ def test_table_has_a_row_for_every_cell_whatever_its_state(store: Store, cells: 
     assert found["planned"]["reason"] == ""
     assert found["failed"]["reason"] == "ValueError: why"
     assert found["skipped"]["reason"] == "impossible"
-    assert "result.json is damaged" in found["result cut"]["reason"]
-    assert "config.json is damaged" in found["config cut"]["reason"]
-    assert "result.json is damaged (hash: Field required)" in found["another's result"]["reason"]
+    why = {
+        "result cut": "result.json: its checksum does not match",
+        "config cut": "config.json: its checksum does not match",
+        "config and result cut": "config.json: its checksum does not match",
+        "another's result": "result.json: hash: Field required",
+    }
+    lines = {kind: f"{named[kind].folder}/{text}" for kind, text in why.items()}
+    assert sorted(frame.attrs["damaged"]) == sorted(lines.values())
+    for kind, line in lines.items():
+        assert found[kind]["reason"] == f"damaged: {line}; kdbench run trains the cell again"
     for kind, cell in named.items():  # also of a damaged configuration it is known whose it was
         columns = ["suite", "protocol", "pair", "teacher", "student", "method", "seed", "config_hash"]
         own = ["tiny", "seeds", cell.pair, cell.teacher.name, cell.student, cell.method, cell.seed, cell.hash]

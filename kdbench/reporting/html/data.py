@@ -12,7 +12,7 @@ import gzip
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ import pandas as pd
 
 from kdbench.plugins.metrics import Metric
 from kdbench.reporting.html.classes import CellClasses
+from kdbench.shown import printable, without_homes
 from kdbench.store.files import DamagedFileError, read_json
-from kdbench.store.layout import Folder
-from kdbench.store.reading import read_history, read_log_end
+from kdbench.store.reading import Outcomes, read_log_end
 from kdbench.store.result import CellResult, Failure, read_record
 
 #: Cells in one compressed block.
@@ -83,7 +83,7 @@ _AFTER_METRICS = (
 
 def safe_json(content: Any) -> str:
     """JSON for the inside of a script element: nothing in it can end the element."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    text = printable(json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False))
     for char in ("<", ">", "&", "\u2028", "\u2029"):
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
@@ -124,12 +124,12 @@ def cells_data(cells: pd.DataFrame, metrics: Iterable[Metric]) -> dict[str, Any]
 
 
 def blocks_of_files(
-    root: Path, cells: pd.DataFrame, classes: CellClasses, environment: Counter[tuple[str, str]]
+    outcomes: Outcomes, cells: pd.DataFrame, classes: CellClasses, environment: Counter[tuple[str, str]]
 ) -> Iterator[str]:
     """The files of the cells, ``BLOCK`` at a time: gzip of JSON in base64, which the page unpacks.
 
     Args:
-        root: the run directory.
+        outcomes: of the run directory; is told what cannot be read.
         cells: with the columns ``path`` and ``dataset``.
         classes: accuracy by class of each.
         environment: is increased by what each cell ran on: (thing, version or name).
@@ -138,29 +138,54 @@ def blocks_of_files(
         part = cells.iloc[start : start + BLOCK]
         block = []
         for path, dataset in zip(part["path"], part["dataset"], strict=True):
-            files = _files(Folder(root / path), environment)
-            block.append({**files, **({"classes": found} if (found := classes.of(path, dataset)) else {})})
-        text = json.dumps(block, separators=(",", ":"), allow_nan=False)
+            files = _files(outcomes, path, environment)
+            files |= {"classes": found} if (found := classes.of(path, dataset)) else {}
+            block.append(_json_of(files, outcomes, path))
+        text = f"[{','.join(block)}]"
         yield base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def _files(folder: Folder, environment: Counter[tuple[str, str]]) -> dict[str, Any]:
+def _json_of(files: Mapping[str, Any], outcomes: Outcomes, path: str) -> str:
+    try:
+        return printable(json.dumps(files, separators=(",", ":"), allow_nan=False, ensure_ascii=False))
+    except (ValueError, RecursionError):  # a number that JSON lacks, or lists in lists without end
+        outcomes.note(outcomes.root / path, "its files hold what cannot be written as JSON")
+        return "{}"
+
+
+def _files(outcomes: Outcomes, path: str, environment: Counter[tuple[str, str]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    with contextlib.suppress(OSError, DamagedFileError, KeyError):
+    folder = outcomes.folder(path)
+    if folder is None:
+        return found
+    with _telling(outcomes):
         found["config"] = read_json(folder.config)["config"]
-    with contextlib.suppress(OSError, DamagedFileError):
+    with _telling(outcomes):
         result = read_record(folder.result, CellResult)
         ran_on = result.provenance.model_dump(exclude={"versions", "observers", "finished", "dirty"}, exclude_none=True)
         ran_on |= {**result.provenance.versions, "uncommitted changes": "yes" if result.provenance.dirty else "no"}
         environment.update((name, str(value)) for name, value in ran_on.items())
         found["result"] = result.model_dump(mode="json")
-    with contextlib.suppress(OSError, DamagedFileError):
-        found["result"] = read_record(folder.failed, Failure).model_dump(mode="json")
-    if "epoch" in (history := read_history(folder)):
+    with _telling(outcomes):
+        failure = read_record(folder.failed, Failure)
+        log = failure.log and Path(failure.log).name  # results of older versions hold the whole path
+        found["result"] = {**failure.model_dump(mode="json"), "reason": without_homes(failure.reason), "log": log}
+    if "epoch" in (history := outcomes.history(path)):
         found["history"] = {name: _short(_thinned(values)) for name, values in history.items()}
-    if log := read_log_end(folder):
-        found["log"] = log
+    if log_end := read_log_end(folder):
+        found["log"] = log_end
     return found
+
+
+@contextlib.contextmanager
+def _telling(outcomes: Outcomes) -> Iterator[None]:
+    """Passes over a file that is absent or damaged; the latter is told."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError):
+        pass
+    except DamagedFileError as error:
+        outcomes.note(error.path, error.reason)
 
 
 def _thinned(values: list[float]) -> list[float]:

@@ -29,6 +29,7 @@ from kdbench.reporting.html.words import summary
 from kdbench.reporting.leaderboard import build_leaderboard
 from kdbench.reporting.plots.draw import Plot, draw_plots
 from kdbench.reporting.plots.style import figure_bytes, write_file
+from kdbench.shown import printable
 from kdbench.store.reading import Outcomes
 
 _HERE = Path(__file__).parent
@@ -37,7 +38,12 @@ _LARGEST_SVG = 400_000
 
 
 def write_report(
-    frame: pd.DataFrame, store_root: Path | str, path: Path | str, command: str = "", select: str = "last"
+    frame: pd.DataFrame,
+    store_root: Path | str,
+    path: Path | str,
+    command: str = "",
+    select: str = "last",
+    damaged: list[str] | None = None,
 ) -> Path:
     """Write the report.
 
@@ -46,6 +52,7 @@ def write_report(
         store_root: the run directory, for configurations, curves, logs and predictions.
         path: the HTML file; its folder is created.
         command: the command line that makes it, shown in the page.
+        damaged: ``FILE: reason`` of what could not be read, for the page; receives what it finds itself.
         select: as for ``build_table``; what the page has beside top-1 accuracy is always the last epoch's.
 
     Returns:
@@ -55,16 +62,22 @@ def write_report(
         KdbenchError: if the frame is not one of results, or the file cannot be written.
     """
     target = Path(path)
-    write_file(target, report_html(frame, store_root, command, select).encode())
+    write_file(target, report_html(frame, store_root, command, select, damaged).encode())
     return target
 
 
-def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", select: str = "last") -> str:
-    """The report as text; see ``write_report``. Names from the results are escaped wherever they stand."""
+def report_html(
+    frame: pd.DataFrame,
+    store_root: Path | str,
+    command: str = "",
+    select: str = "last",
+    damaged: list[str] | None = None,
+) -> str:
+    """The report as text; see ``write_report``. Names from the results are printable and escaped wherever they stand."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    outcomes = Outcomes(store_root)
+    outcomes = Outcomes(store_root, damaged)
     parts: list[dict[str, Any]] = []
     shown: list[pd.DataFrame] = []
     hashes = []
@@ -82,29 +95,40 @@ def report_html(frame: pd.DataFrame, store_root: Path | str, command: str = "", 
         parts.append(_part(f"part-{number}", part, board, outcomes, links))
     cells = pd.concat(shown, ignore_index=True)
     environment: Counter[tuple[str, str]] = Counter()
-    blocks = list(blocks_of_files(outcomes.root, cells, CellClasses(outcomes), environment))
+    blocks = list(blocks_of_files(outcomes, cells, CellClasses(outcomes), environment))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     title = parts[0]["title"] if len(parts) == 1 else f"{len(parts)} protocols"
     filters = [("method", "Method"), ("pair", "Pair"), ("state", "State")]
     if len(parts) > 1:
         filters.append(("protocol", "Protocol"))
     templates = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
     )
     return templates.get_template("page.html.j2").render(
         title=f"kdbench: {title}",
         command=" ".join(command.split()) or "kdbench report",
         policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
+        style=Markup(style),  # noqa: S704 - ours, and JSON that cannot end the element
+        script=Markup(script),  # noqa: S704 - ours, and JSON that cannot end the element
         hashes=hashes,
         parts=parts,
         filters=filters,
-        cells=Markup(safe_json(cells_data(cells, metrics.values()))),
+        cells=Markup(safe_json(cells_data(cells, metrics.values()))),  # noqa: S704 - ours, and JSON that cannot end the element
         blocks=blocks,
         failures=failures_table(cells, range(len(cells))) if len(cells) else None,
         environment=environment_table(environment),
+        damaged=outcomes.damaged,
     ).lstrip()  # fmt: skip
+
+
+def _printable(value: Any) -> Any:
+    """What the template writes; ``Markup`` is ours, or JSON whose texts are cleaned before."""
+    return printable(value) if type(value) is str else value
 
 
 def _part(id: str, frame: pd.DataFrame, board: Any, outcomes: Outcomes, links: Links) -> dict[str, Any]:
@@ -128,9 +152,8 @@ def _part(id: str, frame: pd.DataFrame, board: Any, outcomes: Outcomes, links: L
             paired_table(board, outcomes, links, f"{id}-paired"),
         ]
         tables = [table for table in found if table is not None]
-    plots = (
-        [] if results.empty else [_embedded(plot) for plot in draw_plots(frame, outcomes.root, select=results.select)]
-    )
+    drawn = [] if results.empty else draw_plots(frame, outcomes.root, select=results.select, damaged=outcomes.damaged)
+    plots = [_embedded(plot) for plot in drawn]
     sections = [(id, title), *((table.heading_id, table.label.capitalize()) for table in tables)]
     if plots:
         sections.append((f"{id}-plots", "Plots"))

@@ -14,8 +14,10 @@ from kdbench.reporting.caption import build_caption, data_notes, join_names, not
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, scatter, stored, teacher
-from kdbench.reporting.plots.style import FORMATS, STYLE, figure_bytes, write_file
+from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes, write_file
 from kdbench.reporting.ranks import rank_diagram
+from kdbench.shown import printable
+from kdbench.store.reading import Outcomes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +38,7 @@ def draw_plots(
     store_root: Path | str,
     metric: str = "top1",
     select: str = "last",
+    damaged: list[str] | None = None,
 ) -> list[Plot]:
     """Draw the plots of one suite and protocol.
 
@@ -43,18 +46,18 @@ def draw_plots(
         frame: one row per cell, of one suite, protocol, data set and split.
         store_root: the run directory, for curves and predictions.
         metric, select: as for ``build_table``.
+        damaged: receives ``FILE: reason`` of what cannot be read.
     """
-    import matplotlib
-
+    outcomes = Outcomes(store_root, damaged)
     board = build_leaderboard(frame, metric=metric, select=select)
     results = board.results
     plots = []
-    with matplotlib.rc_context(STYLE):
+    with drawn_in():
         for name, (title, draw) in PLOTS.items():
             try:
                 if results.empty:
                     raise _NothingToDrawError(nothing_text(results))
-                figure, caption = draw(results, board, Path(store_root))
+                figure, caption = draw(results, board, outcomes)
                 plots.append(Plot(name, title, caption, figure))
             except _NothingToDrawError as reason:
                 plots.append(Plot(name, title, str(reason)))
@@ -69,8 +72,9 @@ def write_plots(
     metric: str = "top1",
     select: str = "last",
     command: str = "",
+    damaged: list[str] | None = None,
 ) -> list[Path]:
-    """Write each plot in each format, and ``captions.md`` with what must stand under them.
+    """Write each plot in each format, and ``captions.md`` with what must stand under them; see ``draw_plots``.
 
     Returns:
         The paths written, captions first.
@@ -83,7 +87,7 @@ def write_plots(
             raise UnknownNameError("format", format, FORMATS, "plots")
     if not formats:
         raise KdbenchError(f"no format of plots was given: expected some of {', '.join(FORMATS)}")
-    plots = draw_plots(frame, store_root, metric, select)
+    plots = draw_plots(frame, store_root, metric, select, damaged)
     results = collect(frame, metric, select)
     target = Path(folder)
     lines = [f"<!-- {' '.join(command.split()).replace('-->', '-- >')} -->", ""] if command else []
@@ -92,7 +96,7 @@ def write_plots(
         lines += [f"## {plot.title} (`{plot.name}`){state}", "", plot.caption, ""]
     lines += ["All:", *([] if results.empty else [build_caption(results), *data_notes(results)])]
     written = [target / "captions.md"]
-    write_file(written[0], ("\n".join(lines).rstrip() + "\n").encode())
+    write_file(written[0], printable("\n".join(lines).rstrip() + "\n").encode())
     for plot in plots:
         for format in formats if plot.figure else ():
             assert plot.figure is not None
@@ -108,7 +112,7 @@ class _NothingToDrawError(Exception):
 _Drawn = tuple["Figure", str]
 
 
-def _heat_map(results: Results, board: Leaderboard, root: Path) -> _Drawn:
+def _heat_map(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     if not board.reference:
         raise _NothingToDrawError("Neither KD nor scratch has results, so that there is no gain to show.")
     if len(results.methods) < 2:
@@ -127,7 +131,7 @@ def _heat_map(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     )
 
 
-def _gains(results: Results, board: Leaderboard, root: Path) -> _Drawn:
+def _gains(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     bar = " Bar: 95 % t interval of the mean over pairs." if any(s.low == s.low for s in board.standings) else ""
     over = f"gain over {board.reference_display}" if board.reference else "value"
     caption = (
@@ -137,14 +141,14 @@ def _gains(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     return matrix.gains_plot(board), caption
 
 
-def _ranks(results: Results, board: Leaderboard, root: Path) -> _Drawn:
+def _ranks(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     diagram = rank_diagram(results)
     if diagram is None:
         raise _NothingToDrawError("Fewer than two methods can be ranked on the same pairs.")
     return matrix.rank_plot(diagram), matrix.rank_caption(diagram)
 
 
-def _cost(results: Results, board: Leaderboard, root: Path) -> _Drawn:
+def _cost(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     if len(scatter.cost_points(board)) < 2:
         raise _NothingToDrawError("Step times relative to scratch are known of fewer than two methods with all pairs.")
     figure, left_out = scatter.cost_plot(board)
@@ -157,7 +161,7 @@ def _cost(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     return figure, caption
 
 
-def _teacher(results: Results, board: Leaderboard, root: Path) -> _Drawn:
+def _teacher(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     points = teacher.teacher_points(results, board)
     if not points:
         raise _NothingToDrawError("No method has pairs of which both the teacher's accuracy and a gain are known.")
@@ -171,7 +175,7 @@ def _teacher(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     return teacher.teacher_plot(results, board, points), caption
 
 
-def _agreement(results: Results, board: Leaderboard, root: Path) -> _Drawn:
+def _agreement(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     if scatter.agreement_points(results, board).empty:
         raise _NothingToDrawError("No cell holds its agreement with the teacher besides the reference's.")
     figure, left_out = scatter.agreement_plot(results, board)
@@ -184,8 +188,8 @@ def _agreement(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     return figure, caption
 
 
-def _curves(results: Results, board: Leaderboard, root: Path) -> _Drawn:
-    curves = stored.learning_curves(results, board, root)
+def _curves(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
+    curves = stored.learning_curves(results, board, outcomes)
     if not curves:
         raise _NothingToDrawError("No cell has a history of this metric.")
     band = any(curve.seeds > 1 for found in curves.values() for curve in found.values())
@@ -199,8 +203,8 @@ def _curves(results: Results, board: Leaderboard, root: Path) -> _Drawn:
     return stored.curves_plot(results, curves), caption
 
 
-def _calibration(results: Results, board: Leaderboard, root: Path) -> _Drawn:
-    found = stored.calibrations(results, board, root)
+def _calibration(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
+    found = stored.calibrations(results, board, outcomes)
     if not found:
         raise _NothingToDrawError("No pair and seed has stored predictions of all shown methods.")
     images = next(iter(found.values())).images

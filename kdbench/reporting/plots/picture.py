@@ -15,7 +15,16 @@ import numpy as np
 from kdbench.errors import KdbenchError, counted
 from kdbench.reporting.caption import teacher_notes
 from kdbench.reporting.leaderboard import Leaderboard, Standing
-from kdbench.reporting.plots.style import BASE_STYLE, FORMATS, MARKERS, figure_bytes, legend_handle, shorten, write_file
+from kdbench.reporting.plots.style import (
+    BASE_STYLE,
+    FORMATS,
+    MARKERS,
+    drawn_in,
+    figure_bytes,
+    legend_handle,
+    shorten,
+    write_file,
+)
 from kdbench.reporting.text.leaderboard import ranking_columns
 
 if TYPE_CHECKING:
@@ -41,13 +50,11 @@ def draw_leaderboard(leaderboard: Leaderboard, path: Path | str) -> Path:
     Raises:
         KdbenchError: for another ending, or if it cannot be written.
     """
-    import matplotlib
-
     target = Path(path)
     format = target.suffix[1:].lower()
     if format not in FORMATS:
         raise KdbenchError(f"picture {target}: expected a name that ends with .{', .'.join(FORMATS)}")
-    with matplotlib.rc_context(_STYLE):
+    with drawn_in(_STYLE):
         figure = _figure(leaderboard)
     write_file(target, figure_bytes(figure, format, style=_STYLE, dpi=180))
     return target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +11,7 @@ import numpy as np
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.style import CURVES, WIDTH, legend_above, new_figure, panels_of, shorten
-from kdbench.store.layout import Folder
-from kdbench.store.reading import read_history, read_predictions
+from kdbench.store.reading import Outcomes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +54,7 @@ def shown_methods(board: Leaderboard, limit: int = MAX_CURVES) -> list[str]:
     return list(dict.fromkeys([*first, *ranked, *others]))[:limit]
 
 
-def learning_curves(results: Results, board: Leaderboard, root: Path) -> dict[str, dict[str, Curve]]:
+def learning_curves(results: Results, board: Leaderboard, outcomes: Outcomes) -> dict[str, dict[str, Curve]]:
     """Curves by pair and method, for the first ``MAX_PANELS`` pairs of the table that have any."""
     curves: dict[str, dict[str, Curve]] = {}
     for pair in results.pair_info:
@@ -65,7 +63,7 @@ def learning_curves(results: Results, board: Leaderboard, root: Path) -> dict[st
         found = {}
         for method in shown_methods(board):
             paths = results.paths.get((pair, method), {}).values()
-            curve = _curve([read_history(Folder(root / path)) for path in paths], results.metric.name)
+            curve = _curve([outcomes.history(path) for path in paths], results.metric.name)
             if curve is not None:
                 found[method] = curve
         if found:
@@ -120,7 +118,7 @@ def reliability(probability: np.ndarray, correct: np.ndarray) -> Reliability:
     )
 
 
-def calibrations(results: Results, board: Leaderboard, root: Path) -> dict[str, Reliability]:
+def calibrations(results: Results, board: Leaderboard, outcomes: Outcomes) -> dict[str, Reliability]:
     """Reliability of the shown methods, each over the same cells: pairs and seeds that all of them have.
 
     At most ``MAX_FILES`` files are read.
@@ -134,7 +132,7 @@ def calibrations(results: Results, board: Leaderboard, root: Path) -> dict[str, 
     shared = shared[: MAX_FILES // max(len(paths), 1)]
     found = {}
     for name, own in paths.items():
-        read = [read_predictions(Folder(root / own[key])) for key in shared]
+        read = [outcomes.predictions(own[key]) for key in shared]
         kept = [predictions for predictions in read if predictions is not None]
         if kept and len(kept) == len(shared):
             found[name] = reliability(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.shown import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +64,16 @@ STYLE: Any = {
 }
 
 
+def drawn_in(style: Any = STYLE) -> Any:
+    """A context for drawing: matplotlib's defaults and ``style``, whatever a ``matplotlibrc`` of the current folder says.
+
+    One from a folder that was received could have LaTeX run.
+    """
+    from matplotlib import style as styles
+
+    return styles.context(["default", style])
+
+
 def new_figure(height: float) -> Figure:
     """A figure of ``WIDTH`` by ``height`` inches that belongs to no window and no global list."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,13 +96,11 @@ def figure_bytes(figure: Figure, format: str, text_as_paths: bool = False, style
     Raises:
         UnknownNameError: for another format.
     """
-    import matplotlib
-
     if format not in FORMATS:
         raise UnknownNameError("format", format, FORMATS, "plots")
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(format)
     buffer = io.BytesIO()
-    with matplotlib.rc_context({**style, "svg.fonttype": "path" if text_as_paths else "none"}):
+    with drawn_in({**style, "svg.fonttype": "path" if text_as_paths else "none"}):
         figure.savefig(buffer, format=format, dpi=dpi, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 
@@ -118,7 +127,8 @@ def tidy(axes: Axes, grid: str = "both") -> None:
 
 
 def shorten(name: str, width: int = 22) -> str:
-    return name if len(name) <= width else name[: width - 1] + "…"
+    """A name as a plot shows it."""
+    return printable(name, width)
 
 
 def panels_of(figure: Figure, count: int, columns: int, xlabel: str, ylabel: str, share: bool = False) -> list[Axes]:

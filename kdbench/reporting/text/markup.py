@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.reporting.table import Cell, Header, Table
+from kdbench.shown import printable
 
 #: In LaTeX, words of more characters may be broken at slashes, colons and @.
 _LONG_WORD = 30
@@ -98,7 +99,8 @@ def html_comment(command: str, results_hash: str) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(str(text).split())
+    """On one line, and printable: what every format writes passes through here."""
+    return printable(" ".join(str(text).split()))
 
 
 _RANKED = "Best in bold, second underlined"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
@@ -120,12 +121,28 @@ def _json(table: Table) -> str:
         json.dumps({**about, "notes": [note.text for note in table.notes], "rows": records}, indent=1, default=str)
         + "\n"
     )
+def _csv(table: Table) -> str:
+    """Tidy rows. A text that a spreadsheet would take for a formula begins with an apostrophe there."""
+    from pandas.api.types import is_numeric_dtype
+
+    records = table.records.copy()
+    for name in records:
+        if not is_numeric_dtype(records[name]):
+            records[name] = records[name].map(_csv_text)
+    return records.to_csv(index=False, lineterminator="\n")
+
+
+def _csv_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 WRITERS: dict[str, Callable[[Table], str]] = {
     "markdown": _markdown,
     "latex": write_latex,
-    "csv": lambda table: table.records.to_csv(index=False, lineterminator="\n"),
+    "csv": _csv,
     "json": _json,
     "html": _html,
     "text": _text,
