@@ -15,7 +15,7 @@ from kdbench.matrix.teachers import TeacherPlan, dataset_config, plan_teacher, w
 from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
-from kdbench.suite.net import FAMILIES, NetSpec
+from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.suite import PAIR_SEPARATOR, ResolvedProtocol, Suite, split_pair
 
@@ -153,7 +153,6 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
     protocol = suite.under(request.protocol or suite.default_protocol)
     if request.split not in SPLITS:
         raise UnknownNameError("split", request.split, SPLITS)
-    methods = _configure_methods(suite, protocol, request, catalog)
     hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
     retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
     cells: list[Cell] = []
@@ -169,7 +168,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
             student if protocol.teacher_preprocessing == "student" else None,
             retrained.get(teacher_name),
         )
-        of_pair = _cells_of_pair(suite, protocol, request, teacher, student_name, methods, hooks)
+        of_pair = _cells_of_pair(suite, protocol, request, catalog, teacher, student_name, hooks)
         cells += [replace(cell, seed=seed) for seed in request.seeds or protocol.seeds for cell in of_pair]
     _check_sizes(suite, protocol, request, cells)
     return Plan(suite, protocol, request, catalog, tuple(cells), tuple(hooks))
@@ -184,17 +183,17 @@ class _Configured:
 
 
 def _configure_methods(
-    suite: Suite, protocol: ResolvedProtocol, request: Request, catalog: MethodCatalog
-) -> dict[str, dict[str, _Configured]]:
-    """The chosen methods in the order of the request, each for students of every family."""
+    suite: Suite, settings: Mapping[str, Mapping[str, Any]], request: Request, catalog: MethodCatalog, family: str
+) -> dict[str, _Configured]:
+    """The chosen methods in the order of the request, for students of a family."""
     plugins = {Path(plugin) for plugin in request.plugins}
     from_plugins = [name for name, entry in catalog.items() if entry.path in plugins]
     chosen = choose_methods(catalog, request.methods or (*suite.methods.default, *from_plugins))
     presets = [name for name in (suite.dataset.presets, suite.dataset.name) if name]
     # What the command line sets for KD is KD's alone: rows of methods that carry KD stay as they are.
-    kd = {family: catalog.find("kd").resolve(presets, protocol.set.get("kd", {}), family=family) for family in FAMILIES}
-    configured: dict[str, dict[str, _Configured]] = {}
-    for name in dict.fromkeys((*chosen, *protocol.set, *request.set)):
+    kd = catalog.find("kd").resolve(presets, settings.get("kd", {}), family=family)
+    configured: dict[str, _Configured] = {}
+    for name in dict.fromkeys((*chosen, *settings, *request.set)):
         entry = catalog.find(name)
         facts = {
             "method_display": entry.display,
@@ -203,18 +202,14 @@ def _configure_methods(
             "carries_kd": bool(entry.carries_kd),
             "plugin": None if entry.builtin else Path(entry.path).name,
         }
-        configured[name] = {}
-        for family in FAMILIES:
-            hyperparameters = entry.resolve(
-                presets, protocol.set.get(name, {}), request.set.get(name, {}), family=family, kd=kd[family]
-            )
-            config = {
-                "name": name,
-                "version": entry.version,
-                "source": None if entry.builtin else entry.source_hash(),
-                "hyperparameters": hyperparameters,
-            }
-            configured[name][family] = _Configured(config, facts)
+        overrides = (settings.get(name, {}), request.set.get(name, {}))
+        config = {
+            "name": name,
+            "version": entry.version,
+            "source": None if entry.builtin else entry.source_hash(),
+            "hyperparameters": entry.resolve(presets, *overrides, family=family, kd=kd),
+        }
+        configured[name] = _Configured(config, facts)
     return {name: configured[name] for name in chosen}
 
 
@@ -222,9 +217,9 @@ def _cells_of_pair(
     suite: Suite,
     protocol: ResolvedProtocol,
     request: Request,
+    catalog: MethodCatalog,
     teacher: TeacherPlan,
     student: str,
-    methods: Mapping[str, Mapping[str, _Configured]],
     hooks: Sequence[HookEntry],
 ) -> list[Cell]:
     """The cells of a pair for any one seed, which is no part of their configuration."""
@@ -256,8 +251,8 @@ def _cells_of_pair(
         "student_family": family,
     }
     cells = []
-    for name, by_family in methods.items():
-        method = by_family[family]
+    settings = suite.settings(protocol, f"{teacher.name}{PAIR_SEPARATOR}{student}")
+    for name, method in _configure_methods(suite, settings, request, catalog, family).items():
         own = {**config, "method": method.config}
         cells.append(
             Cell(

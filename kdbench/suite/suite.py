@@ -65,10 +65,15 @@ class Protocol(Strict):
 
 
 class MethodsSpec(Strict):
-    """The methods that run by default, and hyper-parameters that differ from a method's own defaults."""
+    """The methods that run by default, and hyper-parameters that differ from a method's own defaults.
+
+    ``pairs`` gives hyper-parameters of methods on the pairs that match a glob. They go before ``set`` and the protocol's, and
+    those of later globs before those of earlier ones.
+    """
 
     default: Annotated[tuple[str, ...], Field(min_length=1)]
     set: dict[str, dict[str, Any]] = {}
+    pairs: dict[str, dict[str, dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,9 @@ class Suite(Strict):
             with at("net_recipe", net):
                 self.net(net)
                 find("recipe", recipe, self.recipes)
+        for pattern in self.methods.pairs:
+            with at("methods", "pairs", pattern):
+                self.choose_pairs([pattern])
         with at("default_protocol"):
             find("protocol", self.default_protocol, self.protocols)
         for name, protocol in self.protocols.items():
@@ -197,6 +205,14 @@ class Suite(Strict):
             teacher_weights=own.teacher_weights,
             teacher_preprocessing=own.teacher_preprocessing,
         )
+
+    def settings(self, protocol: ResolvedProtocol, pair: str) -> Mapping[str, Mapping[str, Any]]:
+        """Hyper-parameters by method that hold for a pair under a protocol."""
+        found = protocol.set
+        for pattern, changes in self.methods.pairs.items():
+            if fnmatch.fnmatchcase(pair, pattern):
+                found = merge(found, changes)
+        return found
 
     def _recipes(
         self, names: Collection[str], protocol: str, key: str, changes: Mapping[str, Any]
