@@ -245,6 +245,7 @@ def _cells_of_pair(
     }
     facts = {
         "dataset_title": find_dataset(suite.dataset.name).title,
+        "image_size": str(suite.dataset.image_size or find_dataset(suite.dataset.name).image_size or ""),
         "teacher_display": teacher.net.display or teacher.name,
         "student_display": net.display or student,
         "teacher_family": teacher.net.family,

@@ -28,7 +28,9 @@ _TEXT_DEFAULTS = {
     **dict.fromkeys(
         ("teacher_family", "student_family", "method_family", "fidelity", "reason", "device", "commit"), ""
     ),
-    **dict.fromkeys(("finished", "config_hash", "dataset_title", "hyperparameters", "path", "plugin_metrics"), ""),
+    **dict.fromkeys(
+        ("finished", "config_hash", "dataset_title", "image_size", "hyperparameters", "path", "plugin_metrics"), ""
+    ),
 }
 _NUMBERS = (
     *("teacher_top1", "teacher_top5", "epochs", "step_seconds", "extra_parameters", "student_parameters"),

@@ -12,6 +12,7 @@ import pandas as pd
 from kdbench.errors import KdbenchError
 from kdbench.reporting.aliases import AVERAGED_WEIGHTS, METHOD_ALIASES, NET_ALIASES, PUBLISHED_EPOCHS
 from kdbench.reporting.caption import build_caption, data_notes, nothing_text, results_hash
+from kdbench.reporting.claims import claims
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table, letter
 
@@ -20,7 +21,9 @@ COLUMNS = (
     *("student", "student_top1", "method", "top1", "source", "evidence"),
 )
 
-_EVIDENCE = ("primary", "quoted", "secondary")
+#: Columns that not every file has: empty there, and images of 224 px.
+OPTIONAL = ("std", "n_runs", "selection", "provenance", "image_size")
+
 _GROUPS = {"teacher": "teachers", "scratch": "students from scratch", "distilled": "distilled students"}
 
 
@@ -48,13 +51,15 @@ def load_published(folder: Path | str | None = None) -> pd.DataFrame:
     if chosen is not None and not chosen.is_dir():
         raise KdbenchError(f"no folder {chosen} with published figures")
     tables = [_read(path) for path in sorted(chosen.glob("*.csv"))] if chosen else []
-    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS), dtype=object)
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*COLUMNS, *OPTIONAL], dtype=object)
     for name in ("teacher_top1", "student_top1", "top1"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
-    rows["dataset_key"] = rows["dataset"].map(_plain)
+    rows["dataset_key"] = [_dataset_key(*row) for row in zip(rows["dataset"], rows["image_size"], strict=True)]
     rows["teacher_key"] = rows["teacher"].map(normalise_net)
     rows["student_key"] = rows["student"].map(normalise_net)
     rows["method_key"] = rows["method"].map(normalise_method)
+    # Tables that say where their figures come from are those of CNNs, in which FitNet is the hint without KD.
+    rows.loc[rows["provenance"].ne("") & rows["method_key"].eq("fitnet-kd"), "method_key"] = "fitnet"
     return rows[rows["top1"].notna()].reset_index(drop=True)
 
 
@@ -76,13 +81,13 @@ def published_ledger(
 ) -> Table:
     """Set our top-1 beside the published figures of the same data set, nets and method.
 
-    A row per published figure: what was published, ours with its spread, the difference, evidence, source, a note. The
-    same figure in several papers is one row with all its sources. ``render`` writes it; its CSV holds plain numbers.
+    A row per net or pair and method: what was published, ours with its spread, the difference, evidence, sources, a note.
+    Figures that differ are a range (``claims``). ``render`` writes it; its CSV holds plain numbers.
 
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
         folder: as for ``load_published``.
-        select: ``"last"`` or ``"best"`` epoch, for ours.
+        select: ``"last"`` or ``"best"`` epoch, ours and published.
         command: the command line that made it, for its comment.
 
     Raises:
@@ -130,6 +135,9 @@ _RECORD_COLUMNS = (
         "method",
         "fidelity",
         "published_top1",
+        "published_low",
+        "published_high",
+        "epoch",
         "ours_top1",
         "sd",
         "n",
@@ -141,14 +149,17 @@ _RECORD_COLUMNS = (
 
 def _records(results: Results, published: pd.DataFrame) -> list[dict[str, Any]]:
     ours = _ours(results)
-    same = published[published["dataset_key"] == _plain(results.identity()["dataset"])]
+    size = results.cells["image_size"].iloc[0] if len(results.cells) else ""
+    same = published[published["dataset_key"] == _dataset_key(results.identity()["dataset"], size)]
     records = []
-    for figure in _merged(same):
+    for figure in claims(same, results.select):
         for our in ours:
             if our["kind"] != figure["kind"] or not _matches(our, figure):
                 continue
             record = {**our, **figure, "dataset": results.identity()["dataset"], "method": our["method"]}
-            record["difference"] = our["ours_top1"] - figure["published_top1"]
+            record["difference"] = our["ours_top1"] - np.clip(
+                our["ours_top1"], figure["published_low"], figure["published_high"]
+            )
             record["note"] = "; ".join([*_remarks(our, results), *_recipe_remarks(our, figure, results)])
             records.append(record)
     order = {id(our["order"]): i for i, our in enumerate(ours)}
@@ -161,28 +172,6 @@ def _matches(our: dict[str, Any], figure: dict[str, Any]) -> bool:
     teacher = figure["kind"] == "scratch" or figure["teacher_key"] in our["teacher_keys"]
     student = figure["kind"] == "teacher" or figure["student_key"] in our["student_keys"]
     return teacher and student
-
-
-def _merged(published: pd.DataFrame) -> list[dict[str, Any]]:
-    """Published figures with their kind; the same figure in several sources is one, the best evidence first."""
-    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in published.to_dict("records"):
-        method = row["method_key"]
-        kind = method if method in ("teacher", "scratch") else "distilled"
-        # A teacher's own figure stands in either column: it is a net without a teacher.
-        teacher = (row["teacher_key"] or row["student_key"]) if kind == "teacher" else row["teacher_key"]
-        student = "" if kind == "teacher" else row["student_key"]
-        key = (kind, "" if kind == "scratch" else teacher, student, method, row["top1"])
-        names = ("kind", "teacher_key", "student_key", "method_key", "published_top1")
-        figure = merged.setdefault(key, {**dict(zip(names, key, strict=True)), "found": []})
-        figure["found"].append(row)
-    for figure in merged.values():
-        found = sorted(figure.pop("found"), key=lambda row: (_rank(row["evidence"]), row["paper"], row["source"]))
-        figure["evidence"] = _joined(row["evidence"] for row in found)
-        figure["paper"] = _joined(f"{row['paper']}, {row['table']}" for row in found)
-        figure["papers"] = tuple(dict.fromkeys(row["arxiv_id"] for row in found))
-        figure["source"] = _joined(row["source"] for row in found)
-    return list(merged.values())
 
 
 def _ours(results: Results) -> list[dict[str, Any]]:
@@ -281,10 +270,12 @@ def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Result
 
 def _cells(record: dict[str, Any], mark: str) -> tuple[Cell, ...]:
     ours = np.isfinite(record["ours_top1"])
+    low, high = record["published_low"], record["published_high"]
+    claimed = Cell("value", low, decimals=2) if low == high else Cell("text", text=f"{low:.2f} to {high:.2f}")
     reconstruction = " (rec.)" if record["fidelity"] == "reconstruction" else ""
     return (
         Cell("text", text=record["display"] + reconstruction),
-        Cell("value", record["published_top1"], decimals=2),
+        claimed,
         Cell("value", record["ours_top1"], record["sd"], record["n"], decimals=2) if ours else Cell("absent"),
         Cell("gain", record["difference"], decimals=2) if ours else Cell("empty"),
         Cell("text", text=record["evidence"]),
@@ -297,8 +288,9 @@ def _notes(results: Results) -> list[str]:
     protocol = results.identity()["protocol"]
     ours = "last epoch" if results.select == "last" else "best test epoch"
     notes = [
-        "Difference: ours minus published, in points.",
-        f"Nearly all published figures are those of the best epoch on the test set; ours are those of the {ours}.",
+        "Difference: ours minus published, in points; where claims conflict, from the nearest of them, and 0 between them.",
+        f"Ours are those of the {ours}. Figures whose source names the other epoch are left out (--select); where it names none, "
+        "nearly all are those of the best epoch on the test set.",
         "Evidence: primary = the authors' own files; quoted = quoted by a later paper or an issue; secondary = a third "
         "party's summary. A figure that is not listed could not be read.",
     ]
@@ -330,7 +322,12 @@ def _read(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise KdbenchError(f"{path} lacks the columns {', '.join(missing)}")
-    return table[list(COLUMNS)]
+    return table.reindex(columns=[*COLUMNS, *OPTIONAL], fill_value="")
+
+
+def _dataset_key(name: object, image_size: object) -> str:
+    """The same images of another size are another task."""
+    return f"{_plain(name)}@{image_size or '224'}"
 
 
 def _plain(name: object) -> str:
@@ -338,21 +335,14 @@ def _plain(name: object) -> str:
 
 
 def _bare(name: object) -> str:
-    """Without what is in brackets, and without timm's tag of the weights (``.ms_in1k``)."""
-    return re.sub(r"\(.*?\)", "", str(name)).strip().split(".")[0]
+    """Without a remark in brackets, and without timm's tag of the weights (``.ms_in1k``). Brackets without a space before them
+    belong to the name: ``MobileNetV2(HSAKD)`` is another net."""
+    return re.sub(r"\s\(.*?\)", "", str(name)).strip().split(".")[0]
 
 
 def _net_keys(name: str, display: str) -> set[str]:
     """The net that tables print, not a suite's short name for it: ``vit-s`` is another net in every suite."""
     return {normalise_net(display or name)}
-
-
-def _rank(evidence: str) -> int:
-    return _EVIDENCE.index(evidence) if evidence in _EVIDENCE else len(_EVIDENCE)
-
-
-def _joined(texts: Any) -> str:
-    return "; ".join(dict.fromkeys(str(text) for text in texts))
 
 
 _NET_KEYS = {_plain(alias): key for key, aliases in NET_ALIASES.items() for alias in (key, *aliases)}

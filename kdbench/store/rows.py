@@ -37,7 +37,18 @@ _NUMBERS = (
 )
 #: Columns of every frame; metrics of plugins follow them. ``plugin_metrics``: definitions of a cell's, as JSON.
 COLUMNS = [
-    *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display"),
+    *(
+        "suite",
+        "protocol",
+        "split",
+        "dataset",
+        "dataset_title",
+        "image_size",
+        "pair",
+        "teacher",
+        "student",
+        "teacher_display",
+    ),
     *(
         "student_display",
         "teacher_family",
