@@ -53,7 +53,7 @@ def targets(folder: Path) -> Any:
                 rows.append((finding["name"], finding["ratio"], finding["target"]))
     if not rows:
         return None
-    figure = new_figure(7.0, 0.42 * len(rows) + 0.7)
+    figure = new_figure(0.42 * len(rows) + 0.7)
     axes = figure.add_subplot()
     for place, (_, ratio, target) in enumerate(rows):
         axes.barh(place, ratio["median"], height=0.55, color=BLUE if ratio["median"] <= target else ORANGE)
@@ -79,7 +79,7 @@ def methods(folder: Path) -> Any:
     ratios = {name: np.median(times[name] / times["scratch"]) for name in names}
     memory = found["settings"]["saved_bytes"]
     names.sort(key=lambda name: ratios[name])
-    figure = new_figure(7.0, 0.155 * len(names) + 0.7)
+    figure = new_figure(0.155 * len(names) + 0.7)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, values, label, color in (
         (left, [ratios[name] for name in names], "time of a student's step / scratch", BLUE),
@@ -103,7 +103,7 @@ def scaling(folder: Path) -> Any:
         return None
     clock = found["clock"]
     median = {name: float(np.median(timing[clock])) for name, timing in found["seconds"].items()}
-    figure = new_figure(7.0, 4.0)
+    figure = new_figure(4.0)
     panels = figure.subplots(2, 2).ravel()
 
     def series(prefix: str, suffix: str = "") -> tuple[list[int], list[float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,22 +21,25 @@ from kdbench.plugins.entry import MethodEntry
 _PREFERRED = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"), *PAIRS)
 
 
-def check_method(entry: MethodEntry, skips: list[Skip] | None = None) -> list[Failure]:
+def check_method(entry: MethodEntry, skips: list[Skip] | None = None, pairs: Sequence[Pair] = PAIRS) -> list[Failure]:
     """Run all checks of a method (from ``kdbench.plugins.registry.catalog(plugins)``) and return the failures.
 
     Args:
         skips: if given, the pairs that the method refuses are added to it.
+        pairs: kinds of teacher and student to check it on.
     """
-    found = examine(entry)
+    found = examine(entry, pairs=pairs)
     if skips is not None:
         skips += found.skips
     return found.failures
 
 
-def examine(entry: MethodEntry, progress: Callable[[str], None] = lambda check: None) -> Examination:
+def examine(
+    entry: MethodEntry, progress: Callable[[str], None] = lambda check: None, pairs: Sequence[Pair] = PAIRS
+) -> Examination:
     """Run all checks of a method; ``progress`` is called with the name of each before it runs."""
     begun = time.monotonic()
-    inspector = _Inspector(entry, progress)
+    inspector = _Inspector(entry, progress, pairs)
     before, teachers = watch.global_state(), teacher_hashes()
     try:
         inspector.run()
@@ -50,9 +53,10 @@ def examine(entry: MethodEntry, progress: Callable[[str], None] = lambda check: 
 
 
 class _Inspector:
-    def __init__(self, entry: MethodEntry, progress: Callable[[str], None]) -> None:
+    def __init__(self, entry: MethodEntry, progress: Callable[[str], None], pairs: Sequence[Pair]) -> None:
         self.entry = entry
         self.progress = progress
+        self.pairs = pairs
         self.failures: list[Failure] = []
         self.skips: list[Skip] = []
 
@@ -87,7 +91,7 @@ class _Inspector:
     def _every_pair(self, cls: type[Method]) -> list[Pair]:
         """Run the checks of every pair; returns the pairs that pass."""
         sound = []
-        for pair in PAIRS:
+        for pair in self.pairs:
             try:
                 reason = reason_against(cls, pair)
             except Wrong as wrong:
