@@ -12,6 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError, UnknownNameError, is_near, nearest
+from kdbench.matrix.cells import make_plan
+from kdbench.matrix.request import Request
+from kdbench.plugins.registry import catalog
 from kdbench.suite.suite import MAX_BYTES, SuiteError, load_suite, merge, read_suite, split_pair, suite_files
 from tests.conftest import tiny, tiny_suite
 
@@ -314,3 +317,19 @@ def test_nearest_names_one_name_or_lists_what_is_valid() -> None:
 
 def test_suite_error_is_an_error_of_the_user() -> None:
     assert issubclass(SuiteError, KdbenchError)
+
+
+def test_settings_by_pair_go_before_the_protocols_and_later_globs_before_earlier_ones() -> None:
+    pairs = {"cnn--*": {"kd": {"temperature": 2.0, "kd_weight": 0.5}}, "cnn--vit": {"kd": {"temperature": 3.0}}}
+    suite = tiny_suite(methods={"set": {"kd": {"temperature": 8.0, "ce_weight": 0.1}}, "pairs": pairs})
+    protocol = suite.under("seeds")
+    assert suite.settings(protocol, "cnn--vit") == {"kd": {"temperature": 3.0, "kd_weight": 0.5, "ce_weight": 0.1}}
+    assert suite.settings(protocol, "cnn--mlp") == {"kd": {"temperature": 2.0, "kd_weight": 0.5, "ce_weight": 0.1}}
+    assert suite.settings(protocol, "vit--cnn") == {"kd": {"temperature": 8.0, "ce_weight": 0.1}}
+    cells = make_plan(suite, Request(protocol="seeds", set={"kd": {"ce_weight": 0.7}}), catalog()).cells
+    found = {
+        c.pair: (c.hyperparameters["temperature"], c.hyperparameters["ce_weight"]) for c in cells if c.method == "kd"
+    }
+    assert found == {"cnn--vit": (3.0, 0.7), "cnn--mlp": (2.0, 0.7), "vit--cnn": (8.0, 0.7)}
+    with pytest.raises(ValidationError, match="unknown pair 'cnn--vlt'; did you mean 'cnn--vit'"):
+        tiny_suite(methods={"pairs": {"cnn--vlt": {"kd": {"temperature": 3.0}}}})
