@@ -32,7 +32,8 @@ def claims(published: pd.DataFrame, select: str) -> list[dict[str, Any]]:
         evidence), ``epoch``, and the sources of all of them.
     """
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in published.to_dict("records"):
+    rows: Any = published.to_dict("records")
+    for row in rows:
         row["epoch"] = epoch_of(row["selection"])
         if row["epoch"] in ("", select):
             groups.setdefault(_key(row), []).append(row)
