@@ -331,5 +331,5 @@ def test_settings_by_pair_go_before_the_protocols_and_later_globs_before_earlier
         c.pair: (c.hyperparameters["temperature"], c.hyperparameters["ce_weight"]) for c in cells if c.method == "kd"
     }
     assert found == {"cnn--vit": (3.0, 0.7), "cnn--mlp": (2.0, 0.7), "vit--cnn": (8.0, 0.7)}
-    with pytest.raises(ValidationError, match="unknown pair 'cnn--vlt'; did you mean 'cnn--vit'"):
+    with pytest.raises(ValidationError, match="unknown pair 'cnn--vlt' in suite tiny; did you mean 'cnn--vit'"):
         tiny_suite(methods={"pairs": {"cnn--vlt": {"kd": {"temperature": 3.0}}}})
