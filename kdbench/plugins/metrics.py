@@ -65,7 +65,7 @@ METRICS: dict[str, Metric] = {}
 _RESERVED = {
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student", "teacher_display"),
     *("student_display", "teacher_family", "student_family", "method", "method_display", "method_family", "fidelity"),
-    *("carries_kd", "variant_of", "settings"),
+    *("carries_kd", "variant_of", "settings", "image_size"),
     *("seed", "state", "reason", "epoch", "epochs", "lr", "raw_top1", "teacher_top1", "teacher_top5", "value"),
     *("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes", "student_gmacs"),
     *("inference_images_per_second", "inference_extra_parameters", "device", "commit", "dirty", "finished"),

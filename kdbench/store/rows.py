@@ -13,6 +13,7 @@ from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import cell_name, cell_paths
 from kdbench.store.result import CellResult
+from kdbench.suite.datasets import DATASETS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ _COST = (
 _PROVENANCE = ("device", "commit", "dirty", "finished")
 #: Columns of numbers that not every cell has: NaN where they are not known.
 NUMBERS = [
+    "image_size",
     "epochs",
     *BUILT_IN,
     *(f"best_{name}" for name in BUILT_IN),
@@ -104,11 +106,13 @@ def _row(root: Path, path: str) -> dict[str, Any]:
 
 def _configured(stored: Mapping[str, Any]) -> dict[str, Any]:
     config = stored["config"]
+    dataset = DATASETS.get(config["dataset"]["name"])
     return {
         "suite": config["suite"],
         "protocol": config["protocol"]["name"],
         "split": config["split"],
         "dataset": config["dataset"]["name"],
+        "image_size": config["dataset"].get("image_size") or (dataset and dataset.image_size),
         "epochs": config["recipe"]["epochs"],
         "hyperparameters": json.dumps(config["method"]["hyperparameters"]),
         "config_hash": stored["hash"],
