@@ -114,7 +114,8 @@ def test_every_published_row_of_the_project_is_read_and_has_its_source():
     assert rows["top1"].between(1, 100).all()
     assert (rows["source"] != "").all()
     assert set(rows["evidence"]) <= {"primary", "quoted", "secondary"}
-    assert set(rows["dataset_key"]) == {"cifar100@224", "cifar100@32", "imagenet1k@224"}
+    tasks = set(zip(rows["dataset_key"], rows["image_size"], strict=True))
+    assert tasks == {("cifar100", 224), ("cifar100", 32), ("imagenet1k", 224)}
 
 
 def test_the_ledger_sets_ours_beside_the_published_figure(tmp_path):
@@ -177,8 +178,10 @@ def test_origins_go_before_logs_and_both_before_copies(tmp_path):
 
 def test_figures_at_another_image_size_are_another_task(tmp_path):
     folder = folder_with(tmp_path, {"method": "KD", "top1": 70.0, "image_size": "32"})
-    assert published_ledger(ours(), folder).message.startswith("No published figure is known")
-    assert len(ledger(ours().assign(image_size="32"), folder)) == 1
+    for size in (224, None):  # None: not known
+        frame = ours().assign(image_size=size)
+        assert published_ledger(frame, folder).message.startswith("No published figure is known")
+    assert len(ledger(ours().assign(image_size=32), folder)) == 1
 
 
 def test_the_files_of_the_classic_pairs_hold_every_figure_as_it_was_read():
@@ -331,7 +334,11 @@ def test_the_suites_pairs_find_every_published_figure_of_their_nets() -> None:
     for dataset in ("cifar100", "imagenet1k"):
         pairs = [*CIFAR_PAIRS, "resnet50--swin_nano", "swin_nano--resnet50", "convnext_tiny--swin_nano"]
         rows = ledger_of(field_frame(dataset, pairs, methods))
-        raw = published[(published["dataset_key"] == f"{dataset}@224") & published["method_key"].isin(methods)]
+        raw = published[
+            (published["dataset_key"] == dataset)
+            & (published["image_size"] == 224)
+            & published["method_key"].isin(methods)
+        ]
         for pair in pairs:
             teacher, student = (FIELD[name][0] for name in pair.split("--"))
             bare = (
@@ -401,7 +408,9 @@ def classic(select: str, *methods: str) -> pd.DataFrame:
     suite = load_suite("cifar100-classic")
     request = Request(protocol="paper", methods=methods, pairs=("*",), seeds=(0,))
     rows = [
-        factory.cell(cell.pair, cell.method, 75.0, suite="cifar100-classic", dataset="cifar100", **cell.facts)
+        factory.cell(
+            cell.pair, cell.method, 75.0, suite="cifar100-classic", dataset="cifar100", image_size=32, **cell.facts
+        )
         for cell in make_plan(suite, request, catalog()).cells
     ]
     return published_ledger(pd.DataFrame(rows), select=select).records
