@@ -18,7 +18,7 @@ from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
 from kdbench.store.folders import Store
-from kdbench.store.rows import load_results
+from kdbench.store.rows import load_results, planned_results
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -40,7 +40,9 @@ def _format(*names: str) -> Callable[[Any], Any]:
 @click.option("--layout", type=OneOf(("pairs", "methods")), default="pairs", help="What the rows are (default: pairs).")
 @_select
 @_metric
-@click.option("--against-published", is_flag=True, help="Our figures beside those of papers, with their sources.")
+@click.option(
+    "--against-published", is_flag=True, help="Our figures beside those of papers, with their sources, or these alone."
+)
 @_to
 def table(
     request: Request, form: str, layout: str, select: str | None, metric: str, against_published: bool, to: str | None
@@ -49,12 +51,14 @@ def table(
     from kdbench.reporting.table import build_table
     from kdbench.reporting.text.render import render
 
-    frames, select = results(request, select)
     if against_published:
         from kdbench.reporting.published import published_ledger
 
+        found = results(request, select) if Path(request.out).exists() else None
+        frames, select = found if found and len(found[0][0]) else _nothing_run(request, select)
         tables = [published_ledger(frame, select=select, command=command_given()) for frame in frames]
     else:
+        frames, select = results(request, select)
         tables = [build_table(frame, layout, metric, select, command=command_given()) for frame in frames]
     return _write([render(built, form) for built in tables], to)
 
@@ -170,6 +174,13 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
     foreign = ~rows["method"].isin([*plan.catalog]) if not request.methods else rows["method"] != rows["method"]
     frames = split_frame(rows[rows["path"].isin(current) | foreign].reset_index(drop=True))
     return frames, select or plan.suite.protocols[plan.under.name].select
+
+
+def _nothing_run(request: Request, select: str | None) -> tuple[Sequence[Any], str]:
+    """As ``results``, of a run that has not begun."""
+    console.note(f"no results of suite {request.suite} in {request.out}: published figures alone")
+    plan = plan_of(replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",)))
+    return [planned_results(plan.cells)], select or plan.under.select
 
 
 def print_board(board: Any) -> None:

@@ -122,7 +122,7 @@ def published_ledger(
         "records": pd.DataFrame(records, columns=_RECORD_COLUMNS),
     }
     message = ""
-    if results.empty:
+    if not len(results.cells):
         message = nothing_text(results)
     elif not len(published):
         source = "results/published of the project's source is not part of this installation"

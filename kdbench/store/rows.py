@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from kdbench.suite.datasets import DATASETS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kdbench.matrix.cells import Cell
 
 _COST = (
     *("student_parameters", "extra_parameters", "step_seconds", "train_seconds", "peak_memory_bytes"),
@@ -64,9 +66,24 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
     store.check()
+    return _frame([_row(store.root, path) for path in cell_paths(store.root, suite, protocol)])
+
+
+def planned_results(cells: Iterable[Cell]) -> pd.DataFrame:
+    """Rows as of ``load_results`` for cells of a plan of which nothing is on disk."""
+    return _frame(
+        [
+            {**cell_name(cell.folder), "teacher": cell.teacher.name, "student": cell.student, "state": "planned"}
+            | _configured({"config": cell.config, "hash": cell.hash, "facts": cell.facts})
+            | {"reason": "", "plugin_metrics": "", "path": cell.folder}
+            for cell in cells
+        ]
+    )
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    rows = [_row(store.root, path) for path in cell_paths(store.root, suite, protocol)]
     plugin = sorted({name for row in rows if row["plugin_metrics"] for name in json.loads(row["plugin_metrics"])})
     more = [column for name in plugin for column in (name, f"best_{name}")]
     columns = [*COLUMNS, *more]

@@ -32,7 +32,7 @@ def cells(pair: str) -> dict[str, Cell]:
 
 
 def hyperparameters(pair: str, method: str) -> dict[str, Any]:
-    return dict(cells(pair)[method].hyperparameters)
+    return {name: setting.value for name, setting in cells(pair)[method].settings.items()}
 
 
 @functools.cache

@@ -433,3 +433,43 @@ def test_the_classic_suite_stands_beside_repdistillers_last_epochs_and_mdistille
     best = classic("best", "dkd").set_index(["kind", "teacher", "student"])
     assert best.loc[("distilled", "resnet32x4", "resnet8x4"), "published_top1"] == 76.32
     assert (best["epoch"] != "last").all()
+
+
+def test_a_log_of_the_epoch_asked_for_goes_before_a_figure_whose_epoch_nobody_knows(tmp_path):
+    log = {"method": "KD", "top1": 79.0, "provenance": "log", "selection": "last epoch"}
+    unknown = {"method": "KD", "top1": 80.0, "provenance": "rerun", "selection": "not stated"}
+    copied = {"method": "KD", "top1": 81.0, "provenance": "copied", "selection": "last epoch (copied)"}
+    for rows, wanted in (((log, unknown, copied), 79.0), ((unknown, copied), 80.0), ((copied,), 81.0)):
+        (row,) = ledger(ours(), folder_with(tmp_path, *rows)).to_dict("records")
+        assert row["published_top1"] == wanted
+
+
+def test_another_teacher_and_what_sources_remark_are_said(tmp_path):
+    frame = ours().assign(teacher_top1=76.0)
+    for teacher, said in ((76.4, False), (76.6, True), ("", False)):
+        folder = folder_with(tmp_path, {"method": "KD", "top1": 79.0, "teacher_top1": teacher, "note": "with mixup"})
+        (row,) = ledger(frame, folder).to_dict("records")
+        assert ("our teacher 76.00, published 76.60" in str(row["note"])) == said
+        assert row["source"] == "file (with mixup)"
+
+
+def test_published_figures_are_shown_without_any_run(kdbench, tmp_path):
+    choice = ("--pairs", "vgg13--*", "--methods", "kd,dkd", "--format", "csv")
+    for protocol, kd in (("paper", {"vgg8": 72.98, "MobileNetV2": 67.37}), ("as-released", {})):
+        said = kdbench(
+            "table",
+            "cifar100-classic",
+            "--against-published",
+            "--protocol",
+            protocol,
+            "--out",
+            tmp_path / "none",
+            *choice,
+        )
+        assert said.status == 0
+        assert "published figures alone" in said.err
+        rows = pd.read_csv(io.StringIO(said.out), comment="#")
+        assert set(rows["state"]) == {"planned"}
+        found = rows[rows["method"] == "kd"].set_index("student")["published_top1"].to_dict()
+        assert kd.items() <= found.items()
+        assert rows.loc[rows["method"] == "dkd", "epoch"].isin(["best"]).any() == (protocol == "as-released")

@@ -9,13 +9,16 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Cell
+from kdbench.matrix.cells import Cell, make_plan
+from kdbench.matrix.request import Request
 from kdbench.plugins.metrics import BUILT_IN
+from kdbench.plugins.registry import catalog
 from kdbench.store.claims import Claims
 from kdbench.store.files import write_bytes, write_json
 from kdbench.store.folders import Store
 from kdbench.store.result import Definition, write_record
-from kdbench.store.rows import COLUMNS, load_results
+from kdbench.store.rows import COLUMNS, load_results, planned_results
+from kdbench.suite.suite import load_suite
 from tests.records import cell_result
 
 KINDS = {
@@ -130,3 +133,16 @@ def test_folders_of_others_in_the_run_directory_do_no_harm(store: Store) -> None
     write_bytes(store.root / "a" / "b" / "x--y" / "kd" / "seedy-1" / "config.json", b"{}")
     write_bytes(store.root / "notes.txt", b"mine")
     assert load_results(store.root).empty
+
+
+@pytest.mark.parametrize(
+    ("suite", "size"), [("digits", 32), ("cifar100-32", 32), ("cifar100", 224), ("imagenet1k", 224)]
+)
+def test_rows_have_the_size_of_the_images(suite: str, size: int, tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    store.check(writable=True)
+    cells = make_plan(load_suite(suite), Request(methods=("kd",)), catalog()).cells[:1]
+    store.cell(cells[0]).prepare(cells[0])
+    stored, planned = load_results(store.root), planned_results(cells)
+    assert (stored["image_size"] == size).all()
+    pd.testing.assert_frame_equal(stored, planned)
