@@ -178,7 +178,6 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
 
 def _nothing_run(request: Request, select: str | None) -> tuple[Sequence[Any], str]:
     """As ``results``, of a run that has not begun."""
-    console.note(f"no results of suite {request.suite} in {request.out}: published figures alone")
     plan = plan_of(replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",)))
     return [planned_results(plan.cells)], select or plan.under.select
 
