@@ -145,7 +145,7 @@ def test_every_published_value_is_of_a_pair_of_a_suite_and_valid_and_has_a_sourc
     for entry in entries:
         assert entry.source
         METHODS[entry.method].resolve("", entry.values)
-        pairs = [suite.pairs for suite in suites if entry.dataset in (suite.dataset.presets or suite.dataset.name,)]
+        pairs = [suite.pairs for suite in suites if entry.dataset in (suite.dataset.presets, suite.dataset.name)]
         for pair in entry.pairs:
             assert any(pair in own for own in pairs), (entry, pair)
 
