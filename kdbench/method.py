@@ -273,6 +273,7 @@ class Method(nn.Module):
             there for students of one family, ``{"imagenet1k:vit": {"temperature": 2.0}}``.
         carries_kd: of a method that adds its own loss to that of KD: KD's hyper-parameters -> its own. On every suite these
             are KD's there, unless the method, the suite or the user sets them.
+        added_later: hyper-parameters that came after results had been stored: at their defaults they are in no identity.
         citation: the paper, ``{"key", "authors", "title", "venue", "year", "arxiv"}``, the last where there is one; authors as
             ``"Surname, Given and Surname, Given"``, at the end ``and others``; empty for none.
         follows_batch: names of loss terms whose size follows that of the batch, so that their weight belongs to one batch size.
@@ -286,6 +287,7 @@ class Method(nn.Module):
     version: ClassVar[int] = 1
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     carries_kd: ClassVar[dict[str, str]] = {}
+    added_later: ClassVar[frozenset[str] | set[str]] = frozenset()
     citation: ClassVar[dict[str, Any]] = {}
     follows_batch: ClassVar[frozenset[str] | set[str]] = frozenset()
 

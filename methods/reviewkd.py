@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdbench import Batch, Method, NetInfo, Outputs, Range, Task, register_method
 from kdbench.blocks import BatchNormAnySize, resize_map, warmup_factor
+from kdbench.method import stage_numbers
 
 _LEVELS = (4, 2, 1)  # grids of the pyramid, finest first
 
@@ -69,10 +70,10 @@ class AttentionFusion(nn.Module):
 class ReviewKD(Method):
     """Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021 (arXiv:2104.09044).
 
-    The student's levels, from the pooled vector (as a 1 x 1 map) through stages 4 to 1, are fused one after the other
-    and each is compared with the teacher's level by ``hcl_loss``. The width inside is min(512, the student's pooled
-    width). The weight is set per pair in the authors' scripts: 5 for most CIFAR-100 pairs (0.6 to 8), 1 on ImageNet.
-    It ramps up linearly over ``warmup_epochs``, the first epoch having weight 1 / ``warmup_epochs``.
+    The student's levels, from the pooled vector (as a 1 x 1 map) through ``stages``, deep ones first, are fused one
+    after the other and each is compared with the teacher's level by ``hcl_loss``. The width inside is min(512, the
+    student's pooled width). The weight is set per pair in the authors' scripts: 5 for most CIFAR-100 pairs (0.6 to 8), 1 on
+    ImageNet. It ramps up linearly over ``warmup_epochs``, the first epoch having weight 1 / ``warmup_epochs``.
 
     The teacher's maps are those before the activation that ends a stage, as in the official code, which takes the
     student's so on ImageNet too (``student_preactivation``). mdistiller's recipe for ResNet34 to ResNet18 has batches of
@@ -90,6 +91,7 @@ class ReviewKD(Method):
     display, family, fidelity = "ReviewKD", "hint", "reference"
     needs = frozenset({"logits", "stages", "preactivation", "embedding"})
     version = 2
+    added_later = frozenset({"stages"})
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "imagenet1k": {"review_weight": 1.0, "warmup_epochs": 1, "student_preactivation": True}
     }
@@ -113,14 +115,17 @@ class ReviewKD(Method):
         warmup_epochs: Annotated[int, Range(at_least=0)] = 20,
         max_mid_channels: Annotated[int, Range(at_least=1)] = 512,
         student_preactivation: bool = False,
+        stages: Annotated[tuple[int, ...], Range(at_least=1, at_most=4)] = (1, 2, 3, 4),
     ) -> None:
         super().__init__(student, teacher, task)
+        stage_numbers(stages=stages)
+        self.stages = sorted(stages, reverse=True)
         self.ce_weight = ce_weight
         self.review_weight = review_weight
         self.warmup_epochs = warmup_epochs
         self.student_preactivation = student_preactivation
-        widths_in = [student.embedding_dim, *(stage.channels for stage in reversed(student.stages))]
-        widths_out = [teacher.embedding_dim, *(stage.channels for stage in reversed(teacher.stages))]
+        widths_in = [student.embedding_dim, *(student.stages[n - 1].channels for n in self.stages)]
+        widths_out = [teacher.embedding_dim, *(teacher.stages[n - 1].channels for n in self.stages)]
         mid = min(max_mid_channels, student.embedding_dim)
         self.fusions = nn.ModuleList(
             AttentionFusion(width_in, mid, width_out, fuse=level > 0)
@@ -130,7 +135,7 @@ class ReviewKD(Method):
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
         handed_on: Tensor | None = None
         losses = []
-        levels = _levels(student, self.student_preactivation), _levels(teacher, True)
+        levels = self._levels(student, self.student_preactivation), self._levels(teacher, True)
         for fusion, value, target in zip(self.fusions, *levels, strict=True):
             compared, handed_on = fusion(value, handed_on, (target.shape[2], target.shape[3]))
             losses.append(hcl_loss(compared, target))
@@ -141,13 +146,12 @@ class ReviewKD(Method):
             "review": ramp * self.review_weight * sum(losses[1:], losses[0]),
         }
 
-
-def _levels(outputs: Outputs, preactivation: bool) -> list[Tensor]:
-    """The pooled vector as a 1 x 1 map, then the maps of stages 4 to 1, before their last activation where there is one."""
-    assert outputs.stages is not None
-    assert outputs.embedding is not None
-    maps = [
-        stage.preactivation if preactivation and stage.preactivation is not None else stage.map
-        for stage in reversed(outputs.stages)
-    ]
-    return [outputs.embedding[:, :, None, None], *maps]
+    def _levels(self, outputs: Outputs, preactivation: bool) -> list[Tensor]:
+        """The pooled vector as a 1 x 1 map, then maps from deep to shallow, before their last activation where there is one."""
+        assert outputs.stages is not None
+        assert outputs.embedding is not None
+        chosen = [outputs.stages[number - 1] for number in self.stages]
+        maps = [
+            stage.preactivation if preactivation and stage.preactivation is not None else stage.map for stage in chosen
+        ]
+        return [outputs.embedding[:, :, None, None], *maps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
 from kdbench.shown import printable
 from kdbench.store.folders import Store
-from kdbench.store.rows import ABSENT, STALE, load_results
+from kdbench.store.rows import ABSENT, STALE, load_results, planned_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,9 @@ _format = click.option(
 @click.option("--layout", type=OneOf(("pairs", "methods")), default="pairs", help="What the rows are (default: pairs).")
 @_select
 @_metric
-@click.option("--against-published", is_flag=True, help="Our figures beside those of papers, with their sources.")
+@click.option(
+    "--against-published", is_flag=True, help="Our figures beside those of papers, with their sources, or these alone."
+)
 @_to
 def table(
     request: Request,
@@ -60,14 +63,16 @@ def table(
     from kdbench.reporting.table import build_table
     from kdbench.reporting.text.render import render
 
-    frames, select, damaged = results(request, select)
+    form = _form(form, to)
     if against_published:
         from kdbench.reporting.published import published_ledger
 
+        frames, select, damaged = _run_or_not(request, select)
         tables = [published_ledger(frame, select=select, command=command_published()) for frame in frames]
     else:
+        frames, select, damaged = results(request, select)
         tables = [build_table(frame, layout, metric, select, command=command_published()) for frame in frames]
-    return _write([(render(built, _form(form, to)), built.message) for built in tables], to, damaged, _form(form, to))
+    return _write([(render(built, form), built.message) for built in tables], to, damaged, form)
 
 
 @verb("leaderboard", *CELLS, "out")
@@ -228,33 +233,22 @@ def _asked(request: Request, plan: Plan) -> dict[str, set[Any]]:
 
 def _missing(plan: Plan, rows: pd.DataFrame, current: pd.DataFrame) -> pd.DataFrame:
     """Rows for planned cells of which ``current`` holds nothing; a table shows those of methods and pairs that it shows anyway."""
-    import pandas as pd
-
     key = ["pair", "method", "seed"]
     there, older = ({*zip(*(frame[name] for name in key), strict=True)} for frame in (current, rows))
     methods, pairs = {*current["method"]}, {*current["pair"]}
-    found = []
-    for cell in plan.cells:
-        place = (cell.pair, cell.method, cell.seed)
-        if place in there:
-            continue
-        shown = plan.request.methods or (cell.method in methods and cell.pair in pairs)
-        own = {
-            "suite": cell.suite,
-            "protocol": cell.protocol,
-            "split": cell.split,
-            "dataset": cell.config["dataset"]["name"],
-        }
-        own |= {
-            "pair": cell.pair,
-            "teacher": cell.teacher.name,
-            "student": cell.student,
-            "method": cell.method,
-            "seed": cell.seed,
-        }
-        reason = f"{STALE}: only results of another configuration are stored" if place in older else ""
-        found.append({**cell.facts, **own, "state": "planned" if shown else ABSENT, "reason": reason})
-    return pd.DataFrame(found).reindex(columns=rows.columns).astype(rows.dtypes) if found else rows.iloc[:0]
+    cells = [cell for cell in plan.cells if (cell.pair, cell.method, cell.seed) not in there]
+    missing = planned_results(cells)
+    missing["state"] = [
+        "planned" if plan.request.methods or (cell.method in methods and cell.pair in pairs) else ABSENT
+        for cell in cells
+    ]
+    missing["reason"] = [
+        f"{STALE}: only results of another configuration are stored"
+        if (cell.pair, cell.method, cell.seed) in older
+        else ""
+        for cell in cells
+    ]
+    return missing.reindex(columns=rows.columns).astype(rows.dtypes)
 
 
 def _what_else(request: Request, plan: Plan) -> str:
@@ -269,6 +263,15 @@ def _what_else(request: Request, plan: Plan) -> str:
         for (suite, protocol, split), count in found.items()
     ]
     return f"{asked}; it holds {', '.join(kinds)}"
+
+
+def _run_or_not(request: Request, select: str | None) -> tuple[Sequence[Any], str, list[str]]:
+    """As ``results``; of a run that has not begun, the planned cells of all methods and pairs."""
+    with contextlib.suppress(NothingError):
+        if Path(request.out).exists():
+            return results(request, select)
+    plan = plan_of(replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",)))
+    return [planned_results(plan.cells)], select or plan.under.select, []
 
 
 def print_board(board: Any) -> None:

@@ -213,7 +213,7 @@ def _configure_methods(
             "name": entry.method,
             "version": entry.version,
             "source": None if entry.builtin else entry.source_hash(),
-            "hyperparameters": {key: setting.value for key, setting in settings.items()},
+            "hyperparameters": entry.identity(settings),
         }
         configured[name] = _Configured(config, facts, settings)
     return {name: configured[name] for name in chosen}

@@ -1,7 +1,8 @@
 """What the hyper-parameters of a method are for a pair of a suite, and where each value comes from.
 
 Later ones win: the method's default; KD's, where it carries KD; its preset for the data; its preset for the data and the student's
-family; ``methods.set`` of the suite; ``set`` of the protocol; with ``--as-tuned`` what was published for the pair; ``--set METHOD``.
+family; ``methods.set`` of the suite; ``set`` of the protocol; with ``--as-tuned``, of the command line or the suite, what was published
+for the pair; ``--set METHOD``.
 A variant begins where its method ends: then come its own ``set``, the protocol's for it, and ``--set VARIANT``.
 """
 
@@ -14,7 +15,7 @@ from kdbench.matrix.request import Request
 from kdbench.plugins.entry import MethodEntry, Setting
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.plugins.tuned import find_tuned
-from kdbench.suite.suite import Suite, split_pair
+from kdbench.suite.suite import Suite
 
 _PUBLISHED = "published for the pair"
 
@@ -41,8 +42,8 @@ def settings_of(
     if entry.carries_kd:
         kd = {name: setting.value for name, setting in catalog.find("kd").trace(presets, files("kd"), family).items()}
     overrides = files(method)
-    if request.as_tuned and (tuned := find_tuned(method, presets, *split_pair(pair))):
-        overrides.append((f"{_PUBLISHED}: {tuned.source}", tuned.values))
+    if request.as_tuned or suite.methods.as_tuned:
+        overrides += [(f"{_PUBLISHED}: {tuned.source}", tuned.values) for tuned in find_tuned(method, presets, pair)]
     overrides.append((f"--set {method}", request.set.get(method, {})))
     if entry.variant_of:
         overrides += [

@@ -1,7 +1,7 @@
 """Running a net stage by stage: stem, stages 1 to 4, head, with the features between them open to change.
 
 Read from top to bottom: ``State`` (what flows between stages), ``StagewiseNet`` (what a method calls), and at the end
-how each of timm's architectures is cut (``_CUTS``). A cut lists the net's steps in the order in which timm's own
+how each architecture is cut (``_CUTS``). A cut lists the net's steps in the order in which timm's own
 ``forward_features`` runs them; the taps say after which step each stage ends.
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.method import NUM_STAGES, Feature
+from kdbench.nets.classic.net import ClassicNet
 from kdbench.suite.net import Tap
 
 Step = Callable[[Tensor], Tensor]
@@ -214,7 +215,7 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """How one of timm's classes is cut.
+    """How a class of nets is cut.
 
     Attributes:
         base: the class; subclasses count as long as they inherit its forward.
@@ -240,6 +241,14 @@ _CUTS = (
         steps=lambda net: [net.conv1, net.bn1, net.act1, net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4],
         stem=4,
         end=lambda net, index: 4 + index if index else 3,  # entry 0 is taken before the pooling
+        final_is_map=True,
+    ),
+    _Architecture(
+        base=ClassicNet,
+        layout="nchw",
+        steps=lambda net: net.steps(),
+        stem=1,
+        end=lambda net, index: 1 + index,
         final_is_map=True,
     ),
     _Architecture(

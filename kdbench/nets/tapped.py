@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+import kdbench.nets.classic.models
 import kdbench.nets.small
-import kdbench.nets.swin_small  # noqa: F401 - both register nets with timm
+import kdbench.nets.swin_small  # noqa: F401 - all three register nets with timm
 from kdbench.errors import KdbenchError, nearest
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.nets.classic.net import ClassicNet
 from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
 from kdbench.suite.net import NetSpec, Tap
 
@@ -111,8 +113,13 @@ class TappedNet(nn.Module):
 
     @functools.cached_property
     def _last_activations(self) -> list[nn.Module]:
-        """The activation that ends each tapped stage of a ResNet; empty for other nets."""
-        if not isinstance(self.net, ResNet) or "final" in self.taps:
+        """What is given each tapped stage before its activation, of ResNets and classic nets; empty for other nets."""
+        if "final" in self.taps:
+            return []
+        if isinstance(self.net, ClassicNet):
+            activations = self.net.activations()
+            return [activations[int(tap)] for tap in self.taps] if activations else []
+        if not isinstance(self.net, ResNet):
             return []
         stages: list[Any] = [self.net.get_submodule(self.net.feature_info[int(tap)]["module"]) for tap in self.taps]
         # a stage is its blocks, the stem its activation alone

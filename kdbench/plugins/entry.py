@@ -10,7 +10,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -73,6 +73,7 @@ class MethodEntry:
     version: int
     presets: Mapping[str, Mapping[str, Any]]
     carries_kd: Mapping[str, str]
+    added_later: Collection[str]
     citation: Mapping[str, Any]
     paper: str
     hyperparameters: Mapping[str, Hyperparameter]
@@ -102,6 +103,14 @@ class MethodEntry:
     def source_hash(self) -> str:
         """See ``source_hash``; part of the identity of a plugin's results."""
         return source_hash(self.path)
+
+    def identity(self, settings: Mapping[str, Setting]) -> dict[str, Any]:
+        """What an identity says of hyper-parameters: their values, without those that were added later and have their defaults."""
+        return {
+            name: setting.value
+            for name, setting in settings.items()
+            if name not in self.added_later or setting.value != self.hyperparameters[name].default
+        }
 
     def resolve(self, datasets: str | Sequence[str], *overrides: Mapping[str, Any], family: str = "") -> dict[str, Any]:
         """Return all hyper-parameters; see ``trace``."""

@@ -32,6 +32,7 @@ _ATTRIBUTES: dict[str, tuple[Any, Any]] = {
     "version": (1, int),
     "presets": ({}, Mapping),
     "carries_kd": ({}, Mapping),
+    "added_later": (frozenset(), (set, frozenset, list, tuple)),
     "citation": ({}, Mapping),
 }
 

@@ -2,7 +2,7 @@
 
 In reading order: ``frame`` (checks the rows, means over seeds), ``caption`` (what stands under every figure), ``table`` (one
 ``Table`` of typed cells), ``statistics`` (intervals and tests over pairs), ``leaderboard`` (methods ranked), ``published``
-(published figures beside ours; names in ``aliases``), ``costs`` (hours, memory, students at inference), ``paired`` (within one
-pair: seeds, images), ``classes`` (by class and superclass), ``ranks`` (which methods the pairs cannot tell apart). Then ``text``,
-``plots`` and ``html``.
+(published figures beside ours; names in ``aliases``, which figures in ``claims``), ``costs`` (hours, memory, students at
+inference), ``paired`` (within one pair: seeds, images), ``classes`` (by class and superclass), ``ranks`` (which methods the
+pairs cannot tell apart). Then ``text``, ``plots`` and ``html``.
 """

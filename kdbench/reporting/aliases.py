@@ -23,13 +23,15 @@ NET_ALIASES = {
 }
 
 METHOD_ALIASES = {
-    "scratch": ("from scratch",),
+    "scratch": ("from scratch", "student alone (no KD)"),
+    "mlld": ("MLKD",),
+    "lskd": ("KD+LSKD",),
     # The tables at 224 px train their FitNet with KD (Hao840/OFAKD, issue 10).
     "fitnet-kd": ("FitNet", "FitNets"),
     "ofa": ("OFA", "OFA-KD"),
     "fofa": ("FOFA", "PAT"),
     "tas": ("TAS", "FBT"),
-    "teacher": ("teacher", "released teacher checkpoint (no distillation)"),
+    "teacher": ("teacher", "teacher alone (no KD)", "released teacher checkpoint (no distillation)"),
 }
 
 #: (arXiv id, data set) -> epochs by the family of the student, where they could be read: OFA-KD's configs/*.yaml, which the code

@@ -12,6 +12,7 @@ import pandas as pd
 from kdbench.errors import KdbenchError
 from kdbench.reporting.aliases import AVERAGED_WEIGHTS, METHOD_ALIASES, NET_ALIASES, PUBLISHED_EPOCHS
 from kdbench.reporting.caption import build_caption, data_notes, label_of, nothing_text, results_hash
+from kdbench.reporting.claims import claims
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table, letter
 
@@ -20,12 +21,22 @@ COLUMNS = [
     *("student", "student_top1", "method", "top1", "source", "evidence"),
 ]
 _RECORD_COLUMNS = [
-    *("dataset", "kind", "teacher", "student", "method", "fidelity", "published_top1", "ours_top1", "sd", "n"),
-    *("difference", "state", "evidence", "paper", "source", "note"),
+    *(
+        "dataset",
+        "kind",
+        "teacher",
+        "student",
+        "method",
+        "fidelity",
+        "published_top1",
+        "published_low",
+        "published_high",
+    ),
+    *("epoch", "ours_top1", "sd", "n", "difference", "state", "evidence", "paper", "source", "note"),
 ]
+#: Columns that not every file has: empty there, and images of 224 px.
+_OPTIONAL = ["selection", "provenance", "note", "image_size"]
 
-#: The best first.
-_EVIDENCE = {"primary": 0, "quoted": 1, "secondary": 2}
 _GROUPS = {"teacher": "teachers", "scratch": "students from scratch", "distilled": "distilled students"}
 
 
@@ -53,19 +64,26 @@ def load_published(folder: Path | str | None = None) -> pd.DataFrame:
     if chosen is not None and not chosen.is_dir():
         raise KdbenchError(f"no folder {chosen} with published figures")
     tables = [_read(path) for path in sorted(chosen.glob("*.csv"))] if chosen else []
-    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS, dtype=object)
+    rows = (
+        pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*COLUMNS, *_OPTIONAL], dtype=object)
+    )
     for name in ("teacher_top1", "student_top1", "top1"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
+    rows["image_size"] = pd.to_numeric(rows["image_size"]).fillna(224)
     rows["dataset_key"] = rows["dataset"].map(_plain)
     rows["teacher_key"] = rows["teacher"].map(normalise_net)
     rows["student_key"] = rows["student"].map(normalise_net)
     rows["method_key"] = rows["method"].map(normalise_method)
+    # Tables that say where their figures come from are those of CNNs, in which FitNet is the hint without KD.
+    rows.loc[rows["provenance"].ne("") & rows["method_key"].eq("fitnet-kd"), "method_key"] = "fitnet"
     return rows[rows["top1"].notna()].reset_index(drop=True)
 
 
 def normalise_net(name: str) -> str:
     """One key per net: ``Swin-T`` and ``swin_tiny_patch4_window7_224.ms_in1k`` are the same."""
-    bare = _plain(re.sub(r"\(.*?\)", "", name).strip().split(".")[0])  # without brackets and timm's tag of the weights
+    # Without remarks in brackets and timm's tag of the weights. Brackets without a space before them belong to the name:
+    # MobileNetV2(HSAKD) is another net.
+    bare = _plain(re.sub(r"\s\(.*?\)", "", name).strip().split(".")[0])
     return _NET_KEYS.get(bare, bare)
 
 
@@ -81,13 +99,13 @@ def published_ledger(
 ) -> Table:
     """Set our top-1 beside the published figures of the same data set, nets and method.
 
-    A row per published figure: what was published, ours with its spread, the difference, evidence, source, a note. The
-    same figure in several papers is one row with all its sources. ``render`` writes it; its CSV holds plain numbers.
+    A row per net or pair and method: what was published, ours with its spread, the difference, evidence, sources, a note.
+    Figures that differ are a range (``claims``). ``render`` writes it; its CSV holds plain numbers.
 
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
         folder: as for ``load_published``.
-        select: ``"last"`` or ``"best"`` epoch, for ours.
+        select: ``"last"`` or ``"best"`` epoch, ours and published.
         command: the command line that made it, for its comment.
 
     Raises:
@@ -104,7 +122,7 @@ def published_ledger(
         "records": pd.DataFrame(records, columns=_RECORD_COLUMNS),
     }
     message = ""
-    if results.empty:
+    if not len(results.cells):
         message = nothing_text(results)
     elif not len(published):
         source = "results/published of the project's source is not part of this installation"
@@ -127,41 +145,24 @@ def published_ledger(
 
 
 def _records(results: Results, published: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row per figure of ours and published figure of the same kind, nets and method."""
+    """A row per figure of ours for which something was published."""
     dataset = results.identity()["dataset"]
-    figures: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for figure in _merged(published[published["dataset_key"] == _plain(dataset)]):
-        figures.setdefault(figure.pop("key"), []).append(figure)
+    size = results.cells["image_size"].max()
+    # The same images at another size are another task.
+    same = published["dataset_key"].eq(_plain(dataset)) & published["image_size"].eq(224 if pd.isna(size) else size)
+    figures = claims(published[same], results.select)
     records = []
     for our in _ours(results):
         for method in our.pop("method_keys"):
-            for figure in figures.get((our["kind"], our["teacher_key"], our["student_key"], method), ()):
-                record = {**our, **figure, "dataset": dataset}
-                record["difference"] = our["ours_top1"] - figure["published_top1"]
-                record["note"] = "; ".join([*_remarks(our), *_recipe_remarks(our, figure, results)])
-                records.append(record)
+            figure = figures.get((our["kind"], our["teacher_key"], our["student_key"], method))
+            if figure is None:
+                continue
+            record = {**our, **figure, "dataset": dataset}
+            nearest = np.clip(our["ours_top1"], figure["published_low"], figure["published_high"])
+            record["difference"] = our["ours_top1"] - nearest
+            record["note"] = "; ".join([*_remarks(our), *_recipe_remarks(our, figure, results)])
+            records.append(record)
     return sorted(records, key=lambda r: ([*_GROUPS].index(r["kind"]), *r["order"], -r["published_top1"]))
-
-
-def _merged(published: pd.DataFrame) -> list[dict[str, Any]]:
-    """Published figures with their kind; the same figure in several sources is one, the best evidence first."""
-    merged: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
-    for row in published.to_dict("records"):
-        method, teacher, student = row["method_key"], row["teacher_key"], row["student_key"]
-        if method == "teacher":  # its own figure stands in either column: it is a net without a teacher
-            key = (method, teacher or student, "", method)
-        else:
-            key = ("scratch", "", student, method) if method == "scratch" else ("distilled", teacher, student, method)
-        merged.setdefault((key, row["top1"]), []).append(row)
-    figures = []
-    for (key, top1), rows in merged.items():
-        found = sorted(rows, key=lambda row: (_EVIDENCE.get(row["evidence"], 3), row["paper"], row["source"]))
-        figure = {"key": key, "published_top1": top1, "papers": tuple(dict.fromkeys(row["arxiv_id"] for row in found))}
-        figure["evidence"] = _joined(row["evidence"] for row in found)
-        figure["paper"] = _joined(f"{row['paper']}, {row['table']}" for row in found)
-        figure["source"] = _joined(row["source"] for row in found)
-        figures.append(figure)
-    return figures
 
 
 def _ours(results: Results) -> list[dict[str, Any]]:
@@ -232,15 +233,23 @@ def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Result
         remarks.append(f"{epochs.iloc[0]:g} epochs, published {published}")
     if figure["papers"] and all(paper in AVERAGED_WEIGHTS for paper in figure["papers"]) and our["kind"] == "distilled":
         remarks.append("published with averaged weights")
+    teachers = [top1 for top1 in figure["teachers"] if np.isfinite(top1)]
+    own_teacher = own["teacher_top1"].mean()
+    if our["kind"] == "distilled" and teachers and min(abs(top1 - own_teacher) for top1 in teachers) > 0.5:
+        remarks.append(
+            f"our teacher {own_teacher:.2f}, published {' and '.join(f'{top1:.2f}' for top1 in sorted(teachers))}"
+        )
     return remarks
 
 
 def _cells(record: dict[str, Any], mark: str) -> tuple[Cell, ...]:
     ours = np.isfinite(record["ours_top1"])
+    low, high = record["published_low"], record["published_high"]
+    claimed = Cell("value", low, decimals=2) if low == high else Cell("text", text=f"{low:.2f} to {high:.2f}")
     reconstruction = " (rec.)" if record["fidelity"] == "reconstruction" else ""
     return (
         Cell("text", text=record["display"] + reconstruction),
-        Cell("value", record["published_top1"], decimals=2),
+        claimed,
         Cell("value", record["ours_top1"], record["sd"], decimals=2) if ours else Cell("absent"),
         Cell("gain", record["difference"], decimals=2) if ours else Cell("empty"),
         Cell("text", text=record["evidence"]),
@@ -253,8 +262,9 @@ def _notes(results: Results) -> list[str]:
     protocol = results.identity()["protocol"]
     ours = "last epoch" if results.select == "last" else "best test epoch"
     notes = [
-        "Difference: ours minus published, in points.",
-        f"Nearly all published figures are those of the best epoch on the test set; ours are those of the {ours}.",
+        "Difference: ours minus published, in points; where claims conflict, from the nearest of them, and 0 between them.",
+        f"Ours are those of the {ours}. Figures whose source names the other epoch are left out (--select); where it names none, "
+        "nearly all are those of the best epoch on the test set.",
         "Evidence: primary = the authors' own files; quoted = quoted by a later paper or an issue; secondary = a third "
         "party's summary. A figure that is not listed could not be read.",
     ]
@@ -273,15 +283,11 @@ def _read(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise KdbenchError(f"{path} lacks the columns {', '.join(missing)}")
-    return table[COLUMNS]
+    return table.reindex(columns=[*COLUMNS, *_OPTIONAL], fill_value="")
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9+]", "", name.lower())
-
-
-def _joined(texts: Any) -> str:
-    return "; ".join(dict.fromkeys(str(text) for text in texts))
 
 
 _NET_KEYS = {_plain(alias): key for key, aliases in NET_ALIASES.items() for alias in (key, *aliases)}

@@ -7,7 +7,7 @@ and ``--out cells.csv`` lets the reading verbs read it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,10 +22,13 @@ from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import cell_name, cell_paths, folder_in
 from kdbench.store.reading import MAX_EPOCHS
 from kdbench.store.result import CellResult, Sentence, Text
+from kdbench.suite.datasets import DATASETS
 from kdbench.suite.types import Name
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kdbench.matrix.cells import Cell
 
 #: State of a planned cell of which the store has nothing, and whose method or pair no table shows.
 ABSENT = "absent"
@@ -39,6 +42,7 @@ _COST = (
 _PROVENANCE = ("device", "commit", "dirty", "finished")
 #: Columns of numbers that not every cell has: NaN where they are not known.
 NUMBERS = [
+    "image_size",
     "epochs",
     *BUILT_IN,
     *(f"best_{name}" for name in BUILT_IN),
@@ -81,16 +85,31 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
     store.check()
+    damaged: list[str] = []
+    frame = _frame(list(_rows(store.root, suite, protocol, damaged)))
+    frame.attrs["damaged"] = damaged
+    return frame
+
+
+def planned_results(cells: Iterable[Cell]) -> pd.DataFrame:
+    """Rows as of ``load_results`` for cells of a plan of which nothing is on disk."""
+    return _frame(
+        [
+            {**cell_name(cell.folder), "teacher": cell.teacher.name, "student": cell.student, "state": "planned"}
+            | _described(_Stored.model_validate({"config": cell.config, "hash": cell.hash, "facts": cell.facts}))
+            | {"reason": "", "plugin_metrics": "", "path": cell.folder}
+            for cell in cells
+        ]
+    )
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    damaged: list[str] = []
-    rows = list(_rows(store.root, suite, protocol, damaged))
     plugin = _plugin_columns(row["plugin_metrics"] for row in rows)
     columns = [*COLUMNS, *plugin]
     frame = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns, dtype=object)
-    frame = frame.astype(dict.fromkeys([*NUMBERS, *plugin], "float64") | {"seed": "int64"})
-    frame.attrs["damaged"] = damaged
-    return frame
+    return frame.astype(dict.fromkeys([*NUMBERS, *plugin], "float64") | {"seed": "int64"})
 
 
 def _plugin_columns(definitions: Iterable[str]) -> list[str]:
@@ -193,6 +212,10 @@ class _Named(_Part):
     name: Name
 
 
+class _Dataset(_Named):
+    image_size: int | None = None
+
+
 class _Recipe(_Part):
     epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
 
@@ -205,7 +228,7 @@ class _Config(_Part):
     suite: str
     protocol: _Named
     split: Name
-    dataset: _Named
+    dataset: _Dataset
     recipe: _Recipe
     method: _Method
 
@@ -238,13 +261,19 @@ def _configured(folder: CellFolder, name: dict[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise DamagedFileError(folder.config, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    config = stored.config
-    says = (config.suite, config.protocol.name, stored.hash)
+    says = (stored.config.suite, stored.config.protocol.name, stored.hash)
     if says != (name["suite"], name["protocol"], name["config_hash"]):
         raise DamagedFileError(folder.config, f"it is the configuration of {'/'.join(says)}")
+    return _described(stored)
+
+
+def _described(stored: _Stored) -> dict[str, Any]:
+    config = stored.config
+    dataset = DATASETS.get(config.dataset.name)
     return {
         "split": config.split,
         "dataset": config.dataset.name,
+        "image_size": config.dataset.image_size or (dataset and dataset.image_size),
         "epochs": config.recipe.epochs,
         "hyperparameters": json.dumps(config.method.hyperparameters),
         **stored.facts.model_dump(exclude_none=True),

@@ -68,10 +68,14 @@ class Protocol(Strict):
 
 
 class MethodsSpec(Strict):
-    """The methods that run by default, and hyper-parameters that differ from a method's own defaults."""
+    """The methods that run by default, and hyper-parameters that differ from a method's own defaults.
+
+    ``as_tuned`` says that every method takes the values that were published for the pair, as with ``--as-tuned``.
+    """
 
     default: Annotated[tuple[str, ...], Field(min_length=1)]
     set: dict[str, dict[str, Any]] = {}
+    as_tuned: bool = False
 
 
 class Variant(Strict):

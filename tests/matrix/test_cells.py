@@ -20,6 +20,7 @@ from kdbench.matrix.request import Request
 from kdbench.plugins.entry import METHODS
 from kdbench.plugins.registry import catalog
 from kdbench.suite.datasets import DATASETS, DatasetEntry
+from kdbench.suite.suite import load_suite
 from tests.conftest import tiny_suite
 
 
@@ -379,3 +380,17 @@ def test_a_plan_shows_memory_and_splits_what_does_not_fit(kdbench, tmp_path) -> 
     assert "of memory for the largest cohort" in whole
     assert "part aaa" in split
     assert kdbench(*words, "--memory", "none").err.strip().endswith("'none' is not a number of gibibytes above 0")
+
+
+def test_a_hyperparameter_that_was_added_later_is_in_no_identity_at_its_default() -> None:
+    suite = load_suite("digits")
+
+    def cell(**values: Any) -> Cell:
+        request = Request(methods=("reviewkd",), set={"reviewkd": values} if values else {})
+        return make_plan(suite, request, catalog()).cells[0]
+
+    plain, given, other = cell(), cell(stages=[1, 2, 3, 4]), cell(stages=[2, 3, 4])
+    assert "stages" not in plain.hyperparameters
+    assert plain.settings["stages"].value == (1, 2, 3, 4)
+    assert plain.hash == given.hash != other.hash
+    assert other.hyperparameters["stages"] == (2, 3, 4)

@@ -75,7 +75,7 @@ def test_variants_work_for_a_method_of_a_plugin(write_plugin: Callable[..., Path
 
 
 def test_later_settings_win_and_say_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = tuned.Tuned("nkd", "imagenet1k", "cnn", "vit", {"gamma": 5.0}, "a table")
+    known = tuned.Tuned("nkd", "imagenet1k", ("cnn--vit",), {"gamma": 5.0}, "a table")
     monkeypatch.setattr(tuned, "tuned_values", lambda: (known,))
     changes: dict[str, Any] = {"dataset": {"presets": "imagenet1k"}}
     choice: dict[str, Any] = {"methods": ("nkd*",)}
@@ -140,12 +140,40 @@ def test_variant_of_the_command_line_does_not_replace_one_of_the_suite() -> None
 def test_every_published_value_is_of_a_pair_of_a_suite_and_valid_and_has_a_source() -> None:
     suites = [load_suite(name) for name in suite_files()]
     entries = tuned.tuned_values()
-    assert len({(entry.method, entry.dataset, entry.teacher, entry.student) for entry in entries}) == len(entries) > 5
+    told = [(e.method, e.dataset, pair, key) for e in entries for pair in e.pairs for key in e.values]
+    assert len(set(told)) == len(told) > 5
     for entry in entries:
         assert entry.source
         METHODS[entry.method].resolve("", entry.values)
-        pair = f"{entry.teacher}--{entry.student}"
-        assert any(suite.dataset.name == entry.dataset and pair in suite.pairs for suite in suites), entry
+        pairs = [suite.pairs for suite in suites if entry.dataset in (suite.dataset.presets, suite.dataset.name)]
+        for pair in entry.pairs:
+            assert any(pair in own for own in pairs), (entry, pair)
+
+
+def test_a_suite_can_take_published_values_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "tuned_values", lambda: (
+        tuned.Tuned("kd", "digits", ("cnn--vit",), {"temperature": 2.0}, "a table"),
+        tuned.Tuned("kd", "digits", ("cnn--vit", "cnn--mlp"), {"ce_weight": 0.3}, "another"),
+        tuned.Tuned("kd", "cifar100", ("cnn--vit",), {"kd_weight": 7.0}, "other data"),
+    ))  # fmt: skip
+    plain, by_itself, asked = (
+        tiny_suite(methods={"as_tuned": as_tuned, "set": {"kd": {"temperature": 8.0}}})
+        for as_tuned in (False, True, False)
+    )
+    found = {
+        name: {
+            (c.pair, key): c.hyperparameters[key] for c in made.cells for key in c.hyperparameters if c.method == "kd"
+        }
+        for name, made in {
+            "plain": make_plan(plain, Request(pairs=("cnn--*",), methods=("kd",)), METHODS),
+            "suite": make_plan(by_itself, Request(pairs=("cnn--*",), methods=("kd",)), METHODS),
+            "asked": make_plan(asked, Request(pairs=("cnn--*",), methods=("kd",), as_tuned=True), METHODS),
+        }.items()
+    }
+    assert found["suite"] == found["asked"]
+    changed = {key: value for key, value in found["suite"].items() if found["plain"][key] != value}
+    pairs = ("cnn--vit", "cnn--mlp")
+    assert changed == {(pairs[0], "temperature"): 2.0, (pairs[0], "ce_weight"): 0.3, (pairs[1], "ce_weight"): 0.3}
 
 
 def test_published_values_are_used_only_when_asked_for_and_only_for_their_pair() -> None:

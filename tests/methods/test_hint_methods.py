@@ -297,6 +297,16 @@ def test_reviewkd_takes_the_teachers_maps_before_the_activation_and_the_students
     assert before.item() != after.item()
 
 
+def test_reviewkd_reviews_its_stages_from_deep_to_shallow():
+    method = ReviewKD(STUDENTS["cnn"], TEACHERS["cnn"], TASK, stages=(2, 4)).eval()
+    student, teacher = outputs_of(STUDENTS["cnn"], 3), outputs_of(TEACHERS["cnn"], 3, trained=False, seed=1)
+    given = []
+    for fusion in method.fusions:
+        fusion.reduce.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    method(batch_of(3), student, teacher)
+    assert [value is student.stages[n - 1].map for value, n in zip(given[1:], (4, 2), strict=True)] == [True, True]
+
+
 def test_reviewkd_hands_the_deeper_levels_down_to_the_shallow_ones():
     method = ReviewKD(STUDENTS["mlp"], TEACHERS["vit"], TASK).eval()
     ours, theirs = outputs_of(STUDENTS["mlp"]), outputs_of(TEACHERS["vit"], trained=False)

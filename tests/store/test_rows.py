@@ -9,14 +9,17 @@ import pandas as pd
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Cell
+from kdbench.matrix.cells import Cell, make_plan
+from kdbench.matrix.request import Request
 from kdbench.plugins.metrics import BUILT_IN
+from kdbench.plugins.registry import catalog
 from kdbench.reporting.frame import fill_frame
 from kdbench.store.claims import Claims
 from kdbench.store.files import write_bytes, write_json
 from kdbench.store.folders import Store
 from kdbench.store.result import Definition, write_record
-from kdbench.store.rows import COLUMNS, load_results
+from kdbench.store.rows import COLUMNS, load_results, planned_results
+from kdbench.suite.suite import load_suite
 from tests.records import cell_result
 
 KINDS = {
@@ -182,3 +185,16 @@ def test_a_file_that_is_no_such_table_is_refused_in_one_line(tmp_path: Path, tex
     with pytest.raises(KdbenchError, match=message) as found:
         load_results(file)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("suite", "size"), [("digits", 32), ("cifar100-32", 32), ("cifar100", 224), ("imagenet1k", 224)]
+)
+def test_rows_have_the_size_of_the_images(suite: str, size: int, tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    store.check(writable=True)
+    cells = make_plan(load_suite(suite), Request(methods=("kd",)), catalog()).cells[:1]
+    store.cell(cells[0]).prepare(cells[0])
+    stored, planned = load_results(store.root), planned_results(cells)
+    assert (stored["image_size"] == size).all()
+    pd.testing.assert_frame_equal(stored, planned)

@@ -121,6 +121,8 @@ def _json(table: Table) -> str:
         json.dumps({**about, "notes": [note.text for note in table.notes], "rows": records}, indent=1, default=str)
         + "\n"
     )
+
+
 def _csv(table: Table) -> str:
     """Tidy rows. A text that a spreadsheet would take for a formula begins with an apostrophe there."""
     from pandas.api.types import is_numeric_dtype
