@@ -24,11 +24,15 @@ class Standing:
     Attributes:
         rank: place by mean gain, equal ones share it; None for baselines and for methods that lack pairs.
         mean: mean of the metric over the method's pairs (means over seeds first).
-        gain, low, high: mean gain over the reference, over the pairs that both have, and its 95 % interval over pairs.
+        gain, low, high: mean gain over the reference, over the pairs that both have, and its 95 % interval (``crossed_mean``).
+        all_low, all_high: limits that hold for all methods of the board at once.
+        shrunken: the gain, drawn towards the mean of all methods' as far as chance spreads them.
+        chances: that on another pair it is better, equal or worse, by the tie band.
         gains: (pair, gain) for each of those pairs.
         average_rank: mean place among the ranked methods, over all pairs.
         wins, ties, losses: pairs against the reference, by the tie band.
-        p, p_holm: Wilcoxon's signed-rank test against the reference, alone and with Holm's correction over the methods.
+        p, p_holm: of a gain of zero, by the interval, or by Wilcoxon's signed-rank test where there is none; alone and with Holm's
+            correction over the methods.
         smallest_p: the smallest ``p_holm`` that this many pairs can give.
         harmed: (pairs worse than from scratch, pairs that have both).
         gain_over_scratch: mean over the pairs that both have.
@@ -52,6 +56,10 @@ class Standing:
     gain: float = np.nan
     low: float = np.nan
     high: float = np.nan
+    all_low: float = np.nan
+    all_high: float = np.nan
+    shrunken: float = np.nan
+    chances: tuple[float, float, float] | None = None
     gains: tuple[tuple[str, float], ...] = ()
     average_rank: float = np.nan
     wins: int | None = None
@@ -183,10 +191,19 @@ class _Builder:
             for name in (*results.competing, *sorted({*others} - {"scratch"}))
             if name != reference and len(self.gains.get(name, ()))
         ]
-        self.tests = {name: statistics.signed_rank(self.gains[name].to_numpy()) for name in tested}
+        crossed = {name: self._crossed(self.gains[name]) for name in tested}
+        self.crossed = {name: mean for name, mean in crossed.items() if mean is not None}
+        #: p, and the smallest that so many pairs can give: of the interval, or where there is none of the signed-rank test.
+        self.tests = {
+            name: (self.crossed[name].p, 0.0)
+            if name in self.crossed
+            else statistics.signed_rank(self.gains[name].to_numpy())
+            for name in tested
+        }
         corrected = statistics.holm([p for p, _ in self.tests.values()])
         self.p_holm = dict(zip(self.tests, corrected, strict=True))
         self.step_ratios = _step_ratios(results.cells)
+        self.shrunken = dict(zip(self.crossed, statistics.shrunken([*self.crossed.values()]), strict=True))
 
     def build(self) -> tuple[Standing, ...]:
         """Whole methods and baselines first, by gain; then those that lack pairs; names decide between equals."""
@@ -233,15 +250,25 @@ class _Builder:
         if name == self.reference:
             return known
         values, pairs = gains.to_numpy(), self.results.pairs.loc[gains.index]
-        known["low"], known["high"] = statistics.t_interval(values)
+        crossed = self.crossed[name] if name in self.crossed else self._crossed(gains)
+        if crossed is not None:
+            known["low"], known["high"] = crossed.interval()
+            known["all_low"], known["all_high"] = crossed.interval(1 - statistics.ALPHA / max(len(self.tests), 1))
+        known["shrunken"] = self.shrunken.get(name, np.nan)
         band = self.results.metric.tie_band
         known["wins"], known["ties"], known["losses"] = statistics.wins_ties_losses(values, band)
+        if len(gains) >= statistics.LEAST_NETS:
+            known["chances"] = statistics.better_equal_worse(values, band)
         left_out = statistics.leave_one_out(values, pairs["student"].tolist(), pairs["teacher"].tolist())
         known["left_out_low"], known["left_out_high"] = left_out
         if name in self.tests:
             p, smallest = self.tests[name]
             known |= {"p": p, "p_holm": self.p_holm[name], "smallest_p": min(1.0, smallest * len(self.tests))}
         return known
+
+    def _crossed(self, gains: pd.Series) -> statistics.CrossedMean | None:
+        pairs = self.results.pairs.loc[gains.index]
+        return statistics.crossed_mean(gains.to_numpy(), pairs["teacher"].tolist(), pairs["student"].tolist())
 
     def _score(self, name: str) -> float:
         score = self.gains[name].mean() if self.reference else self.sign * self.means[name].mean()
@@ -290,7 +317,7 @@ def _notes(board: Leaderboard) -> list[str]:
             f"Some pairs have fewer than {n} seeds: {join_names(fewer)}. Gains compare the seeds that both have."
         )
     if board.reference:
-        notes.append(_interval_note(pairs))
+        notes.append(_interval_note(board))
         notes += _test_notes(board)
     ranked_out = [
         f"{s.display} ({s.pairs} of {pairs} pairs)" for s in board.standings if s.rank is None and not s.baseline
@@ -312,6 +339,11 @@ def _notes(board: Leaderboard) -> list[str]:
         notes.append(f"Gain with each failed cell counted as training from scratch: {join_names(counted_in)}.")
     if any(s.harmed for s in board.standings):
         notes.append("Harmed: pairs on which the method is worse than training from scratch with the same seeds.")
+    if any(s.chances for s in board.standings):
+        notes.append(
+            "Better/equal/worse: probabilities in % for another pair like these (Bayesian signed-rank test; equal: a tie). They take "
+            "pairs as independent, which those with a teacher or a student in common are not, and so say too much."
+        )
     if any(np.isfinite(s.step_ratio) for s in board.standings):
         notes.append("Step: median step time over that of scratch, same pair, seed and device.")
     if any(np.isfinite(s.hours) for s in board.standings):
@@ -347,12 +379,18 @@ def _rule(board: Leaderboard) -> str:
     return text
 
 
-def _interval_note(pairs: int) -> str:
-    if pairs < 2:
+def _interval_note(board: Leaderboard) -> str:
+    if board.pairs < 2:
         return "One pair: no interval over pairs can be given, and nothing can be said of other pairs."
+    left_out = "Left out: range of the mean gain without one student or one teacher."
+    nets = [board.results.pairs[name].nunique() for name in ("teacher", "student")]
+    if not any(np.isfinite(s.low) for s in board.standings):
+        few = f"{counted(nets[0], 'teacher')} and {counted(nets[1], 'student')}"
+        return f"No interval: with {few} none would cover what it says ({statistics.LEAST_NETS} of each are needed). {left_out}"
     return (
-        "Interval: Student's t, 95%, over pairs; pairs that share a teacher or a student are not independent, "
-        "so it is too narrow rather than too wide. Left out: range of the mean gain without one student or one teacher."
+        'Interval: 95 %, were teachers, students and pairs drawn anew (crossed random effects); "all": for all '
+        f"{counted(board.tests, 'method')} at once (Bonferroni). Shrunken: the gain as far as it is more than chance among so many. "
+        f"{left_out}"
     )
 
 
@@ -360,9 +398,11 @@ def _test_notes(board: Leaderboard) -> list[str]:
     tested = [s for s in board.standings if s.p is not None]
     if not tested:
         return []
-    kind = f"Wilcoxon's signed-rank test against {board.reference_display}, exact, two-sided"
+    kind = f"Wilcoxon's signed-rank test against {board.reference_display}, exact, two-sided, zeros ranked (Pratt)"
+    if any(np.isfinite(s.low) for s in board.standings):
+        kind = f"that the mean gain over {board.reference_display} is zero, two-sided, by the interval"
     every = " (all that the store holds, shown or not)" if board.tests > len(tested) else ""
-    notes = [f"p: {kind}, zeros ranked (Pratt), with Holm's correction over {counted(board.tests, 'method')}{every}."]
+    notes = [f"p: {kind}, with Holm's correction over {counted(board.tests, 'method')}{every}."]
     beyond = [s for s in tested if not s.attainable]
     if beyond:
         least = min(s.smallest_p for s in beyond if s.smallest_p is not None)
