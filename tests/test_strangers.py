@@ -314,11 +314,9 @@ def test_names_of_strangers_are_printable_in_every_format(form: str) -> None:
     rows = [factory.cell("a--b", name, 80.0) for name in ("scratch", "kd", "dkd")]
     frame = pd.DataFrame(rows)
     for name in NAMES:
-        part = frame.assign(
-            method_display=pd.Series([f"{name}{method}" for method in frame["method"]], dtype=object),
-            student_display=pd.Series([name] * len(frame), dtype=object),
-        )
-        text = render(build_table(part, command=f"kdbench {name}"), form)
+        titles = {"method_display": [f"{name}{method}" for method in frame["method"]], "student_display": [name] * 3}
+        part = frame.assign(**{column: pd.Series(texts, dtype=object) for column, texts in titles.items()})
+        text = render(build_table(part, command="kdbench table"), form)
         assert not UNSEEN.search(text)
         assert "x" * (NAME_LENGTH + 1) not in text
         if form == "csv":
