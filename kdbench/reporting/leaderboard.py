@@ -25,7 +25,7 @@ class Standing:
         rank: place by mean gain, equal ones share it; None for baselines and for methods that lack pairs.
         mean: mean of the metric over the method's pairs (means over seeds first).
         gain, low, high: mean gain over the reference, over the pairs that both have, and its 95 % interval (``crossed_mean``).
-        all_low, all_high: limits that hold for all methods of the board at once.
+        all_low, all_high: limits for all methods of the board at once (Bonferroni).
         shrunken: the gain, drawn towards the mean of all methods' as far as chance spreads them.
         chances: that on another pair it is better, equal or worse, by the tie band.
         gains: (pair, gain) for each of those pairs.
@@ -388,9 +388,8 @@ def _interval_note(board: Leaderboard) -> str:
         few = f"{counted(nets[0], 'teacher')} and {counted(nets[1], 'student')}"
         return f"No interval: with {few} none would cover what it says ({statistics.LEAST_NETS} of each are needed). {left_out}"
     return (
-        'Interval: 95 %, were teachers, students and pairs drawn anew (crossed random effects); "all": for all '
-        f"{counted(board.tests, 'method')} at once (Bonferroni). Shrunken: the gain as far as it is more than chance among so many. "
-        f"{left_out}"
+        "Interval: 95 %, were teachers, students and pairs drawn anew (crossed random effects), for one method alone. Shrunken: the "
+        f"gain as far as it is more than chance among so many. {left_out}"
     )
 
 

@@ -177,9 +177,6 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
             Column(f"gain over {board.reference_display}", lambda s: s.gain, lambda s: signed(s.gain)),
             *_where_known(board, Column("95 % interval", lambda s: s.low, lambda s: span(s.low, s.high))),
             *_where_known(
-                board, Column("95 % all", lambda s: s.all_low, lambda s: span(s.all_low, s.all_high), essential=False)
-            ),
-            *_where_known(
                 board, Column("shrunken gain", lambda s: s.shrunken, lambda s: signed(s.shrunken), essential=False)
             ),
             Column(
