@@ -107,7 +107,7 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_TEACHERS, "--teacher-tolerance", type=values.POINTS, metavar="POINTS",
            help="How far weights may be from their published accuracy (default: 1)."),
     Option(_FILES, "--out", type=values.PATH, envvar="KDBENCH_OUT", metavar="DIR",
-           help="Run directory (default: $KDBENCH_OUT or runs)."),
+           help="Run directory, or a CSV file of its cells to read (default: $KDBENCH_OUT or runs)."),
     Option(_FILES, "--data", type=values.PATH, envvar="KDBENCH_DATA", metavar="DIR",
            help="Data sets (default: $KDBENCH_DATA)."),
     Option(_FILES, "--weights", type=values.PATH, envvar="KDBENCH_WEIGHTS", metavar="DIR",

@@ -102,6 +102,7 @@ def classes(request: Request, by: str, show: str, worst: int | None, form: str, 
     from kdbench.reporting.classes import build_class_table
     from kdbench.reporting.text.render import render
 
+    Store(request.out).check()  # a CSV file holds no predictions
     frames, _ = results(request)
     tables = [build_class_table(frame, request.out, by, show, worst, command=command_given()) for frame in frames]
     return _write([render(built, form) for built in tables], to)
@@ -149,13 +150,15 @@ def report(request: Request, to: str, select: str | None) -> int:
 
 
 def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str]:
-    """Rows of the run directory that belong to a request, as one frame for each protocol and split; and the figure to show.
+    """Rows of the run directory, or of the CSV file in its place, that belong to a request, and the figure to show.
+
+    The rows come as one frame for each protocol and split.
 
     Args:
         select: ``"last"`` or ``"best"``; None for the protocol's own.
 
     Raises:
-        KdbenchError: if the run directory does not exist.
+        KdbenchError: if the run directory, or the CSV file, does not exist.
     """
     from kdbench.reporting.frame import split_frame
 
@@ -165,10 +168,16 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
     # What was run counts, not what a plain run would do: every method, pair and seed, unless the user chose.
     seeds = request.seeds or tuple(int(seed) for seed in rows["seed"].unique())
     chosen = replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",), seeds=seeds[:1])
-    cells = plan_on_disk(make_plan(plan.suite, chosen, plan.catalog), Store(request.out)).cells
-    current = {replace(cell, seed=seed).folder for cell in cells for seed in seeds}
-    foreign = ~rows["method"].isin([*plan.catalog]) if not request.methods else rows["method"] != rows["method"]
-    frames = split_frame(rows[rows["path"].isin(current) | foreign].reset_index(drop=True))
+    made = make_plan(plan.suite, chosen, plan.catalog)
+    if Path(request.out).is_file():  # the cells of somebody's table: what it holds is what is shown
+        named = {f"{cell.pair}/{cell.method}" for cell in made.cells}
+        wanted = (rows["pair"] + "/" + rows["method"]).isin(named) & rows["seed"].isin(seeds)
+    else:
+        cells = plan_on_disk(made, Store(request.out)).cells
+        wanted = rows["path"].isin({replace(cell, seed=seed).folder for cell in cells for seed in seeds})
+    if not request.methods:
+        wanted |= ~rows["method"].isin([*plan.catalog])  # of plugins that are not here
+    frames = split_frame(rows[wanted].reset_index(drop=True))
     return frames, select or plan.suite.protocols[plan.under.name].select
 
 

@@ -54,7 +54,9 @@ class Store:
         except FileNotFoundError:
             pass
         except NotADirectoryError:
-            raise KdbenchError(f"run directory {self.root} is not a directory") from None
+            raise KdbenchError(
+                f"{self.root} is a file, not a run directory; only table, leaderboard, plots and report read the cells of a CSV file"
+            ) from None
         except PermissionError:
             raise KdbenchError(f"run directory {self.root} cannot be read") from None
         except (ValueError, KeyError, TypeError, OSError):

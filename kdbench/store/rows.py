@@ -1,9 +1,13 @@
-"""A run directory as one tidy table. Works without torch."""
+"""A run directory, or a file that holds its cells, as one tidy table. Works without torch.
+
+``load_results(out).to_csv("cells.csv", index=False)`` makes such a file; ``load_results("cells.csv")`` gives the same table again,
+and ``--out cells.csv`` lets the reading verbs read it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +47,8 @@ COLUMNS = [
 
 
 def load_results(out: Path | str = "runs", suite: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Read a run directory as a tidy table: one row per cell, plain numbers, cells that are not done included.
+    """Read a run directory, or its cells in a CSV file, as a tidy table: one row per cell, plain numbers, cells that are not done
+    included.
 
     Columns: what the cell is (suite, protocol, split, pair, teacher, student, method, seed and their display names and
     families), ``state`` (done, failed, skipped, running: a process has it, planned) and ``reason`` (why it failed or was
@@ -52,12 +57,14 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     teacher's re-measured accuracy, cost and provenance.
 
     Args:
-        out: the run directory.
+        out: the run directory, or a CSV file of such a table.
         suite, protocol: read only these.
 
     Raises:
-        KdbenchError: if the directory does not exist or has a newer format.
+        KdbenchError: if the directory does not exist or has a newer format, or the file holds something else.
     """
+    if Path(out).is_file():
+        return _read_csv(Path(out), suite, protocol)
     store = Store(out)
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
@@ -65,11 +72,42 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     import pandas as pd
 
     rows = [_row(store.root, path) for path in cell_paths(store.root, suite, protocol)]
-    plugin = sorted({name for row in rows if row["plugin_metrics"] for name in json.loads(row["plugin_metrics"])})
-    more = [column for name in plugin for column in (name, f"best_{name}")]
-    columns = [*COLUMNS, *more]
+    plugin = _plugin_columns(row["plugin_metrics"] for row in rows)
+    columns = [*COLUMNS, *plugin]
     frame = pd.DataFrame([[row.get(column) for column in columns] for row in rows], columns=columns, dtype=object)
-    return frame.astype(dict.fromkeys([*NUMBERS, *more], "float64") | {"seed": "int64"})
+    return frame.astype(dict.fromkeys([*NUMBERS, *plugin], "float64") | {"seed": "int64"})
+
+
+def _plugin_columns(definitions: Iterable[str]) -> list[str]:
+    """Of the metrics of plugins, from the texts that define them."""
+    names = sorted({name for text in {*definitions} if text for name in json.loads(text)})
+    return [column for name in names for column in (name, f"best_{name}")]
+
+
+def _read_csv(path: Path, suite: str | None, protocol: str | None) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype=object, keep_default_na=False)
+    except (OSError, ValueError) as error:  # pandas' parser errors and undecodable bytes are ValueErrors
+        raise KdbenchError(f"{path} cannot be read as CSV ({error})") from None
+    lacking = [name for name in ("suite", "protocol", "pair", "method", "seed", "state") if name not in frame]
+    if lacking:
+        raise KdbenchError(
+            f"{path} has no column {lacking[0]!r}; kdbench.load_results(DIR).to_csv(FILE, index=False) writes what can be read"
+        )
+    try:
+        plugin = _plugin_columns(frame.get("plugin_metrics", ()))
+        frame = frame.reindex(columns=[*COLUMNS, *plugin])  # a table of an older kdbench lacks some
+        numbers = frame[[*NUMBERS, *plugin]].replace("", "nan").astype("float64")
+        flags = frame[["dirty", "carries_kd"]].replace({"True": True, "False": False})
+        frame = frame.where(frame != "", None).assign(**numbers, **flags, seed=frame["seed"].astype("int64"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise KdbenchError(f"{path} is damaged ({error})") from None
+    for column, name in (("suite", suite), ("protocol", protocol)):
+        if name is not None:
+            frame = frame[frame[column] == name]
+    return frame.reset_index(drop=True)
 
 
 def _row(root: Path, path: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell
 from kdbench.plugins.metrics import BUILT_IN
+from kdbench.reporting.frame import fill_frame
 from kdbench.store.claims import Claims
 from kdbench.store.files import write_bytes, write_json
 from kdbench.store.folders import Store
@@ -130,3 +131,47 @@ def test_folders_of_others_in_the_run_directory_do_no_harm(store: Store) -> None
     write_bytes(store.root / "a" / "b" / "x--y" / "kd" / "seedy-1" / "config.json", b"{}")
     write_bytes(store.root / "notes.txt", b"mine")
     assert load_results(store.root).empty
+
+
+def test_a_csv_file_of_the_table_gives_the_table_again(store: Store, cells: tuple[Cell, ...], tmp_path: Path) -> None:
+    fill(store, cells)
+    mine = Definition(title="Mine", unit="s", higher_is_better=False, decimals=2, tie_band=0.1)
+    last = cells[len(KINDS)]
+    store.cell(last).prepare(last)
+    store.cell(last).finish(cell_result(last, top1=100 / 3, extra={"mine": mine}))
+    file, again = tmp_path / "cells.csv", tmp_path / "again.csv"
+    frame = load_results(store.root)
+    frame.to_csv(file, index=False)
+    read = load_results(file)
+    pd.testing.assert_frame_equal(fill_frame(read), fill_frame(frame))
+    read.to_csv(again, index=False)
+    assert again.read_bytes() == file.read_bytes()
+    assert len(load_results(file, "tiny", "seeds")) == len(frame)
+    assert load_results(file, "other").empty
+
+
+def test_a_csv_file_of_an_older_version_lacks_columns_and_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "old.csv"
+    file.write_text("suite,protocol,pair,method,seed,state,top1\ntiny,short,a--b,kd,0,done,50.5\n")
+    row = load_results(file).iloc[0]
+    assert (row["top1"], row["seed"], row["state"]) == (50.5, 0, "done")
+    assert pd.isna(row["top5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch,top1\n1,2\n", "has no column 'suite'"),
+        ("suite,protocol,pair,method,seed,state\ntiny,short,a--b,kd,first,done\n", "is damaged .*first"),
+        ("suite,protocol,pair,method,seed,state,top1\ntiny,short,a--b,kd,0,done,high\n", "is damaged .*high"),
+        ('suite,protocol,pair,method,seed,state\n"tiny', "cannot be read as CSV"),
+        ("", "cannot be read as CSV"),
+        (b"\xff\xfe\x00", "cannot be read as CSV"),
+    ],
+)
+def test_a_file_that_is_no_such_table_is_refused_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    file = tmp_path / "cells.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(KdbenchError, match=message) as found:
+        load_results(file)
+    assert "\n" not in str(found.value)
