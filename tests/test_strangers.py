@@ -143,8 +143,9 @@ def test_report_names_the_files_beside_a_result_that_are_damaged(kdbench: Kdbenc
     folders = write_run(root, 20, 2)
     PREDICTIONS["labels of 3e9"](folders[0] / "predictions.npz")
     (folders[1] / "history.csv").symlink_to("/etc/hostname")
+    os.mkfifo(folders[1] / "log.txt")
     text = shown(kdbench, "report", root)
-    for folder, name in zip(folders, ("predictions.npz", "history.csv"), strict=True):
+    for folder, name in zip([*folders, folders[1]], ("predictions.npz", "history.csv", "log.txt"), strict=True):
         assert f"damaged: {(folder / name).relative_to(root)}: " in text
 
 
