@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import HyperparameterError, KdbenchError, ListedError, UnknownNameError, UnsupportedPairError
 from kdbench.matrix.cells import Cell, Plan
-from kdbench.plugins.entry import MethodEntry, PluginError
+from kdbench.plugins.entry import MethodEntry
 from kdbench.suite.recipe import Recipe
+from kdbench.userfiles import PluginError
 
 if TYPE_CHECKING:
     from kdbench.method import NetInfo

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.plugins.entry import MethodEntry, PluginError, check_name, import_source, plugin_module
+from kdbench.plugins.entry import MethodEntry, check_name
 from kdbench.plugins.hooks import read_hooks
 from kdbench.plugins.source import read_source, registers_metric
 from kdbench.suite.suite import Variant, packaged
+from kdbench.userfiles import PluginError, import_source, plugin_module
 
 ENTRY_POINT_GROUP = "kdbench.methods"
 

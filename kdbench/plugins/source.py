@@ -10,17 +10,9 @@ from typing import Any
 from kdbench.errors import nearest
 from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.citations import problem_of
-from kdbench.plugins.entry import (
-    FAMILIES,
-    FIDELITIES,
-    METHODS,
-    MethodEntry,
-    PluginError,
-    check_name,
-    import_source,
-    parse_source,
-)
+from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, check_name
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
+from kdbench.userfiles import PluginError, import_source, parse_source
 
 #: What a class body may declare: name -> (default, type).
 _ATTRIBUTES: dict[str, tuple[Any, Any]] = {

@@ -15,6 +15,7 @@ class DatasetEntry:
     ``version`` is raised when splits or pixels change; it is part of every result's identity. ``train_images`` and
     ``train_per_class`` (of the smallest class) of the whole data set let a plan refuse what its training split cannot give;
     None where it is not known. ``held_out_per_class`` of them are validation images, in training unless these are measured.
+    ``image_size`` (px) is that of all images, where they have one.
     """
 
     name: str
@@ -27,6 +28,7 @@ class DatasetEntry:
     train_images: int | None = None
     train_per_class: int | None = None
     held_out_per_class: int = 0
+    image_size: int | None = None
     streams: bool = False
 
     @property
@@ -44,6 +46,7 @@ DATASETS: dict[str, DatasetEntry] = {
         source="comes inside scikit-learn (load_digits; UCI Optical Recognition of Handwritten Digits, Alpaydin and Kaynak 1998)",
         loader="kdbench.datasets.digits",
         train_images=997,
+        image_size=32,
         train_per_class=94,
     ),
     "cifar100": DatasetEntry(
@@ -54,6 +57,7 @@ DATASETS: dict[str, DatasetEntry] = {
         source="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz (Krizhevsky 2009), below --data; --download fetches it",
         loader="kdbench.datasets.cifar100",
         train_images=50_000,
+        image_size=32,
         train_per_class=500,
         held_out_per_class=50,
     ),

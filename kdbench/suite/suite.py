@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from kdbench.errors import KdbenchError, UnknownNameError, is_near
 from kdbench.suite.dataset import DatasetSpec
-from kdbench.suite.net import FAMILIES, Family, NetSpec, zoo_net
+from kdbench.suite.datasets import find_dataset
+from kdbench.suite.net import FAMILIES, SOURCES, Family, NetSpec, zoo_net
 from kdbench.suite.problems import Contradiction, at, find, first_problem
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.types import NAME_PATTERN, Count, Name, NonNegative, Seed, Strict
@@ -165,9 +166,15 @@ class Suite(Strict):
     def net(self, name: str) -> NetSpec:
         """The net called ``name``: of the suite, of the zoo, or timm's own model of that name."""
         if name in self.nets:
-            return self.nets[name]
+            net = self.nets[name]
+            if net.python and net.size is None and (size := self.image_size):
+                return net.model_copy(update={"input_size": (size, size)})
+            return net
         if name in ZOO:
             return zoo_net(name)
+        source, colon, _ = name.partition(":")
+        if colon and source in SOURCES:
+            raise KdbenchError(f"{name} needs a name of its own, under nets: (nets: {{mine: {name!r}}})")
         own = {*self.nets, *ZOO}
         if importlib.util.find_spec("timm") is None:
             raise UnknownNameError("net", name, own)
@@ -177,6 +184,11 @@ class Suite(Strict):
             return NetSpec(timm=name, weights="train")
         every = {*own, *timm.list_models()}
         raise UnknownNameError("net", name, every if is_near(name, every) else own)
+
+    @property
+    def image_size(self) -> int | None:
+        """Side (px) of the images of a batch; None where it is not known."""
+        return self.dataset.image_size or find_dataset(self.dataset.name).image_size
 
     def recipe_name(self, net: str, family: Family, teacher: bool = False) -> str:
         """The name of the recipe that trains a net."""
@@ -327,7 +339,12 @@ def read_suite(path: Path) -> Suite:
         raise SuiteError(f"{path}, line 1: a suite is a mapping with the keys {', '.join(Suite.model_fields)}")
     try:
         suite = Suite.model_validate(content)
-        return suite.model_copy(update={"hooks": tuple(str(path.parent / file) for file in suite.hooks)})
+        return suite.model_copy(
+            update={
+                "hooks": tuple(str(path.parent / file) for file in suite.hooks),
+                "nets": {name: net.beside(path.parent) for name, net in suite.nets.items()},
+            }
+        )
     except ValidationError as error:
         location, problem = first_problem(error, Suite)
         where = ".".join(map(str, location))
