@@ -77,7 +77,7 @@ def plan_teacher(
     if net.trained_here:
         seen_through = None
     if seen_through is not None:
-        from kdbench.nets.tapped import preprocessing_of  # a student's may stand in its timm configuration
+        from kdbench.nets.models import preprocessing_of  # a student's may stand in its timm configuration
 
         net = net.model_copy(update=preprocessing_of(seen_through))
     net = with_family(net, name)

@@ -54,7 +54,7 @@ def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
         net = _transformers(spec, num_classes, name)
     else:
         net = _python(spec, num_classes, name)
-    return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net  # type: ignore[call-overload]
+    return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net
 
 
 def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
@@ -76,7 +76,9 @@ def _configuration(net: str) -> dict[str, Any]:
     if spec.timm:
         config: dict[str, Any]
         if spec.timm.startswith("hf-hub:"):
-            config = dict(_try("timm", spec, spec.model, load_model_config_from_hf, spec.timm.removeprefix("hf-hub:"))[0])
+            config = dict(
+                _try("timm", spec, spec.model, load_model_config_from_hf, spec.timm.removeprefix("hf-hub:"))[0]
+            )
         else:
             _check_known(spec, spec.model)
             config = timm.get_pretrained_cfg(spec.timm).to_dict()
@@ -181,7 +183,9 @@ def _hf_config(spec: NetSpec, num_classes: int, name: str) -> Any:
         args["image_size"] = args.pop("img_size")
     for key in args:
         if not hasattr(plain, key):
-            raise NetError(f"net {name}: the configuration of {spec.model} has no {key}; {nearest(key, plain.to_dict())}")
+            raise NetError(
+                f"net {name}: the configuration of {spec.model} has no {key}; {nearest(key, plain.to_dict())}"
+            )
     return _try("transformers", spec, name, build, num_labels=num_classes, **args)
 
 

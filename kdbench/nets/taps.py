@@ -37,11 +37,23 @@ def calls_of(net: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Call]]:
         calls[path] = Call(args[0] if args else None, returned, version)
 
     handles = [
-        net.get_submodule(path).register_forward_hook(lambda _, args, out, path=path: keep(path, args, out))  # type: ignore[misc]
+        net.get_submodule(path).register_forward_hook(lambda _, args, out, path=path: keep(path, args, out))
         for path in dict.fromkeys(paths)
     ]
     try:
         yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """What each of ``modules`` is given inside the block, in their order; copies, since activations write in place."""
+    kept: list[Tensor] = []
+    handles = [module.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone())) for module in modules]
+    try:
+        yield kept
     finally:
         for handle in handles:
             handle.remove()
@@ -149,7 +161,9 @@ def timm_taps(net: nn.Module, taps: tuple[Tap, ...] | None, image: tuple[int, in
         return taps
     if count < NUM_STAGES:
         stem = _stem(net, info[0]["module"], image) if count == NUM_STAGES - 1 else None
-        line = f"taps: [{stem}, {', '.join(map(str, range(count)))}]" if stem else "taps: with the paths of four modules"
+        line = (
+            f"taps: [{stem}, {', '.join(map(str, range(count)))}]" if stem else "taps: with the paths of four modules"
+        )
         begins = ", which begins with its stem" if stem else ""
         raise NetError(f"net {name}: only {count} stages, four are needed; write {line}{begins}")
     if len({entry["reduction"] for entry in info}) > 1:

@@ -9,7 +9,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from kdbench.nets.tapped import NetError, TappedNet, count_parameters, describe, plain_taps, state_hash
+from kdbench.nets.models import NetError
+from kdbench.nets.tapped import TappedNet, count_parameters, describe, state_hash
+from kdbench.nets.taps import plain_taps
 from kdbench.suite.net import NetSpec, zoo_net
 from kdbench.suite.zoo import SMALL_NETS
 
