@@ -68,7 +68,10 @@ def differences(name: str) -> dict[str, float]:
             "stages": [(s.map, values[t]) for s, t in zip(ours.stages, tapped.taps, strict=True) if isinstance(t, int)],
         }
     found = {
-        key: max(float((a - b).abs().max() / max(float(b.abs().max()), 1e-12)) if a.shape == b.shape else float("inf") for a, b in tensors)
+        key: max(
+            float((a - b).abs().max() / max(float(b.abs().max()), 1e-12)) if a.shape == b.shape else float("inf")
+            for a, b in tensors
+        )
         for key, tensors in pairs.items()
     }
     outputs = tapped.train().run(torch.randn(2, 3, *tapped.input_size), {"logits", "stages", "embedding"})

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.errors import HyperparameterError
+from kdbench.errors import HyperparameterError, counted
 from kdbench.hyperparameters import Hyperparameter
 
 #: Everything that ``Method.needs`` may name.
@@ -70,6 +70,18 @@ class NetInfo:
     stage_inputs: tuple[StageInfo, ...] = ()
     lacks: Mapping[str, str] = field(default_factory=dict, hash=False)
     layouts: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Family, stages with their layouts, and embedding, in a line."""
+        layouts = self.layouts if len(self.layouts) == len(self.stages) else ("",) * len(self.stages)
+        stages = [
+            f"{stage.channels} x {stage.height} x {stage.width}"
+            + (f" and {counted(stage.class_tokens, 'class token')}" if stage.class_tokens else "")
+            + (f" ({layout})" if layout else "")
+            for stage, layout in zip(self.stages, layouts, strict=True)
+        ]
+        return f"{self.family}, stages {', '.join(stages) or 'none'}, embedding {self.embedding_dim or 'none'}"
 
     @property
     def has_tokens(self) -> bool:

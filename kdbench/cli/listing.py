@@ -178,8 +178,8 @@ def _pair_rows(suite: Suite) -> Sequence[dict[str, Any]]:
             {
                 "pair": pair,
                 "suite": suite.name,
-                "teacher": f"{suite.net(teacher).timm} ({suite.net(teacher).family or '?'})",
-                "student": f"{suite.net(student).timm} ({suite.net(student).family or '?'})",
+                "teacher": f"{suite.net(teacher).model} ({suite.net(teacher).family or '?'})",
+                "student": f"{suite.net(student).model} ({suite.net(student).family or '?'})",
             }
         )
     return rows

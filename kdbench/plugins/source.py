@@ -99,6 +99,16 @@ def registers_metric(path: Path) -> bool:
     return any(isinstance(decorator, ast.Call) and _called(decorator) == "register_metric" for decorator in decorators)
 
 
+def makes_net(path: Path) -> bool:
+    """Whether a file that parses has what makes a net: a function, or a class, that takes ``num_classes``."""
+    tops = parse_source(path).body
+    functions = [node for node in tops if isinstance(node, ast.FunctionDef)]
+    functions += [
+        node for top in tops if isinstance(top, ast.ClassDef) for node in top.body if isinstance(node, ast.FunctionDef)
+    ]
+    return any("num_classes" in (a.arg for a in (*f.args.args, *f.args.kwonlyargs)) for f in functions)
+
+
 def _called(call: ast.Call) -> str:
     return str(getattr(call.func, "attr", getattr(call.func, "id", "")))
 

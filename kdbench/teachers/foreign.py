@@ -18,8 +18,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import kdbench.nets.small  # noqa: F401 - registers the 32 px nets with timm
 from kdbench.errors import KdbenchError, counted
+from kdbench.nets.models import build_model
 from kdbench.nets.tapped import TappedNet
 from kdbench.suite.net import NetSpec
 
@@ -189,8 +189,7 @@ def _resized(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> int:
 
 
 def _classifier_keys(net: TappedNet) -> list[str]:
-    name = next(name for name, module in net.net.named_modules() if module is net.classifier)
-    return [key for key in net.net.state_dict() if key.startswith(f"{name}.")]
+    return [key for key in net.net.state_dict() if key.startswith(tuple(f"{path}." for path in net.classifier_paths))]
 
 
 def _head_width(net: TappedNet, state: Mapping[str, Tensor]) -> int:
@@ -214,10 +213,14 @@ def _fit(spec: NetSpec, state: dict[str, Tensor], width: int, name: str, path: P
     """
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
-            empty: nn.Module = timm.create_model(spec.timm, num_classes=width, **spec.args)
+            empty = build_model(spec, width, name)
         wanted = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
-        if {key: tuple(value.shape) for key, value in state.items()} == wanted:
+        given = {key: tuple(value.shape) for key, value in state.items()}
+        if given == wanted:
             return dict(state)
+        if not spec.timm:
+            problem = _difference(wanted, given, ValueError())
+            raise WeightsError(f"{path} does not fit net {name} ({spec.model}, {width} classes): {problem}")
         overlay = {"state_dict": dict(state), "num_classes": width, "label_offset": 0}
         try:
             net = timm.create_model(
