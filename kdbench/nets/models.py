@@ -191,8 +191,11 @@ def _hf_config(spec: NetSpec, num_classes: int, name: str) -> Any:
 
 def _hf_preprocessor(hf: str) -> dict[str, Any]:
     """The content of a model's ``preprocessor_config.json``; empty without one."""
+    from transformers import CONFIG_MAPPING
     from transformers.utils import cached_file
 
+    if not Path(hf).is_dir() and hf in CONFIG_MAPPING:
+        return {}
     try:
         path = cached_file(hf, "preprocessor_config.json")
         return json.loads(Path(path or "").read_text(encoding="utf-8"))
@@ -226,9 +229,9 @@ def _python(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
     try:
         net = make(num_classes=num_classes, **spec.args)
     except Exception as error:
-        raise NetError(
-            f"net {name}: {function} of {file} raised {type(error).__name__}: {error}", traceback.format_exc()
-        ) from error
+        details = "".join(traceback.format_exception(error, chain=False))
+        problem = f"net {name}: {function} of {file} raised {type(error).__name__}: {error}"
+        raise NetError(problem, details) from error
     if not isinstance(net, nn.Module):
         raise NetError(f"net {name}: {function} of {file} returned {type(net).__name__}, not a torch.nn.Module")
     return net

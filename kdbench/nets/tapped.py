@@ -362,27 +362,25 @@ def _describe(content: str, num_classes: int, name: str) -> _Description:
     spec = NetSpec.model_validate(json.loads(content))
     try:
         return _describe_on("meta", spec, num_classes, name)
-    except Exception as error:
-        if spec.python:  # code of the user's may read values, which the device "meta" has not
+    except Exception as error:  # architectures differ in many ways
+        problem = error
+    if spec.python:  # code of the user's may read values, which the device "meta" has not
+        try:
             return _describe_on("cpu", spec, num_classes, name)
-        if isinstance(error, KdbenchError):
-            raise
-        raise NetError(f"net {name}: its stages cannot be tapped ({type(error).__name__}: {error})") from error
+        except Exception as error:
+            problem = error
+    if isinstance(problem, KdbenchError):
+        raise problem
+    details = "".join(traceback.format_exception(problem, chain=False)) if spec.python else ""
+    raise NetError(
+        f"net {name}: its stages cannot be tapped ({type(problem).__name__}: {problem})", details
+    ) from problem
 
 
 def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _Description:
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            net = TappedNet(spec, num_classes, name)
-            return _Description(net.describe(), sum(value.numel() for value in net.parameters()), net._own_head)
-    except KdbenchError:
-        raise
-    except Exception as error:
-        if device == "meta":
-            raise
-        raise NetError(
-            f"net {name}: {spec.model} raised {type(error).__name__}: {error}", traceback.format_exc()
-        ) from error
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        net = TappedNet(spec, num_classes, name)
+        return _Description(net.describe(), sum(value.numel() for value in net.parameters()), net._own_head)
 
 
 def state_hash(module: nn.Module) -> str:

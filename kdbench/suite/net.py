@@ -113,7 +113,8 @@ class NetSpec(Strict):
         weights: of a teacher: ``"train"`` (train it on the suite's data, from scratch), ``"finetune"`` (train it there from the
             pretrained weights that timm knows, with a new head), ``"timm"`` (take those weights as they are), or a file. A
             student starts from scratch whatever it says.
-        published_top1: accuracy (%) of these weights on the suite's test split, as published, and ``published_source``.
+        published_top1: accuracy (%) of these weights on the suite's test split, as published.
+        published_source: where that was published.
         display: the name that tables print.
     """
 

@@ -35,9 +35,22 @@ class SuiteError(KdbenchError):
 class Protocol(Strict):
     """How much of a suite is run.
 
-    ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers; ``recipes`` change single recipes, by name,
-    of both. ``set`` gives hyper-parameters of methods and variants and goes before the suite's. Images per class can be limited for the
-    training of students (in place of the suite's own limit) and of teachers, and for the evaluation of both.
+    Attributes:
+        description: a sentence, for listings.
+        version: raised whenever a change of the protocol changes results; part of every result's identity.
+        seeds: of the students.
+        pairs: globs of the suite's pairs.
+        recipe, teacher: fields that change in every recipe of students, and of teachers.
+        recipes: fields that change in single recipes, by name, of students and teachers.
+        set: hyper-parameters of methods and variants; they go before the suite's.
+        images_per_class: of the training of students, in place of the suite's own limit.
+        teacher_images_per_class: of the training of teachers.
+        measured_images_per_class: of the evaluation of both.
+        select: which epoch's figure tables show by default: the last, or the best on the test split, as much released code
+            reports.
+        teacher_weights: whether teachers have the weights that their nets name, or are all trained here (to try things out).
+        teacher_preprocessing: whether a teacher that comes with weights sees its own preprocessing or, as in much released code,
+            the student's.
     """
 
     description: str
@@ -50,11 +63,8 @@ class Protocol(Strict):
     set: dict[str, dict[str, Any]] = {}
     images_per_class: Count | None = None
     teacher_images_per_class: Count | None = None
-    #: Which epoch's figure tables show by default: the last, or the best on the test split, as much released code reports.
     select: Literal["last", "best"] = "last"
-    #: Whether teachers have the weights that their nets name, or are all trained here (to try things out).
     teacher_weights: Literal["own", "train"] = "own"
-    #: Whether a teacher that comes with weights sees its own preprocessing or, as in much released code, the student's.
     teacher_preprocessing: Literal["own", "student"] = "own"
     measured_images_per_class: Count | None = None
 
@@ -66,14 +76,25 @@ class Protocol(Strict):
 
 
 class MethodsSpec(Strict):
-    """The methods that run by default, and hyper-parameters that differ from a method's own defaults."""
+    """The methods that run by default, and hyper-parameters that differ from a method's own defaults.
+
+    Attributes:
+        default: names of methods.
+        set: hyper-parameters by method.
+    """
 
     default: Annotated[tuple[str, ...], Field(min_length=1)]
     set: dict[str, dict[str, Any]] = {}
 
 
 class Variant(Strict):
-    """A method under other hyper-parameters, as a row of its own; ``display`` is its name in tables."""
+    """A method under other hyper-parameters, as a row of its own.
+
+    Attributes:
+        method: the name of the method.
+        set: its hyper-parameters.
+        display: its name in tables.
+    """
 
     method: str
     set: dict[str, Any] = {}
@@ -106,7 +127,26 @@ class ResolvedProtocol:
 
 
 class Suite(Strict):
-    """One data set, its pairs, its recipes and its protocols."""
+    """One data set, its pairs, its recipes and its protocols.
+
+    Attributes:
+        name: of the suite; random seeds are derived from it.
+        title: for tables and pages.
+        dataset: see there.
+        nets: by name; the zoo's and timm's models need no entry.
+        pairs: ``teacher--student``, by names of nets.
+        recipes: by name.
+        student_recipe, teacher_recipe: the name of the recipe for nets of each family.
+        net_recipe: recipes of nets that are not trained like others of their family, as teacher or student.
+        protocols: by name.
+        default_protocol: what runs where no other is asked for.
+        methods: see there.
+        variants: methods under other hyper-parameters, as rows of their own.
+        hooks: files of mmengine hooks, seen from the suite's; they run where the command line names them too.
+        cpu_threads: of every training, since sums over threads differ in the last bits.
+        teacher_seed: of teachers that are trained here.
+        teacher_at_least: smallest top-1 (%) on the evaluated split that a trained teacher is expected to reach.
+    """
 
     name: Name
     title: str
@@ -116,17 +156,14 @@ class Suite(Strict):
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
     student_recipe: dict[Family, str]
     teacher_recipe: dict[Family, str]
-    #: Recipes of nets that are not trained like others of their family, as teacher or student.
     net_recipe: dict[Name, str] = {}
     protocols: Annotated[dict[Name, Protocol], Field(min_length=1)]
     default_protocol: str
     methods: MethodsSpec
     variants: dict[Name, Variant] = {}
-    #: Files of mmengine hooks, relative to the suite's.
     hooks: tuple[str, ...] = ()
     cpu_threads: Count = 1
     teacher_seed: Seed = 0
-    #: Smallest top-1 (%) on the evaluated split that a trained teacher is expected to reach.
     teacher_at_least: NonNegative = 0.0
 
     @model_validator(mode="after")
