@@ -1,7 +1,6 @@
-"""Build every timm model of tests/nets/timm_nets.txt as teacher and as student and write what came out: ``python docs/nets.py``.
+"""Build every timm model of tests/nets/timm_nets.txt as teacher and as student; write nets.csv anew: ``python docs/nets.py``.
 
-At native size, with random weights: nothing is fetched. Takes an hour or more. The page itself, nets.md, is made from what this
-writes and from the models of a suite's fields: ``python docs/nets.py --page`` writes it anew without building anything.
+At native size, with random weights: nothing is fetched. Takes an hour or more.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +104,16 @@ def row(name: str) -> dict[str, str]:
     }
 
 
-def rows(names: list[str]) -> Iterator[dict[str, str]]:
-    for name in names:
-        yield row(name)
-
-
 def main() -> None:
+    """Write the table, a line as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="some models only; their lines are printed, nothing is written")
     chosen = parser.parse_args().names
     file = sys.stdout if chosen else TABLE.open("w", newline="", encoding="utf-8")
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for content in rows(chosen or NAMES.read_text(encoding="utf-8").split()):
-        writer.writerow(content)
+    for name in chosen or NAMES.read_text(encoding="utf-8").split():
+        writer.writerow(row(name))
         file.flush()
 
 

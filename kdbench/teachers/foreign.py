@@ -150,7 +150,7 @@ def load_state(
     """
     state, part = read_state(path)
     width = _head_width(net, state)
-    own = _num_classes(net)
+    own = net.num_classes
     chosen = rows if rows is not None and width == num_classes and width != own else None
     if width != own and chosen is None:
         raise WeightsError(
@@ -198,11 +198,7 @@ def _head_width(net: TappedNet, state: Mapping[str, Tensor]) -> int:
     for key in (*own, "head.fc.weight", "head.weight", "fc.weight", "classifier.weight"):
         if key in state and state[key].ndim >= 2:
             return int(state[key].shape[0])
-    return _num_classes(net)
-
-
-def _num_classes(net: TappedNet) -> int:
-    return int(getattr(net.net, "num_classes"))  # noqa: B009 - torch types it as tensor or module
+    return net.num_classes
 
 
 def _fit(spec: NetSpec, state: dict[str, Tensor], width: int, name: str, path: Path) -> dict[str, Tensor]:

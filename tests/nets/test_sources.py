@@ -14,6 +14,7 @@ from kdbench.nets.tapped import TappedNet, describe
 from kdbench.nets.taps import as_map
 from kdbench.suite.net import NetSpec, name_files
 from kdbench.suite.suite import load_suite
+from tests.conftest import tiny
 
 #: A net of one's own; ``shift`` reads a value, which the device "meta" cannot.
 MINE = """
@@ -270,8 +271,10 @@ def suite(write_suite: Callable[..., Path], mine: Path) -> Path:
         "raises": {"python": "my_nets.py:raises"},
     }
     pairs = ["tv--mine", "tv--hf", "hf--mine", "mine--hf", "tv--plain", "tv--raises"]
-    short = {"pairs": ["*"], "recipe": {"epochs": 1, "schedule": {"warmup_epochs": 0}}, "teacher": {"epochs": 1}}
-    return write_suite(nets=nets, pairs=pairs, protocols={"short": short})
+    once = {"epochs": 1, "schedule": {"warmup_epochs": 0}}
+    short = {"pairs": ["*"], "recipe": once, "teacher": once}
+    content = {**tiny(nets=nets), "pairs": pairs, "protocols": {"short": {"description": "all pairs", **short}}}
+    return write_suite(content)
 
 
 def test_a_net_that_cannot_be_used_takes_only_its_own_pairs_out(kdbench: Callable[..., Any], suite: Path) -> None:
