@@ -18,8 +18,9 @@ from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import NetSpec, name_files
+from kdbench.suite.protocol import ResolvedProtocol, Variant
 from kdbench.suite.recipe import Recipe
-from kdbench.suite.suite import PAIR_SEPARATOR, ResolvedProtocol, Suite, Variant, split_pair
+from kdbench.suite.suite import PAIR_SEPARATOR, Suite, split_pair
 
 if TYPE_CHECKING:
     from kdbench.data.images import Dataset

@@ -15,8 +15,9 @@ from kdbench.matrix.identity import CONFIG_VERSION, config_hash
 from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import NetSpec, TrainedHere
 from kdbench.suite.problems import first_problem
+from kdbench.suite.protocol import ResolvedProtocol
 from kdbench.suite.recipe import Recipe
-from kdbench.suite.suite import ResolvedProtocol, Suite
+from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)

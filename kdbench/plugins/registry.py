@@ -18,7 +18,8 @@ from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.plugins.entry import MethodEntry, check_name
 from kdbench.plugins.hooks import read_hooks
 from kdbench.plugins.source import makes_net, read_source, registers_metric
-from kdbench.suite.suite import Variant, packaged
+from kdbench.suite.protocol import Variant
+from kdbench.suite.suite import packaged
 from kdbench.userfiles import PluginError, import_source, plugin_module
 
 ENTRY_POINT_GROUP = "kdbench.methods"

@@ -10,8 +10,9 @@ from pydantic import BaseModel
 
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.net import NetSpec, WeightsFile
+from kdbench.suite.protocol import MethodsSpec, Protocol, Variant
 from kdbench.suite.recipe import Augment, OptimizerSpec, Recipe, ResizedCrop, ScheduleSpec
-from kdbench.suite.suite import MethodsSpec, Protocol, Suite, Variant
+from kdbench.suite.suite import Suite
 
 #: All models of a suite's file, in reading order.
 MODELS: tuple[type[BaseModel], ...] = (
