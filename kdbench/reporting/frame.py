@@ -134,7 +134,7 @@ class Results:
         """Figures of ``methods``, those of ``others`` too: (pair, seed) x methods, NaN where there is none."""
         cells = pd.concat([self.cells, self.others])
         wide = cells[cells["method"].isin(methods)].pivot_table("value", ["pair", "seed"], "method")
-        return wide.reindex(columns=methods)
+        return wide.reindex(columns=[*methods])
 
     def reference(self) -> str:
         """The method that gains are counted from: ``kd``, else ``scratch``, else none (an empty string)."""

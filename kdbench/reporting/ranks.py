@@ -57,7 +57,7 @@ def rank_diagram(results: Results) -> RankDiagram | None:
     p = []
     for i in range(k - 1):  # each two over the seeds that both have
         apart = wide.iloc[:, i + 1 :].rsub(wide.iloc[:, i], axis=0).groupby("pair").mean()
-        p += [signed_rank(apart[name].dropna())[0] for name in apart]
+        p += [signed_rank(apart[name].dropna().to_numpy())[0] for name in apart]
     p = holm(p)
     matrix = np.ones((k, k))
     matrix[first, second] = matrix[second, first] = p
