@@ -54,9 +54,9 @@ def differences(name: str) -> dict[str, float]:
     tapped = TappedNet(spec, CLASSES, name)
     net: Any = tapped.net
     with torch.no_grad():
-        for module in net.modules():  # some classifiers start at zero
-            if getattr(module, "out_features", 0) == CLASSES or getattr(module, "out_channels", 0) == CLASSES:
-                torch.nn.init.normal_(module.weight)
+        for layer in tapped.classifiers:  # some start at zero
+            for parameter in layer.parameters():
+                torch.nn.init.normal_(parameter)
     tapped.eval()
     images = torch.randn(1, 3, *tapped.input_size)
     with torch.no_grad():
