@@ -145,7 +145,9 @@ def _draw_columns(axes: Axes, board: Leaderboard, standings: Sequence[Standing])
     columns = {column.title: column for column in ranking_columns(board)}
     gain = f"gain over {board.reference_display}"
     first = (
-        (f"{gain}\n[95 %]", (gain, "95 % interval")) if board.reference else ("mean", (f"mean {board.metric.name}",))
+        (f"{gain}\n[95 %]" if "95 % interval" in columns else gain.replace(" over", "\nover"), (gain, "95 % interval"))
+        if board.reference
+        else ("mean", (f"mean {board.metric.name}",))
     )
     shown = dict([first]) | {"win/tie/\nloss": ("win/tie/loss",), "pairs\nharmed": ("pairs harmed",)}
     shown |= {"p\n(Holm)": ("p (Holm)",), "step\ntime": ("step time",)}
