@@ -12,17 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
-from kdbench.nets.classic.net import ClassicNet
 from kdbench.nets.families import family_of
 from kdbench.nets.heads import LinearConvolution, check_own_forward, classifier_paths, head_has_more, same_memory
 from kdbench.nets.models import NetError, build_model, preprocessing_of
 from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
-from kdbench.nets.taps import Call, as_map, calls_of, check_paths, described, inputs_of, timm_taps
+from kdbench.nets.taps import Call, as_map, calls_of, check_paths, described, inputs_of, last_activations, timm_taps
 from kdbench.suite.net import NetSpec, Tap
 
 
@@ -121,7 +119,7 @@ class TappedNet(nn.Module):
             return self._run_watched(inputs, needs)
         stages = None
         if "stages" in needs:
-            with inputs_of(self._last_activations if "preactivation" in needs else ()) as before:
+            with inputs_of(last_activations(self.net, self.taps) if "preactivation" in needs else ()) as before:
                 final, stages = self._tap(inputs)
             for stage, value in zip(stages, before, strict=False):
                 stage.preactivation = value
@@ -202,21 +200,6 @@ class TappedNet(nn.Module):
                 f"net {self.name}: embedding: module {path} puts out {described(value)}, not a vector for each image"
             )
         return value.flatten(1)
-
-    @functools.cached_property
-    def _last_activations(self) -> list[nn.Module]:
-        """What is given each tapped stage before its activation, of ResNets and classic nets; empty for other nets."""
-        if not all(isinstance(tap, int) for tap in self.taps):
-            return []
-        if isinstance(self.net, ClassicNet):
-            activations = self.net.activations()
-            return [activations[int(tap)] for tap in self.taps] if activations else []
-        if not isinstance(self.net, ResNet):
-            return []
-        stages: list[Any] = [self.net.get_submodule(self.net.feature_info[int(tap)]["module"]) for tap in self.taps]
-        # a stage is its blocks, the stem its activation alone
-        ends = [stage[-1] if isinstance(stage, nn.Sequential) else stage for stage in stages]
-        return [getattr(end, "act3", getattr(end, "act2", end)) for end in ends]
 
     @property
     def stagewise(self) -> StagewiseNet:

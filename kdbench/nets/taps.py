@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from kdbench.errors import nearest
 from kdbench.method import NUM_STAGES
+from kdbench.nets.classic.net import ClassicNet
 from kdbench.nets.models import NetError
 from kdbench.suite.net import Tap
 
@@ -201,3 +203,18 @@ def plain_taps(depth: int) -> tuple[int, int, int, int]:
         wanted[-1 - back] = min(wanted[-1 - back], depth - back)
     first, second, third, fourth = (block - 1 for block in wanted)
     return first, second, third, fourth
+
+
+def last_activations(net: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
+    """What is given each tapped stage before its activation, of ResNets and classic nets; empty for other nets."""
+    if not all(isinstance(tap, int) for tap in taps):
+        return []
+    if isinstance(net, ClassicNet):
+        activations = net.activations()
+        return [activations[int(tap)] for tap in taps] if activations else []
+    if not isinstance(net, ResNet):
+        return []
+    stages: list[Any] = [net.get_submodule(net.feature_info[int(tap)]["module"]) for tap in taps]
+    # a stage is its blocks, the stem its activation alone
+    ends = [stage[-1] if isinstance(stage, nn.Sequential) else stage for stage in stages]
+    return [getattr(end, "act3", getattr(end, "act2", end)) for end in ends]

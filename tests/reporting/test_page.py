@@ -200,7 +200,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert HOSTILE.strip() in page.words.replace("  ", " ") or "{{7*7}}" in page.words
     assert "49" not in "".join(t for tag, t in page.texts if tag == "h1")
     data = json.loads(page.scripts["cells-data"])
-    assert HOSTILE in next(c for c in data["columns"] if c["name"] == "reason")["words"]
+    assert HOSTILE.replace("\u2028", " ") in next(c for c in data["columns"] if c["name"] == "reason")["words"]
     assert unpacked(page)[0]["log"].startswith("</script>")
 
 
@@ -208,7 +208,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_json_in_a_script_cannot_end_it_and_reads_back(content: str) -> None:
     text = safe_json({"a": [content]})
     assert not re.search("[<>&\u2028\u2029]", text)
-    assert json.loads(text) == {"a": [content]}
+    assert json.loads(text) == {"a": [re.sub("[\u2028\u2029]", " ", content)]}
 
 
 def test_figures_that_json_lacks_become_null() -> None:

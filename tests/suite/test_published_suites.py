@@ -236,15 +236,6 @@ def test_dkd_has_ofa_kds_settings_in_the_suites_of_ofa_kd_and_mdistillers_in_its
         assert own == own | {"alpha": alpha, "beta": beta, "temperature": temperature, "warmup_epochs": warmup}, suite
 
 
-def test_the_suite_of_the_guide_parses_and_can_be_wired(tmp_path: Path) -> None:
-    guide = Path(__file__).parents[2] / "docs" / "adding-a-suite.md"
-    path = tmp_path / "flowers.yaml"
-    path.write_text(guide.read_text().split("```yaml\n")[1].split("```")[0])
-    plan = check_cells(make_plan(read_suite(path), Request(), catalog()))
-    assert len(plan.cells) == 2 * 3 * 3
-    assert plan.skipped == ()
-
-
 def test_the_protocols_page_names_every_suite_and_protocol() -> None:
     page = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
     for name in suite_files():
