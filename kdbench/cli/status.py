@@ -79,8 +79,11 @@ def read_status(plan: Plan, store: Store) -> Status:
     status = Status(damaged=damaged_in(store.root, plan.suite.name, plan.under.name))
     cells = (*plan.cells, *plan.skipped, *plan.broken)
     found = store.scan(cells)
+    damaged = {"/".join(line.split("/")[:5]) for line in status.damaged}  # folders of cells
     for cell in cells:
         state = found[cell.folder].state
+        if state == "done" and cell.folder in damaged:  # no table shows it before run mends its configuration
+            state = "planned"
         if state == "planned" and cell.reason is not None:
             state = "skipped" if cell in plan.skipped else "failed"
         status.rows.setdefault(cell.pair, Counter())[state] += 1

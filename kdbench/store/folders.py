@@ -17,7 +17,7 @@ from kdbench.opening import RefusedFileError, inside, new_file, read_file
 from kdbench.shown import NAME_LENGTH, printable
 from kdbench.store.claims import ClaimLostError, Claims, Holder, read_holder
 from kdbench.store.files import DamagedFileError, read_json, write_bytes, write_json
-from kdbench.store.layout import FORMAT, FORMAT_FILE, Folder
+from kdbench.store.layout import FORMAT, FORMAT_FILE, Folder, is_cell_folder
 from kdbench.store.log import logger_of
 from kdbench.store.result import CellResult, Failure, TeacherResult, read_record, write_record
 
@@ -192,7 +192,10 @@ class CellFolder(Folder):
         """Read the state of the cell, and its result once."""
         problem = ""
         try:
-            return CellState("done", read_record(self.result, CellResult))
+            result = read_record(self.result, CellResult)
+            if is_cell_folder(self.path.name) and not self.path.name.endswith(f"-{result.hash}"):
+                raise DamagedFileError(self.result, f"it is the result of {printable(result.hash, NAME_LENGTH)}")
+            return CellState("done", result)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except DamagedFileError as error:

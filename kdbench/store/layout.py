@@ -83,6 +83,11 @@ def folder_in(root: Path, path: str) -> Folder:
     return Folder(inside(root, path))
 
 
+def is_cell_folder(name: str) -> bool:
+    """Whether a folder has the name of a cell's."""
+    return _CELL.fullmatch(name) is not None
+
+
 def cell_name(path: str) -> dict[str, Any]:
     """What the path of a cell's folder tells, under the names that the columns of a frame have."""
     suite, protocol, pair, method, name = path.split("/")
