@@ -20,6 +20,17 @@ TrainedHere = Literal["train", "finetune"]
 #: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
 Tap = int | Literal["final"]
 
+#: Arguments that no net may have, and why: timm would read files, or build another net than the suite says.
+REFUSED_ARGS = {
+    **dict.fromkeys(
+        ("checkpoint_path", "pretrained", "pretrained_strict", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+        "weights are a teacher's alone, and part of its identity: write weights: in the net",
+    ),
+    "num_classes": "the data set decides it",
+    "features_only": "a net ends in logits; taps: chooses its stages",
+    **dict.fromkeys(("scriptable", "exportable", "no_jit"), "nets run as plain modules"),
+}
+
 
 class WeightsFile(Strict):
     """Weights in a file of their own: a state dict of the timm model, as safetensors or as a torch file of tensors.
@@ -105,6 +116,8 @@ class NetSpec(Strict):
 
     @model_validator(mode="after")
     def _has_its_tag(self) -> NetSpec:
+        for key in self.args.keys() & REFUSED_ARGS.keys():
+            raise Contradiction(f"{key} cannot be set: {REFUSED_ARGS[key]}", "args", key)
         if self.weights in ("timm", "finetune") and "." not in self.timm:
             raise Contradiction(
                 f"weights: {self.weights} needs the tag of timm's weights in the name, as in resnet50.a1_in1k "
