@@ -65,7 +65,7 @@ def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) 
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     cell.distiller.eval()
-    inference = inference_cost(cell.predict, cell.student.input_size, device, cell.method)
+    inference = inference_cost(cell.predict, cell.student.input_size, device, cell.measured.method)
     tuning: dict[str, Any] = {"compile": True} if cell.forward_pass.compile else {}
     if cell.forward_pass.fell_back:
         tuning["compile"] = f"fell back: {cell.forward_pass.fell_back}"
