@@ -103,6 +103,10 @@ def export_student(cell: Path, to: Path, onnx: bool = False, plugins: Sequence[s
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         config = config.model_copy(update={"files": sums})
     files[CONFIG] = encode_json(config.model_dump(mode="json"))
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KdbenchError(f"{to} cannot be made ({error.strerror})") from None
     for name, content in files.items():
         write_bytes(to / name, content)
     return {name: to / name for name in files}
@@ -112,6 +116,9 @@ def _result(folder: CellFolder) -> CellResult:
     """The result of a cell that is done."""
     if not os.path.lexists(folder.config):
         raise KdbenchError(f"{folder.path} is not the folder of a cell: it has no {folder.config.name}")
+    configuration = read_json(folder.config).get("config")
+    if not isinstance(configuration, dict) or configuration.get("kind") != "cell":
+        raise KdbenchError(f"{folder.path} is not the folder of a cell: {folder.config.name} is of something else")
     found = folder.look()
     if found.result is not None:
         return found.result
@@ -142,7 +149,7 @@ def _config(folder: Folder, result: CellResult, files: dict[str, str]) -> Studen
     stored = read_json(folder.config)
     try:
         own, facts = stored["config"], stored["facts"]
-        if not (own["kind"] == "cell" and config_hash(own) == stored["hash"] == result.hash):
+        if not (config_hash(own) == stored["hash"] == result.hash):
             raise DamagedFileError(folder.config, "it is not that of the result")
         net = NetSpec.model_validate(own["student"]["net"])
         recipe = Recipe.model_validate({key: value for key, value in own["recipe"].items() if key != "name"})

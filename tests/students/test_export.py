@@ -161,7 +161,7 @@ def test_a_plugins_student_loads_with_its_plugin_and_no_other_code(trained: Trai
         load_student(tmp_path / "out")
     other = tmp_path / "scaled.py"
     other.write_text(SCALED.replace("* self.scale", "* self.scale * 2"))
-    with pytest.raises(KdbenchError, match="version 1 .*here is its version 1"):
+    with pytest.raises(KdbenchError, match=r"version 1 .*here is its version 1"):
         load_student(tmp_path / "out", plugins=[str(other)])
 
 
@@ -236,7 +236,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "damaged": (lambda cell: (cell / "result.json").write_text("{"), "its checksum does not match"),
     "another's": (lambda cell: change(cell / "config.json", ("config", "cpu_threads"), 7), "not that of the result"),
-    "odd": (lambda cell: change(cell / "config.json", ("config",), []), "damaged"),
+    "odd": (lambda cell: change(cell / "config.json", ("config",), []), "is of something else"),
+    "a teacher": (lambda cell: change(cell / "config.json", ("config", "kind"), "teacher"), "is of something else"),
+    "a configuration without its end": (lambda cell: os.truncate(cell / "config.json", 100), "damaged"),
     "no weights": (lambda cell: (cell / "student.safetensors").unlink(), "student.safetensors is missing"),
     "a link": (
         lambda cell: ((cell / "student.safetensors").unlink(), (cell / "student.safetensors").symlink_to("/etc/hosts")),
@@ -268,10 +270,10 @@ def test_nothing_is_written_over(kdbench: Kdbench, cell: Path, tmp_path: Path) -
     to = tmp_path / "out"
     to.mkdir()
     (to / "mine.txt").write_text("mine")
-    for target in (to, to / "mine.txt"):
+    for target in (to, to / "mine.txt", to / "mine.txt" / "below"):
         said = kdbench("export", cell, "--to", target)
         assert (said.status, len(said.err.splitlines())) == (2, 1)
-        assert "is not an empty folder" in said.err
+        assert "is not an empty folder" in said.err or "cannot be made" in said.err
     assert [path.name for path in to.iterdir()] == ["mine.txt"]
     (to / "mine.txt").unlink()
     assert kdbench("export", cell, "--to", to).status == 0
