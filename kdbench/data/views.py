@@ -14,7 +14,7 @@ from kdbench.data.loader import TIMEOUT, Loader
 from kdbench.data.resample import FILTERS, resize_and_centre
 from kdbench.data.transforms import EvaluationView, EvaluationWork, FailureCount, Part, Say
 from kdbench.errors import KdbenchError
-from kdbench.nets.tapped import preprocessing_of
+from kdbench.nets.models import preprocessing_of
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 

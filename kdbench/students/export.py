@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from kdbench.data.views import view_of
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import config_hash
-from kdbench.nets.tapped import preprocessing_of
+from kdbench.nets.models import preprocessing_of
 from kdbench.opening import inside, read_file
 from kdbench.shown import printable
 from kdbench.store.classnames import read_classes
@@ -30,9 +30,9 @@ from kdbench.students.student import (
     StudentConfig,
     build_student,
     first_problem,
+    net_of,
 )
 from kdbench.suite.dataset import DatasetSpec
-from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 
 _SEED = re.compile(r"seed(\d{1,10})-[0-9a-f]{10}")
@@ -94,7 +94,9 @@ def export_student(cell: Path, to: Path, onnx: bool = False, plugins: Sequence[s
             files[INFERENCE] = read_file(folder.inference, None)
     except FileNotFoundError as error:
         raise KdbenchError(f"{cell}: {Path(error.filename).name} is missing; without it there is no student") from None
-    config = _config(folder, result, {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    config = _config(
+        folder, result, plugins, {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    )
     student = build_student(config, files, cell, plugins)
     if onnx:
         from kdbench.students.onnx import to_onnx
@@ -132,7 +134,7 @@ def _result(folder: CellFolder) -> CellResult:
     raise KdbenchError(printable(f"{folder.path}: {reason}; there is no student to export"))
 
 
-def _config(folder: Folder, result: CellResult, files: dict[str, str]) -> StudentConfig:
+def _config(folder: Folder, result: CellResult, plugins: Sequence[str], files: dict[str, str]) -> StudentConfig:
     """What is written of a cell, from its configuration and its result.
 
     Raises:
@@ -151,7 +153,7 @@ def _config(folder: Folder, result: CellResult, files: dict[str, str]) -> Studen
         own, facts = stored["config"], stored["facts"]
         if not (config_hash(own) == stored["hash"] == result.hash):
             raise DamagedFileError(folder.config, "it is not that of the result")
-        net = NetSpec.model_validate(own["student"]["net"])
+        net = net_of(own["student"]["net"], plugins)
         recipe = Recipe.model_validate({key: value for key, value in own["recipe"].items() if key != "name"})
         named = ("name", "image_size", "classes", "labels", "folder", "num_classes")
         dataset = DatasetSpec.model_validate({key: own["dataset"][key] for key in named})
@@ -167,7 +169,7 @@ def _config(folder: Folder, result: CellResult, files: dict[str, str]) -> Studen
                 "class_names": names.class_names if names and len(names.class_names) == dataset.width else None,
                 **{key: seen[key] for key in ("mean", "std", "input_size")},
                 "view": view_of(dataset.image_size, net, recipe),
-                "net": net,
+                "net": own["student"]["net"],
                 "precision": recipe.precision,
                 "cpu_threads": own["cpu_threads"],
                 "method": {**own["method"], "display": facts["method_display"]},

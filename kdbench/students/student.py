@@ -24,8 +24,9 @@ from kdbench.shown import TEXT_LENGTH, printable
 from kdbench.store.files import read_json
 from kdbench.store.reading import MAX_CLASSES
 from kdbench.store.result import Provenance, Record, Scores, TeacherUsed, Text
-from kdbench.suite.net import NetSpec
+from kdbench.suite.net import NetSpec, name_files
 from kdbench.suite.types import Colours
+from kdbench.userfiles import source_hash
 
 #: Names of the files of an export.
 CONFIG, WEIGHTS, INFERENCE, ONNX = "config.json", "student.safetensors", "inference.safetensors", "student.onnx"
@@ -76,6 +77,7 @@ class StudentConfig(Record):
     """``config.json`` of an export.
 
     Attributes:
+        net: its identity in the cell, see ``net_of``.
         mean, std, input_size: what the student itself does with images; ``input_size`` is (height, width) in pixels.
         view: what images are cut to before that.
         precision: of the forward pass, ``cpu_threads``: of the process, with which the predictions of the cell were made.
@@ -93,7 +95,7 @@ class StudentConfig(Record):
     std: Colours
     input_size: tuple[Side, Side]
     view: EvaluationView
-    net: NetSpec
+    net: dict[str, Any]
     precision: Literal["float32", "bfloat16", "float16"]
     cpu_threads: int
     method: MethodUsed
@@ -184,13 +186,14 @@ def build_student(
     Raises:
         KdbenchError: if they do not fit the net, or the method is not known or another one.
     """
+    net = net_of(config.net, plugins)
     method = None if config.inference is None else _method(config.method, plugins)
     try:
         states = {name: safetensors.torch.load(content) for name, content in files.items()}
         with torch.random.fork_rng(devices=[]):
             with torch.device("meta"):  # what does not fit takes no memory
-                _fill(_build(config, method), states)
-            student = _build(config, method)
+                _fill(_build(config, net, method), states)
+            student = _build(config, net, method)
         _fill(student, states)
     except KdbenchError:
         raise
@@ -206,8 +209,36 @@ def first_problem(error: ValidationError) -> str:
     return printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", TEXT_LENGTH)
 
 
-def _build(config: StudentConfig, method: type[Method] | None) -> Student:
-    net = TappedNet(config.net, config.num_classes, config.student)
+def net_of(identity: Mapping[str, Any], plugins: Sequence[str] = ()) -> NetSpec:
+    """A net by its identity (``NetSpec.identity``); one that is made by a file of Python only if that is among ``plugins``.
+
+    Raises:
+        KdbenchError: if it is not, or the identity is not enough to build the net.
+    """
+    own = dict(identity)
+    if isinstance(own.get("hf"), Mapping):
+        raise KdbenchError("the net comes from a folder of transformers, of which a cell keeps a checksum alone")
+    if own.get("python"):
+        name, _, function = str(own["python"]).rpartition(":")
+        source = own.pop("source", None)
+        file = next(
+            (Path(p).resolve() for p in plugins if Path(p).name == name and source_hash(Path(p)) == source), None
+        )
+        if file is None:
+            raise KdbenchError(
+                f"the net is made by {printable(name)} (source {printable(source)}), which runs only if you name that file: "
+                "plugins=[FILE], or --plugin FILE"
+            )
+        name_files([str(file)])
+        own["python"] = f"{file}:{function}"
+    try:
+        return NetSpec.model_validate(own)
+    except ValidationError as error:
+        raise KdbenchError(f"the net cannot be built: {first_problem(error)}") from None
+
+
+def _build(config: StudentConfig, spec: NetSpec, method: type[Method] | None) -> Student:
+    net = TappedNet(spec, config.num_classes, config.student)
     if method is None or config.inference is None:
         return Student(config, net, None)
     task = config.inference.task
