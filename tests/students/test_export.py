@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from kdbench.store.classnames import write_classes
 from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder
 from kdbench.students.export import export_student, find_cell
+from kdbench.students.student import net_of
+from kdbench.suite.net import NetSpec
 from tests.conftest import Said
 from tests.engine.conftest import ONE_EPOCH, Lab
 from tests.hostile import change
@@ -165,6 +168,20 @@ def test_a_plugins_student_loads_with_its_plugin_and_no_other_code(trained: Trai
         load_student(tmp_path / "out", plugins=[str(other)])
 
 
+def test_a_net_made_by_a_file_of_python_needs_that_very_file(tmp_path: Path) -> None:
+    file = tmp_path / "my_net.py"
+    file.write_text("def make(num_classes): ...")
+    identity = NetSpec(python=f"{file}:make").identity()
+    assert net_of(identity, [str(file)]).python == f"{file}:make"
+    with pytest.raises(KdbenchError, match=r"the net is made by my_net\.py .*which runs only if you name that file"):
+        net_of(identity)
+    file.write_text("def make(num_classes): 1")
+    with pytest.raises(KdbenchError, match="runs only if you name that file"):
+        net_of(identity, [str(file)])
+    with pytest.raises(KdbenchError, match="of which a cell keeps a checksum alone"):
+        net_of({**identity, "python": "", "hf": {"config": "0" * 12}})
+
+
 def test_timm_loads_the_weights_of_an_export(trained: Trained, tmp_path: Path) -> None:
     export_student(trained.cells["kd"], tmp_path / "out")
     student = load_student(tmp_path / "out")
@@ -209,6 +226,20 @@ def test_a_picture_is_shown_as_the_cell_was_measured_on_it(exported: Path) -> No
     assert torch.equal(whole[0], torch.from_numpy(np.array(picture)).float() / 255)
     student.view = EvaluationView(size=32, crop=0.8)
     assert student.transform(picture).shape == (3, 32, 32)
+
+
+def test_the_example_of_the_page_runs(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    loading, by_timm = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    export_student(trained.cells["kd"], Path("student"))
+    Image.new("L", (32, 32), 200).save("picture.png")
+    names: dict[str, Any] = {}
+    exec(loading, names)  # noqa: S102
+    assert capsys.readouterr().out.strip() in map(str, range(10))
+    exec(by_timm, {"timm": timm, "config": names["student"].config})  # noqa: S102
 
 
 def test_a_cell_is_named_by_the_end_of_its_path(kdbench: Kdbench, trained: Trained, tmp_path: Path) -> None:
