@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from kdbench.plugins.entry import register_method
     from kdbench.plugins.metrics import register_metric
     from kdbench.store.rows import load_results
+    from kdbench.students.student import load_student
 
 _HOME = {
     **dict.fromkeys(("Batch", "Feature", "Method", "NetInfo", "Outputs", "StageInfo", "Task"), "kdbench.method"),
     "Range": "kdbench.hyperparameters",
     "load_results": "kdbench.store.rows",
+    "load_student": "kdbench.students.student",
     "register_method": "kdbench.plugins.entry",
     "register_metric": "kdbench.plugins.metrics",
 }
@@ -37,6 +39,7 @@ __all__ = [
     "Task",
     "__version__",
     "load_results",
+    "load_student",
     "register_method",
     "register_metric",
 ]

@@ -280,7 +280,7 @@ class Method(nn.Module):
     """One way to distil. Subclass it, register it with ``@register_method("name")``, and implement ``forward``.
 
     Keyword-only arguments of ``__init__`` are the hyper-parameters. Parameters and buffers of the module are trained
-    with the student and saved in its checkpoint; they are never part of the exported student.
+    with the student and saved in its checkpoint; part of the exported student only where ``predict`` is overridden.
 
     Class attributes:
         display: the name that tables print.

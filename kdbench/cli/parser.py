@@ -35,6 +35,7 @@ VERBS = {
     "classes": "tables:classes",
     "plots": "tables:plots",
     "report": "tables:report",
+    "export": "export:export",
     "test": "methods:test",
     "new-method": "methods:new_method",
 }

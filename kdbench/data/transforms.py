@@ -186,13 +186,18 @@ class EvaluationWork:
     @cached_property
     def transform(self) -> Any:
         """Image -> (3, size, size) uint8."""
-        return create_transform(
-            input_size=self.view.size,
-            is_training=False,
-            use_prefetcher=True,
-            crop_pct=self.view.crop,
-            interpolation=self.view.interpolation,
-        )
+        return evaluation_transform(self.view)
+
+
+def evaluation_transform(view: EvaluationView) -> Any:
+    """timm's evaluation transform, image to (3, size, size) uint8; ``view`` has a size."""
+    return create_transform(
+        input_size=view.size,
+        is_training=False,
+        use_prefetcher=True,
+        crop_pct=view.crop,
+        interpolation=view.interpolation,
+    )
 
 
 def training_transform(augment: Augment, frame: Frame, side: int | None) -> Any:

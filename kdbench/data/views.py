@@ -14,11 +14,31 @@ from kdbench.data.loader import TIMEOUT, Loader
 from kdbench.data.resample import FILTERS, resize_and_centre
 from kdbench.data.transforms import EvaluationView, EvaluationWork, FailureCount, Part, Say
 from kdbench.errors import KdbenchError
+from kdbench.nets.models import preprocessing_of
+from kdbench.suite.net import NetSpec
+from kdbench.suite.recipe import Recipe
 
 #: Images per forward pass of an evaluation.
 EVALUATION_BATCH = 250
 #: Images that a loader process works on at a time.
 _PART_SIZE = 50
+
+
+def view_of(image_size: int | None, net: NetSpec, recipe: Recipe) -> EvaluationView:
+    """What a net sees in evaluation: its own size and crop, where the suite's images have no size of their own.
+
+    Args:
+        image_size: of the suite's images in pixels.
+    """
+    if image_size is None:
+        return EvaluationView()
+    own = preprocessing_of(net)
+    return EvaluationView(
+        size=own["input_size"][0],
+        crop=recipe.eval_crop or own["crop_pct"],
+        interpolation=own["interpolation"],
+        exact=recipe.pipeline == "exact",
+    )
 
 
 def evaluation_batches(

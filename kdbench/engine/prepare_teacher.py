@@ -11,11 +11,12 @@ import torch
 
 from kdbench.data.images import Images
 from kdbench.data.transforms import EvaluationView
+from kdbench.data.views import view_of
 from kdbench.engine import parallel
 from kdbench.engine.evaluation import predict_all
 from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import check_finite, freeze, load_teacher
-from kdbench.engine.train import train_teacher, view_of, write_teacher
+from kdbench.engine.train import train_teacher, write_teacher
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Plan
 from kdbench.matrix.teachers import TeacherPlan
@@ -101,7 +102,7 @@ def teacher_view(plan: Plan, teacher: TeacherPlan) -> EvaluationView:
     students: that is how its published figure was measured.
     """
     own = {} if teacher.trained_here else {"eval_crop": None, "pipeline": "exact"}
-    return view_of(plan, teacher.net, teacher.recipe.model_copy(update=own))
+    return view_of(plan.suite.dataset.image_size, teacher.net, teacher.recipe.model_copy(update=own))
 
 
 def rows_of(dataset: DatasetSpec) -> tuple[Sequence[int] | None, int | None]:

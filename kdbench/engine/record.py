@@ -6,6 +6,7 @@ import csv
 import io
 import resource
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
+from kdbench.engine.teacher import save_weights
+from kdbench.method import Method
 from kdbench.nets.cost import inference_cost
 from kdbench.plugins.metrics import BUILT_IN, METRICS
-from kdbench.store.files import write_bytes
+from kdbench.store.files import write_bytes, write_json
 from kdbench.store.folders import CellFolder
 from kdbench.store.result import CellMetrics, Cost, Definition, Scores, number, scores
 
@@ -62,7 +65,7 @@ def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) 
         torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     cell.distiller.eval()
-    inference = inference_cost(cell.predict, cell.student.input_size, device, cell.method)
+    inference = inference_cost(cell.predict, cell.student.input_size, device, cell.measured.method)
     tuning: dict[str, Any] = {"compile": True} if cell.forward_pass.compile else {}
     if cell.forward_pass.fell_back:
         tuning["compile"] = f"fell back: {cell.forward_pass.fell_back}"
@@ -93,6 +96,15 @@ def write_history(cell: CellTrainer) -> None:
     writer.writeheader()
     writer.writerows(cell.history)
     write_bytes(cell.spec.folder.history, text.getvalue().encode())
+
+
+def write_inference(folder: CellFolder, method: Method) -> None:
+    """Keep what inference needs beside the student, of a method with its own ``predict``: what builds it, and its parameters."""
+    if type(method).predict is Method.predict:
+        return
+    task = {name: getattr(method.task, name) for name in ("num_classes", "num_train", "dataset", "epochs")}
+    write_json(folder.inference_config, {"teacher": asdict(method.teacher_info), "task": task})
+    save_weights(method, folder.inference)
 
 
 def finish(cell: CellTrainer) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.matrix.teachers import TeacherPlan
@@ -17,11 +17,11 @@ from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
 
 
-def save_weights(net: TappedNet, path: Path) -> str:
-    """Write a net's weights (safetensors: data that cannot run code) and return their checksum."""
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in net.net.state_dict().items()}
+def save_weights(module: nn.Module, path: Path) -> str:
+    """Write a module's weights (safetensors: data that cannot run code) and return their checksum."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
     write_bytes(path, safetensors.torch.save(tensors))
-    return state_hash(net.net)
+    return state_hash(module)
 
 
 def load_teacher(

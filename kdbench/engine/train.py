@@ -10,7 +10,7 @@ import kdbench.engine.process  # isort: skip  # noqa: F401 - first, so that its 
 import torch
 
 from kdbench.data.images import Dataset
-from kdbench.data.transforms import EvaluationView
+from kdbench.data.views import view_of
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.evaluation import Evaluated, predict_all
@@ -23,6 +23,7 @@ from kdbench.engine.record import (
     plugin_metrics,
     scores_of,
     write_history,
+    write_inference,
     write_predictions,
 )
 from kdbench.engine.saver import Emit
@@ -30,7 +31,6 @@ from kdbench.engine.teacher import check_finite, load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.nets.models import preprocessing_of
 from kdbench.nets.tapped import TappedNet, state_hash
 from kdbench.plugins.metrics import measure
 from kdbench.seeding import seed_for
@@ -48,8 +48,6 @@ from kdbench.store.result import (
     scores,
     write_record,
 )
-from kdbench.suite.net import NetSpec
-from kdbench.suite.recipe import Recipe
 
 
 def setup(threads: int, device: str | None = None) -> torch.device:
@@ -125,7 +123,10 @@ def train_cohort(
     teacher, teacher_result = load_teacher(cohort.teacher, store, dataset.num_classes, device)
     split = dataset.measured(first.split, plan.under.measured_images_per_class)
     teacher_logits = predict_all(
-        lambda images: teacher(images).logits, split, view_of(plan, cohort.teacher.net, first.recipe), device
+        lambda images: teacher(images).logits,
+        split,
+        view_of(plan.suite.dataset.image_size, cohort.teacher.net, first.recipe),
+        device,
     )
     check_finite(cohort.teacher.name, teacher_logits)
     taught = TeacherUsed(
@@ -147,7 +148,8 @@ def train_cohort(
         assert trained.last_logits is not None
         write_history(trained)
         write_predictions(trained.spec.folder, trained.last_logits, evaluated.labels)
-        save_weights(trained.measured.student, trained.spec.folder.student)
+        save_weights(trained.measured.student.net, trained.spec.folder.student)
+        write_inference(trained.spec.folder, trained.measured.method)
         last = trained.history[-1]
         trained.spec.folder.finish(
             CellResult(
@@ -189,7 +191,7 @@ def write_teacher(
     result = TeacherResult(
         name=teacher.name,
         hash=teacher.hash,
-        checksum=save_weights(net, folder.weights),
+        checksum=save_weights(net.net, folder.weights),
         metrics=TeacherMetrics(last=measured),
         weights=weights,
         cost=cost,
@@ -218,7 +220,7 @@ def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | N
         folder=store.teacher_folder(teacher),
         start=start,
         config=teacher.config,
-        view=view_of(plan, teacher.net, teacher.recipe),
+        view=view_of(plan.suite.dataset.image_size, teacher.net, teacher.recipe),
     )
 
 
@@ -236,18 +238,5 @@ def spec_of(plan: Plan, cell: Cell, store: Store) -> TrainingSpec:
         method_seed=seed_for("method", cell.suite, cell.protocol, cell.pair, cell.config["method"]["name"], cell.seed),
         folder=store.cell(cell),
         config=cell.config,
-        view=view_of(plan, cell.student_net, cell.recipe),
-    )
-
-
-def view_of(plan: Plan, net: NetSpec, recipe: Recipe) -> EvaluationView:
-    """What a net sees in evaluation: its own size and crop, where the suite's images have no size of their own."""
-    if plan.suite.dataset.image_size is None:
-        return EvaluationView()
-    own = preprocessing_of(net)
-    return EvaluationView(
-        size=own["input_size"][0],
-        crop=recipe.eval_crop or own["crop_pct"],
-        interpolation=own["interpolation"],
-        exact=recipe.pipeline == "exact",
+        view=view_of(plan.suite.dataset.image_size, cell.student_net, cell.recipe),
     )

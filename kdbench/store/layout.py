@@ -56,6 +56,8 @@ class Folder:
     history = _File("history.csv")  # a row per epoch
     predictions = _File("predictions.npz")  # a row per test image
     student = _File("student.safetensors")  # the student alone
+    inference = _File("inference.safetensors")  # parameters of a method with its own ``predict``
+    inference_config = _File("inference.json")  # what it is built from
     weights = _File("weights.safetensors")  # a teacher
     verification = _File("verification.json")  # a teacher's accuracy beside the published one
     log = _File("log.txt")

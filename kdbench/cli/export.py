@@ -1,0 +1,32 @@
+"""``kdbench export``: a trained student, to be used elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kdbench.cli import console
+from kdbench.cli.options import verb
+from kdbench.cli.values import PATH
+from kdbench.matrix.request import Request
+from kdbench.store.folders import Store
+
+
+@verb("export", "plugins", "out")
+@click.argument("cell", type=PATH)
+@click.option("--to", type=PATH, required=True, metavar="DIR", help="A new folder.")
+@click.option("--onnx", is_flag=True, help="Also as an ONNX graph, compared with torch (extra: kdbench[onnx]).")
+def export(request: Request, cell: str, to: str, onnx: bool) -> int:
+    """Write the student of a finished cell for use elsewhere: kdbench.load_student(DIR) loads it.
+
+    CELL is a cell's folder, or TEACHER--STUDENT/METHOD/seedN, with SUITE/PROTOCOL/ before it and -HASH behind it where that is not
+    enough.
+    """
+    from kdbench.students.export import export_student, find_cell  # torch
+
+    Store(request.out).check()
+    files = export_student(find_cell(Path(request.out), cell), Path(to), onnx, request.plugins)
+    for path in files.values():
+        console.say(f"{path}  {path.stat().st_size:,} bytes")
+    return 0
