@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import KdbenchError, UnknownNameError, counted
 from kdbench.matrix.identity import CONFIG_VERSION, config_hash
 from kdbench.matrix.request import Request, retrained_teachers
-from kdbench.matrix.settings import disclosed, settings_of
+from kdbench.matrix.settings import disclosed, found_of, settings_of
 from kdbench.matrix.teachers import TeacherPlan, dataset_config, plan_teacher, with_drop_path, with_family
 from kdbench.plugins.entry import Setting
 from kdbench.plugins.hooks import HookEntry, find_hooks
@@ -194,7 +194,10 @@ def _configure_methods(
     chosen = choose_methods(
         catalog, request.methods or (*suite.methods.default, *suite.variants, *added, *request.variants)
     )
-    named = (*suite.methods.set, *suite.variants, *suite.protocols[protocol.name].set, *request.variants, *request.set)
+    found = found_of(suite, request)
+    searched = found.settings if found else {}
+    named = (*suite.methods.set, *suite.variants, *suite.protocols[protocol.name].set)
+    named += (*request.variants, *request.set, *searched)
     configured: dict[str, _Configured] = {}
     for name in dict.fromkeys((*chosen, *named)):
         entry = catalog.find(name)
@@ -207,7 +210,7 @@ def _configure_methods(
             "carries_kd": bool(entry.carries_kd) and (weight is None or weight.value > 0),
             "plugin": None if entry.builtin else Path(entry.path).name,
             "variant_of": entry.variant_of,
-            "settings": disclosed(settings),
+            "settings": disclosed(settings, found.origin(protocol.name) if found and entry.method in searched else ""),
         }
         config = {
             "name": entry.method,

@@ -2,5 +2,6 @@
 
 In reading order: ``suite`` (a suite file, its protocols, and a protocol resolved), ``recipe`` (how nets are trained), ``net`` and
 ``zoo`` (which nets), ``dataset`` and ``datasets`` (which data, and the data sets by name), ``classlists`` (choices of classes with a
-name), ``types`` and ``problems`` (what these share: types of values, and where in a file a problem lies).
+name), ``types``, ``typedyaml`` and ``problems`` (what these share: types of values, YAML files as typed objects, and where in a file a
+problem lies).
 """
