@@ -17,7 +17,7 @@ TOP = Path(kdbench.__file__).parent
 #: Each imports only what stands after it. ``kdbench`` is the package's own front, ``api`` its functions.
 ORDER = (
     *("methods", "__main__", "cli", "kdbench", "api", "launch", "conformance", "forecast", "engine", "reporting"),
-    *("teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method"),
+    *("search", "teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method"),
     *("hyperparameters", "seeding", "distributed", "opening", "shown", "errors"),
 )
 MOST_AT_THE_TOP, MOST_LINES = 12, 400

@@ -28,6 +28,7 @@ VERBS = {
     "show": "listing:show",
     "plan": "plan:plan",
     "run": "run:run",
+    "tune": "tune:tune",
     "status": "status:status",
     "teachers": "teachers:teachers",
     "table": "tables:table",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
-
 from kdbench.errors import KdbenchError, counted
 from kdbench.matrix.identity import config_hash
-from kdbench.suite.problems import Contradiction
 from kdbench.suite.typedyaml import read_typed
 from kdbench.suite.types import Count, Name, Seed, Strict
 
@@ -54,18 +52,15 @@ class Found(Strict):
         budget = self.model_dump(mode="json", exclude={"space", "top1", "settings", "checksum"})
         return {**budget, "space": self.space.get(method, {})}
 
+    @classmethod
+    def sealed(cls, content: Mapping[str, Any]) -> Found:
+        """From all fields but the checksum."""
+        found = cls.model_validate({**content, "checksum": ""})
+        return found.model_copy(update={"checksum": found.digest()})
+
     def digest(self) -> str:
         """Of all fields but the checksum: what was cut, or changed by hand, is no search's any more."""
         return config_hash(self.model_dump(mode="json", exclude={"checksum"}))
-
-    @model_validator(mode="after")
-    def _whole(self) -> Found:
-        if self.checksum != self.digest():
-            raise Contradiction(
-                "it does not match: the file is damaged, or was changed by hand; --set gives values of your own",
-                "checksum",
-            )
-        return self
 
 
 def read_found(path: str, suite: str) -> Found:
@@ -86,4 +81,9 @@ def read_found(path: str, suite: str) -> Found:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, stamp: int) -> Found:
-    return read_typed(path, Found, "a file of kdbench tune")
+    found = read_typed(path, Found, "a file of kdbench tune")
+    if found.checksum != found.digest():
+        raise KdbenchError(
+            f"{path} is damaged, or was changed by hand: its checksum does not match; --set gives values of your own"
+        )
+    return found
