@@ -14,9 +14,9 @@ from pathlib import Path
 import kdbench
 
 TOP = Path(kdbench.__file__).parent
-#: Each imports only what stands after it. ``kdbench`` is the package's own front, ``api`` its functions.
+#: Each imports only what stands after it. ``kdbench`` is the package's own front, ``api`` its functions, which do what verbs do.
 ORDER = (
-    *("methods", "__main__", "cli", "kdbench", "api", "launch", "conformance", "forecast", "engine", "reporting"),
+    *("methods", "__main__", "kdbench", "api", "cli", "launch", "conformance", "forecast", "engine", "reporting"),
     *("search", "teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method"),
     *("hyperparameters", "seeding", "distributed", "opening", "shown", "errors"),
 )

@@ -62,7 +62,7 @@ def tune(request: Request, trials: int, space: str | None, sampler: str, search_
 def search(
     request: Request,
     trials: int,
-    space: str | Path | Mapping[str, Any] | None = None,
+    space: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     sampler: str = "random",
     search_seed: int = 0,
     to: str = "best.yaml",
@@ -124,7 +124,9 @@ def _check_target(path: Path) -> None:
         raise KdbenchError(f"--to {path} cannot be written")
 
 
-def _choose(request: Request, space: str | Path | Mapping[str, Any] | None) -> tuple[Plan, dict[str, Space]]:
+def _choose(
+    request: Request, space: str | os.PathLike[str] | Mapping[str, Any] | None
+) -> tuple[Plan, dict[str, Space]]:
     """A plan of the methods' own values, and what is searched of each; notes those of which nothing is."""
     plan = plan_of(replace(request, methods=()))
     given = {} if space is None else read_space(space, plan.catalog)

@@ -98,7 +98,7 @@ class Cohort:
         return ", ".join(part for part in parts if part)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The cells of a request. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
 
@@ -110,6 +110,12 @@ class Plan:
     hooks: tuple[HookEntry, ...] = ()
     skipped: tuple[Cell, ...] = ()
     broken: tuple[Cell, ...] = ()
+
+    def __repr__(self) -> str:
+        """In a line: a plan holds every method."""
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        counts = f"{counted(len(self.cells), 'cell')} in {counted(len(self.cohorts()), 'cohort')}{skipped}"
+        return f"suite {self.suite.name}, protocol {self.under.name}: {counts}"
 
     @property
     def num_classes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ def declared(entry: MethodEntry, fixed: Collection[str] = ()) -> Space:
     }
 
 
-def read_space(source: str | Path | Mapping[str, Any], methods: MethodCatalog) -> dict[str, Space]:
+def read_space(source: str | PathLike[str] | Mapping[str, Any], methods: MethodCatalog) -> dict[str, Space]:
     """Method to space, from a YAML file or a mapping of the same form.
 
     ``temperature: [1, 8]`` is an interval with the scale that the method declares, ``{search: [1, 8], scale: log}`` says another, and
