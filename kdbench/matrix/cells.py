@@ -201,9 +201,8 @@ def _configure_methods(
         catalog, request.methods or (*suite.methods.default, *suite.variants, *added, *request.variants)
     )
     found = found_of(suite, request)
-    searched = found.settings if found else {}
     named = (*suite.methods.set, *suite.variants, *suite.protocols[protocol.name].set)
-    named += (*request.variants, *request.set, *searched)
+    named += (*request.variants, *request.set, *(found.settings if found else ()))
     configured: dict[str, _Configured] = {}
     for name in dict.fromkeys((*chosen, *named)):
         entry = catalog.find(name)
@@ -216,7 +215,9 @@ def _configure_methods(
             "carries_kd": bool(entry.carries_kd) and (weight is None or weight.value > 0),
             "plugin": None if entry.builtin else Path(entry.path).name,
             "variant_of": entry.variant_of,
-            "settings": disclosed(settings, found.origin(protocol.name) if found and entry.method in searched else ""),
+            "settings": disclosed(
+                settings, found.origin(protocol.name) if found and found.space.get(entry.method) else ""
+            ),
         }
         config = {
             "name": entry.method,

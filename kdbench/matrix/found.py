@@ -20,7 +20,7 @@ class Found(Strict):
         pairs, seeds: over which a trial's accuracy is the mean.
         split: whose images it was measured on.
         trials: of each method, its own values included.
-        space: method to hyper-parameter to ``{search: [low, high], scale: ...}`` or ``{choices: [...]}``.
+        space: method to hyper-parameter to ``{search: [low, high], scale: ...}`` or ``{choices: [...]}``; empty where a method has nothing to search.
         kdbench: the version that searched.
         top1: method to the accuracies of its own values and of the best trial, in percent; null where there is none.
         settings: method to hyper-parameter to value; none where the method's own values won.
@@ -47,10 +47,10 @@ class Found(Strict):
 
     def record(self, method: str) -> dict[str, Any]:
         """What the provenance of a result of ``method`` says; nothing where it was not searched."""
-        if method not in self.settings:
+        if not self.space.get(method):
             return {}
         budget = self.model_dump(mode="json", exclude={"space", "top1", "settings", "checksum"})
-        return {**budget, "space": self.space.get(method, {})}
+        return {**budget, "space": self.space[method]}
 
     @classmethod
     def sealed(cls, content: Mapping[str, Any]) -> Found:
