@@ -134,6 +134,8 @@ def print_plan(
         "\nteachers",
         *(f"  {teacher.name}: {state_of(teacher, store)}" for teacher in plan.teachers),
     ]
+    if found := _nets(plan):
+        lines += ["\nnets (layouts as their shapes tell)", *found]
     if cost is not None:
         lines += ["\ncohorts (trained in lockstep, one teacher forward)", _cohorts_table(cohorts, cost)]
     if all_cells:
@@ -149,6 +151,19 @@ def print_plan(
             f"{cost.memory_bytes / 1e9:.1f} GB of memory for the largest cohort"
         )
     console.say("\n".join(lines))
+
+
+def _nets(plan: Plan) -> list[str]:
+    """What was found out of nets whose stages are outputs of modules, a line for each."""
+    from kdbench.nets.tapped import describe  # cached since the plan was checked
+
+    nets = {cell.teacher.name: cell.teacher.net for cell in plan.cells}
+    nets |= {cell.student: cell.student_net for cell in plan.cells}
+    return [
+        f"  {name}: {describe(net, plan.num_classes, name).words}"
+        for name, net in nets.items()
+        if not net.timm or any(isinstance(tap, str) and tap != "final" for tap in net.taps or ())
+    ]
 
 
 def _cohorts_table(cohorts: Sequence[Cohort], cost: Estimate) -> str:
@@ -173,4 +188,6 @@ def _reasons(title: str, cells: Sequence[Cell]) -> list[str]:
         f"  {method} on {pair}{f' ({count} seeds)' if count > 1 else ''}: {reason}"
         for (method, pair, reason), count in seeds.items()
     ]
+    for reason in dict.fromkeys(cell.reason or "" for cell in cells):  # tracebacks of the user's own files
+        lines += [f"    {line}" for line in reason.splitlines()[1:]]
     return [f"\n{title}", *lines] if lines else []

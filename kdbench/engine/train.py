@@ -31,7 +31,8 @@ from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.settings import found_of
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.nets.tapped import TappedNet, preprocessing_of, state_hash
+from kdbench.nets.models import preprocessing_of
+from kdbench.nets.tapped import TappedNet, state_hash
 from kdbench.plugins.metrics import measure
 from kdbench.seeding import seed_for
 from kdbench.store.classnames import write_classes

@@ -20,7 +20,8 @@ class Found(Strict):
         pairs, seeds: over which a trial's accuracy is the mean.
         split: whose images it was measured on.
         trials: of each method, its own values included.
-        space: method to hyper-parameter to ``{search: [low, high], scale: ...}`` or ``{choices: [...]}``; empty where a method has nothing to search.
+        space: method to hyper-parameter to ``{search: [low, high], scale: ...}`` or ``{choices: [...]}``; empty where a method
+            has nothing to search.
         kdbench: the version that searched.
         top1: method to the accuracies of its own values and of the best trial, in percent; null where there is none.
         settings: method to hyper-parameter to value; none where the method's own values won.

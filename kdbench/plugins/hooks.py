@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import KdbenchError
-from kdbench.plugins.entry import PluginError, import_source, parse_source, plugin_module, source_hash
+from kdbench.userfiles import PluginError, import_source, parse_source, plugin_module, source_hash
 
 
 @dataclass(frozen=True)

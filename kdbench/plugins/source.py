@@ -10,17 +10,9 @@ from typing import Any
 from kdbench.errors import nearest
 from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.citations import problem_of
-from kdbench.plugins.entry import (
-    FAMILIES,
-    FIDELITIES,
-    METHODS,
-    MethodEntry,
-    PluginError,
-    check_name,
-    import_source,
-    parse_source,
-)
+from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, check_name
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
+from kdbench.userfiles import PluginError, import_source, parse_source
 
 #: What a class body may declare: name -> (default, type).
 _ATTRIBUTES: dict[str, tuple[Any, Any]] = {
@@ -106,6 +98,16 @@ def registers_metric(path: Path) -> bool:
     functions = (node for node in parse_source(path).body if isinstance(node, ast.FunctionDef))
     decorators = [decorator for function in functions for decorator in function.decorator_list]
     return any(isinstance(decorator, ast.Call) and _called(decorator) == "register_metric" for decorator in decorators)
+
+
+def makes_net(path: Path) -> bool:
+    """Whether a file that parses has what makes a net: a function, or a class, that takes ``num_classes``."""
+    tops = parse_source(path).body
+    functions = [node for node in tops if isinstance(node, ast.FunctionDef)]
+    functions += [
+        node for top in tops if isinstance(top, ast.ClassDef) for node in top.body if isinstance(node, ast.FunctionDef)
+    ]
+    return any("num_classes" in (a.arg for a in (*f.args.args, *f.args.kwonlyargs)) for f in functions)
 
 
 def _called(call: ast.Call) -> str:
