@@ -1,7 +1,7 @@
 """Benchmark suite for knowledge distillation between different architectures.
 
-A plugin imports ``Method`` and ``register_method`` from here; an analysis imports ``load_results``. torch is loaded only
-when a name that needs it is used.
+A plugin imports ``Method`` and ``register_method`` from here; a script or a notebook calls ``plan``, ``run``, ``tune``, ``table``,
+``leaderboard`` and ``load_results``. torch is loaded only when a name that needs it is used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdbench.api import leaderboard, plan, run, table, tune
+    from kdbench.errors import KdbenchError
     from kdbench.hyperparameters import Range
     from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, StageInfo, Task
     from kdbench.plugins.entry import register_method
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(("Batch", "Feature", "Method", "NetInfo", "Outputs", "StageInfo", "Task"), "kdbench.method"),
+    **dict.fromkeys(("leaderboard", "plan", "run", "table", "tune"), "kdbench.api"),
+    "KdbenchError": "kdbench.errors",
     "Range": "kdbench.hyperparameters",
     "load_results": "kdbench.store.rows",
     "load_student": "kdbench.students.student",
@@ -31,6 +35,7 @@ _HOME = {
 __all__ = [
     "Batch",
     "Feature",
+    "KdbenchError",
     "Method",
     "NetInfo",
     "Outputs",
@@ -38,10 +43,15 @@ __all__ = [
     "StageInfo",
     "Task",
     "__version__",
+    "leaderboard",
     "load_results",
     "load_student",
+    "plan",
     "register_method",
     "register_metric",
+    "run",
+    "table",
+    "tune",
 ]
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import kdbench
 
 TOP = Path(kdbench.__file__).parent
-#: Each imports only what stands after it. ``kdbench`` is the package's own front, ``api`` its functions.
+#: Each imports only what stands after it. ``kdbench`` is the package's own front, ``api`` its functions, which do what verbs do.
 ORDER = (
-    *("methods", "__main__", "cli", "kdbench", "api", "launch", "conformance", "forecast", "engine", "reporting"),
-    *("students", "teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method"),
+    *("methods", "__main__", "kdbench", "api", "cli", "launch", "conformance", "forecast", "engine", "reporting", "students"),
+    *("search", "teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method"),
     *("hyperparameters", "seeding", "distributed", "userfiles", "opening", "shown", "errors"),
 )
 MOST_AT_THE_TOP, MOST_LINES = 12, 400

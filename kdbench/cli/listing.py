@@ -75,7 +75,7 @@ def list_all(
     return console.plugin_errors(methods.errors)
 
 
-@verb("show", "protocol", "set", "variants", "as_tuned", "plugins")
+@verb("show", "protocol", "set", "variants", "settings", "as_tuned", "plugins")
 @click.argument("method", shell_complete=completed(lambda: catalog()))
 @click.option(
     "--suite", metavar="SUITE", default="digits", help="A suite, or the path of its YAML file (default: digits)."
@@ -87,8 +87,8 @@ def show(request: Request, method: str, suite: str, pair: str | None) -> int:
     METHOD is the name of a method or a variant, or a glob. Pairs on which hyper-parameters differ are shown apart.
 
     Later ones win: the method's default; KD's, where it carries KD; its preset for the data; its preset for the data and the
-    student's family; the suite's; the protocol's; with --as-tuned what was published for the pair; --set METHOD. A variant begins
-    where its method ends: its own settings; the protocol's for it; --set VARIANT.
+    student's family; the suite's; the protocol's; with --as-tuned what was published for the pair; with --settings what a search
+    found; --set METHOD. A variant begins where its method ends: its own settings; the protocol's for it; --set VARIANT.
     """
     plan = plan_of(replace(request, suite=suite, methods=(method,), pairs=(pair,) if pair else (), seeds=(0,)))
     note_untuned(plan)

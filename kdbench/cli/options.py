@@ -97,6 +97,7 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_CELLS, "--variant", "variants", multiple=True, metavar="NAME=METHOD,...",
            help="A row of its own: a method with other values (w1=ofa,ofa_weight=1).",
            callback=lambda context, parameter, given: values.parse_variants(given)),
+    Option(_CELLS, "--settings", type=values.PATH, metavar="FILE", help="Use what kdbench tune found (best.yaml)."),
     Option(_CELLS, "--as-tuned", is_flag=True, help="Use values published for single pairs."),
     Option(_PLUGINS, "--plugin", "plugins", multiple=True, metavar="FILE", help="A method of your own; may be repeated."),
     Option(_PLUGINS, "--hook", "hooks", multiple=True, metavar="FILE", help="mmengine hooks; may be repeated."),
@@ -136,7 +137,7 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
 
 CELLS = (
     *("suite", "protocol", "methods", "pairs", "seeds", "split", "limit"),
-    *("set", "variants", "as_tuned", "plugins", "hooks"),
+    *("set", "variants", "settings", "as_tuned", "plugins", "hooks"),
 )
 TEACHERS = ("train_teachers", "fine_tune_teachers")
 FILES = ("out", "data", "weights", "download")

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import click
 
-from kdbench import __version__
 from kdbench.cli import console
 from kdbench.errors import KdbenchError, NothingError, UnknownNameError, nearest
 
@@ -28,6 +27,7 @@ VERBS = {
     "show": "listing:show",
     "plan": "plan:plan",
     "run": "run:run",
+    "tune": "tune:tune",
     "status": "status:status",
     "teachers": "teachers:teachers",
     "table": "tables:table",
@@ -62,7 +62,7 @@ class _Verbs(click.Group):
     epilog=EPILOG,
     context_settings={"max_content_width": 100},
 )
-@click.version_option(__version__, message="kdbench %(version)s")
+@click.version_option(package_name="kdbench", message="kdbench %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Benchmark suite for knowledge distillation between different architectures.

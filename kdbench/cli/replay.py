@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,22 @@ from kdbench.matrix.request import Request
 
 def command_of(request: Request) -> str:
     """The shell command ``kdbench run`` that makes this request."""
-    words = ["kdbench", "run", request.suite]
-    for name, field in FIELDS.items():
-        value = getattr(request, name)
-        if name != "suite" and value not in (field.default, (), {}):
-            words += _option(name, value)
-    return shlex.join(words)
+    changed = {name: getattr(request, name) for name in FIELDS}
+    changed = {name: value for name, value in changed.items() if value not in (FIELDS[name].default, (), {})}
+    return shlex.join(["kdbench", "run", *words_of({**changed, "suite": request.suite})])
+
+
+def words_of(fields: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that give these fields of a request."""
+    words = [str(fields["suite"])] if "suite" in fields else []
+    return words + [word for name, value in fields.items() if name != "suite" for word in _option(name, value)]
 
 
 def _option(name: str, value: Any) -> list[str]:
     parameter = PARAMETERS[name]
     option = parameter.opts[0]
     if isinstance(value, bool):
-        return [option]
+        return [option] if value != FIELDS[name].default else []
     if name == "set":
         value = [f"{method}.{text}" for method, values in value.items() for text in _assignments(values)]
     if name == "variants":
@@ -61,14 +65,23 @@ def replay_command(cell: Cell, request: Request) -> str:
     return command_of(alone)
 
 
+#: The words of the command that does what was called from Python; None on the command line.
+CALLED: ContextVar[Sequence[str] | None] = ContextVar("CALLED", default=None)
+
+
+def _words_given() -> Sequence[str]:
+    called = CALLED.get()
+    return sys.argv[1:] if called is None else called
+
+
 def command_given() -> str:
     """The command that was given."""
-    return shlex.join(["kdbench", *sys.argv[1:]])
+    return shlex.join(["kdbench", *_words_given()])
 
 
 def command_published() -> str:
     """The command that was given, for what is published: names of files and folders elsewhere without the way to them."""
-    return shlex.join(["kdbench", *map(_published, sys.argv[1:])])
+    return shlex.join(["kdbench", *map(_published, _words_given())])
 
 
 def _published(word: str) -> str:

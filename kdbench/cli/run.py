@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, note_untuned, plan_of, verb
@@ -23,13 +25,16 @@ from kdbench.launch.choose import (
 from kdbench.launch.execute import Summary, Todo, classify_cells, execute, prepare, summarize
 from kdbench.launch.job import Launcher
 from kdbench.launch.torchrun import launcher_of_environment, together
-from kdbench.matrix.cells import Plan
+from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.folders import CellState, Store
 from kdbench.store.rows import load_results
 from kdbench.teachers.readiness import check_accuracies, check_weights, drop_damaged, teachers_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @verb(
@@ -41,14 +46,72 @@ def run(request: Request) -> int:
 
     Under torchrun, or in a Slurm step of several tasks, all processes train each cohort together.
     """
+    return lead(request, lambda together: _run(request, together))
+
+
+def lead(request: Request, work: Callable[[bool], int]) -> int:
+    """Do what trains, alone or as the first of several processes, which ``work`` is told; return the exit status."""
     check_machine(request)
     environment = launcher_of_environment()
-    if environment is None:
-        return _run(request)
-    return together(environment, request.device, lambda: _run(request, together=True))
+    try:
+        if environment is None:
+            return work(False)
+        return together(environment, request.device, lambda: work(True))
+    except InterruptedRun:
+        return 130
 
 
-def _run(request: Request, together: bool = False) -> int:
+class InterruptedRun(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM while cells were trained. What was kept, and how to go on, has been said."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of a request: ``done`` cells, and ``failed`` ones with the reason; ``seconds`` that it took."""
+
+    plan: Plan
+    done: tuple[Cell, ...]
+    failed: tuple[tuple[Cell, str], ...]
+    seconds: float
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The rows that ``load_results`` gives for the cells of this request."""
+        rows = load_results(self.plan.request.out, self.plan.suite.name, self.plan.under.name)
+        planned = {cell.folder for cell in (*self.plan.cells, *self.plan.skipped, *self.plan.broken)}
+        return rows[rows["path"].isin(planned)].reset_index(drop=True)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.done)} done, {len(self.failed)} failed, {len(self.plan.skipped)} skipped, "
+            f"in {self.seconds:.0f} s; results in {self.plan.request.out}"
+        )
+
+    __repr__ = __str__
+
+
+def _run(request: Request, together: bool) -> int:
+    ran = train(request, together)
+    rows = ran.to_dataframe()
+    if (rows["state"] == "done").any():
+        from kdbench.cli.tables import print_board
+        from kdbench.reporting.leaderboard import build_leaderboard
+
+        console.say()
+        print_board(build_leaderboard(rows, select=ran.plan.suite.protocols[ran.plan.under.name].select))
+    return tell(ran)
+
+
+def train(request: Request, together: bool = False) -> Run:
+    """Train what is not done of a request.
+
+    Args:
+        request: what to train, and where.
+        together: whether several processes train each cohort.
+
+    Raises:
+        KdbenchError: if the request is wrong; nothing was written then.
+        InterruptedRun: if it was interrupted while cells were trained.
+    """
     from kdbench.engine.process import check_opencv
 
     store = Store(request.out)
@@ -75,26 +138,28 @@ def _run(request: Request, together: bool = False) -> int:
             console.say(
                 f"\ninterrupted: {done} of {len(plan.cells)} cells are done and kept; continue with: {command_given()}"
             )
-            return 130
+            raise InterruptedRun from None
     else:
         summary = summarize(plan, todo, store)
         console.say(f"nothing to train: {len(todo.done)} cells are done already")
-    _print_leaderboard(plan, store)
-    _note_weak_teachers(plan, store)
-    console.say(
-        f"\n{len(summary.done)} done, {len(summary.failed)} failed, {len(plan.skipped)} skipped, "
-        f"in {time.monotonic() - start:.0f} s; results in {store.root}"
-    )
-    reasons = Counter((f"{cell.method} on {cell.pair}", cell.reason or "") for cell in plan.skipped)
+    return Run(plan, tuple(summary.done), tuple(summary.failed), time.monotonic() - start)
+
+
+def tell(ran: Run) -> int:
+    """Say what became of a request, and why cells were skipped or failed; return the exit status."""
+    request, store = ran.plan.request, Store(ran.plan.request.out)
+    _note_weak_teachers(ran.plan, store)
+    console.say(f"\n{ran}")
+    reasons = Counter((f"{cell.method} on {cell.pair}", cell.reason or "") for cell in ran.plan.skipped)
     for (what, why), count in reasons.items():
         console.say(f"skipped: {what}{f' ({count} seeds)' if count > 1 else ''}: {why}")
-    for cell, reason in summary.failed:
+    for cell, reason in ran.failed:
         console.say(
             f"\nfailed: {cell.key}\n  why:    {reason}\n  log:    {store.cell(cell).log}\n"
             f"  replay: {replay_command(cell, request)}"
         )
-    problems = console.plugin_errors(plan.catalog.errors)
-    return 1 if summary.failed or problems else 0
+    problems = console.plugin_errors(ran.plan.catalog.errors)
+    return 1 if ran.failed or problems else 0
 
 
 def _train(plan: Plan, todo: Todo, store: Store, states: Mapping[str, CellState], machine: Machine) -> Summary:
@@ -129,19 +194,6 @@ def prepare_teachers(plan: Plan, teachers: Sequence[TeacherPlan], store: Store, 
     with make_progress(0, 0) as progress:
         prepare(plan, teachers, store, launcher, progress)
     console.say(f"{counted(len(teachers), 'teacher')} ready in {time.monotonic() - start:.0f} s")
-
-
-def _print_leaderboard(plan: Plan, store: Store) -> None:
-    """The leaderboard of a plan, if anything of it is done."""
-    from kdbench.cli.tables import print_board
-    from kdbench.reporting.leaderboard import build_leaderboard
-
-    rows = load_results(store.root, plan.suite.name, plan.under.name)
-    planned = {cell.folder for cell in (*plan.cells, *plan.skipped, *plan.broken)}
-    rows = rows[rows["path"].isin(planned)].reset_index(drop=True)
-    if (rows["state"] == "done").any():
-        console.say()
-        print_board(build_leaderboard(rows, select=plan.suite.protocols[plan.under.name].select))
 
 
 def _note_weak_teachers(plan: Plan, store: Store) -> None:

@@ -25,6 +25,9 @@ from kdbench.store.rows import ABSENT, STALE, load_results, planned_results
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kdbench.reporting.leaderboard import Leaderboard
+    from kdbench.reporting.table import Table
+
 PICTURES = (".png", ".svg", ".pdf")
 #: What a file is by its ending.
 FORMATS = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
@@ -60,19 +63,30 @@ def table(
     to: str | None,
 ) -> int:
     """Tabulate pairs by methods, for a paper."""
-    from kdbench.reporting.table import build_table
     from kdbench.reporting.text.render import render
 
     form = _form(form, to)
+    tables, damaged = build_tables(request, layout, metric, select, against_published)
+    return _write([(render(built, form), built.message) for built in tables], to, damaged, form)
+
+
+def build_tables(
+    request: Request,
+    layout: str = "pairs",
+    metric: str = "top1",
+    select: str | None = None,
+    against_published: bool = False,
+) -> tuple[list[Table], list[str]]:
+    """The tables of a request, and what could not be read; arguments as the options of ``kdbench table``."""
+    from kdbench.reporting.table import build_table
+
     if against_published:
         from kdbench.reporting.published import published_ledger
 
         frames, select, damaged = _run_or_not(request, select)
-        tables = [published_ledger(frame, select=select, command=command_published()) for frame in frames]
-    else:
-        frames, select, damaged = results(request, select)
-        tables = [build_table(frame, layout, metric, select, command=command_published()) for frame in frames]
-    return _write([(render(built, form), built.message) for built in tables], to, damaged, form)
+        return [published_ledger(frame, select=select, command=command_published()) for frame in frames], damaged
+    frames, select, damaged = results(request, select)
+    return [build_table(frame, layout, metric, select, command=command_published()) for frame in frames], damaged
 
 
 @verb("leaderboard", *CELLS, "out")
@@ -87,13 +101,11 @@ def table(
 )
 def leaderboard(request: Request, form: str | None, select: str | None, metric: str, to: str | None) -> int:
     """Rank methods, with intervals, wins, harms and cost."""
-    from kdbench.reporting.leaderboard import build_leaderboard
     from kdbench.reporting.text.leaderboard import render_leaderboard
 
     if to and Path(to).suffix in PICTURES and form:
         raise KdbenchError(f"--to {to} is a picture, and --format {form} is none; give one of the two")
-    frames, select, damaged = results(request, select)
-    boards = [build_leaderboard(frame, metric=metric, select=select, command=command_published()) for frame in frames]
+    boards, damaged = build_boards(request, metric, select)
     if to and Path(to).suffix in PICTURES:
         from kdbench.reporting.plots.picture import draw_leaderboard
 
@@ -109,6 +121,17 @@ def leaderboard(request: Request, form: str | None, select: str | None, metric: 
         console.damaged(damaged)
         return int(all(board.message for board in boards))
     return _write([(render_leaderboard(board, form), board.message) for board in boards], to, damaged, form)
+
+
+def build_boards(
+    request: Request, metric: str = "top1", select: str | None = None
+) -> tuple[list[Leaderboard], list[str]]:
+    """The leaderboards of a request, and what could not be read; arguments as the options of ``kdbench leaderboard``."""
+    from kdbench.reporting.leaderboard import build_leaderboard
+
+    frames, select, damaged = results(request, select)
+    command = command_published()
+    return [build_leaderboard(frame, metric=metric, select=select, command=command) for frame in frames], damaged
 
 
 @verb("classes", *CELLS, "out")

@@ -30,6 +30,7 @@ from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import check_finite, load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.settings import found_of
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import TappedNet, state_hash
 from kdbench.plugins.metrics import measure
@@ -139,6 +140,7 @@ def train_cohort(
     evaluated, checksum = Evaluated(split, teacher_logits, device), dataset.checksum()
     cells = {cell.key: cell for cell in cohort.cells}
     observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
+    found = found_of(plan.suite, plan.request)
 
     def keep(trained: CellTrainer) -> None:
         if state_hash(teacher.net) != taught.checksum:
@@ -161,7 +163,11 @@ def train_cohort(
                 cost=cost_of(trained, device, cohort.memory),
                 dataset_checksum=checksum,
                 train_images=len(train),
-                provenance={**provenance(device), "observers": observers},
+                provenance={
+                    **provenance(device),
+                    "observers": observers,
+                    "search": found.record(cell.config["method"]["name"]) if found else {},
+                },
             )
         )
         finish(trained)

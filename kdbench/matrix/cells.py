@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import KdbenchError, UnknownNameError, counted
 from kdbench.matrix.identity import CONFIG_VERSION, config_hash
 from kdbench.matrix.request import Request, retrained_teachers
-from kdbench.matrix.settings import disclosed, settings_of
+from kdbench.matrix.settings import disclosed, found_of, settings_of
 from kdbench.matrix.teachers import TeacherPlan, dataset_config, plan_teacher, with_drop_path, with_family
 from kdbench.plugins.entry import Setting
 from kdbench.plugins.hooks import HookEntry, find_hooks
@@ -99,7 +99,7 @@ class Cohort:
         return ", ".join(part for part in parts if part)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The cells of a request. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
 
@@ -111,6 +111,12 @@ class Plan:
     hooks: tuple[HookEntry, ...] = ()
     skipped: tuple[Cell, ...] = ()
     broken: tuple[Cell, ...] = ()
+
+    def __repr__(self) -> str:
+        """In a line: a plan holds every method."""
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        counts = f"{counted(len(self.cells), 'cell')} in {counted(len(self.cohorts()), 'cohort')}{skipped}"
+        return f"suite {self.suite.name}, protocol {self.under.name}: {counts}"
 
     @property
     def num_classes(self) -> int:
@@ -196,7 +202,9 @@ def _configure_methods(
     chosen = choose_methods(
         catalog, request.methods or (*suite.methods.default, *suite.variants, *added, *request.variants)
     )
-    named = (*suite.methods.set, *suite.variants, *suite.protocols[protocol.name].set, *request.variants, *request.set)
+    found = found_of(suite, request)
+    named = (*suite.methods.set, *suite.variants, *suite.protocols[protocol.name].set)
+    named += (*request.variants, *request.set, *(found.settings if found else ()))
     configured: dict[str, _Configured] = {}
     for name in dict.fromkeys((*chosen, *named)):
         entry = catalog.find(name)
@@ -209,7 +217,9 @@ def _configure_methods(
             "carries_kd": bool(entry.carries_kd) and (weight is None or weight.value > 0),
             "plugin": None if entry.builtin else Path(entry.path).name,
             "variant_of": entry.variant_of,
-            "settings": disclosed(settings),
+            "settings": disclosed(
+                settings, found.origin(protocol.name) if found and found.space.get(entry.method) else ""
+            ),
         }
         config = {
             "name": entry.method,

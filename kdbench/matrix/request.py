@@ -26,6 +26,7 @@ class Request:
         limit: images of each split, evenly spread over it.
         set: method or variant to hyper-parameter to value.
         variants: name to ``method``, ``set`` and ``display``, as in a suite.
+        settings: the file of a search of hyper-parameters (``kdbench tune``), whose values are used.
         as_tuned: use values that were published for single pairs, where there are any.
         train_teachers, fine_tune_teachers: names, globs or ``all``: teachers that are trained here from scratch, or from timm's
             weights, whatever the suite says.
@@ -59,6 +60,7 @@ class Request:
     limit: int | None = None
     set: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: str | None = None
     as_tuned: bool = False
     train_teachers: tuple[str, ...] = ()
     fine_tune_teachers: tuple[str, ...] = ()
@@ -99,6 +101,7 @@ class Request:
         return replace(
             self,
             suite=os.path.abspath(self.suite) if os.path.isfile(self.suite) else self.suite,
+            settings=os.path.abspath(self.settings) if self.settings else None,
             plugins=tuple(map(os.path.abspath, self.plugins)),
             hooks=tuple(map(os.path.abspath, self.hooks)),
             out=os.path.abspath(self.out),

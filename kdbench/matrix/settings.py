@@ -2,7 +2,7 @@
 
 Later ones win: the method's default; KD's, where it carries KD; its preset for the data; its preset for the data and the student's
 family; ``methods.set`` of the suite; ``set`` of the protocol; with ``--as-tuned``, of the command line or the suite, what was published
-for the pair; ``--set METHOD``.
+for the pair; with ``--settings``, what a search found; ``--set METHOD``.
 A variant begins where its method ends: then come its own ``set``, the protocol's for it, and ``--set VARIANT``.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kdbench.matrix.found import Found, read_found
 from kdbench.matrix.request import Request
 from kdbench.plugins.entry import MethodEntry, Setting
 from kdbench.plugins.registry import MethodCatalog
@@ -44,6 +45,8 @@ def settings_of(
     overrides = files(method)
     if request.as_tuned or suite.methods.as_tuned:
         overrides += [(f"{_PUBLISHED}: {tuned.source}", tuned.values) for tuned in find_tuned(method, presets, pair)]
+    if found := found_of(suite, request):
+        overrides.append((found.origin(protocol), found.settings.get(method, {})))
     overrides.append((f"--set {method}", request.set.get(method, {})))
     if entry.variant_of:
         overrides += [
@@ -59,11 +62,28 @@ def is_tuned(settings: Mapping[str, Setting]) -> bool:
     return any(setting.origin.startswith(_PUBLISHED) for setting in settings.values())
 
 
-def disclosed(settings: Mapping[str, Setting]) -> str:
-    """What captions say of a row: the values that its method would not have on this suite by itself."""
+def found_of(suite: Suite, request: Request) -> Found | None:
+    """What a search found, where the request names its file.
+
+    Raises:
+        KdbenchError: if the file is damaged or of another suite.
+    """
+    return read_found(request.settings, suite.name) if request.settings else None
+
+
+def disclosed(settings: Mapping[str, Setting], search: str = "") -> str:
+    """What captions say of a row: the values that its method would not have on this suite by itself.
+
+    Args:
+        settings: by hyper-parameter.
+        search: the origin of what a search found, for a method that was searched; said even where the method's own values won.
+    """
     origins = ("variant", "--set", _PUBLISHED)
     chosen = [(name, setting) for name, setting in settings.items() if setting.origin.startswith(origins)]
-    texts = (
+    texts = [
         f"{name} = {value}{'' if origin.startswith('variant') else f' ({origin})'}" for name, (value, origin) in chosen
-    )
+    ]
+    if search:
+        values = [f"{name} = {setting.value}" for name, setting in settings.items() if setting.origin == search]
+        texts.append(f"{', '.join(values) or 'its own values'} ({search})")
     return ", ".join(texts)

@@ -134,7 +134,7 @@ class Cost(Record):
 
 class Provenance(Record):
     """What a number was computed with. ``commit`` and ``dirty`` are null where kdbench did not run from a clone; ``observers`` are
-    hooks that only observe, each with the hash of its source."""
+    hooks that only observe, each with the hash of its source; ``search`` is how its hyper-parameters were found (``Found.record``)."""
 
     kdbench: Text
     commit: Text | None
@@ -146,6 +146,7 @@ class Provenance(Record):
     threads: Count
     finished: Text
     observers: Annotated[dict[str, str], Field(max_length=MOST)] = {}
+    search: Annotated[dict[str, Any], Field(max_length=MOST)] = {}
 
 
 class Weights(Record):

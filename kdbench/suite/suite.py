@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from kdbench.errors import KdbenchError, UnknownNameError, is_near
@@ -19,17 +18,11 @@ from kdbench.suite.net import FAMILIES, SOURCES, Family, NetSpec, zoo_net
 from kdbench.suite.problems import Contradiction, at, find, first_problem
 from kdbench.suite.protocol import MethodsSpec, Protocol, ResolvedProtocol, Variant
 from kdbench.suite.recipe import Recipe
+from kdbench.suite.typedyaml import read_typed
 from kdbench.suite.types import NAME_PATTERN, Count, Name, NonNegative, Seed, Strict
 from kdbench.suite.zoo import ZOO
 
 PAIR_SEPARATOR = "--"
-
-#: Bounds of a suite file, which aliases could make explode.
-MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1_000_000, 100_000, 50
-
-
-class SuiteError(KdbenchError):
-    """A suite file that does not parse or contradicts itself; names the file and the line."""
 
 
 class Suite(Strict):
@@ -266,78 +259,10 @@ def load_suite(name: str) -> Suite:
 
 def read_suite(path: Path) -> Suite:
     """Read one suite file; see ``load_suite``."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise SuiteError(f"{path}: larger than {MAX_BYTES:,} bytes, which no suite is")
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        _check_tree(tree)
-        content = None if tree is None else yaml.SafeLoader("").construct_document(tree)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path}: cannot be read ({error})") from None
-    except yaml.reader.ReaderError as error:
-        raise SuiteError(f"{path}: character {error.position + 1} cannot be in a YAML file ({error.reason})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise SuiteError(f"{path}{line}: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise SuiteError(f"{path}: nested too deeply") from None
-    except (ValueError, OverflowError, TypeError) as error:  # a value that looks like a date or a number and is none
-        raise SuiteError(f"{path}: a value cannot be read ({error}); quote it if it is text") from None
-    if not isinstance(content, dict):
-        raise SuiteError(f"{path}, line 1: a suite is a mapping with the keys {', '.join(Suite.model_fields)}")
-    try:
-        suite = Suite.model_validate(content)
-        return suite.model_copy(
-            update={
-                "hooks": tuple(str(path.parent / file) for file in suite.hooks),
-                "nets": {name: net.beside(path.parent) for name, net in suite.nets.items()},
-            }
-        )
-    except ValidationError as error:
-        location, problem = first_problem(error, Suite, content)
-        where = ".".join(map(str, location))
-        raise SuiteError(f"{path}, line {_line_of(tree, location)}: {where and f'{where}: '}{problem}") from None
-
-
-def _check_tree(root: yaml.Node | None) -> None:
-    """Refuse a key given twice, of which YAML would keep the last, and aliases that make a small file explode."""
-    count, stack = 0, [(root, 0)]
-    while stack:
-        node, depth = stack.pop()
-        count += 1
-        if depth > MAX_DEPTH:
-            raise _marked("nested too deeply, or an alias refers to itself", node)
-        if count > MAX_VALUES:
-            raise _marked("aliases expand to too many values", node)
-        if isinstance(node, yaml.SequenceNode):
-            stack += [(child, depth + 1) for child in node.value]
-        elif isinstance(node, yaml.MappingNode):
-            seen = set()
-            for key, child in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in seen:
-                        raise _marked(f"key {key.value!r} is given twice", key)
-                    seen.add(key.value)
-                stack += [(key, depth + 1), (child, depth + 1)]
-
-
-def _marked(problem: str, node: yaml.Node | None) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark if node else None)
-
-
-def _line_of(node: yaml.Node | None, location: Sequence[Any]) -> int:
-    """Line (from 1) of the deepest part of ``location`` that the file holds."""
-    line = 1
-    for key in location:
-        if isinstance(node, yaml.MappingNode):
-            match = next(((k, v) for k, v in node.value if k.value == str(key)), None)
-            if match is None:
-                break
-            line, node = match[0].start_mark.line + 1, match[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
+    suite = read_typed(path, Suite, "a suite")
+    return suite.model_copy(
+        update={
+            "hooks": tuple(str(path.parent / file) for file in suite.hooks),
+            "nets": {name: net.beside(path.parent) for name, net in suite.nets.items()},
+        }
+    )

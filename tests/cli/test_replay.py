@@ -20,7 +20,7 @@ EVERYTHING = Request(
     "cifar100-32", protocol="smoke", methods=("kd", "o*"), pairs=("a--b",), seeds=(3, 4), split="validation", limit=50,
     set={"kd": {"temperature": 1e-3}, "uhkd": {"stages": [2, 4], "name": "it's"}},
     variants={"w1": {"method": "ofa", "set": {"stages": [2, 4], "eps": 1e-3}}, "plain": {"method": "kd", "set": {}}},
-    as_tuned=True, train_teachers=("cnn", "v*"),
+    settings="best of.yaml", as_tuned=True, train_teachers=("cnn", "v*"),
     fine_tune_teachers=("all",), teacher_tolerance=5.5, plugins=("a.py", "b c.py"), hooks=("h.py", "i.py"), out="some where",
     data="d", weights="w", download=True, on="slurm", slurm="time=4:00:00,mem=2G", workers=3, device="cpu", memory=1 / 3,
     solo=True, compile=True, graphs=False, log=("tensorboard", "wandb"), max_hours=0.0, stall=0.1, retry_failed=True,
@@ -56,7 +56,7 @@ def test_every_path_of_a_request_holds_in_any_folder(tmp_path: Path, monkeypatch
     (tmp_path / "mine.yaml").touch()
     moved = dataclasses.replace(EVERYTHING, suite="mine.yaml").absolute()
     paths = {parameter.name for parameter in run.params if getattr(parameter, "metavar", None) in ("DIR", "FILE")}
-    assert paths == {"plugins", "hooks", "out", "data", "weights"}
+    assert paths == {"settings", "plugins", "hooks", "out", "data", "weights"}
     for name in (*paths, "suite"):
         value = getattr(moved, name)
         for path in value if isinstance(value, tuple) else (value,):

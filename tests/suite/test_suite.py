@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError, UnknownNameError, is_near, nearest
-from kdbench.suite.suite import MAX_BYTES, SuiteError, load_suite, merge, read_suite, split_pair, suite_files
+from kdbench.suite.suite import load_suite, merge, read_suite, split_pair, suite_files
+from kdbench.suite.typedyaml import MAX_BYTES, SuiteError
 from tests.conftest import tiny, tiny_suite
 
 TEXT = """\
