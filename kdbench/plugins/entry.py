@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -16,9 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from kdbench.errors import HyperparameterError, KdbenchError, nearest
 from kdbench.hyperparameters import Hyperparameter
+from kdbench.plugins.local import PluginError, first_file, local_files
 
 #: name -> class, filled by ``register_method`` when a method's module is imported.
 METHODS: dict[str, type] = {}
+
+#: Where plugins lie that were imported.
+_FOLDERS: set[Path] = set()
 
 T = TypeVar("T", bound=type)
 
@@ -32,14 +36,6 @@ FAMILIES = {
 }
 FIDELITIES = ("reference", "paper", "reconstruction")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}")
-
-
-class PluginError(KdbenchError):
-    """A plugin that cannot be read or imported; ``details`` is its own traceback."""
-
-    def __init__(self, message: str, details: str = "") -> None:
-        super().__init__(message)
-        self.details = details
 
 
 def check_name(name: str, where: str) -> None:
@@ -171,7 +167,7 @@ def register_method(name: str) -> Callable[[T], T]:
 
     def register(cls: T) -> T:
         known = METHODS.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        if known is not None and _origin(known) != _origin(cls):
             raise KdbenchError(f"method {name!r} is registered twice, by {known.__module__} and by {cls.__module__}")
         METHODS[name] = cls
         cls.name = name  # type: ignore[attr-defined]
@@ -180,41 +176,32 @@ def register_method(name: str) -> Callable[[T], T]:
     return register
 
 
+def _origin(cls: type) -> tuple[str, str]:
+    """File and name of a class: a plugin may be imported by another one too, under another name of its module."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return os.path.realpath(file) if file else cls.__module__, cls.__qualname__
+
+
 def plugin_module(path: Path) -> str:
-    """The name under which a plugin file is imported."""
+    """The name under which a plugin is imported."""
     return f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
 
 
 def source_hash(path: Path) -> str:
-    """Hash of a plugin file and of the modules beside it that it imports."""
-    digest, files = hashlib.sha256(), [path]
-    for file in files:
-        content = file.read_bytes()
-        digest.update(file.name.encode() + b"\0" + content + b"\0")
-        for node in ast.walk(ast.parse(content)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            beside = (file.with_name(f"{name.split('.')[0]}.py") for name in names)
-            files += [other for other in beside if other.is_file() and other not in files]
+    """Hash of a plugin, a file or a folder, and of the local modules that it imports.
+
+    Raises:
+        PluginError: if one of them cannot be read or does not parse.
+    """
+    digest, folder = hashlib.sha256(), path if path.is_dir() else path.parent
+    for file in local_files(path):
+        name = os.path.relpath(file, folder).replace(os.sep, "/")
+        digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
-def parse_source(path: Path, kind: str = "plugin") -> ast.Module:
-    """The syntax tree of a user's file.
-
-    Raises:
-        PluginError: if it cannot be read or does not parse.
-    """
-    try:
-        return ast.parse(path.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise PluginError(f"{kind} {path}, line {error.lineno}: {error.msg}", traceback.format_exc()) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PluginError(f"{kind} {path}: cannot be read ({error})") from None
-
-
 def import_source(module: str, path: Path) -> None:
-    """Import a plugin, by the name of its module or, for a file of ``--plugin``, from its path, with the modules beside it.
+    """Import a plugin, by the name of its module or, for a file or folder of ``--plugin``, from its path, with the modules beside it.
 
     Raises:
         PluginError: if it raises, with its own traceback.
@@ -223,18 +210,31 @@ def import_source(module: str, path: Path) -> None:
         if not module.startswith("kdbench_plugin_"):
             importlib.import_module(module)
             return
-        spec = importlib.util.spec_from_file_location(module, path)
+        inner = [str(path)] if path.is_dir() else None
+        spec = importlib.util.spec_from_file_location(module, first_file(path), submodule_search_locations=inner)
         assert spec is not None
         assert spec.loader is not None
         loaded = importlib.util.module_from_spec(spec)
+        _check_siblings(path)
         sys.modules[module] = loaded
         if str(path.resolve().parent) not in sys.path:
             sys.path.append(str(path.resolve().parent))  # last, so that nothing there hides a library
+        _FOLDERS.add(path.resolve().parent)
         spec.loader.exec_module(loaded)
     except (Exception, SystemExit) as error:  # a plugin must not end the run of the others
-        sys.modules.pop(module, None)
+        for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+            del sys.modules[name]
         if isinstance(error, KdbenchError):
             raise
         raise PluginError(
             f"plugin {path} raised when it was imported: {type(error).__name__}: {error}", traceback.format_exc()
         ) from error
+
+
+def _check_siblings(path: Path) -> None:
+    """Refuse a module beside a plugin whose name another plugin's sibling has taken: that one would be used."""
+    for file in local_files(path)[1:]:
+        name = file.stem if file.name != "__init__.py" else file.parent.name
+        other = getattr(sys.modules.get(name), "__file__", None)
+        if other and Path(other).resolve() != file.resolve() and _FOLDERS & {*Path(other).resolve().parents}:
+            raise PluginError(f"plugin {path}: {file.name} has the name of {other}, which another plugin imports; rename one")

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.plugins.entry import MethodEntry, PluginError, check_name, import_source, plugin_module
+from kdbench.plugins.entry import MethodEntry, check_name, import_source, plugin_module
 from kdbench.plugins.hooks import read_hooks
+from kdbench.plugins.local import PluginError, first_file
 from kdbench.plugins.source import read_source, registers_metric
 from kdbench.suite.suite import Variant, packaged
 
@@ -97,10 +98,10 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
     """Read all methods without importing them.
 
     Args:
-        plugins: paths of plugin files.
+        plugins: paths of files and folders.
 
     Raises:
-        PluginError: for a plugin file that is missing or registers nothing.
+        PluginError: for a plugin that is missing or registers nothing.
     """
     found = MethodCatalog()
     for path in sorted(packaged("methods").glob("[a-z]*.py")):
@@ -115,8 +116,7 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
             found.errors.append(error)
     for plugin in plugins:
         path = Path(plugin)
-        if not path.is_file():
-            raise PluginError(f"plugin {plugin}: no such file")
+        first_file(path)
         try:
             entries = read_source(path, plugin_module(path))
         except PluginError as error:
