@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from kdbench.nets.tapped import on_meta
+from kdbench.suite.net import NetSpec
 
 #: Images per timed batch: enough to occupy the device, and the same for every net of an input size, so that figures compare.
 TIMED_BATCH = {"cpu": 64}
@@ -76,6 +80,18 @@ def count_macs(predict: Predict, images: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         predict(images)
     return counter.get_total_flops() // 2
+
+
+def macs_of(spec: NetSpec, num_classes: int, name: str = "") -> int:
+    """Multiply-adds of one image of a net's own input size, counted without its weights. Cached."""
+    return _macs_of(spec.model_dump_json(), num_classes, name or spec.timm)
+
+
+@functools.lru_cache(maxsize=256)
+def _macs_of(spec: str, num_classes: int, name: str) -> int:
+    net = on_meta(spec, num_classes, name).eval()
+    with torch.device("meta"):
+        return count_macs(lambda images: net.run(images).logits, torch.empty(1, 3, *net.input_size))
 
 
 @torch.no_grad()

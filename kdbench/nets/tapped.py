@@ -229,10 +229,17 @@ def count_parameters(spec: NetSpec, num_classes: int, name: str = "") -> int:
 
 
 @functools.lru_cache(maxsize=256)
+def on_meta(spec: str, num_classes: int, name: str) -> TappedNet:
+    """A net, from its specification as JSON, without memory for its weights. Cached; not to be changed."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return TappedNet(NetSpec.model_validate(json.loads(spec)), num_classes, name)
+
+
+@functools.lru_cache(maxsize=256)
 def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int]:
     try:
+        net = on_meta(spec, num_classes, name)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            net = TappedNet(NetSpec.model_validate(json.loads(spec)), num_classes, name)
             return net.describe(), sum(parameter.numel() for parameter in net.parameters())
     except KdbenchError:
         raise

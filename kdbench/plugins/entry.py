@@ -237,4 +237,6 @@ def _check_siblings(path: Path) -> None:
         name = file.stem if file.name != "__init__.py" else file.parent.name
         other = getattr(sys.modules.get(name), "__file__", None)
         if other and Path(other).resolve() != file.resolve() and _FOLDERS & {*Path(other).resolve().parents}:
-            raise PluginError(f"plugin {path}: {file.name} has the name of {other}, which another plugin imports; rename one")
+            raise PluginError(
+                f"plugin {path}: {file.name} has the name of {other}, which another plugin imports; rename one"
+            )

@@ -11,6 +11,7 @@ from kdbench.errors import KdbenchError
 
 _PACKAGE = "__init__.py"
 
+
 class PluginError(KdbenchError):
     """A plugin that cannot be read or imported; ``details`` is its own traceback."""
 

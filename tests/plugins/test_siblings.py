@@ -94,7 +94,11 @@ def test_imports_of_a_package_are_found_from_within_it(tmp_path: Path) -> None:
 
 def test_a_folder_is_a_plugin(tmp_path: Path) -> None:
     folder = tmp_path / "pack"
-    write(folder, mine=METHOD.format(name="packed", cls="Packed", base="Method") + "\nfrom .losses import f", losses="f = 1")
+    write(
+        folder,
+        mine=METHOD.format(name="packed", cls="Packed", base="Method") + "\nfrom .losses import f",
+        losses="f = 1",
+    )
     (folder / "__init__.py").write_text("from .mine import Packed")
     entry = catalog([str(folder)])["packed"]
     assert (entry.path, list(entry.hyperparameters)) == (folder, ["weight"])
@@ -123,7 +127,9 @@ def test_a_method_that_derives_from_a_siblings_loads_with_it_and_beside_it(tmp_p
 
 def test_siblings_of_one_name_in_two_folders_are_refused(tmp_path: Path) -> None:
     plugins = [
-        write(tmp_path / name, **{name: "import helpers\n" + METHOD.format(name=f"{name}_test", cls="M", base="Method")})
+        write(
+            tmp_path / name, **{name: "import helpers\n" + METHOD.format(name=f"{name}_test", cls="M", base="Method")}
+        )
         for name in ("one", "two")
     ]
     for path in plugins:
