@@ -35,6 +35,8 @@ VERBS = {
     "classes": "tables:classes",
     "plots": "tables:plots",
     "report": "tables:report",
+    "merge": "stores:merge",
+    "prune": "stores:prune",
     "test": "methods:test",
     "new-method": "methods:new_method",
 }
