@@ -160,7 +160,7 @@ def _per_epoch(images: int, batch_size: int) -> int:
 
 def _operations(plan: Plan, net: NetSpec, name: str) -> float:
     """Of a forward pass of one image."""
-    from kdbench.nets.cost import macs_of
+    from kdbench.nets.tapped import macs_of
 
     return float(OPERATIONS * macs_of(net, plan.num_classes, name))
 

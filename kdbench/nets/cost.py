@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-
-from kdbench.nets.tapped import on_meta
-from kdbench.suite.net import NetSpec
 
 #: Images per timed batch: enough to occupy the device, and the same for every net of an input size, so that figures compare.
 TIMED_BATCH = {"cpu": 64}
@@ -70,28 +67,34 @@ def inference_cost(
         return InferenceCost(math.nan, math.nan, batch, 0)
 
 
-@torch.no_grad()
-def count_macs(predict: Predict, images: Tensor) -> int:
-    """Multiply-adds of matrix products, convolutions and attention, biases and activations not counted.
+class MacCounter(contextlib.ExitStack):
+    """Counts multiply-adds of matrix products, convolutions and attention within it, biases and activations not counted.
 
     torch counts two operations per multiply-add: its figure is halved. Attention runs unfused, as two matrix products, so that
     every version of torch counts it. Works on the device "meta" too.
     """
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counter = FlopCounterMode(display=False)
+
+    def __enter__(self) -> MacCounter:
+        self.enter_context(self._counter)
+        self.enter_context(sdpa_kernel(SDPBackend.MATH))
+        return self
+
+    @property
+    def macs(self) -> int:
+        """As far as it counted."""
+        return int(self._counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def count_macs(predict: Predict, images: Tensor) -> int:
+    """Multiply-adds of a prediction; see ``MacCounter``."""
+    with MacCounter() as counter:
         predict(images)
-    return counter.get_total_flops() // 2
-
-
-def macs_of(spec: NetSpec, num_classes: int, name: str = "") -> int:
-    """Multiply-adds of one image of a net's own input size, counted without its weights. Cached."""
-    return _macs_of(spec.model_dump_json(), num_classes, name or spec.timm)
-
-
-@functools.lru_cache(maxsize=256)
-def _macs_of(spec: str, num_classes: int, name: str) -> int:
-    net = on_meta(spec, num_classes, name).eval()
-    with torch.device("meta"):
-        return count_macs(lambda images: net.run(images).logits, torch.empty(1, 3, *net.input_size))
+    return counter.macs
 
 
 @torch.no_grad()

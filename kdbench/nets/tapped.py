@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import timm
@@ -22,6 +23,7 @@ import kdbench.nets.swin_small  # noqa: F401 - all three register nets with timm
 from kdbench.errors import KdbenchError, nearest
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
 from kdbench.nets.classic.net import ClassicNet
+from kdbench.nets.cost import MacCounter
 from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
 from kdbench.suite.net import NetSpec, Tap
 
@@ -146,15 +148,20 @@ class TappedNet(nn.Module):
             stages.append(Feature(value, class_tokens, self.layout))
         return final, stages
 
-    def describe(self) -> NetInfo:
-        """Shapes of the four stages and of the embedding, by running the net once without data (device "meta")."""
+    def describe(self, watching: AbstractContextManager[Any] | None = None) -> NetInfo:
+        """Shapes of the four stages and of the embedding, by running the net once without data (device "meta").
+
+        Args:
+            watching: entered while it runs.
+        """
         training = self.training
         self.eval()
         inputs = self.preprocess(torch.zeros(1, 3, *self.input_size, device=self.mean.device))
         runs_stagewise = can_run_stagewise(self.net, self.taps)
         states: list[State] = []
         with torch.no_grad():
-            outputs = self.run(inputs, {"logits", "stages", "embedding"})
+            with watching or contextlib.nullcontext():
+                outputs = self.run(inputs, {"logits", "stages", "embedding"})
             for number in range(NUM_STAGES) if runs_stagewise else ():
                 states.append(self.stagewise.stage(number, states[-1]) if number else self.stagewise.stem(inputs))
         self.train(training)
@@ -228,19 +235,18 @@ def count_parameters(spec: NetSpec, num_classes: int, name: str = "") -> int:
     return _describe(spec.model_dump_json(), num_classes, name or spec.timm)[1]
 
 
-@functools.lru_cache(maxsize=256)
-def on_meta(spec: str, num_classes: int, name: str) -> TappedNet:
-    """A net, from its specification as JSON, without memory for its weights. Cached; not to be changed."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return TappedNet(NetSpec.model_validate(json.loads(spec)), num_classes, name)
+def macs_of(spec: NetSpec, num_classes: int, name: str = "") -> int:
+    """Multiply-adds of one image of a net's own input size. Cached with ``describe``."""
+    return _describe(spec.model_dump_json(), num_classes, name or spec.timm)[2]
 
 
 @functools.lru_cache(maxsize=256)
-def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int]:
+def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int, int]:
     try:
-        net = on_meta(spec, num_classes, name)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return net.describe(), sum(parameter.numel() for parameter in net.parameters())
+            net, counter = TappedNet(NetSpec.model_validate(json.loads(spec)), num_classes, name), MacCounter()
+            info = net.describe(counter)
+            return info, sum(parameter.numel() for parameter in net.parameters()), counter.macs
     except KdbenchError:
         raise
     except Exception as error:  # timm's architectures differ in many ways

@@ -18,7 +18,7 @@ from kdbench.forecast.profiles import ASSUMED_SHARE, PROFILES, Range, find_profi
 from kdbench.forecast.time import TEST_IMAGES
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
-from kdbench.nets.cost import macs_of
+from kdbench.nets.tapped import macs_of
 from kdbench.plugins.registry import catalog
 from kdbench.store import folders
 from kdbench.store.folders import Store
