@@ -327,3 +327,30 @@ def test_results_without_a_teacher_refuse_none(kdbench: Kdbench, fill: Fill, sui
     (teacher / "result.json").unlink()
     said = kdbench("run", suite, "--out", store, "--methods", "scratch,kd", "--on", "inprocess", "--workers", 1)
     assert (said.status, said.err) == (0, "")
+
+
+# Tables without the plugin
+
+
+def test_a_table_of_a_plugins_method_needs_no_plugin(
+    kdbench: Kdbench, suite: Path, write_plugin: Callable[..., Path], tmp_path: Path
+) -> None:
+    plugin = write_plugin("specq_test")
+    plan = make_plan(
+        load_suite(str(suite)),
+        Request(methods=("scratch", "kd", "specq_test"), plugins=(str(plugin),)),
+        catalog([str(plugin)]),
+    )
+    store = Store(tmp_path / "runs")
+    store.check(writable=True)
+    for number, cell in enumerate(plan.cells):
+        store.cell(cell).prepare(cell)
+        write_record(store.cell(cell).result, cell_result(cell, 71.0 + number))
+    for methods in ("specq_test", "specq*", "kd,specq_test"):
+        said = kdbench("table", suite, "--out", store.root, "--methods", methods, "--format", "csv")
+        assert (said.status, said.err) == (0, "")
+        assert "73.0" in said.out
+        assert ("72.0" in said.out) == ("kd" in methods)
+        assert "71.0" not in said.out
+    said = kdbench("table", suite, "--out", store.root, "--methods", "specq_tset")
+    assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
