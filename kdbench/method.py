@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.errors import HyperparameterError
+from kdbench.errors import HyperparameterError, counted
 from kdbench.hyperparameters import Hyperparameter
 
 #: Everything that ``Method.needs`` may name.
@@ -67,13 +67,15 @@ class NetInfo(_Listed):
     Attributes:
         name: its name in the suite.
         family: ``"cnn"``, ``"vit"`` or ``"mlp"``.
-        stages: the four tapped stages, shallow to deep.
-        embedding_dim: width of the pooled vector before the classifier.
+        stages: the four tapped stages, shallow to deep; empty for a net that has none.
+        embedding_dim: width of the pooled vector before the classifier; 0 for a net that has none.
         num_classes: width of the logits.
         input_size: (height, width) of its input in pixels.
         stagewise: whether it can be run stage by stage.
         linear_classifier: whether embedding -> logits is one linear layer.
         stage_inputs: the shapes that stages 1 to 4 expect as input; empty unless ``stagewise``.
+        lacks: what of ``NEEDS`` the net cannot give, and why.
+        layouts: of stages that are outputs of modules, as their shapes tell: ``"NCHW"``, ``"NHWC"`` or ``"NLC"``.
     """
 
     name: str
@@ -85,6 +87,20 @@ class NetInfo(_Listed):
     stagewise: bool = False
     linear_classifier: bool = True
     stage_inputs: tuple[StageInfo, ...] = ()
+    lacks: Mapping[str, str] = field(default_factory=dict, hash=False)
+    layouts: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Family, stages with their layouts, and embedding, in a line."""
+        layouts = self.layouts if len(self.layouts) == len(self.stages) else ("",) * len(self.stages)
+        stages = [
+            f"{stage.channels} x {stage.height} x {stage.width}"
+            + (f" and {counted(stage.class_tokens, 'class token')}" if stage.class_tokens else "")
+            + (f" ({layout})" if layout else "")
+            for stage, layout in zip(self.stages, layouts, strict=True)
+        ]
+        return f"{self.family}, stages {', '.join(stages) or 'none'}, embedding {self.embedding_dim or 'none'}"
 
     @property
     def has_tokens(self) -> bool:
@@ -93,7 +109,7 @@ class NetInfo(_Listed):
 
     @property
     def class_tokens(self) -> int:
-        return self.stages[-1].class_tokens
+        return self.stages[-1].class_tokens if self.stages else 0
 
 
 @dataclass(frozen=True)
@@ -205,6 +221,8 @@ class Outputs(_Listed):
         images: (B, 3, h, w), normalised for this net ("stagewise").
         stagewise: the net as a sequence of stages ("stagewise").
         strong: the outputs for the second, strongly augmented view ("strong").
+        heads: logits (B, C) of each classifier, of a net that has several (a distilled DeiT: class token, distillation token);
+            ``logits`` are then what the net makes of them. None for all others.
     """
 
     logits: Tensor
@@ -214,6 +232,7 @@ class Outputs(_Listed):
     images: Tensor | None = None
     stagewise: Stagewise | None = None
     strong: Outputs | None = None
+    heads: tuple[Tensor, ...] | None = None
 
     def detach(self) -> Outputs:
         """The same outputs without their graph."""
@@ -223,6 +242,7 @@ class Outputs(_Listed):
             stages=None if self.stages is None else [stage.detach() for stage in self.stages],
             embedding=None if self.embedding is None else self.embedding.detach(),
             strong=None if self.strong is None else self.strong.detach(),
+            heads=None if self.heads is None else tuple(head.detach() for head in self.heads),
         )
 
 

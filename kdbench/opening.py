@@ -146,12 +146,12 @@ def _open(path: Path, flags: int) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError) as error:
-        number = getattr(error, "errno", None)
+        number = error.errno if isinstance(error, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         link, other = "is a link, which is not followed", "is no regular file"
         reasons = {errno.ELOOP: link, errno.EISDIR: other, errno.ENXIO: other}
-        raise RefusedFileError(path, reasons.get(number, f"cannot be opened ({_said(error)})")) from None
+        raise RefusedFileError(path, reasons.get(number or 0, f"cannot be opened ({_said(error)})")) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise RefusedFileError(path, "is no regular file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import zipfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kdbench.matrix.cells import Plan
 from kdbench.store.files import encode_json
 from tests.reporting.large import large_plan, write_large
 
@@ -27,9 +29,14 @@ NAMES = (
 ODD: tuple[Any, ...] = (None, True, [], {}, [[]], "", "abc", -1, 1e308, -1e308, 10**400, 10**30, "\0", *NAMES)
 
 
+@functools.cache
+def _plan(cells: int) -> Plan:
+    return large_plan(cells=cells)
+
+
 def write_run(root: Path, sound: int, more: int = 0) -> list[Path]:
     """A run directory of digits with that many finished cells; the folders of ``more`` further ones, to be damaged."""
-    plan = large_plan(cells=sound + more)
+    plan = _plan(sound + more)
     write_large(root, plan, sound + more)
     return [root / cell.folder for cell in plan.cells[sound : sound + more]]
 

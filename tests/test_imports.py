@@ -18,7 +18,7 @@ TOP = Path(kdbench.__file__).parent
 ORDER = (
     *("methods", "__main__", "cli", "kdbench", "api", "launch", "conformance", "forecast", "engine", "reporting"),
     *("teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method"),
-    *("hyperparameters", "seeding", "distributed", "opening", "shown", "errors"),
+    *("hyperparameters", "seeding", "distributed", "userfiles", "opening", "shown", "errors"),
 )
 MOST_AT_THE_TOP, MOST_LINES = 12, 400
 

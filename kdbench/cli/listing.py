@@ -22,6 +22,7 @@ from kdbench.plugins.citations import bibtex
 from kdbench.plugins.entry import FAMILIES, Setting
 from kdbench.plugins.registry import MethodCatalog, catalog
 from kdbench.suite.datasets import DATASETS
+from kdbench.suite.schema import suite_schema
 from kdbench.suite.suite import Suite, load_suite, suite_files
 from kdbench.suite.zoo import ZOO
 
@@ -36,7 +37,7 @@ WIDTH, TAPS = 120, 10
 
 
 @verb("list", "plugins")
-@click.argument("what", required=False, type=OneOf(KINDS))
+@click.argument("what", required=False, type=OneOf((*KINDS, "schema")))
 @click.option("--suite", metavar="SUITE", help="Whose pairs to list (default: of all suites); methods as set there.")
 @click.option("--pair", metavar="T--S", help="With --suite: methods as set for this pair (default: its first).")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -44,7 +45,10 @@ WIDTH, TAPS = 120, 10
 def list_all(
     request: Request, what: str | None, suite: str | None, pair: str | None, as_json: bool, as_bibtex: bool
 ) -> int:
-    """List methods, pairs, suites, nets or data sets."""
+    """List methods, pairs, suites, nets or data sets, or print the JSON Schema of a suite's file (schema)."""
+    if what == "schema":
+        console.say(json.dumps(suite_schema(), indent=1))
+        return 0
     methods = catalog(request.plugins)
     if as_bibtex:
         if what != "methods" or as_json:
@@ -178,8 +182,8 @@ def _pair_rows(suite: Suite) -> Sequence[dict[str, Any]]:
             {
                 "pair": pair,
                 "suite": suite.name,
-                "teacher": f"{suite.net(teacher).timm} ({suite.net(teacher).family or '?'})",
-                "student": f"{suite.net(student).timm} ({suite.net(student).family or '?'})",
+                "teacher": f"{suite.net(teacher).model} ({suite.net(teacher).family or '?'})",
+                "student": f"{suite.net(student).model} ({suite.net(student).family or '?'})",
             }
         )
     return rows

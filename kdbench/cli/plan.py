@@ -178,6 +178,8 @@ def print_plan(
         "\nteachers",
         *(f"  {teacher.name}: {state_of(teacher, store)}" for teacher in plan.teachers),
     ]
+    if found := _nets(plan):
+        lines += ["\nnets (layouts as their shapes tell)", *found]
     if cohorts:
         lines += ["\ncohorts (trained in lockstep, one teacher forward)", _cohorts_table(cohorts, cost)]
     if all_cells:
@@ -233,6 +235,19 @@ def _time_of(name: str, cost: Estimate | Foretold | None) -> str:
     return f"{format_time(job.seconds)} ({job.source})"
 
 
+def _nets(plan: Plan) -> list[str]:
+    """What was found out of nets whose stages are outputs of modules, a line for each."""
+    from kdbench.nets.tapped import describe  # cached since the plan was checked
+
+    nets = {cell.teacher.name: cell.teacher.net for cell in plan.cells}
+    nets |= {cell.student: cell.student_net for cell in plan.cells}
+    return [
+        f"  {name}: {describe(net, plan.num_classes, name).words}"
+        for name, net in nets.items()
+        if not net.timm or any(isinstance(tap, str) and tap != "final" for tap in net.taps or ())
+    ]
+
+
 def _cohorts_table(cohorts: Sequence[Cohort], cost: Estimate | Foretold | None) -> str:
     rows = [
         {
@@ -254,4 +269,6 @@ def _reasons(title: str, cells: Sequence[Cell]) -> list[str]:
         f"  {method} on {pair}{f' ({count} seeds)' if count > 1 else ''}: {reason}"
         for (method, pair, reason), count in seeds.items()
     ]
+    for reason in dict.fromkeys(cell.reason or "" for cell in cells):  # tracebacks of the user's own files
+        lines += [f"    {line}" for line in reason.splitlines()[1:]]
     return [f"\n{title}", *lines] if lines else []

@@ -191,7 +191,7 @@ def _row(teacher: TeacherPlan, store: Store, request: Request) -> dict[str, Any]
     verdict = verdict_of(teacher, store)
     return {
         "teacher": teacher.name,
-        "net": teacher.net.timm,
+        "net": teacher.net.model,
         "weights": origin_of(teacher),
         "trained_here": teacher.trained_here,
         "file": str(weights.path) if weights and weights.path else None,

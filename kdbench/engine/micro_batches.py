@@ -52,4 +52,5 @@ def rows_of_outputs(outputs: Outputs | None, rows: slice) -> Any:
         embedding=None if outputs.embedding is None else outputs.embedding[rows],
         images=None if outputs.images is None else outputs.images[rows],
         strong=rows_of_outputs(outputs.strong, rows),
+        heads=None if outputs.heads is None else tuple(head[rows] for head in outputs.heads),
     )

@@ -74,6 +74,10 @@ class Shared:
         found += [value for value in (batch.labels, batch.index, batch.targets, self.data.strong) if value is not None]
         for outputs in (self.teacher, self.teacher.strong if self.teacher else None):
             if outputs is not None:
-                found += [outputs.logits, *(value for stage in outputs.stages or () for value in stage.tensors)]
+                found += [
+                    outputs.logits,
+                    *(outputs.heads or ()),
+                    *(value for stage in outputs.stages or () for value in stage.tensors),
+                ]
                 found += [value for value in (outputs.embedding, outputs.images) if value is not None]
         return found

@@ -30,7 +30,8 @@ from kdbench.engine.teacher import check_finite, load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.nets.tapped import TappedNet, preprocessing_of, state_hash
+from kdbench.nets.models import preprocessing_of
+from kdbench.nets.tapped import TappedNet, state_hash
 from kdbench.plugins.metrics import measure
 from kdbench.seeding import seed_for
 from kdbench.store.classnames import write_classes

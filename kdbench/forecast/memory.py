@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdbench.data.views import EVALUATION_BATCH
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
-from kdbench.nets.tapped import TappedNet, preprocessing_of
+from kdbench.nets.models import preprocessing_of
+from kdbench.nets.tapped import TappedNet
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 
@@ -213,7 +214,7 @@ def _tensors(outputs: Outputs | None) -> list[Tensor]:
     if outputs is None:
         return []
     features = [value for stage in outputs.stages or () for value in stage.tensors]
-    found = [outputs.logits, outputs.embedding, outputs.images, *features]
+    found = [outputs.logits, *(outputs.heads or ()), outputs.embedding, outputs.images, *features]
     return [value for value in found if value is not None] + _tensors(outputs.strong)
 
 

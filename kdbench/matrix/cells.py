@@ -17,9 +17,10 @@ from kdbench.plugins.entry import Setting
 from kdbench.plugins.hooks import HookEntry, find_hooks
 from kdbench.plugins.registry import MethodCatalog
 from kdbench.suite.datasets import find_dataset
-from kdbench.suite.net import NetSpec
+from kdbench.suite.net import NetSpec, name_files
+from kdbench.suite.protocol import ResolvedProtocol, Variant
 from kdbench.suite.recipe import Recipe
-from kdbench.suite.suite import PAIR_SEPARATOR, ResolvedProtocol, Suite, Variant, split_pair
+from kdbench.suite.suite import PAIR_SEPARATOR, Suite, split_pair
 
 if TYPE_CHECKING:
     from kdbench.data.images import Dataset
@@ -151,6 +152,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
         KdbenchError: for an unknown name or a hyper-parameter of the wrong name or type.
     """
     protocol = suite.under(request.protocol or suite.default_protocol)
+    name_files(request.plugins)
     if request.split not in SPLITS:
         raise UnknownNameError("split", request.split, SPLITS)
     named = [(name, Variant.model_validate(content)) for name, content in request.variants.items()]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import HyperparameterError, KdbenchError, ListedError, UnknownNameError, UnsupportedPairError
 from kdbench.matrix.cells import Cell, Plan
-from kdbench.plugins.entry import MethodEntry, PluginError
+from kdbench.plugins.entry import MethodEntry
 from kdbench.suite.recipe import Recipe
+from kdbench.userfiles import PluginError
 
 if TYPE_CHECKING:
     from kdbench.method import NetInfo
@@ -23,11 +24,12 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 def check_cells(plan: Plan) -> Plan:
     """Build every net and method of a plan on the ``meta`` device, and separate the cells that cannot run.
 
+    A net that cannot be used takes its own pairs out of the plan, a method that needs what a net cannot give the pair's cell.
     Plugins that cannot be imported or built join the ``errors`` of the plan's catalog.
 
     Raises:
-        KdbenchError: for wrong wiring: unknown taps, nets that cannot be built, hyper-parameters out of range. For a hook
-            that cannot be imported, and a tracker that is unknown or not installed.
+        KdbenchError: for wrong wiring: hyper-parameters out of range, nets that cannot be built or tapped where no pair is left.
+            For a hook that cannot be imported, and a tracker that is unknown or not installed.
     """
     _check_trackers(plan.request.log)
     for hook in plan.hooks:
@@ -35,8 +37,10 @@ def check_cells(plan: Plan) -> Plan:
             hook.load()
         except PluginError as error:
             raise ListedError(str(error), error.details.splitlines()) from None
+    from kdbench.nets.models import NetError
     from kdbench.nets.tapped import describe
 
+    refused: NetError | None = None
     plan.catalog.load_metrics()
     num_classes = plan.num_classes
     _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
@@ -47,17 +51,22 @@ def check_cells(plan: Plan) -> Plan:
     for cell in plan.cells:
         key = (cell.teacher.name, cell.student, cell.method)
         if key not in verdicts:
-            teacher = describe(cell.teacher.net, num_classes, cell.teacher.name)
-            student = describe(cell.student_net, num_classes, cell.student)
             try:
+                teacher = describe(cell.teacher.net, num_classes, cell.teacher.name)
+                student = describe(cell.student_net, num_classes, cell.student)
                 reason = _refusal(cell, plan.catalog[cell.method], student, teacher, num_classes)
                 verdicts[key] = (possible if reason is None else skipped, reason)
+            except NetError as error:
+                refused = refused or error
+                verdicts[key] = (skipped, f"{error}\n{error.details}".rstrip())
             except PluginError as error:
                 verdicts[key] = (broken, f"{error}\n{error.details}")
                 if str(error) not in map(str, plan.catalog.errors):
                     plan.catalog.errors.append(error)
         where, reason = verdicts[key]
         where.append(replace(cell, reason=reason))
+    if refused is not None and not possible and not broken:
+        raise ListedError(str(refused), refused.details.splitlines())
     return replace(plan, cells=tuple(possible), skipped=tuple(skipped), broken=tuple(broken))
 
 
@@ -89,6 +98,10 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
     if unknown:
         raise UnknownNameError(f"tap in the needs of method {cell.method}:", unknown[0], NEEDS)
     try:
+        for need in sorted({*cls.needs, *cls.predict_needs}):
+            for net in (student, teacher) if cls.uses_teacher else (student,):
+                if need in net.lacks:
+                    return f"it needs {need}; {net.lacks[need]}"
         reason = cls.supports(student, teacher)
         if reason is not None:
             return str(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,9 @@ from kdbench.matrix.identity import CONFIG_VERSION, config_hash
 from kdbench.suite.datasets import find_dataset
 from kdbench.suite.net import NetSpec, TrainedHere
 from kdbench.suite.problems import first_problem
+from kdbench.suite.protocol import ResolvedProtocol
 from kdbench.suite.recipe import Recipe
-from kdbench.suite.suite import ResolvedProtocol, Suite
+from kdbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,12 @@ def plan_teacher(
     if net.trained_here:
         seen_through = None
     if seen_through is not None:
-        from kdbench.nets.tapped import preprocessing_of  # a student's may stand in its timm configuration
+        from kdbench.nets.models import preprocessing_of  # a student's may stand in its own configuration
 
-        net = net.model_copy(update=preprocessing_of(seen_through))
+        with contextlib.suppress(
+            KdbenchError
+        ):  # of a student that cannot be built, whose pairs ``check_cells`` takes out
+            net = net.model_copy(update=preprocessing_of(seen_through))
     net = with_family(net, name)
     assert net.family is not None
     recipe_name = suite.recipe_name(name, net.family, teacher=True)
@@ -130,9 +135,15 @@ def with_drop_path(net: NetSpec, recipe: Recipe) -> NetSpec:
 
 
 def with_family(net: NetSpec, name: str) -> NetSpec:
-    """A net with its family: as declared, else as timm's class tells (which imports torch)."""
+    """A net with its family: as declared, else as its class or its modules tell (which imports torch).
+
+    One that cannot be built counts as a CNN until ``check_cells`` takes it out.
+    """
     if net.family is not None:
         return net
     from kdbench.nets.tapped import describe
 
-    return net.model_copy(update={"family": describe(net, 10, name).family})
+    try:
+        return net.model_copy(update={"family": describe(net, 10, name).family})
+    except KdbenchError:
+        return net.model_copy(update={"family": "cnn"})

@@ -177,7 +177,7 @@ class StagewiseNet:
                 f"known are {', '.join(a.base.__name__ for a in _CUTS)}"
             )
         steps = architecture.steps(self.net)
-        ends = tuple(len(steps) if tap == "final" else architecture.end(self.net, tap) for tap in self.taps)
+        ends = tuple(architecture.end(self.net, tap) if isinstance(tap, int) else len(steps) for tap in self.taps)
         return _Cut(
             steps=steps,
             stem_end=min(architecture.stem, ends[0]),
@@ -292,6 +292,8 @@ _CUTS = (
 
 
 def _architecture(net: nn.Module, taps: Sequence[Tap]) -> _Architecture | None:
+    if any(isinstance(tap, str) and tap != "final" for tap in taps):  # a module may end between two steps
+        return None
     for architecture in _CUTS:
         if not isinstance(net, architecture.base):
             continue

@@ -1,52 +1,38 @@
-"""A timm net that returns logits, and its four stages and its embedding where they are asked for."""
+"""A net that returns logits, and its four stages and its embedding where they are asked for."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+import traceback
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-import kdbench.nets.classic.models
-import kdbench.nets.small
-import kdbench.nets.swin_small  # noqa: F401 - all three register nets with timm
-from kdbench.errors import KdbenchError, nearest
+from kdbench.errors import KdbenchError
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
 from kdbench.nets.classic.net import ClassicNet
 from kdbench.nets.cost import MacCounter
+from kdbench.nets.families import family_of
+from kdbench.nets.heads import LinearConvolution, check_own_forward, classifier_paths, head_has_more, same_memory
+from kdbench.nets.models import NetError, build_model, preprocessing_of
 from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
+from kdbench.nets.taps import Call, as_map, calls_of, check_paths, described, inputs_of, timm_taps
 from kdbench.suite.net import NetSpec, Tap
-
-#: timm's module of a model -> family of the net. A suite's ``family:`` goes first.
-_FAMILY_OF_MODULE = {
-    **dict.fromkeys(
-        ("convnext", "densenet", "dla", "edgenext", "efficientnet", "ghostnet", "hardcorenas", "hrnet", "inception_v3",
-         "mobilenetv3", "nfnet", "regnet", "repvgg", "resnet", "resnetv2", "rexnet", "sknet", "vgg", "small.resnet"), "cnn",
-    ),
-    **dict.fromkeys(
-        ("beit", "cait", "deit", "eva", "flexivit", "levit", "pvt_v2", "swin_transformer", "swin_transformer_v2", "twins",
-         "vision_transformer", "xcit"), "vit",
-    ),
-    **dict.fromkeys(("mlp_mixer",), "mlp"),
-}  # fmt: skip
-
-
-class NetError(KdbenchError):
-    """A net that cannot be built or tapped."""
 
 
 class TappedNet(nn.Module):
-    """A timm net with its preprocessing, run as ``net(images, needs) -> Outputs``.
+    """A net with its preprocessing, run as ``net(images, needs) -> Outputs``.
+
+    A timm net runs as its ``forward_features`` and its head, any other net as it is, with its modules watched. When a timm net is
+    built its logits are compared once with those of its own forward.
 
     Args:
         spec: the net.
@@ -54,7 +40,8 @@ class TappedNet(nn.Module):
         name: its name in the suite.
 
     Raises:
-        NetError: for a name or an argument that timm does not know, or stages that cannot be tapped.
+        NetError: for a name or an argument that its source does not know, stages that cannot be tapped, or logits that are not those
+            of its own forward.
     """
 
     mean: Tensor
@@ -63,25 +50,62 @@ class TappedNet(nn.Module):
     def __init__(self, spec: NetSpec, num_classes: int, name: str = "") -> None:
         super().__init__()
         self.spec = spec
-        self.name = name or spec.timm
-        net: Any = _create(spec, num_classes, self.name)
-        self.net = net
-        config = net.pretrained_cfg
-        self.family = spec.family or _family(self.net, self.name)
+        self.name = name or spec.model
+        self.net: Any = build_model(spec, num_classes, self.name)
+        config = self._configuration()
+        self.family = spec.family or family_of(self.net)
         self.layout = "map" if self.family == "cnn" else "tokens"
-        self.input_size: tuple[int, int] = spec.input_size or tuple(config["input_size"][1:])
-        self.taps = _resolve_taps(self.net, spec.taps, self.name)
-        self._returns_class_tokens = "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
-        normalisation = {key: tuple(getattr(spec, key) or config[key]) for key in ("mean", "std")}
-        for key, values in normalisation.items():
-            self.register_buffer(key, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.input_size: tuple[int, int] = config["input_size"]
+        for key in ("mean", "std"):
+            value = torch.tensor(config[key], dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(key, value, persistent=False)
         #: Nets with equal preprocessing share their input. Kept on the host, since every step compares it.
-        self.preprocessing: tuple[object, ...] = (self.input_size, *normalisation["mean"], *normalisation["std"])
+        self.preprocessing: tuple[object, ...] = (self.input_size, *config["mean"], *config["std"])
+        self.num_classes = num_classes
+        self.classifier_paths = classifier_paths(self.net, spec, num_classes, self.name)
+        self.taps: tuple[Tap, ...] = ()
+        self._own_head = False
+        if spec.timm:
+            self.taps = timm_taps(self.net, spec.taps, self.input_size, self.name)
+            forward: Any = self.net.forward_intermediates
+            self._returns_class_tokens = (
+                "return_prefix_tokens" in inspect.signature(forward).parameters
+                and getattr(self.net, "num_prefix_tokens", 1) > 0
+            )
+            if len(self.classifiers) > 1:
+                self._own_head = True
+            elif self.mean.device.type == "meta":
+                self._own_head = head_has_more(self.net, self.classifiers[0], self.input_size)
+            else:
+                self._own_head = _described(spec, num_classes, self.name).own_head
+            check_own_forward(self.net, self.run, spec, num_classes, self.input_size, self.name)
+        else:
+            check_paths(self.net, map(str, spec.taps or ()), "taps", self.name)
+            check_paths(self.net, [spec.embedding] if spec.embedding else [], "embedding", self.name)
+            self.taps = spec.taps or ()
+
+    def _configuration(self) -> dict[str, Any]:
+        """Input size and normalisation: the suite's, else the model's own."""
+        if not self.spec.timm:
+            return preprocessing_of(self.spec)
+        own = self.net.pretrained_cfg
+        size = self.spec.size or tuple(own["input_size"][1:])
+        return {"input_size": size, **{key: tuple(getattr(self.spec, key) or own[key]) for key in ("mean", "std")}}
 
     @property
-    def classifier(self) -> nn.Module:
-        """The layer from the embedding to the logits."""
-        return self.net.get_classifier()
+    def classifiers(self) -> list[nn.Module]:
+        """The layers that give logits: one, or two of a distilled net; none where that is not known."""
+        return [self.net.get_submodule(path) for path in self.classifier_paths]
+
+    @property
+    def classifier(self) -> Any:
+        """The layer from the embedding to the logits, with ``weight`` (C, d) and ``bias``; None where no single layer is that."""
+        if len(self.classifiers) != 1:
+            return None
+        layer = self.classifiers[0]
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+            return LinearConvolution(layer)
+        return None if self._own_head else layer
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise raw images (B, 3, h, w) in [0, 1] for this net, resized (bilinear) to its input size where they differ."""
@@ -95,28 +119,96 @@ class TappedNet(nn.Module):
 
     def run(self, inputs: Tensor, needs: Collection[str] = ("logits",)) -> Outputs:
         """Run the net on what ``preprocess`` returned."""
+        if not self.spec.timm:
+            return self._run_watched(inputs, needs)
         stages = None
         if "stages" in needs:
-            with _inputs_of(self._last_activations if "preactivation" in needs else ()) as before:
+            with inputs_of(self._last_activations if "preactivation" in needs else ()) as before:
                 final, stages = self._tap(inputs)
             for stage, value in zip(stages, before, strict=False):
                 stage.preactivation = value
         else:
             final = self.net.forward_features(inputs)
-        embedding = self.net.forward_head(final, pre_logits=True)
+        logits, embedding, heads = self._head(final)
         return Outputs(
-            logits=_full(self.classifier(embedding)),
+            logits=_full(logits),
             stages=stages,
             embedding=_full(embedding) if "embedding" in needs else None,
             classifier=self.classifier if "classifier" in needs else None,
             images=inputs if "stagewise" in needs else None,
             stagewise=self.stagewise if "stagewise" in needs else None,
+            heads=None if heads is None else tuple(map(_full, heads)),
         )
+
+    def _head(self, final: Any) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        """From what enters the pooling: logits, embedding, and the logits of each classifier where there are several.
+
+        Most heads are a pooling and one layer. Others run as the net has them, and the embedding is what enters its classifiers.
+        """
+        if not self._own_head:
+            embedding = self.net.forward_head(final, pre_logits=True)
+            return self.classifiers[0](embedding), embedding, None
+        with calls_of(self.net, self.classifier_paths) as calls:
+            logits = self.net.forward_head(final)
+        made = [calls[path] for path in self.classifier_paths]
+        vectors = [call.given.flatten(1) for call in made]
+        if len({vector.shape[1] for vector in vectors}) == 1:
+            embedding = sum(vectors[1:], vectors[0]) / len(vectors) if len(vectors) > 1 else vectors[0]
+        else:
+            embedding = torch.cat(vectors, dim=1)
+        return logits, embedding, [call.returned.flatten(1) for call in made] if len(made) > 1 else None
+
+    def _run_watched(self, inputs: Tensor, needs: Collection[str]) -> Outputs:
+        """Run a net that is not timm's, and take what its modules put out on the way."""
+        taps = list(map(str, self.taps)) if "stages" in needs else []
+        vector = (
+            [path for path in (self.spec.embedding, *self.classifier_paths) if path] if "embedding" in needs else []
+        )
+        with calls_of(self.net, (*taps, *vector)) as calls:
+            logits = self._logits_of(self.net(inputs))
+        stages = []
+        for path in taps:
+            value, class_tokens, _ = self._as_map(path, calls)
+            stages.append(Feature(value, class_tokens, self.layout))
+        return Outputs(
+            logits=_full(logits),
+            stages=stages or None,
+            embedding=_full(self._embedding(calls)) if "embedding" in needs else None,
+            classifier=self.classifier if "classifier" in needs else None,
+        )
+
+    def _logits_of(self, value: Any) -> Tensor:
+        logits = getattr(value, "logits", value)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise NetError(
+                f"net {self.name}: {self.spec.model} returns {described(logits)}, not logits of shape (B, {self.num_classes})"
+            )
+        return logits
+
+    def _as_map(self, path: str, calls: Mapping[str, Call]) -> tuple[Tensor, Tensor | None, str]:
+        where = f"net {self.name}: taps: module {path}"
+        if path not in calls:
+            raise NetError(f"{where} is not used by the net's forward; tap another module")
+        call = calls[path]
+        known = self.spec.class_tokens, *({getattr(self.net, "num_prefix_tokens", 0)} if self.spec.timm else ())
+        return as_map(call.returned, self.input_size, known, where)
+
+    def _embedding(self, calls: Mapping[str, Call]) -> Tensor:
+        """What ``embedding`` names put out, else what entered the classifier."""
+        path = self.spec.embedding or self.classifier_paths[0]
+        if path not in calls:
+            raise NetError(f"net {self.name}: embedding: module {path} is not used by the net's forward")
+        value = calls[path].returned if self.spec.embedding else calls[path].given
+        if not isinstance(value, Tensor) or value.flatten(1).shape[1:] != value.shape[1:2]:
+            raise NetError(
+                f"net {self.name}: embedding: module {path} puts out {described(value)}, not a vector for each image"
+            )
+        return value.flatten(1)
 
     @functools.cached_property
     def _last_activations(self) -> list[nn.Module]:
         """What is given each tapped stage before its activation, of ResNets and classic nets; empty for other nets."""
-        if "final" in self.taps:
+        if not all(isinstance(tap, int) for tap in self.taps):
             return []
         if isinstance(self.net, ClassicNet):
             activations = self.net.activations()
@@ -133,45 +225,56 @@ class TappedNet(nn.Module):
         """The net as a sequence of stages."""
         return StagewiseNet(self.net, self.taps, self.input_size, self.name)
 
-    def _tap(self, inputs: Tensor) -> tuple[Tensor, list[Feature]]:
-        indices = [tap for tap in self.taps if tap != "final"]
+    def _tap(self, inputs: Tensor) -> tuple[Any, list[Feature]]:
+        indices = [tap for tap in self.taps if isinstance(tap, int)]
+        paths = [tap for tap in self.taps if isinstance(tap, str) and tap != "final"]
         kwargs: dict[str, Any] = {"return_prefix_tokens": True} if self._returns_class_tokens else {}
-        final, values = self.net.forward_intermediates(inputs, indices=indices, **kwargs)
+        with calls_of(self.net, paths) as calls:
+            if indices:
+                final, values = self.net.forward_intermediates(inputs, indices=indices, **kwargs)
+            else:
+                final, values = self.net.forward_features(inputs), []
         by_index = dict(zip(indices, values, strict=True))
         stages = []
         for tap in self.taps:
-            value = final if tap == "final" else by_index[tap]
+            if tap in paths:
+                value, class_tokens, _ = self._as_map(str(tap), calls)
+                stages.append(Feature(value, class_tokens, self.layout))
+                continue
+            value = final if isinstance(tap, str) else by_index[tap]
             class_tokens = None
-            if isinstance(value, (tuple, list)):
+            if isinstance(value, (tuple, list)) and not isinstance(tap, str):
                 value, class_tokens = value
                 class_tokens = class_tokens if class_tokens is not None and class_tokens.shape[1] else None
             stages.append(Feature(value, class_tokens, self.layout))
         return final, stages
 
     def describe(self, watching: AbstractContextManager[Any] | None = None) -> NetInfo:
-        """Shapes of the four stages and of the embedding, by running the net once without data (device "meta").
+        """Shapes of the stages and of the embedding, by running the net once without data (on its own device).
 
         Args:
             watching: entered while it runs.
+
+        Raises:
+            NetError: for a tap that is no map, an embedding that is no vector, and logits of another shape.
         """
         training = self.training
         self.eval()
         inputs = self.preprocess(torch.zeros(1, 3, *self.input_size, device=self.mean.device))
-        runs_stagewise = can_run_stagewise(self.net, self.taps)
+        can_step = bool(self.spec.timm) and not self._own_head and can_run_stagewise(self.net, self.taps)
         states: list[State] = []
+        lacks, layouts = self._lacks(inputs)
+        needs = {"logits", "stages", "embedding"} - lacks.keys()
         with torch.no_grad():
-            with watching or contextlib.nullcontext():
-                outputs = self.run(inputs, {"logits", "stages", "embedding"})
-            for number in range(NUM_STAGES) if runs_stagewise else ():
+            with watching or nullcontext():
+                outputs = self.run(inputs, needs)
+            for number in range(NUM_STAGES) if can_step else ():
                 states.append(self.stagewise.stage(number, states[-1]) if number else self.stagewise.stem(inputs))
         self.train(training)
-        assert outputs.stages is not None
-        assert outputs.embedding is not None
-        for number, stage in enumerate(outputs.stages, 1):
-            if stage.map.ndim != 4:
-                raise NetError(
-                    f"net {self.name}: stage {number} has shape {tuple(stage.map.shape)}, not (B, c, h, w); set its taps"
-                )
+        for number, stage in enumerate(outputs.stages or (), 1):
+            if not isinstance(stage.map, Tensor) or stage.map.ndim != 4:
+                found = tuple(stage.map.shape) if isinstance(stage.map, Tensor) else described(stage.map)
+                raise NetError(f"net {self.name}: stage {number} has shape {found}, not (B, c, h, w); set its taps")
         return NetInfo(
             name=self.name,
             family=self.family,
@@ -182,29 +285,57 @@ class TappedNet(nn.Module):
                     self.layout,
                     0 if stage.class_tokens is None else stage.class_tokens.shape[1],
                 )
-                for stage in outputs.stages
+                for stage in outputs.stages or ()
             ),
-            embedding_dim=outputs.embedding.shape[-1],
+            embedding_dim=0 if outputs.embedding is None else outputs.embedding.shape[-1],
             num_classes=outputs.logits.shape[-1],
             input_size=self.input_size,
-            stagewise=runs_stagewise,
-            linear_classifier=isinstance(self.classifier, nn.Linear),
+            stagewise=can_step,
+            linear_classifier="classifier" not in lacks and isinstance(self.classifier, (nn.Linear, LinearConvolution)),
             stage_inputs=tuple(
                 StageInfo(state.map.shape[1], *state.grid, self.layout, state.num_class_tokens) for state in states
             ),
+            lacks=lacks,
+            layouts=layouts,
         )
 
-
-@contextlib.contextmanager
-def _inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """What each of ``modules`` is given inside the block, in their order; copies, since activations write in place."""
-    kept: list[Tensor] = []
-    handles = [module.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone())) for module in modules]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
+    @torch.no_grad()
+    def _lacks(self, inputs: Tensor) -> tuple[dict[str, str], tuple[str, ...]]:
+        """What of ``NEEDS`` the net cannot give, each with the reason; and the layouts of taps that are modules."""
+        lacks: dict[str, str] = {}
+        if self.spec.timm and self.classifier is None:
+            several = f"{len(self.classifiers)} classifiers" if len(self.classifiers) > 1 else "a head of its own"
+            lacks["classifier"] = f"net {self.name} has {several}: no single layer gives its logits"
+        paths = [tap for tap in self.taps if isinstance(tap, str) and tap != "final"]
+        if self.spec.timm and not paths:
+            return lacks, ()
+        last = [] if self.spec.timm else self.classifier_paths
+        with calls_of(self.net, (*paths, *last, *([self.spec.embedding] if self.spec.embedding else []))) as calls:
+            returned = self.net(inputs)
+        layouts = tuple(self._as_map(path, calls)[2] for path in paths)
+        for path in paths:
+            value = calls[path].returned
+            if isinstance(value, Tensor) and not value.is_inference() and value._version != calls[path].version:
+                raise NetError(
+                    f"net {self.name}: taps: what module {path} puts out is then changed in place; tap the module that changes it"
+                )
+        if self.spec.timm:
+            return lacks, layouts
+        if not self.taps:
+            lacks.update(
+                dict.fromkeys(
+                    ("stages", "preactivation", "stagewise"),
+                    f"net {self.name} has no taps: write taps: with the paths of four modules",
+                )
+            )
+        logits = self._logits_of(returned)
+        ends = bool(last) and last[0] in calls and calls[last[0]].returned is logits
+        if not ends and not self.spec.embedding:
+            lacks["embedding"] = f"net {self.name} has no embedding: write embedding: with the path of a module"
+        given = calls[last[0]].given if ends else None
+        if given is None or given.ndim != 2 or not same_memory(given, self._embedding(calls)):
+            lacks["classifier"] = f"net {self.name} has no single layer that gives its logits from its embedding"
+        return lacks, layouts
 
 
 def _full(value: Tensor) -> Tensor:
@@ -212,45 +343,63 @@ def _full(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
-def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
-    """Input size, normalisation and evaluation crop of a net as fields of a ``NetSpec``; timm's where the spec sets none."""
-    config = timm.get_pretrained_cfg(spec.timm) if timm.is_model(spec.timm.split(".")[0]) else None
-    known = config.to_dict() if config is not None else {}
-    return {
-        "input_size": spec.input_size or tuple(known["input_size"][1:]),
-        "mean": spec.mean or tuple(known["mean"]),
-        "std": spec.std or tuple(known["std"]),
-        "crop_pct": spec.crop_pct or known["crop_pct"],
-        "interpolation": spec.interpolation or known["interpolation"],
-    }
+class _Description(NamedTuple):
+    info: NetInfo
+    parameters: int
+    own_head: bool
+    macs: int
 
 
 def describe(spec: NetSpec, num_classes: int, name: str = "") -> NetInfo:
-    """``NetInfo`` of a net, without memory for its weights. Cached."""
-    return _describe(spec.model_dump_json(), num_classes, name or spec.timm)[0]
+    """``NetInfo`` of a net, without memory for its weights. Cached.
+
+    Raises:
+        NetError: for a net that cannot be built or tapped.
+    """
+    return _described(spec, num_classes, name or spec.model).info
 
 
 def count_parameters(spec: NetSpec, num_classes: int, name: str = "") -> int:
     """Number of parameters of a net. Cached with ``describe``."""
-    return _describe(spec.model_dump_json(), num_classes, name or spec.timm)[1]
+    return _described(spec, num_classes, name or spec.model).parameters
+
+
+def _described(spec: NetSpec, num_classes: int, name: str) -> _Description:
+    if spec.unnamed_file:  # before the cache, since a later command may name it
+        raise NetError(f"net {name}: {spec.unnamed_file}")
+    return _describe(spec.model_dump_json(), num_classes, name)
 
 
 def macs_of(spec: NetSpec, num_classes: int, name: str = "") -> int:
     """Multiply-adds of one image of a net's own input size. Cached with ``describe``."""
-    return _describe(spec.model_dump_json(), num_classes, name or spec.timm)[2]
+    return _described(spec, num_classes, name or spec.model).macs
 
 
 @functools.lru_cache(maxsize=256)
-def _describe(spec: str, num_classes: int, name: str) -> tuple[NetInfo, int, int]:
+def _describe(content: str, num_classes: int, name: str) -> _Description:
+    spec = NetSpec.model_validate(json.loads(content))
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            net, counter = TappedNet(NetSpec.model_validate(json.loads(spec)), num_classes, name), MacCounter()
-            info = net.describe(counter)
-            return info, sum(parameter.numel() for parameter in net.parameters()), counter.macs
-    except KdbenchError:
-        raise
-    except Exception as error:  # timm's architectures differ in many ways
-        raise NetError(f"net {name}: its stages cannot be tapped ({type(error).__name__}: {error})") from error
+        return _describe_on("meta", spec, num_classes, name)
+    except Exception as error:  # architectures differ in many ways
+        problem = error
+    if spec.python:  # code of the user's may read values, which the device "meta" has not
+        try:
+            return _describe_on("cpu", spec, num_classes, name)
+        except Exception as error:
+            problem = error
+    if isinstance(problem, KdbenchError):
+        raise problem
+    details = "".join(traceback.format_exception(problem, chain=False)) if spec.python else ""
+    raise NetError(
+        f"net {name}: its stages cannot be tapped ({type(problem).__name__}: {problem})", details
+    ) from problem
+
+
+def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _Description:
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        net, counter = TappedNet(spec, num_classes, name), MacCounter()
+        info = net.describe(counter)
+        return _Description(info, sum(value.numel() for value in net.parameters()), net._own_head, counter.macs)
 
 
 def state_hash(module: nn.Module) -> str:
@@ -267,58 +416,3 @@ def hash_of_state(state: Mapping[str, Tensor]) -> str:
         # flat, since the strides of dimensions of size 1 may be anything
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _create(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
-    base = spec.timm.split(".")[0]
-    if not timm.is_model(base):
-        raise NetError(f"net {name}: timm has no model {spec.timm!r}; {nearest(base, timm.list_models())}")
-    try:
-        net = timm.create_model(spec.timm, pretrained=False, num_classes=num_classes, **spec.args)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        raise NetError(f"net {name}: timm cannot build {spec.timm} with {spec.args}: {error}") from error
-    for method in ("forward_intermediates", "forward_head"):
-        if not hasattr(net, method):
-            raise NetError(f"net {name}: {spec.timm} has no {method}; choose a timm model that has")
-    if not isinstance(net.get_classifier(), nn.Module):
-        raise NetError(f"net {name}: {spec.timm} has more than one classifier; choose a timm model with one")
-    return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net
-
-
-def _family(net: nn.Module, name: str) -> str:
-    for cls in type(net).__mro__:
-        family = _FAMILY_OF_MODULE.get(cls.__module__.rsplit(".", 1)[-1])
-        if family and cls.__module__.startswith("timm."):
-            return family
-    raise NetError(
-        f"net {name}: the family of {type(net).__name__} is not known; write family: cnn, vit or mlp in the suite"
-    )
-
-
-def _resolve_taps(net: nn.Module, taps: tuple[Tap, ...] | None, name: str) -> tuple[Tap, ...]:
-    count = len(net.feature_info)  # type: ignore[arg-type]
-    if taps is not None:
-        numbers = [tap for tap in taps if tap != "final"]
-        if any(not 0 <= tap < count for tap in numbers):
-            raise NetError(
-                f"net {name}: tap {next(t for t in numbers if not 0 <= t < count)} is unknown; {name} has stages 0 to {count - 1}"
-            )
-        if numbers != sorted(set(numbers)) or "final" in taps[:-1]:
-            raise NetError(f"net {name}: taps {list(taps)} must increase")
-        return taps
-    if count < NUM_STAGES:
-        raise NetError(f"net {name}: only {count} stages, four are needed; set its taps")
-    if len({info["reduction"] for info in net.feature_info}) > 1:  # type: ignore[union-attr]
-        return tuple(range(count - NUM_STAGES, count))
-    return plain_taps(count)
-
-
-def plain_taps(depth: int) -> tuple[int, int, int, int]:
-    """Blocks (from 0) at 2/12, 4/12, 10/12 and 12/12 of the depth of a plain net, kept distinct: 1, 3, 9, 11 of 12."""
-    wanted = [round(depth * share / 12) for share in (2, 4, 10, 12)]
-    for position in range(NUM_STAGES):  # shallow nets: move apart, first up from 1, then down from the depth
-        wanted[position] = max(wanted[position], 1 if position == 0 else wanted[position - 1] + 1)
-    for back in range(NUM_STAGES):
-        wanted[-1 - back] = min(wanted[-1 - back], depth - back)
-    first, second, third, fourth = (block - 1 for block in wanted)
-    return first, second, third, fourth

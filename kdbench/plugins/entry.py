@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib
-import importlib.util
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from kdbench.errors import HyperparameterError, KdbenchError, nearest
 from kdbench.hyperparameters import Hyperparameter
-from kdbench.plugins.local import PluginError, first_file, local_files
+from kdbench.userfiles import PluginError, import_source, source_hash
 
 #: name -> class, filled by ``register_method`` when a method's module is imported.
 METHODS: dict[str, type] = {}
-
-#: Where plugins lie that were imported.
-_FOLDERS: set[Path] = set()
 
 T = TypeVar("T", bound=type)
 
@@ -180,63 +173,3 @@ def _origin(cls: type) -> tuple[str, str]:
     """File and name of a class: a plugin may be imported by another one too, under another name of its module."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return os.path.realpath(file) if file else cls.__module__, cls.__qualname__
-
-
-def plugin_module(path: Path) -> str:
-    """The name under which a plugin is imported."""
-    return f"kdbench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-
-
-def source_hash(path: Path) -> str:
-    """Hash of a plugin, a file or a folder, and of the local modules that it imports.
-
-    Raises:
-        PluginError: if one of them cannot be read or does not parse.
-    """
-    digest, folder = hashlib.sha256(), path if path.is_dir() else path.parent
-    for file in local_files(path):
-        name = os.path.relpath(file, folder).replace(os.sep, "/")
-        digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
-
-
-def import_source(module: str, path: Path) -> None:
-    """Import a plugin, by the name of its module or, for a file or folder of ``--plugin``, from its path, with the modules beside it.
-
-    Raises:
-        PluginError: if it raises, with its own traceback.
-    """
-    try:
-        if not module.startswith("kdbench_plugin_"):
-            importlib.import_module(module)
-            return
-        inner = [str(path)] if path.is_dir() else None
-        spec = importlib.util.spec_from_file_location(module, first_file(path), submodule_search_locations=inner)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        _check_siblings(path)
-        sys.modules[module] = loaded
-        if str(path.resolve().parent) not in sys.path:
-            sys.path.append(str(path.resolve().parent))  # last, so that nothing there hides a library
-        _FOLDERS.add(path.resolve().parent)
-        spec.loader.exec_module(loaded)
-    except (Exception, SystemExit) as error:  # a plugin must not end the run of the others
-        for name in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
-            del sys.modules[name]
-        if isinstance(error, KdbenchError):
-            raise
-        raise PluginError(
-            f"plugin {path} raised when it was imported: {type(error).__name__}: {error}", traceback.format_exc()
-        ) from error
-
-
-def _check_siblings(path: Path) -> None:
-    """Refuse a module beside a plugin whose name another plugin's sibling has taken: that one would be used."""
-    for file in local_files(path)[1:]:
-        name = file.stem if file.name != "__init__.py" else file.parent.name
-        other = getattr(sys.modules.get(name), "__file__", None)
-        if other and Path(other).resolve() != file.resolve() and _FOLDERS & {*Path(other).resolve().parents}:
-            raise PluginError(
-                f"plugin {path}: {file.name} has the name of {other}, which another plugin imports; rename one"
-            )

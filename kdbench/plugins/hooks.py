@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import KdbenchError
-from kdbench.plugins.entry import import_source, plugin_module, source_hash
-from kdbench.plugins.local import PluginError, own_files, parse_source
+from kdbench.userfiles import PluginError, import_source, own_files, parse_source, plugin_module, source_hash
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdbench.errors import KdbenchError, UnknownNameError
-from kdbench.plugins.entry import MethodEntry, check_name, import_source, plugin_module
+from kdbench.plugins.entry import MethodEntry, check_name
 from kdbench.plugins.hooks import read_hooks
-from kdbench.plugins.local import PluginError, first_file
-from kdbench.plugins.source import read_source, registers_metric
-from kdbench.suite.suite import Variant, packaged
+from kdbench.plugins.source import makes_net, read_source, registers_metric
+from kdbench.suite.protocol import Variant
+from kdbench.suite.suite import packaged
+from kdbench.userfiles import PluginError, first_file, import_source, plugin_module
 
 ENTRY_POINT_GROUP = "kdbench.methods"
 
@@ -52,10 +53,10 @@ class MethodCatalog(dict[str, MethodEntry]):
     def include(self, entries: Sequence[MethodEntry], module: str, path: Path, who: str) -> None:
         """Add what one plugin registers; ``who`` begins the message when that is nothing."""
         measures = registers_metric(path)
-        if not entries and not measures and not read_hooks(path):
+        if not entries and not measures and not read_hooks(path) and not makes_net(path):
             raise PluginError(
                 f'{who} registers no method, metric or hook; decorate a class with @register_method("name"), or a function '
-                'with @register_metric("name")'
+                'with @register_metric("name"); of a net, make it by a function that takes num_classes'
             )
         for entry in entries:
             self.add(entry)

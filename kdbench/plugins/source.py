@@ -10,16 +10,9 @@ from typing import Any
 from kdbench.errors import nearest
 from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.citations import problem_of
-from kdbench.plugins.entry import (
-    FAMILIES,
-    FIDELITIES,
-    METHODS,
-    MethodEntry,
-    check_name,
-    import_source,
-)
-from kdbench.plugins.local import PluginError, own_files, parse_source
+from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, check_name
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
+from kdbench.userfiles import PluginError, import_source, own_files, parse_source
 
 #: What a class body may declare: name -> (default, type).
 _ATTRIBUTES: dict[str, tuple[Any, Any]] = {
@@ -108,6 +101,16 @@ def registers_metric(path: Path) -> bool:
     functions = (node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef))
     decorators = [decorator for function in functions for decorator in function.decorator_list]
     return any(isinstance(decorator, ast.Call) and _called(decorator) == "register_metric" for decorator in decorators)
+
+
+def makes_net(path: Path) -> bool:
+    """Whether a file that parses has what makes a net: a function, or a class, that takes ``num_classes``."""
+    tops = [node for file in own_files(path) for node in parse_source(file).body]
+    functions = [node for node in tops if isinstance(node, ast.FunctionDef)]
+    functions += [
+        node for top in tops if isinstance(top, ast.ClassDef) for node in top.body if isinstance(node, ast.FunctionDef)
+    ]
+    return any("num_classes" in (a.arg for a in (*f.args.args, *f.args.kwonlyargs)) for f in functions)
 
 
 def _called(call: ast.Call) -> str:

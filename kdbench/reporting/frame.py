@@ -169,9 +169,9 @@ def fill_frame(frame: pd.DataFrame) -> pd.DataFrame:
     checked["split"] = checked["split"].where(checked["split"].notna(), "test")
     checked[_TEXTS] = checked[_TEXTS].astype(object).fillna("")
     for name, length in _SHOWN.items():
-        checked[name] = (
-            checked[name].map({text: printable(text, length) for text in checked[name].unique()}).astype(object)
-        )
+        words = {text: printable(text, length) for text in checked[name].unique()}
+        # A list: of a mapping pandas would make strings of its own, which a lone surrogate breaks.
+        checked[name] = pd.Series([words[text] for text in checked[name]], checked.index, dtype=object)
     checked["reason"] = checked["reason"].map(without_homes).astype(object)
     checked[NUMBERS] = checked[NUMBERS].astype(float)
     for name in _FLAGS:

@@ -2,115 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kdbench.errors import counted
-from kdbench.plugins.metrics import Metric
 from kdbench.reporting import statistics
 from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text, results_hash, seeds_text
-from kdbench.reporting.costs import StudentCost, count_text, hours, number_or_nan, student_costs, students_note
+from kdbench.reporting.costs import count_text, hours, number_or_nan, student_costs, students_note
 from kdbench.reporting.frame import Results, collect, matched
+from kdbench.reporting.standing import Leaderboard, Standing
 from kdbench.reporting.table import RECONSTRUCTION_NOTE
-
-
-@dataclass(frozen=True)
-class Standing:
-    """One method's row. Gains are in the metric's unit, positive when better; NaN or None where there is none.
-
-    Attributes:
-        rank: place by mean gain, equal ones share it; None for baselines and for methods that lack pairs.
-        mean: mean of the metric over the method's pairs (means over seeds first).
-        gain, low, high: mean gain over the reference, over the pairs that both have, and its 95 % interval over pairs.
-        gains: (pair, gain) for each of those pairs.
-        average_rank: mean place among the ranked methods, over all pairs.
-        wins, ties, losses: pairs against the reference, by the tie band.
-        p, p_holm: Wilcoxon's signed-rank test against the reference, alone and with Holm's correction over the methods.
-        smallest_p: the smallest ``p_holm`` that this many pairs can give.
-        harmed: (pairs worse than from scratch, pairs that have both).
-        gain_over_scratch: mean over the pairs that both have.
-        left_out_low, left_out_high: range of ``gain`` when all pairs of one student or of one teacher are left out.
-        step_ratio: median over pairs and seeds of step time relative to scratch in the same pair, seed and device.
-        extra_parameters: median over cells of the method's own trainable parameters.
-        inference_parameters: the most that inference needs beyond the student's own, over cells.
-        hours: of training, all cells together; ``peak_memory``: the most that a cell's process took, in bytes.
-        pairs: pairs behind ``gain``.
-        cells: (done, planned).
-    """
-
-    method: str
-    display: str
-    family: str
-    reconstruction: bool
-    baseline: bool
-    cells: tuple[int, int]
-    rank: int | None = None
-    mean: float = np.nan
-    gain: float = np.nan
-    low: float = np.nan
-    high: float = np.nan
-    gains: tuple[tuple[str, float], ...] = ()
-    average_rank: float = np.nan
-    wins: int | None = None
-    ties: int | None = None
-    losses: int | None = None
-    p: float | None = None
-    p_holm: float | None = None
-    smallest_p: float | None = None
-    harmed: tuple[int, int] | None = None
-    gain_over_scratch: float = np.nan
-    left_out_low: float = np.nan
-    left_out_high: float = np.nan
-    step_ratio: float = np.nan
-    extra_parameters: float = np.nan
-    inference_parameters: float = np.nan
-    hours: float = np.nan
-    peak_memory: float = np.nan
-    pairs: int = 0
-
-    @property
-    def attainable(self) -> bool:
-        """Whether this many pairs could show a difference at all."""
-        return self.smallest_p is not None and self.smallest_p <= statistics.ALPHA
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """The ranking of one suite and protocol.
-
-    ``results`` are what it is of; ``reference`` is the method that gains are counted from, empty when the ranking is by mean;
-    ``message`` replaces it all when there is no figure.
-    """
-
-    results: Results = field(repr=False, compare=False)
-    reference: str
-    reference_display: str
-    standings: tuple[Standing, ...]
-    pairs: int
-    caption: str
-    notes: tuple[str, ...]
-    command: str
-    results_hash: str
-    message: str = ""
-    students: tuple[StudentCost, ...] = ()
-    #: For how many methods p is corrected: those that the store holds for these pairs and seeds, shown or not.
-    tests: int = 0
-
-    @property
-    def metric(self) -> Metric:
-        return self.results.metric
-
-    @property
-    def decimals(self) -> int:
-        """One more than in tables: gains are smaller than figures."""
-        return self.metric.decimals + 1
-
-    def score(self, standing: Standing) -> float:
-        """What methods are ordered by: the gain, or the mean where there is nothing to count gains from."""
-        return standing.gain if self.reference else standing.mean
 
 
 def build_leaderboard(
@@ -183,10 +87,19 @@ class _Builder:
             for name in (*results.competing, *sorted({*others} - {"scratch"}))
             if name != reference and len(self.gains.get(name, ()))
         ]
-        self.tests = {name: statistics.signed_rank(self.gains[name].to_numpy()) for name in tested}
+        crossed = {name: self._crossed(self.gains[name]) for name in tested}
+        self.crossed = {name: mean for name, mean in crossed.items() if mean is not None}
+        #: p, and the smallest that so many pairs can give: of the interval, or where there is none of the signed-rank test.
+        self.tests = {
+            name: (self.crossed[name].p, 0.0)
+            if name in self.crossed
+            else statistics.signed_rank(self.gains[name].to_numpy())
+            for name in tested
+        }
         corrected = statistics.holm([p for p, _ in self.tests.values()])
         self.p_holm = dict(zip(self.tests, corrected, strict=True))
         self.step_ratios = _step_ratios(results.cells)
+        self.shrunken = dict(zip(self.crossed, statistics.shrunken([*self.crossed.values()]), strict=True))
 
     def build(self) -> tuple[Standing, ...]:
         """Whole methods and baselines first, by gain; then those that lack pairs; names decide between equals."""
@@ -233,15 +146,25 @@ class _Builder:
         if name == self.reference:
             return known
         values, pairs = gains.to_numpy(), self.results.pairs.loc[gains.index]
-        known["low"], known["high"] = statistics.t_interval(values)
+        crossed = self.crossed[name] if name in self.crossed else self._crossed(gains)
+        if crossed is not None:
+            known["low"], known["high"] = crossed.interval()
+            known["all_low"], known["all_high"] = crossed.interval(1 - statistics.ALPHA / max(len(self.tests), 1))
+        known["shrunken"] = self.shrunken.get(name, np.nan)
         band = self.results.metric.tie_band
         known["wins"], known["ties"], known["losses"] = statistics.wins_ties_losses(values, band)
+        if len(gains) >= statistics.LEAST_NETS:
+            known["chances"] = statistics.better_equal_worse(values, band)
         left_out = statistics.leave_one_out(values, pairs["student"].tolist(), pairs["teacher"].tolist())
         known["left_out_low"], known["left_out_high"] = left_out
         if name in self.tests:
             p, smallest = self.tests[name]
             known |= {"p": p, "p_holm": self.p_holm[name], "smallest_p": min(1.0, smallest * len(self.tests))}
         return known
+
+    def _crossed(self, gains: pd.Series) -> statistics.CrossedMean | None:
+        pairs = self.results.pairs.loc[gains.index]
+        return statistics.crossed_mean(gains.to_numpy(), pairs["teacher"].tolist(), pairs["student"].tolist())
 
     def _score(self, name: str) -> float:
         score = self.gains[name].mean() if self.reference else self.sign * self.means[name].mean()
@@ -290,7 +213,7 @@ def _notes(board: Leaderboard) -> list[str]:
             f"Some pairs have fewer than {n} seeds: {join_names(fewer)}. Gains compare the seeds that both have."
         )
     if board.reference:
-        notes.append(_interval_note(pairs))
+        notes.append(_interval_note(board))
         notes += _test_notes(board)
     ranked_out = [
         f"{s.display} ({s.pairs} of {pairs} pairs)" for s in board.standings if s.rank is None and not s.baseline
@@ -312,6 +235,11 @@ def _notes(board: Leaderboard) -> list[str]:
         notes.append(f"Gain with each failed cell counted as training from scratch: {join_names(counted_in)}.")
     if any(s.harmed for s in board.standings):
         notes.append("Harmed: pairs on which the method is worse than training from scratch with the same seeds.")
+    if any(s.chances for s in board.standings):
+        notes.append(
+            "Better/equal/worse: probabilities in % for another pair like these (Bayesian signed-rank test; equal: a tie). They take "
+            "pairs as independent, which those with a teacher or a student in common are not, and so say too much."
+        )
     if any(np.isfinite(s.step_ratio) for s in board.standings):
         notes.append("Step: median step time over that of scratch, same pair, seed and device.")
     if any(np.isfinite(s.hours) for s in board.standings):
@@ -347,12 +275,17 @@ def _rule(board: Leaderboard) -> str:
     return text
 
 
-def _interval_note(pairs: int) -> str:
-    if pairs < 2:
+def _interval_note(board: Leaderboard) -> str:
+    if board.pairs < 2:
         return "One pair: no interval over pairs can be given, and nothing can be said of other pairs."
+    left_out = "Left out: range of the mean gain without one student or one teacher."
+    nets = [board.results.pairs[name].nunique() for name in ("teacher", "student")]
+    if not any(np.isfinite(s.low) for s in board.standings):
+        few = f"{counted(nets[0], 'teacher')} and {counted(nets[1], 'student')}"
+        return f"No interval: with {few} none would cover what it says ({statistics.LEAST_NETS} of each are needed). {left_out}"
     return (
-        "Interval: Student's t, 95%, over pairs; pairs that share a teacher or a student are not independent, "
-        "so it is too narrow rather than too wide. Left out: range of the mean gain without one student or one teacher."
+        "Interval: 95 %, were teachers, students and pairs drawn anew (crossed random effects), for one method alone. Shrunken: the "
+        f"gain as far as it is more than chance among so many. {left_out}"
     )
 
 
@@ -360,9 +293,11 @@ def _test_notes(board: Leaderboard) -> list[str]:
     tested = [s for s in board.standings if s.p is not None]
     if not tested:
         return []
-    kind = f"Wilcoxon's signed-rank test against {board.reference_display}, exact, two-sided"
+    kind = f"Wilcoxon's signed-rank test against {board.reference_display}, exact, two-sided, zeros ranked (Pratt)"
+    if any(np.isfinite(s.low) for s in board.standings):
+        kind = f"that the mean gain over {board.reference_display} is zero, two-sided, by the interval"
     every = " (all that the store holds, shown or not)" if board.tests > len(tested) else ""
-    notes = [f"p: {kind}, zeros ranked (Pratt), with Holm's correction over {counted(board.tests, 'method')}{every}."]
+    notes = [f"p: {kind}, with Holm's correction over {counted(board.tests, 'method')}{every}."]
     beyond = [s for s in tested if not s.attainable]
     if beyond:
         least = min(s.smallest_p for s in beyond if s.smallest_p is not None)

@@ -63,7 +63,7 @@ class Store:
             pass
         except NotADirectoryError:
             raise KdbenchError(
-                f"{self.root} is a file, not a run directory; only table, leaderboard, plots and report read the cells of a CSV file"
+                f"run directory {self.root} is not a directory; only table, leaderboard, plots and report read the cells of a CSV file"
             ) from None
         except RefusedFileError as error:
             raise KdbenchError(f"run directory {self.root} cannot be read: {error}") from None

@@ -54,10 +54,12 @@ def compare(sources: Sequence[Path]) -> Merge:
         store = Store(source)
         for name in _teachers(source, merge):
             _take_teacher(merge, teachers, store, name)
-        for path in cell_paths(
-            source, odd=lambda path, reason, root=source: merge.left_out.append(_line(root, path, reason))
-        ):
-            _take_cell(merge, teachers, store, path)
+
+        def odd(path: str, reason: str, root: Path = source) -> None:
+            merge.left_out.append(_line(root, path, reason))
+
+        for cell in cell_paths(source, odd=odd):
+            _take_cell(merge, teachers, store, cell)
         for path in sorted(source.glob("datasets/*.json")):
             _take_file(merge, source, path.relative_to(source).as_posix())
     return merge

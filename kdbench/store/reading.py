@@ -197,13 +197,16 @@ def _history(path: Path) -> dict[str, list[float]]:
     return columns
 
 
-def read_log_end(folder: Folder) -> str:
+def read_log_end(folder: Folder, damaged: Damaged = ignored) -> str:
     """The last lines of ``log.txt``, as they may be published."""
     try:
         with open_file(folder.log) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - LOG_BYTES))
             text = without_homes(printable(file.read(LOG_BYTES).decode("utf-8", "replace")))
+    except RefusedFileError as error:
+        damaged(error.path, f"it {error.reason}")
+        return ""
     except OSError:
         return ""
     kept = text.splitlines()

@@ -1,24 +1,59 @@
-"""A net as a suite describes it: a timm model with arguments, taps, preprocessing and weights."""
+"""A net as a suite describes it: a model with arguments, taps, preprocessing and weights."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
 
-from kdbench.errors import masked
+from kdbench.errors import masked, nearest
 from kdbench.suite.problems import Contradiction, at, find
 from kdbench.suite.types import Colours, Strict
 from kdbench.suite.zoo import ZOO
+from kdbench.userfiles import source_hash
 
 #: Families of nets, in the order of tables, with their titles.
 FAMILIES = {"cnn": "CNN", "vit": "ViT", "mlp": "MLP"}
 Family = Literal["cnn", "vit", "mlp"]
 #: How a teacher is trained on the suite's data: from scratch, or from the pretrained weights that timm knows.
 TrainedHere = Literal["train", "finetune"]
-#: A position in the list that timm's ``forward_intermediates`` returns, or ``"final"``: the map that enters the pooling.
-Tap = int | Literal["final"]
+#: A position in the list that timm's ``forward_intermediates`` returns; ``"final"``: the map that enters the pooling; or the path
+#: of a module, whose output is taken.
+Tap = int | str
+
+#: Where a model can come from, beside timm: a key of a net, which is also a prefix of its name (``torchvision:resnet18``).
+SOURCES = ("torchvision", "hf-hub", "hf", "python")
+
+_WEIGHTS = "weights are a teacher's alone, and part of its identity: write weights: in the net"
+_CLASSES = "the data set decides it"
+_CODE = "it would run code, or say where code comes from"
+#: Arguments that no net may have, and why.
+REFUSED_ARGS = {
+    **dict.fromkeys(
+        ("checkpoint_path", "pretrained", "pretrained_strict", "pretrained_cfg", "pretrained_cfg_overlay", "weights",
+         "weights_backbone", "cache_dir", "state_dict"), _WEIGHTS,
+    ),
+    **dict.fromkeys(("num_classes", "num_labels", "id2label", "label2id", "problem_type"), _CLASSES),
+    "in_chans": "images have three channels",
+    "num_channels": "images have three channels",
+    "features_only": "a net ends in logits; taps: chooses its stages",
+    "out_indices": "a net ends in logits; taps: chooses its stages",
+    **dict.fromkeys(("scriptable", "exportable", "no_jit"), "nets run as plain modules"),
+    **dict.fromkeys(("trust_remote_code", "auto_map"), _CODE),
+    **dict.fromkeys(("device", "dtype", "torch_dtype"), "device and precision are the run's and the recipe's"),
+}  # fmt: skip
+
+_named_files: set[Path] = set()
+
+
+def name_files(plugins: Iterable[str]) -> None:
+    """Set the Python files that the command line names: of nets (``python:``), no other is run in this process."""
+    _named_files.clear()
+    _named_files.update(Path(file).resolve() for file in plugins)
 
 
 class WeightsFile(Strict):
@@ -57,30 +92,48 @@ class WeightsFile(Strict):
 
 
 class NetSpec(Strict):
-    """A teacher or student net, as a suite writes it. ``zoo: NAME`` starts from a net of the zoo; what else is written replaces
-    its fields.
+    """A teacher or student net. ``zoo: NAME`` starts from a net of the zoo; what else is written replaces its fields. A net that is
+    text alone is its model: ``torchvision:resnet18``.
 
     Attributes:
-        timm: name of the timm model, with the tag of its weights where these are timm's (``resnet50.a1_in1k``).
-        args: keyword arguments of ``timm.create_model``.
-        family: inferred from the timm model where it is not given.
-        taps: the four stages; by default the last four of a hierarchical net, and 2/12, 4/12, 10/12 and 12/12 of the depth
-            of a plain one.
-        mean, std, input_size: preprocessing, from the model's timm configuration where not given. ``input_size`` in pixels.
-        crop_pct, interpolation: of evaluation, from the model's timm configuration where not given.
+        timm: the model by timm's name, with the tag of its weights where these are timm's (``resnet50.a1_in1k``).
+            ``hf-hub: OWNER/NAME`` instead: a timm model whose configuration lies on the Hugging Face hub.
+        torchvision: the model by torchvision's name (``resnet18``), instead of ``timm``.
+        hf: an image classifier of transformers, instead of ``timm``: a folder with its ``config.json``, seen from the suite's
+            file, a repository of the hub, or a type of model (``vit``). Code from a repository is never run.
+        python: ``FILE:FUNCTION``, instead of ``timm``: a function or class of a file, seen from the suite's, that takes
+            ``num_classes`` and returns any ``torch.nn.Module``. Runs only where the command line names the file with ``--plugin``.
+        args: keyword arguments of the model: of ``timm.create_model``, of torchvision's function, of the configuration of
+            transformers, of your own function. ``img_size`` sets the input size too.
+        family: ``cnn``, ``vit`` or ``mlp``; inferred where it is not given (docs/nets.md).
+        taps: the four stages: positions in timm's ``forward_intermediates``, ``final`` for the map that enters the pooling, or
+            paths of modules, whose outputs are taken. By default the last four of a hierarchical timm net, and 2/12, 4/12, 10/12
+            and 12/12 of the depth of a plain one. Nets of other sources have none without it.
+        embedding: path of the module that puts out the embedding, of nets that are not timm's. By default what enters the last
+            linear layer, where that gives the logits.
+        class_tokens: how many tokens precede the positions in stages that are sequences, of nets that are not timm's.
+        mean, std, input_size: preprocessing; by default the model's own configuration, of other nets ImageNet's normalisation
+            and 224 px, of ``python`` nets the size of the suite's images. ``input_size`` is [height, width] in pixels.
+        crop_pct, interpolation: of evaluation, from the model's own configuration where not given.
         memory_format: of the weights; activations follow. ``channels_last`` is faster for some convolutional nets and slower
             for others (``python -m benchmarks.memory_format``), and changes the last bits of results.
         weights: of a teacher: ``"train"`` (train it on the suite's data, from scratch), ``"finetune"`` (train it there from the
             pretrained weights that timm knows, with a new head), ``"timm"`` (take those weights as they are), or a file. A
             student starts from scratch whatever it says.
-        published_top1: accuracy (%) of these weights on the suite's test split, as published, and ``published_source``.
+        published_top1: accuracy (%) of these weights on the suite's test split, as published.
+        published_source: where that was published.
         display: the name that tables print.
     """
 
-    timm: str
+    timm: str = ""
+    torchvision: str = ""
+    hf: str = ""
+    python: str = ""
     args: dict[str, Any] = {}
     family: Family | None = None
     taps: Annotated[tuple[Tap, ...], Field(min_length=4, max_length=4)] | None = None
+    embedding: str | None = None
+    class_tokens: Annotated[int, Field(ge=0)] = 0
     mean: Colours | None = None
     std: Colours | None = None
     input_size: tuple[int, int] | None = None
@@ -94,23 +147,101 @@ class NetSpec(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _starts_from_the_zoo(cls, content: Any) -> Any:
-        if not isinstance(content, dict) or "zoo" not in content:
+    def _one_model(cls, content: Any) -> Any:
+        """The zoo's fields for ``zoo: NAME``, and the model under the key of its source."""
+        if isinstance(content, str):
+            content = {"timm": content}
+        if not isinstance(content, dict):
             return content
         own = dict(content)
-        name = str(own.pop("zoo"))
-        with at("zoo"):
-            find("net", name, ZOO)
-        return {**ZOO[name], **own}
+        if "zoo" in own:
+            name = str(own.pop("zoo"))
+            with at("zoo"):
+                find("net", name, ZOO)
+            own = {**ZOO[name], **own}
+        if "hf-hub" in own:
+            own["timm"] = f"hf-hub:{own.pop('hf-hub')}"
+        source, colon, name = str(own.get("timm") or "").partition(":")
+        if colon and source in SOURCES and source != "hf-hub":
+            del own["timm"]
+            own[source] = name.strip()
+        elif colon and source != "hf-hub":
+            raise Contradiction(f"models come from timm or {', '.join(SOURCES)}; {nearest(source, SOURCES)}", "timm")
+        given = [key for key in ("timm", "torchvision", "hf", "python") if own.get(key)]
+        if len(given) > 1:
+            raise Contradiction(f"{' and '.join(given)} name two models; write one", given[1])
+        if not given:
+            raise Contradiction("timm is missing (or another model: torchvision, hf-hub, hf, python)")
+        return own
 
     @model_validator(mode="after")
-    def _has_its_tag(self) -> NetSpec:
-        if self.weights in ("timm", "finetune") and "." not in self.timm:
+    def _consistent(self) -> NetSpec:
+        for key, value in self.args.items():
+            reason = REFUSED_ARGS.get(key)
+            if key == "global_pool" and not value:
+                reason = "a net ends in logits, for which it must pool"
+            if reason:
+                raise Contradiction(f"{key} cannot be set: {reason}", "args", key)
+        if self.weights in ("timm", "finetune") and not ("." in self.timm or self.timm.startswith("hf-hub:")):
             raise Contradiction(
                 f"weights: {self.weights} needs the tag of timm's weights in the name, as in resnet50.a1_in1k "
-                f"(found {self.timm!r})",
-                "timm",
+                f"(found {self.model!r})",
+                "timm" if self.timm else "weights",
             )
+        if self.python and not all(self.python.rpartition(":")[::2]):
+            raise Contradiction(f"{self.python!r} is not of the form FILE:FUNCTION", "python")
+        if self.timm and (self.embedding is not None or self.class_tokens):
+            raise Contradiction(
+                "timm's nets know their own embedding and class tokens",
+                "class_tokens" if self.class_tokens else "embedding",
+            )
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The fields, the two keys that stand for others, or text alone."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        schema["properties"] |= {
+            "zoo": {"enum": sorted(ZOO), "description": "a net of the zoo to start from"},
+            "hf-hub": {"type": "string", "description": "a timm model on the Hugging Face hub"},
+        }
+        return {"anyOf": [schema, {"type": "string"}]}
+
+    @property
+    def model(self) -> str:
+        """The model with its source: ``resnet18``, ``torchvision:resnet18``."""
+        others = {"torchvision": self.torchvision, "hf": self.hf, "python": self.python}
+        return self.timm or next(f"{source}:{name}" for source, name in others.items() if name)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the input in pixels where the suite sets it: ``input_size``, or ``img_size`` of ``args``."""
+        if self.input_size is not None:
+            return self.input_size
+        size = self.args.get("img_size", self.args.get("image_size"))
+        if isinstance(size, int):
+            return size, size
+        return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) and len(size) == 2 else None
+
+    @property
+    def python_file(self) -> Path:
+        """The file of a ``python`` net."""
+        return Path(self.python.rpartition(":")[0])
+
+    @property
+    def unnamed_file(self) -> str | None:
+        """Why a ``python`` net must not be built: its file is not among those that the command line names."""
+        if not self.python or self.python_file.resolve() in _named_files:
+            return None
+        file = self.python_file
+        return f"it is made by {file}; a suite's Python runs only when you name it too: --plugin {file}"
+
+    def beside(self, folder: Path) -> NetSpec:
+        """The net of a suite's file in ``folder``, from which its own files are seen."""
+        if self.python:
+            return self.model_copy(update={"python": str(folder / self.python)})
+        if self.hf and (folder / self.hf).is_dir():
+            return self.model_copy(update={"hf": str(folder / self.hf)})
         return self
 
     @property
@@ -129,9 +260,25 @@ class NetSpec(Strict):
     def identity(self) -> dict[str, Any]:
         """Everything that a result depends on."""
         content = self.model_dump(mode="json", exclude={"display", "published_top1", "published_source"})
+        for field in ("timm", "torchvision", "hf", "python", "embedding", "class_tokens"):
+            if not content[field]:
+                del content[field]
         if isinstance(self.weights, WeightsFile):
             content["weights"] = self.weights.identity()
+        if self.python:  # what the file says, not where it lies
+            content["python"] = f"{self.python_file.name}:{self.python.rpartition(':')[2]}"
+            content["source"] = _source_of(self.python_file)
+        elif (Path(self.hf) / "config.json").is_file():
+            content["hf"] = {"config": hashlib.sha256((Path(self.hf) / "config.json").read_bytes()).hexdigest()[:12]}
         return content
+
+
+def _source_of(path: Path) -> str:
+    """Hash of a file of a net, with the modules beside it; empty where it cannot be read: its net cannot be built either."""
+    try:
+        return source_hash(path)
+    except (OSError, SyntaxError, ValueError):
+        return ""
 
 
 @functools.cache

@@ -11,8 +11,13 @@ from kdbench.suite.types import Count, NonNegative, Positive, Probability, Share
 
 
 class ResizedCrop(Strict):
-    """A random part of the image, resized: share of its area, range of its aspect ratio (drawn on a logarithmic scale), and the
-    interpolation, ``random`` being bilinear or bicubic by chance (torchvision's and timm's RandomResizedCrop)."""
+    """A random part of the image, resized (torchvision's and timm's RandomResizedCrop).
+
+    Attributes:
+        scale: range of its share of the image's area.
+        ratio: range of its aspect ratio, drawn on a logarithmic scale.
+        interpolation: ``random`` is bilinear or bicubic by chance.
+    """
 
     scale: tuple[Positive, Positive] = (0.08, 1.0)
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
@@ -72,10 +77,16 @@ class Augment(Strict):
 
 
 class OptimizerSpec(Strict):
-    """An optimiser of timm by name (``sgd`` is with Nesterov momentum, ``momentum`` without).
+    """An optimiser of timm.
 
-    ``honour_no_weight_decay`` exempts what a net names itself (position embeddings, class tokens), ``decay_biases_and_norms``
-    exempts nothing else either.
+    Attributes:
+        name: timm's; ``sgd`` is with Nesterov momentum, ``momentum`` without.
+        lr: learning rate, after warm-up.
+        weight_decay: of all weights but biases and those of norms.
+        momentum: of optimisers that have one.
+        betas: of Adam and its kin; None leaves timm's.
+        honour_no_weight_decay: exempts what a net names itself too (position embeddings, class tokens).
+        decay_biases_and_norms: exempts nothing else.
     """
 
     name: str
@@ -88,7 +99,18 @@ class OptimizerSpec(Strict):
 
 
 class ScheduleSpec(Strict):
-    """A schedule of timm. ``per`` says how often the learning rate moves; warm-up is part of ``epochs``."""
+    """A schedule of timm.
+
+    Attributes:
+        name: of the schedule.
+        warmup_epochs: epochs of linear warm-up, part of the recipe's ``epochs``.
+        warmup_lr: learning rate at its start.
+        min_lr: learning rate at the end of ``cosine``.
+        decay_epochs: epochs between the steps of ``step``.
+        decay_rate: factor of each step of ``step`` and ``multistep``.
+        milestones: epochs of the steps of ``multistep``.
+        per: how often the learning rate moves.
+    """
 
     name: Literal["cosine", "step", "multistep", "constant"] = "cosine"
     warmup_epochs: Annotated[int, Field(ge=0)] = 0

@@ -6,9 +6,8 @@ import fnmatch
 import importlib.util
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -16,8 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 from kdbench.errors import KdbenchError, UnknownNameError, is_near
 from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.datasets import find_dataset
-from kdbench.suite.net import FAMILIES, Family, NetSpec, zoo_net
+from kdbench.suite.net import FAMILIES, SOURCES, Family, NetSpec, zoo_net
 from kdbench.suite.problems import Contradiction, at, find, first_problem
+from kdbench.suite.protocol import MethodsSpec, Protocol, ResolvedProtocol, Variant
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.types import NAME_PATTERN, Count, Name, NonNegative, Seed, Strict
 from kdbench.suite.zoo import ZOO
@@ -32,87 +32,27 @@ class SuiteError(KdbenchError):
     """A suite file that does not parse or contradicts itself; names the file and the line."""
 
 
-class Protocol(Strict):
-    """How much of a suite is run.
-
-    ``recipe`` and ``teacher`` change fields of every recipe of students and of teachers; ``recipes`` change single recipes, by name,
-    of both. ``set`` gives hyper-parameters of methods and variants and goes before the suite's. Images per class can be limited for the
-    training of students (in place of the suite's own limit) and of teachers, and for the evaluation of both.
-    """
-
-    description: str
-    version: Count = 1
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    pairs: tuple[str, ...] = ("*",)
-    recipe: dict[str, Any] = {}
-    teacher: dict[str, Any] = {}
-    recipes: dict[Name, dict[str, Any]] = {}
-    set: dict[str, dict[str, Any]] = {}
-    images_per_class: Count | None = None
-    teacher_images_per_class: Count | None = None
-    #: Whether methods train long enough for a ranking to mean something; captions say where not.
-    conclusive: bool = True
-    #: Which epoch's figure tables show by default: the last, or the best on the test split, as much released code reports.
-    select: Literal["last", "best"] = "last"
-    #: Whether teachers have the weights that their nets name, or are all trained here (to try things out).
-    teacher_weights: Literal["own", "train"] = "own"
-    #: Whether a teacher that comes with weights sees its own preprocessing or, as in much released code, the student's.
-    teacher_preprocessing: Literal["own", "student"] = "own"
-    measured_images_per_class: Count | None = None
-
-    @model_validator(mode="after")
-    def _seeds_differ(self) -> Protocol:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise Contradiction("a seed is listed twice", "seeds")
-        return self
-
-
-class MethodsSpec(Strict):
-    """The methods that run by default, and hyper-parameters that differ from a method's own defaults.
-
-    ``as_tuned`` says that every method takes the values that were published for the pair, as with ``--as-tuned``.
-    """
-
-    default: Annotated[tuple[str, ...], Field(min_length=1)]
-    set: dict[str, dict[str, Any]] = {}
-    as_tuned: bool = False
-
-
-class Variant(Strict):
-    """A method under other hyper-parameters, as a row of its own; ``display`` is its name in tables."""
-
-    method: str
-    set: dict[str, Any] = {}
-    display: str = ""
-
-
-@dataclass(frozen=True)
-class ResolvedProtocol:
-    """A protocol with all that it changes in its suite worked out.
+class Suite(Strict):
+    """One data set, its pairs, its recipes and its protocols.
 
     Attributes:
-        pairs: the protocol's own choice, ``teacher--student``.
-        recipes, teacher_recipes: by name, of students and of teachers.
-        images_per_class, teacher_images_per_class: what students and teachers train on; None for all images.
-        measured_images_per_class: what both are measured on.
+        name: of the suite; random seeds are derived from it.
+        title: for tables and pages.
+        dataset: see there.
+        nets: by name; the zoo's and timm's models need no entry.
+        pairs: ``teacher--student``, by names of nets.
+        recipes: by name.
+        student_recipe, teacher_recipe: the name of the recipe for nets of each family.
+        net_recipe: recipes of nets that are not trained like others of their family, as teacher or student.
+        protocols: by name.
+        default_protocol: what runs where no other is asked for.
+        methods: see there.
+        variants: methods under other hyper-parameters, as rows of their own.
+        hooks: files of mmengine hooks, seen from the suite's; they run where the command line names them too.
+        cpu_threads: of every training, since sums over threads differ in the last bits.
+        teacher_seed: of teachers that are trained here.
+        teacher_at_least: smallest top-1 (%) on the evaluated split that a trained teacher is expected to reach.
     """
-
-    name: str
-    version: int
-    pairs: tuple[str, ...]
-    seeds: tuple[int, ...]
-    select: Literal["last", "best"]
-    recipes: Mapping[str, Recipe]
-    teacher_recipes: Mapping[str, Recipe]
-    images_per_class: int | None
-    teacher_images_per_class: int | None
-    measured_images_per_class: int | None
-    teacher_weights: Literal["own", "train"]
-    teacher_preprocessing: Literal["own", "student"]
-
-
-class Suite(Strict):
-    """One data set, its pairs, its recipes and its protocols."""
 
     name: Name
     title: str
@@ -122,17 +62,14 @@ class Suite(Strict):
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
     student_recipe: dict[Family, str]
     teacher_recipe: dict[Family, str]
-    #: Recipes of nets that are not trained like others of their family, as teacher or student.
     net_recipe: dict[Name, str] = {}
     protocols: Annotated[dict[Name, Protocol], Field(min_length=1)]
     default_protocol: str
     methods: MethodsSpec
     variants: dict[Name, Variant] = {}
-    #: Files of mmengine hooks, relative to the suite's.
     hooks: tuple[str, ...] = ()
     cpu_threads: Count = 1
     teacher_seed: Seed = 0
-    #: Smallest top-1 (%) on the evaluated split that a trained teacher is expected to reach.
     teacher_at_least: NonNegative = 0.0
 
     @model_validator(mode="after")
@@ -172,9 +109,15 @@ class Suite(Strict):
     def net(self, name: str) -> NetSpec:
         """The net called ``name``: of the suite, of the zoo, or timm's own model of that name."""
         if name in self.nets:
-            return self.nets[name]
+            net = self.nets[name]
+            if net.python and net.size is None and (size := self.image_size):
+                return net.model_copy(update={"input_size": (size, size)})
+            return net
         if name in ZOO:
             return zoo_net(name)
+        source, colon, _ = name.partition(":")
+        if colon and source in SOURCES:
+            raise KdbenchError(f"{name} needs a name of its own, under nets: (nets: {{mine: {name!r}}})")
         own = {*self.nets, *ZOO}
         if importlib.util.find_spec("timm") is None:
             raise UnknownNameError("net", name, own)
@@ -184,6 +127,11 @@ class Suite(Strict):
             return NetSpec(timm=name, weights="train")
         every = {*own, *timm.list_models()}
         raise UnknownNameError("net", name, every if is_near(name, every) else own)
+
+    @property
+    def image_size(self) -> int | None:
+        """Side (px) of the images of a batch; None where it is not known."""
+        return self.dataset.image_size or find_dataset(self.dataset.name).image_size
 
     def recipe_name(self, net: str, family: Family, teacher: bool = False) -> str:
         """The name of the recipe that trains a net."""
@@ -340,7 +288,12 @@ def read_suite(path: Path) -> Suite:
         raise SuiteError(f"{path}, line 1: a suite is a mapping with the keys {', '.join(Suite.model_fields)}")
     try:
         suite = Suite.model_validate(content)
-        return suite.model_copy(update={"hooks": tuple(str(path.parent / file) for file in suite.hooks)})
+        return suite.model_copy(
+            update={
+                "hooks": tuple(str(path.parent / file) for file in suite.hooks),
+                "nets": {name: net.beside(path.parent) for name, net in suite.nets.items()},
+            }
+        )
     except ValidationError as error:
         location, problem = first_problem(error, Suite, content)
         where = ".".join(map(str, location))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import counted
+from kdbench.nets.models import build_model
 from kdbench.nets.tapped import TappedNet
 from kdbench.suite.net import WeightsFile
 from kdbench.teachers.statedict import WeightsError, choose_state, first_line, read_tensors
@@ -47,7 +48,7 @@ def load_state(
     """
     state, part = _choose(net, path, say)
     width = _head_width(net, state)
-    own = _num_classes(net)
+    own = net.num_classes
     chosen = rows if rows is not None and width == num_classes and width != own else None
     if width != own and chosen is None:
         raise WeightsError(
@@ -103,10 +104,7 @@ def _resized(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> int:
 
 def _classifier_keys(net: TappedNet) -> list[str]:
     """Keys of the classifier, or of several (distilled nets)."""
-    heads = net.net.get_classifier() if hasattr(net.net, "get_classifier") else net.classifier
-    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
-    names = [name for name, module in net.net.named_modules() if any(module is head for head in heads)]
-    return [key for key in net.net.state_dict() if key.startswith(tuple(f"{name}." for name in names))]
+    return [key for key in net.net.state_dict() if key.startswith(tuple(f"{path}." for path in net.classifier_paths))]
 
 
 def _head_width(net: TappedNet, state: Mapping[str, Tensor]) -> int:
@@ -115,11 +113,7 @@ def _head_width(net: TappedNet, state: Mapping[str, Tensor]) -> int:
     for key in (*own, "head.fc.weight", "head.weight", "fc.weight", "classifier.weight"):
         if key in state and state[key].ndim >= 2:
             return int(state[key].shape[0])
-    return _num_classes(net)
-
-
-def _num_classes(net: TappedNet) -> int:
-    return int(getattr(net.net, "num_classes"))  # noqa: B009 - torch types it as tensor or module
+    return net.num_classes
 
 
 def _fit(own: TappedNet, state: dict[str, Tensor], width: int, path: Path) -> dict[str, Tensor]:
@@ -143,13 +137,17 @@ def _as_wanted(own: TappedNet, state: dict[str, Tensor], width: int, path: Path)
     spec, name = own.spec, own.name
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
-            empty = TappedNet(spec, width, name).net
+            empty = build_model(spec, width, name)
         wanted = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
         # torch before 0.4.1 did not count the batches of BatchNorm
         counts = {key: torch.tensor(0) for key in wanted if key.endswith(".num_batches_tracked") and key not in state}
         state = {**state, **counts}
-        if {key: tuple(value.shape) for key, value in state.items()} == wanted:
+        given = {key: tuple(value.shape) for key, value in state.items()}
+        if given == wanted:
             return state
+        if not spec.timm:
+            problem = _difference(wanted, given, ValueError())
+            raise WeightsError(f"{path} does not fit net {name} ({spec.model}, {width} classes): {problem}")
         overlay = {"state_dict": dict(state), "num_classes": width, "label_offset": 0}
         try:
             net = timm.create_model(

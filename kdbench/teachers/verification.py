@@ -133,15 +133,13 @@ def complaint(name: str, verdict: Verdict) -> str:
 def chance_complaint(name: str, verdict: Verdict, classes: Sequence[str] | None) -> str:
     """The error for a teacher that is not above guessing, with the order of the classes, in which the weights may differ."""
     assert verdict.floor is not None
-    order = ""
+    order = "Here they have the numbers of the data set, which gives them no names."
     if classes:
-        listed = [
-            f"{number} {classes[number]}" for number in sorted({0, 1, 2, len(classes) - 1} & {*range(len(classes))})
-        ]
-        order = f" Here the classes are {', '.join(listed)}."
+        shown = sorted({0, 1, 2, len(classes) - 1} & {*range(len(classes))})
+        order = f"Here the classes are {', '.join(f'{number} {classes[number]}' for number in shown)}."
     tolerance = math.ceil(TOLERANCE + verdict.floor - verdict.top1 + 0.01)
     return (
         f"teacher {name} reaches {verdict.top1:.2f} % top-1 on {verdict.images:,} test images, which is not above guessing "
-        f"({verdict.floor:.2f} %): another class order?{order} Or wrong weights or preprocessing; "
+        f"({verdict.floor:.2f} %): another class order? {order} Or wrong weights or preprocessing; "
         f"--teacher-tolerance {tolerance} continues anyway"
     )

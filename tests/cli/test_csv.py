@@ -59,5 +59,5 @@ def test_plots_and_report_of_a_csv_file_do_without_curves_and_predictions(
 def test_what_needs_more_than_rows_says_so(kdbench: Callable[..., Said], stores: tuple[Path, Path], verb: str) -> None:
     said = kdbench(verb, "digits", "--out", stores[1])
     assert (said.status, said.out) == (2, "")
-    assert said.err.startswith(f"kdbench: {stores[1]} is a file, not a run directory; only table, leaderboard,")
+    assert said.err.startswith(f"kdbench: run directory {stores[1]} is not a directory; only table, leaderboard,")
     assert said.err.count("\n") == 1

@@ -82,6 +82,26 @@ def test_copies_that_are_not_whole_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_the_suite_is_planned_for_it_and_for_what_it_holds(kdbench: Callable[..., Said], tmp_path: Path) -> None:
+    words = (
+        "plan",
+        "tiny-imagenet",
+        "--protocol",
+        "smoke",
+        "--methods",
+        "scratch",
+        "--no-probe",
+        "--out",
+        tmp_path / "runs",
+    )
+    assert kdbench(*words).status == 0  # without the data
+    unpacked(tmp_path, train=2)
+    said = kdbench(*words, "--data", tmp_path)
+    assert said.status == 0, said.err
+    assert "3 cells: 3 pending" in said.out
+
+
+@pytest.mark.slow
 def test_the_suite_runs_on_it(kdbench: Callable[..., Said], tmp_path: Path) -> None:
     unpacked(tmp_path, train=2)
     words = ("--protocol", "smoke", "--pairs", "mixer-l--resnet-s", "--methods", "scratch,kd", "--data", tmp_path)

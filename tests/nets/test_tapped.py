@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from kdbench.nets.tapped import NetError, TappedNet, count_parameters, describe, plain_taps, state_hash
+from kdbench.nets.families import _FAMILY_OF_MODULE, family_of
+from kdbench.nets.models import NetError, preprocessing_of
+from kdbench.nets.tapped import TappedNet, count_parameters, describe, state_hash
+from kdbench.nets.taps import plain_taps
 from kdbench.suite.net import NetSpec, zoo_net
 from kdbench.suite.zoo import SMALL_NETS
 
@@ -207,8 +211,13 @@ def test_wrong_taps_are_refused(taps: tuple[Any, ...], problem: str) -> None:
 
 
 def test_net_with_fewer_than_four_stages_needs_taps() -> None:
-    with pytest.raises(NetError, match="only 3 stages, four are needed; set its taps"):
+    with pytest.raises(NetError, match=r"only 3 stages, four are needed; write taps: \[patch_embed, 0, 1, 2\]"):
         TappedNet(NetSpec(timm="vit_32px_small", args={"depth": 3}), 10)
+    tapped = TappedNet(NetSpec(timm="vit_32px_small", args={"depth": 3}, taps=("patch_embed", 0, 1, 2)), 10).eval()
+    outputs = tapped(images(), NEEDS[:3])
+    assert [stage.map.shape for stage in outputs.stages] == [(2, 96, 8, 8)] * 4
+    expected = tapped.net.patch_embed(tapped.preprocess(images())).transpose(1, 2).unflatten(2, (8, 8))
+    assert torch.equal(outputs.stages[0].map, expected)
 
 
 # Preprocessing
@@ -296,9 +305,82 @@ def test_nets_of_timm_are_tapped_alike(name: str) -> None:
     assert tapped.mean.flatten().tolist() == pytest.approx(list(timm.get_pretrained_cfg(name).mean))
 
 
-def test_net_with_two_classifiers_is_refused() -> None:
-    with pytest.raises(NetError, match="more than one classifier"):
-        TappedNet(NetSpec(timm="deit_tiny_distilled_patch16_224", args={"img_size": 64}), 10)
+#: Nets whose head is more than one linear layer after the pooling -> arguments, input size, number of classifiers, taps.
+HEADS = {
+    "deit_tiny_distilled_patch16_224": ({"img_size": 64, "depth": 4}, 64, 2, None),
+    "levit_128s": ({"img_size": 64, "depth": (1, 1, 1)}, 64, 2, ("stem", 0, 1, 2)),
+    "pit_ti_distilled_224": ({"img_size": 64}, 64, 2, ("patch_embed", 0, 1, 2)),
+    "efficientformer_l1": ({}, 224, 2, None),
+    "swiftformer_xs": ({"layers": (1, 1, 1, 1)}, 64, 2, None),
+    "crossvit_tiny_240": ({}, 240, 2, None),
+    "resnetv2_50x1_bit": ({}, 64, 1, None),
+    "dla34": ({}, 64, 1, None),
+    "dpn48b": ({"k_sec": (1, 1, 1, 1)}, 64, 1, None),
+    "sequencer2d_s": ({"layers": (1, 1, 1, 1)}, 224, 1, None),
+    "vit_relpos_small_patch16_224": ({"img_size": 64, "depth": 4}, 64, 1, None),
+    "samvit_base_patch16_224": (
+        {"img_size": 64, "depth": 4, "embed_dim": 48, "num_heads": 3, "global_attn_indexes": ()},
+        64,
+        1,
+        None,
+    ),
+    "volo_d1_224": ({}, 224, 1, None),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_logits_and_embedding_are_the_nets_own_whatever_its_head(name: str) -> None:
+    args, size, classifiers, taps = HEADS[name]
+    torch.manual_seed(0)
+    tapped = TappedNet(NetSpec(timm=name, args=args, input_size=(size, size), taps=taps), 7)
+    for layer in tapped.classifiers:  # some start at zero
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter)
+    inputs = torch.randn(2, 3, size, size)
+    info = describe(tapped.spec, 7)
+    tapped.eval()
+    with torch.no_grad():
+        outputs, own = tapped.run(inputs, NEEDS[:3]), tapped.net(inputs)
+        embedding = tapped.net.forward_head(tapped.net.forward_features(inputs), pre_logits=True).flatten(1)
+    torch.testing.assert_close(outputs.logits, own)
+    torch.testing.assert_close(outputs.embedding, embedding)
+    assert info.embedding_dim == embedding.shape[1]
+    assert len(tapped.classifiers) == classifiers
+    assert ("classifier" in info.lacks) == (tapped.classifier is None)
+    if classifiers == 1:
+        assert outputs.heads is None
+    else:
+        assert [head.shape for head in outputs.heads] == [(2, 7)] * classifiers
+        torch.testing.assert_close(sum(outputs.heads) / classifiers, own)
+        assert info.lacks["classifier"].endswith("has 2 classifiers: no single layer gives its logits")
+    if info.linear_classifier:
+        torch.testing.assert_close(outputs.embedding @ tapped.classifier.weight.T + tapped.classifier.bias, own)
+
+
+def test_a_head_that_drops_out_between_embedding_and_classifier_does_so_in_training() -> None:
+    tapped = TappedNet(NetSpec(timm="vit_32px_small", args={"drop_rate": 0.5}), 10).train()
+    torch.nn.init.normal_(tapped.net.head.weight)
+    torch.manual_seed(0)
+    ours = tapped.run(torch.ones(2, 3, 32, 32)).logits
+    torch.manual_seed(0)
+    torch.testing.assert_close(ours, tapped.net(torch.ones(2, 3, 32, 32)))
+
+
+def test_net_whose_forward_does_more_than_features_and_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = type(timm.create_model("resnet_32px_small")).forward
+    monkeypatch.setattr("kdbench.nets.small.ResNet32px.forward", lambda self, x: own(self, x) * 1.01)
+    with pytest.raises(NetError, match="differ from those of its own forward by 0"):
+        TappedNet(NetSpec(timm="resnet_32px_small", args={"stem_width": 8}), 10, "mine")
+
+
+def test_comparing_leaves_weights_mode_and_random_state_as_they_were() -> None:
+    torch.manual_seed(5)
+    plain, after = timm.create_model("vit_32px_small", num_classes=9), torch.rand(1)
+    torch.manual_seed(5)
+    tapped = TappedNet(NetSpec(timm="vit_32px_small"), 9)
+    assert torch.equal(torch.rand(1), after)
+    assert tapped.net.training
+    assert state_hash(tapped.net) == state_hash(plain)
 
 
 def test_net_that_fails_when_it_is_described_is_refused_in_one_sentence() -> None:
@@ -306,9 +388,29 @@ def test_net_that_fails_when_it_is_described_is_refused_in_one_sentence() -> Non
         describe(NetSpec(timm="vit_tiny_patch16_224", input_size=(64, 64)), 10, "mine")
 
 
-def test_family_that_is_not_known_is_asked_for() -> None:
-    with pytest.raises(NetError, match="write family: cnn, vit or mlp in the suite"):
-        TappedNet(NetSpec(timm="coatnet_0_rw_224", input_size=(64, 64)), 10)
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("repvgg_a0", "cnn"), ("mobileone_s0", "cnn"), ("xception41", "cnn"), ("inception_v4", "cnn"), ("hgnet_tiny", "cnn"),
+     ("legacy_senet154", "cnn"), ("mambaout_femto", "cnn"), ("hiera_tiny_224", "vit"), ("tiny_vit_5m_224", "vit"),
+     ("davit_tiny", "vit"), ("swinv2_cr_tiny_ns_224", "vit"), ("focalnet_tiny_srf", "vit"), ("gcvit_xxtiny", "vit"),
+     ("nest_tiny", "vit"), ("volo_d1_224", "vit"), ("coatnet_0_rw_224", "vit"), ("mobilevit_xxs", "vit"), ("caformer_s18", "vit"),
+     ("convformer_s18", "cnn"), ("poolformer_s12", "cnn"), ("fastvit_t8", "cnn"), ("fastvit_sa12", "vit"),
+     ("sequencer2d_s", "mlp"), ("gmlp_ti16_224", "mlp")],
+)  # fmt: skip
+def test_families_are_known_and_those_of_hybrids_follow_what_mixes_positions(name: str, family: str) -> None:
+    with torch.device("meta"):
+        assert family_of(timm.create_model(name, num_classes=10)) == family
+
+
+def test_every_module_of_the_table_of_families_exists() -> None:
+    for module in _FAMILY_OF_MODULE:
+        assert find_spec(f"timm.models.{module}") or find_spec(f"torchvision.models.{module}"), module
+
+
+def test_image_size_in_args_is_the_input_size() -> None:
+    spec = NetSpec(timm="vit_tiny_patch16_224", args={"img_size": 64, "depth": 4})
+    assert TappedNet(spec, 10).input_size == preprocessing_of(spec)["input_size"] == (64, 64)
+    assert describe(spec, 10).stages[0].height == 4
 
 
 # Memory format

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from kdbench.errors import KdbenchError
-from kdbench.plugins.entry import PluginError
 from kdbench.plugins.metrics import METRICS, measure, register_metric
 from kdbench.plugins.registry import catalog
 from kdbench.store.rows import COLUMNS
+from kdbench.userfiles import PluginError
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")
 

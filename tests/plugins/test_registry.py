@@ -15,10 +15,11 @@ from kdbench.errors import HyperparameterError, KdbenchError, UnknownNameError
 from kdbench.hyperparameters import Hyperparameter, Range
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
-from kdbench.plugins.entry import METHODS, MethodEntry, PluginError, register_method
+from kdbench.plugins.entry import METHODS, MethodEntry, register_method
 from kdbench.plugins.registry import catalog
 from kdbench.plugins.source import _ATTRIBUTES, read_source
 from kdbench.suite.suite import load_suite
+from kdbench.userfiles import PluginError
 from tests.conftest import PLUGIN
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.plugins.entry import METHODS, PluginError, plugin_module, source_hash
-from kdbench.plugins.local import local_files
+from kdbench.plugins.entry import METHODS
 from kdbench.plugins.registry import catalog
+from kdbench.userfiles import PluginError, local_files, plugin_module, source_hash
 
 METHOD = '''
 from kdbench import Method, register_method

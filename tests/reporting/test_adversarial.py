@@ -99,11 +99,7 @@ def test_a_leaderboard_is_what_its_definitions_say(seed: int, pairs: int, seeds:
         assert standing.gain == pytest.approx(np.mean(gains), abs=1e-9)
         if method == "kd":
             continue
-        if len(gains) > 1 and np.ptp(gains) > 1e-9:
-            interval = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
-            assert (standing.low, standing.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
-        elif len(gains) == 1:
-            assert math.isnan(standing.low)
+        assert math.isnan(standing.low)  # of two teachers
         counts = [sum(g > 0.2 + 1e-9 for g in gains), sum(g < -0.2 - 1e-9 for g in gains)]
         assert (standing.wins, standing.losses) == tuple(counts)
         assert standing.ties == len(gains) - sum(counts)

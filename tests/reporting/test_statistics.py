@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from kdbench.reporting import statistics
+from kdbench.reporting.statistics import CrossedMean, better_equal_worse, crossed_mean, shrunken
 
 
 def test_the_interval_is_students_t():
@@ -87,3 +88,45 @@ def test_equal_values_share_the_mean_of_their_places():
     assert statistics.ranks_in_rows(values, True).tolist() == [[3, 2, 1, 4], [3, 1.5, 4, 1.5]]
     assert statistics.ranks_in_rows(values, False).tolist() == [[2, 3, 4, 1], [2, 3.5, 1, 3.5]]
     assert (statistics.ranks_in_rows(values, True) == stats.rankdata(-values, axis=1)).all()
+
+
+def test_the_crossed_mean_of_a_whole_grid_is_that_of_the_analysis_of_variance() -> None:
+    """Balanced two-way layout (Searle, Casella and McCulloch 1992, table 4.11), effects large enough for no estimate to be negative."""
+    draw = np.random.default_rng(1)
+    a, b = 5, 6
+    grid = draw.normal(0, 2, (a, 1)) + draw.normal(0, 2, (1, b)) + draw.normal(0, 1, (a, b))
+    rows, columns = grid.mean(axis=1, keepdims=True), grid.mean(axis=0, keepdims=True)
+    of_rows = b * ((rows - grid.mean()) ** 2).sum() / (a - 1)
+    of_columns = a * ((columns - grid.mean()) ** 2).sum() / (b - 1)
+    rest = ((grid - rows - columns + grid.mean()) ** 2).sum() / ((a - 1) * (b - 1))
+    parts = [(of_rows - rest) / b / a, (of_columns - rest) / a / b, rest / (a * b)]
+    assert min(parts) > 0
+    teachers, students = zip(*((f"t{i}", f"s{j}") for i in range(a) for j in range(b)), strict=True)
+    found = crossed_mean(grid.ravel(), teachers, students)
+    assert found is not None
+    assert (found.mean, found.variance) == (pytest.approx(grid.mean()), pytest.approx(sum(parts)))
+    freedom = sum(parts) ** 2 / (
+        parts[0] ** 2 / (a - 1) + parts[1] ** 2 / (b - 1) + parts[2] ** 2 / (a * b - a - b + 1)
+    )
+    assert found.freedom == pytest.approx(max(freedom, 4))
+    low, high = found.interval()
+    half = stats.t.ppf(0.975, found.freedom) * found.variance**0.5
+    assert (low, high) == (pytest.approx(grid.mean() - half), pytest.approx(grid.mean() + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(grid.mean()) / found.variance**0.5, found.freedom))
+    assert crossed_mean(grid[:3].ravel(), teachers[: 3 * b], students[: 3 * b]) is None
+
+
+def test_shrinking_draws_towards_the_middle_as_far_as_chance_spreads() -> None:
+    noise = [CrossedMean(mean, 1.0, 5.0) for mean in (-1.0, 0.0, 1.0)]
+    assert shrunken(noise) == [0.0, 0.0, 0.0]  # a variance of 1 is what chance gives
+    apart = [CrossedMean(mean, 1.0, 5.0) for mean in (-2.0, 0.0, 2.0)]
+    assert shrunken(apart) == pytest.approx([-1.5, 0.0, 1.5])  # (4 - 1) / 4
+
+
+def test_chances_of_better_equal_and_worse() -> None:
+    for values, wanted in (([1.0] * 9, 0), ([0.05] * 9, 1), ([-1.0] * 9, 2)):
+        chances = better_equal_worse(values, 0.2)
+        assert sum(chances) == pytest.approx(1)
+        assert chances[wanted] > 0.95
+    mirrored = better_equal_worse([1.0, -0.5, 0.3, -0.1], 0.2), better_equal_worse([-1.0, 0.5, -0.3, 0.1], 0.2)
+    assert mirrored[0] == pytest.approx(mirrored[1][::-1], abs=0.02)

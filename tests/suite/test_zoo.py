@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.method import Task
-from kdbench.nets.tapped import TappedNet, count_parameters, describe, preprocessing_of
+from kdbench.nets.models import preprocessing_of
+from kdbench.nets.tapped import TappedNet, count_parameters, describe
 from kdbench.suite.net import NetSpec, zoo_net
 from kdbench.suite.zoo import LARGE_NETS, SMALL_NETS, ZOO
 

@@ -172,7 +172,7 @@ def _files(outcomes: Outcomes, path: str, environment: Counter[tuple[str, str]])
         found["result"] = {**failure.model_dump(mode="json"), "reason": without_homes(failure.reason), "log": log}
     if "epoch" in (history := outcomes.history(path)):
         found["history"] = {name: _short(_thinned(values)) for name, values in history.items()}
-    if log_end := read_log_end(folder):
+    if log_end := read_log_end(folder, outcomes.note):
         found["log"] = log_end
     return found
 

@@ -132,7 +132,11 @@ def _heat_map(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Draw
 
 
 def _gains(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
-    bar = " Bar: 95 % t interval of the mean over pairs." if any(s.low == s.low for s in board.standings) else ""
+    bar = (
+        " Bar: 95 % interval, were teachers, students and pairs drawn anew."
+        if any(s.low == s.low for s in board.standings)
+        else ""
+    )
     over = f"gain over {board.reference_display}" if board.reference else "value"
     caption = (
         f"Mean {over} of each method over {counted(board.pairs, 'pair')}.{bar} Tick: one pair "

@@ -205,7 +205,11 @@ def _axis_title(board: Leaderboard) -> str:
 def _caption(board: Leaderboard, standings: Sequence[Standing]) -> list[str]:
     parts = [f"{counted(board.pairs, 'pair')}, {counted(len(board.results.seeds), 'seed')}. {board.caption}"]
     if board.reference:
-        bar = "Bar: 95 % t interval of the mean over pairs. " if any(np.isfinite(s.low) for s in standings) else ""
+        bar = (
+            "Bar: 95 % interval, teachers, students and pairs drawn anew. "
+            if any(np.isfinite(s.low) for s in standings)
+            else ""
+        )
         parts.append(
             f"Marker: mean gain. {bar}Grey tick: one pair (arrow: pairs beyond the axis). Win/tie/loss: pairs against "
             f"{board.reference_display}, a gain within ±{board.metric.tie_band:g} is a tie. Harmed: worse than from scratch. "

@@ -53,7 +53,8 @@ _NAME = Column("method", lambda s: None, lambda s: s.display + (" (rec.)" if s.r
 
 #: Columns of the tidy form.
 _RECORDS = (
-    *("method", "display", "family", "reconstruction", "rank", "mean", "gain", "low", "high", "average_rank"),
+    *("method", "display", "family", "reconstruction", "rank", "mean", "gain", "low", "high", "all_low", "all_high"),
+    *("shrunken", "chances", "average_rank"),
     *("wins", "ties", "losses", "p", "p_holm", "smallest_p", "gain_over_scratch", "left_out_low", "left_out_high"),
     *("step_ratio", "extra_parameters", "inference_parameters", "hours", "peak_memory", "pairs"),
 )
@@ -174,7 +175,10 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
     if board.reference:
         columns += [
             Column(f"gain over {board.reference_display}", lambda s: s.gain, lambda s: signed(s.gain)),
-            Column("95 % interval", lambda s: s.low, lambda s: span(s.low, s.high)),
+            *_where_known(board, Column("95 % interval", lambda s: s.low, lambda s: span(s.low, s.high))),
+            *_where_known(
+                board, Column("shrunken gain", lambda s: s.shrunken, lambda s: signed(s.shrunken), essential=False)
+            ),
             Column(
                 "left out", lambda s: s.left_out_low, lambda s: span(s.left_out_low, s.left_out_high), essential=False
             ),
@@ -190,6 +194,15 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
                 lambda s: f"{s.wins}/{s.ties}/{s.losses}",
             ),
             Column("p (Holm)", lambda s: s.p_holm, _p_text),
+            *_where_known(
+                board,
+                Column(
+                    "better/equal/worse",
+                    lambda s: s.chances and s.chances[0],
+                    lambda s: "/".join(f"{100 * chance:.0f}" for chance in s.chances or ()),
+                    essential=False,
+                ),
+            ),
         ]
     if any(s.harmed for s in board.standings):
         if board.reference != "scratch":
@@ -209,6 +222,11 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
         Column("step time", lambda s: s.step_ratio, lambda s: f"{s.step_ratio:.2f}×", essential=False),
         Column("pairs", lambda s: s.pairs, lambda s: f"{s.pairs}/{board.pairs}", essential=False),
     ]
+
+
+def _where_known(board: Leaderboard, column: Column) -> list[Column]:
+    """The column, if anybody has something in it."""
+    return [column] if any(column.key(standing) is not None for standing in board.standings) else []
 
 
 def _two_lines(title: str) -> str:

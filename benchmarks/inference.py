@@ -1,0 +1,110 @@
+"""What the intervals and tests of a leaderboard cover, on the pair structures of the suites.
+
+    python -m benchmarks.inference [--draws N] [--to FILE]
+
+Gains over KD are drawn as mean + effect of the teacher + of the student + of the pair + noise of the seeds, of which KD's own is
+shared by all methods; standard deviations are in points (``SPREADS``), and the effects are there or not (``WORLDS``). All methods are
+as good as KD but for the last, whose mean is ``GAIN``. Of what a leaderboard prints, and of what it might, it is counted how often
+it is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kdbench.reporting.statistics import ALPHA, crossed_mean, holm, signed_rank, t_interval
+from kdbench.suite.suite import load_suite, split_pair
+
+SUITES = ("cifar100", "imagenet1k", "cifar100-32", "cifar100-classic", "digits", "cifar100-tiny")
+#: Standard deviations in points: of an effect of teachers or students, of a pair, of one seed.
+SPREADS = {"net": 0.5, "pair": 0.5, "seed": 0.3}
+#: Effects of (teachers, students).
+WORLDS = {"no effects": (0.0, 0.0), "students": (0.0, 1.0), "students and teachers": (1.0, 1.0)}
+METHODS, SEEDS, GAIN = 12, 3, 0.5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguing = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    arguing.add_argument("--draws", type=int, default=400, help="stores to draw for each suite and world")
+    arguing.add_argument("--to", type=Path, help="write the result there, as JSON")
+    options = arguing.parse_args(arguments)
+    found = {}
+    for suite in SUITES:
+        pairs = [split_pair(pair) for pair in load_suite(suite).pairs]
+        for world in WORLDS:
+            found[f"{suite}, {world}"] = row = study(pairs, WORLDS[world], options.draws)
+            print(f"{suite:18s} {world:22s}", *(f"{name} {value:.3f}" for name, value in row.items()), flush=True)
+    if options.to:
+        about = {"draws": options.draws, "methods": METHODS, "seeds": SEEDS, "gain": GAIN, "spreads": SPREADS}
+        options.to.write_text(json.dumps({**about, "rows": found}, indent=1, allow_nan=False) + "\n")
+    return 0
+
+
+def study(
+    pairs: Sequence[tuple[str, str]], effects: tuple[float, float], draws: int, methods: int = METHODS
+) -> dict[str, float]:
+    """Shares of right statements over ``draws`` stores of ``methods`` methods.
+
+    Returns:
+        ``t``, ``crossed``: coverage of the 95 % intervals; ``crossed, all``: stores in which all methods' limits hold at once;
+        ``p``, ``any p``: false positives of one test, and stores with one after Holm's correction; ``Wilcoxon``, ``any Wilcoxon``: the
+        same of the signed-rank test; ``found``: how often the better method's interval excludes zero. What there is not for a suite
+        is left out.
+    """
+    rng = np.random.default_rng(2_017)
+    teachers, students = zip(*pairs, strict=True)
+    codes = [np.unique(names, return_inverse=True)[1] for names in (teachers, students)]
+    counts: dict[str, list[float]] = {}
+
+    def count(name: str, right: bool) -> None:
+        counts.setdefault(name, []).append(right)
+
+    for _ in range(draws):
+        gains = _draw(rng, codes, effects, methods)
+        of_interval, of_ranks, held = [], [], []
+        for i, values in enumerate(gains):
+            low, high = t_interval(values)
+            true = GAIN if i == methods - 1 else 0.0
+            count("t", low <= true <= high)
+            if (crossed := crossed_mean(values, teachers, students)) is not None:
+                low, high = crossed.interval()
+                count("crossed", low <= true <= high)
+                if true:
+                    count("found", low > 0)
+                low, high = crossed.interval(1 - ALPHA / methods)
+                held.append(low <= true <= high)
+                if not true:
+                    of_interval.append(crossed.p)
+                    count("p", crossed.p <= ALPHA)
+            if not true:
+                of_ranks.append(signed_rank(values)[0])
+                count("Wilcoxon", of_ranks[-1] <= ALPHA)
+        count("any Wilcoxon", min(holm(of_ranks)) <= ALPHA)
+        if of_interval:
+            count("any p", min(holm(of_interval)) <= ALPHA)
+        if len(held) == methods:
+            count("crossed, all", all(held))
+    return {name: round(float(np.mean(values)), 4) for name, values in counts.items()}
+
+
+def _draw(
+    rng: np.random.Generator, codes: Sequence[np.ndarray], effects: tuple[float, float], methods: int
+) -> np.ndarray:
+    """(methods, pairs) of gains."""
+    size = (methods, codes[0].size)
+    noise = SPREADS["seed"] / np.sqrt(SEEDS)
+    gains = rng.normal(0, SPREADS["pair"], size) + rng.normal(0, noise, size) - rng.normal(0, noise, size[1])
+    for code, present in zip(codes, effects, strict=True):
+        gains += rng.normal(0, 1, (methods, code.max() + 1))[:, code] * SPREADS["net"] * present
+    gains[-1] += GAIN
+    return gains
+
+
+if __name__ == "__main__":
+    sys.exit(main())
