@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,27 @@ NEEDS = frozenset({"logits", "stages", "preactivation", "embedding", "index", "c
 NUM_STAGES = 4
 
 
+class _Listed:
+    """Something whose missing attributes are answered with those that it has."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a type checker would take any name for one that exists
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r}; it has {', '.join(attributes_of(type(self)))}"
+            )
+
+
+def attributes_of(cls: type) -> list[str]:
+    """The public attributes of one of the contract's classes."""
+    fields = [*getattr(cls, "__dataclass_fields__", ()), *getattr(cls, "__slots__", ())]
+    return list(dict.fromkeys(name for name in (*fields, *vars(cls)) if not name.startswith("_")))
+
+
 @dataclass(frozen=True)
-class StageInfo:
+class StageInfo(_Listed):
     """Shape of one tapped stage, without the batch: ``channels`` x ``height`` x ``width`` and its native layout."""
 
     channels: int
@@ -42,7 +61,7 @@ class StageInfo:
 
 
 @dataclass(frozen=True)
-class NetInfo:
+class NetInfo(_Listed):
     """What is known about a net before it runs.
 
     Attributes:
@@ -94,7 +113,7 @@ class NetInfo:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(_Listed):
     """The classification task.
 
     Attributes:
@@ -112,7 +131,7 @@ class Task:
     epochs: int = 1
 
 
-class Feature:
+class Feature(_Listed):
     """The output of one stage, in the layout of its net, with a view in the other.
 
     Args:
@@ -190,7 +209,7 @@ class Stagewise(Protocol):
 
 
 @dataclass
-class Outputs:
+class Outputs(_Listed):
     """What a net computed for one batch. Fields that no method asked for are None.
 
     Attributes:
@@ -228,7 +247,7 @@ class Outputs:
 
 
 @dataclass
-class Batch:
+class Batch(_Listed):
     """One batch as a method sees it.
 
     Attributes:

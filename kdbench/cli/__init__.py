@@ -2,5 +2,5 @@
 
 In reading order: ``parser`` (the verbs), ``options`` and ``values`` (what makes a request), ``console`` (how kdbench talks), then the
 verbs: ``listing``, ``plan``, ``run`` (with ``progress`` and ``replay``), ``tune``, ``status``, ``teachers``, ``tables``, ``export``,
-``methods``.
+``stores`` (merge, prune), ``methods``.
 """

@@ -16,24 +16,42 @@ from tabulate import tabulate
 from kdbench.cli import console
 from kdbench.cli.options import verb
 from kdbench.cli.values import PATH
-from kdbench.errors import UnknownNameError
+from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.matrix.cells import choose_methods
 from kdbench.matrix.request import Request
 from kdbench.plugins.entry import MethodEntry
 from kdbench.plugins.registry import catalog
 from kdbench.plugins.template import check_name, next_steps, write_template
+from kdbench.suite.suite import Suite, load_suite, split_pair
 
 if TYPE_CHECKING:
+    from kdbench.conformance.bench import Pair
     from kdbench.conformance.findings import Examination, Skip
 
 
-@verb("test", "plugins")
+@verb("test", "plugins", "pairs")
 @click.argument("methods", nargs=-1, metavar="[METHOD]...")
-def test(request: Request, methods: tuple[str, ...]) -> int:
+@click.option(
+    "--suite",
+    "suite",
+    metavar="NAME",
+    help="Check them on this suite's nets (pairs: --pairs, or its protocol's), not on tiny ones.",
+)
+def test(request: Request, methods: tuple[str, ...], suite: str | None) -> int:
     """Check methods against the contract.
 
     METHOD is a name or a glob (default: those of --plugin, or else all methods).
     """
+    if request.pairs and suite is None:
+        raise KdbenchError("--pairs needs --suite, whose pairs it names")
+    loaded = load_suite(suite) if suite is not None else None
+    pairs = (
+        []
+        if loaded is None
+        else loaded.choose_pairs(request.pairs)
+        if request.pairs
+        else loaded.under(loaded.default_protocol).pairs
+    )
     known = catalog(request.plugins)
     files = {Path(plugin) for plugin in request.plugins}
     own = [name for name, entry in known.items() if entry.path in files]
@@ -42,7 +60,7 @@ def test(request: Request, methods: tuple[str, ...]) -> int:
     except UnknownNameError:
         console.plugin_errors(known.errors)
         raise
-    failed = _check([known[name] for name in names]) if names else 0
+    failed = _check([known[name] for name in names], loaded, pairs) if names else 0
     return 1 if console.plugin_errors(known.errors) or failed else 0
 
 
@@ -58,19 +76,33 @@ def new_method(request: Request, name: str, to: str | None) -> int:
     return 0
 
 
-def _check(entries: Sequence[MethodEntry]) -> int:
-    """Check methods one after the other and print what was found. Returns the number of methods that failed."""
+def _check(entries: Sequence[MethodEntry], suite: Suite | None, names: Sequence[str]) -> int:
+    """Check methods one after the other, on a suite's pairs where there is one, and print what was found.
+
+    Returns:
+        the number of methods that failed.
+    """
     import torch
 
-    from kdbench.conformance.inspector import examine
+    from kdbench.conformance.bench import PAIRS, Pair, other_nets
 
     torch.set_num_threads(1)
+    if suite is None:
+        return _examine(entries, PAIRS)
+    pairs = [Pair(*split_pair(name)) for name in names]
+    with other_nets(pairs, {name: suite.net(name) for pair in pairs for name in (pair.teacher, pair.student)}):
+        return _examine(entries, pairs)
+
+
+def _examine(entries: Sequence[MethodEntry], pairs: Sequence[Pair]) -> int:
+    from kdbench.conformance.inspector import examine
+
     start = time.monotonic()
     width = max(len(entry.name) for entry in entries)
     found = []
     for entry in entries:
         with Console(file=sys.stdout).status(entry.name) as status:  # shown on a terminal only
-            examination = examine(entry, progress=lambda check: status.update(f"{entry.name}  {check}"))  # noqa: B023
+            examination = examine(entry, lambda check: status.update(f"{entry.name}  {check}"), pairs)  # noqa: B023
         found.append(examination)
         console.say(_examination_text(examination, width))
     failed = sum(bool(examination.failures) for examination in found)

@@ -107,6 +107,8 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
            help="Train them here from timm's weights, with a new classifier."),
     Option(_TEACHERS, "--teacher-tolerance", type=values.POINTS, metavar="POINTS",
            help="How far weights may be from their published accuracy (default: 1)."),
+    Option(_TEACHERS, "--accept-teacher", is_flag=True,
+           help="Go on behind a teacher whose weights differ from those behind the pair's results."),
     Option(_FILES, "--out", type=values.PATH, envvar="KDBENCH_OUT", metavar="DIR",
            help="Run directory, or a CSV file of its cells to read (default: $KDBENCH_OUT or runs)."),
     Option(_FILES, "--data", type=values.PATH, envvar="KDBENCH_DATA", metavar="DIR",
@@ -132,7 +134,7 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_TRAINING, "--retry-failed", is_flag=True, help="Train failed cells again."),
     Option(_REST, "--max-hours", type=values.HOURS, metavar="H",
            help="Refuse a plan that is estimated to take more hours of computing."),
-    Option(_REST, "--yes", is_flag=True, help="Do not ask before more than a day of computing."),
+    Option(_REST, "--yes", is_flag=True, help="Do not ask: before more than a day of computing; prune deletes."),
 )}  # fmt: skip
 
 CELLS = (

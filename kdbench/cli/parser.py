@@ -36,6 +36,8 @@ VERBS = {
     "plots": "tables:plots",
     "report": "tables:report",
     "export": "export:export",
+    "merge": "stores:merge",
+    "prune": "stores:prune",
     "test": "methods:test",
     "new-method": "methods:new_method",
 }

@@ -10,11 +10,13 @@ from tabulate import tabulate
 
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, note_untuned, plan_of, verb
-from kdbench.cli.progress import format_seconds
+from kdbench.cli.progress import format_range, format_time, rounded
 from kdbench.cli.replay import command_given
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, counted
+from kdbench.forecast.fit import balance
+from kdbench.forecast.profiles import ASSUMED_SHARE, Foretold, find_profile, foretell
 from kdbench.forecast.time import Estimate, estimate
-from kdbench.launch.choose import Machine, check_images, check_machine, choose_machine, cohorts_of, ready_data
+from kdbench.launch.choose import Machine, check_machine, choose_machine, cohorts_of, ready_data
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
@@ -30,36 +32,79 @@ STATE_WORDS = {"planned": "pending"}
 
 
 @verb("plan", *CELLS, *TEACHERS, *FILES, *MACHINE, "max_hours")
+@click.option(
+    "--for", "profile", metavar="NAME", help="For GPUs that are not here: h100x8, a100x4, rtx4090, h200, v100."
+)
 @click.option("--no-probe", is_flag=True, help="Estimate without timing a few steps.")
 @click.option("--cells", "all_cells", is_flag=True, help="List every cell.")
-def plan(request: Request, no_probe: bool, all_cells: bool) -> int:
-    """Show what would be trained, and what it costs."""
-    check_machine(request)
+def plan(request: Request, profile: str | None, no_probe: bool, all_cells: bool) -> int:
+    """Show what would be trained, and what it costs.
+
+    The status is 2 where data or weights are missing; the plan is shown all the same.
+    """
+    gpus = None
+    if profile is not None:
+        gpus = find_profile(profile)
+        if request.device or request.memory or request.on != "local":
+            raise KdbenchError("--for has no use for --device, --memory and --on: it describes another machine")
+        if request.max_hours is not None:
+            raise KdbenchError("--for foretells a range of hours, which --max-hours cannot be compared with")
+    else:
+        check_machine(request)
     store = Store(request.out)
     store.check()
     made = plan_of(request)
+    states = store.scan(made.cells)
+    missing = _missing(made, states, store)
     made = check_cells(made)
     note_untuned(made)
-    states = store.scan(made.cells)
     left = [cell for cell in made.cells if states[cell.folder].state not in ("done", "failed")]
-    machine = choose_machine(request, made)
-    if request.download:
-        with console.download_bar() as bar:
-            ready_data(made, console.note, bar)
-    else:
-        check_images(made, needed=False)
-    cohorts = cohorts_of(made, left, states, machine, console.progress)
-    probe = machine.is_here and not no_probe  # steps timed here do not apply elsewhere
-    cost = estimate(made, cohorts, store, states, machine.workers, probe, console.progress) if cohorts else None
-    print_plan(made, store, states, cohorts, cost, all_cells)
+    cohorts: Sequence[Cohort] = []
+    cost: Estimate | Foretold | None = None
     try:
-        with console.download_bar() as bar:
-            check_weights(teachers_of(left), store, request, console.note, bar if request.download else None)
+        if gpus is not None and left:
+            workers = request.workers or gpus[1]
+            cohorts = balance(made.cohorts(request.solo, left), workers)
+            cost = foretell(made, cohorts, store, gpus[0], workers)
+        elif left:
+            machine = choose_machine(request, made)
+            if missing:  # what runs later is not worth minutes now
+                cohorts = balance(made.cohorts(request.solo, left), machine.workers)
+            else:
+                cohorts = cohorts_of(made, left, states, machine, console.progress)
+            probe = machine.is_here and not no_probe and not missing  # steps timed here do not apply elsewhere
+            cost = estimate(made, cohorts, store, states, machine.workers, probe, console.progress)
     except KdbenchError as error:
-        console.say("\n".join(("", f"missing: {error}", *(f"  {line}" for line in getattr(error, "lines", ())))))
-    if cost is not None:
+        if not missing:
+            raise
+        cohorts = cohorts or made.cohorts(request.solo, left)
+        console.note(f"no estimate: {error}")
+    print_plan(made, {cell.folder: states[cell.folder] for cell in made.cells}, store, cohorts, cost, all_cells)
+    for problem in missing:
+        console.say("\n".join(("", f"missing: {problem}", *(f"  {line}" for line in getattr(problem, "lines", ())))))
+    if isinstance(cost, Estimate):
         check_hours(cost, request.max_hours)
-    return console.plugin_errors(made.catalog.errors)
+    return console.plugin_errors(made.catalog.errors) or (2 if missing else 0)
+
+
+def _missing(plan: Plan, states: Mapping[str, CellState], store: Store) -> list[KdbenchError]:
+    """What of the data and of the teachers' weights is not there, fetched first if the request says so."""
+    request, problems = plan.request, []
+    left = [cell for cell in plan.cells if states[cell.folder].state not in ("done", "failed")]
+    if not left:
+        return []
+    with console.download_bar() as bar:
+        for check in (
+            lambda: ready_data(plan, console.note, bar),
+            lambda: check_weights(teachers_of(left), store, request, console.note, bar if request.download else None),
+        ):
+            try:
+                check()
+            except KdbenchError as error:
+                if request.download:
+                    raise
+                problems.append(error)
+    return problems
 
 
 def check_hours(cost: Estimate, limit: float | None) -> None:
@@ -109,18 +154,17 @@ def check_cost(
 
 def _hours(cost: Estimate) -> str:
     guessed = any(job.source == "guessed" for job in cost.jobs)
-    return (
-        f"{cost.compute_seconds / 3600:,.1f} hours of computing ({cost.wall_seconds / 3600:,.1f} with {cost.workers} "
-        f"at a time{'; partly guessed, not timed' if guessed else ''})"
-    )
+    hours = [f"{rounded(seconds / 3600)} hours" for seconds in (cost.compute_seconds, cost.wall_seconds)]
+    remarks = f"{'; partly guessed, not timed' if guessed else ''}{f'; {cost.busy}' if cost.busy else ''}"
+    return f"{hours[0]} of computing ({hours[1]} with {cost.workers} at a time{remarks})"
 
 
 def print_plan(
     plan: Plan,
-    store: Store,
     states: Mapping[str, CellState],
+    store: Store,
     cohorts: Sequence[Cohort],
-    cost: Estimate | None,
+    cost: Estimate | Foretold | None,
     all_cells: bool,
 ) -> None:
     """What will be trained together, what is skipped and why, and what it costs."""
@@ -136,21 +180,59 @@ def print_plan(
     ]
     if found := _nets(plan):
         lines += ["\nnets (layouts as their shapes tell)", *found]
-    if cost is not None:
+    if cohorts:
         lines += ["\ncohorts (trained in lockstep, one teacher forward)", _cohorts_table(cohorts, cost)]
     if all_cells:
         lines += ["\ncells", *(f"  {cell.key}  {states[cell.folder].state}  {cell.folder}" for cell in plan.cells)]
     lines += _reasons("skipped", plan.skipped) + _reasons("cannot be imported", plan.broken)
-    if cost is None:
+    if not cohorts:
         retry = f"; {counts['failed']} failed, which run --retry-failed trains again" if counts["failed"] else ""
         lines.append(f"\nnothing is left to train{retry}")
-    else:
+    elif isinstance(cost, Foretold):
+        lines += _foretold_lines(cost)
+    elif cost is not None:
         lines.append(
-            f"\nestimate: {format_seconds(cost.wall_seconds)} with {cost.workers} workers "
-            f"({cost.compute_seconds / 3600:.2f} hours of computing), {cost.disk_bytes / 1e6:.0f} MB of disk, "
-            f"{cost.memory_bytes / 1e9:.1f} GB of memory for the largest cohort"
+            f"\nestimate: {format_time(cost.wall_seconds)} with {cost.workers} workers "
+            f"({_hours_of(cost.compute_seconds)} of computing), {_size(cost.disk_bytes)} of disk"
+            + (f", {_size(cost.memory_bytes)} of memory for the largest cohort" if cost.memory_bytes else "")
         )
+        lines += [f"{cost.busy}: alone it is faster"] if cost.busy else []
     console.say("\n".join(lines))
+
+
+def _foretold_lines(cost: Foretold) -> list[str]:
+    """What a plan would take elsewhere, and what was assumed."""
+    shares = [
+        f"{100 * low:.0f} to {100 * high:.0f} % of {cost.profile.tera[precision]:g} TFLOP/s ({precision})"
+        for precision in cost.precisions
+        for low, high in [ASSUMED_SHARE[precision]]
+    ]
+    return [
+        f"\nestimate for {counted(cost.workers, 'GPU')}, {cost.profile.title}: "
+        f"{format_range(cost.wall.low, cost.wall.high)}; {format_range(cost.compute.low, cost.compute.high)} of computing, "
+        f"{_size(cost.disk_bytes)} of disk",
+        f"assumed, not measured: {', '.join(shares)}. Counted: forward and backward passes of students, forward passes of teachers; "
+        "not what methods add, nor reading images",
+        f"weights, gradients and optimiser states of the largest cohort: {_size(cost.trained_bytes)} of {cost.profile.memory:g} GB; "
+        "activations come on top, and what does not fit is trained in parts",
+    ]
+
+
+def _hours_of(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} hours" if seconds < 36_000 else f"{rounded(seconds / 3600)} hours"
+
+
+def _size(number: float) -> str:
+    return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:,.1f} GB"
+
+
+def _time_of(name: str, cost: Estimate | Foretold | None) -> str:
+    if cost is None:
+        return "-"
+    if isinstance(cost, Foretold):
+        return format_range(cost.jobs[name].low, cost.jobs[name].high)
+    job = next(job for job in cost.jobs if job.name == name)
+    return f"{format_time(job.seconds)} ({job.source})"
 
 
 def _nets(plan: Plan) -> list[str]:
@@ -166,15 +248,14 @@ def _nets(plan: Plan) -> list[str]:
     ]
 
 
-def _cohorts_table(cohorts: Sequence[Cohort], cost: Estimate) -> str:
-    jobs = {job.name: job for job in cost.jobs}
+def _cohorts_table(cohorts: Sequence[Cohort], cost: Estimate | Foretold | None) -> str:
     rows = [
         {
             "cohort": cohort.name,
             "cells": len(cohort.cells),
             "methods": " ".join(dict.fromkeys(cell.method for cell in cohort.cells)),
             "memory": f"{cohort.memory / 1e9:.1f} GB" if cohort.memory else "-",
-            "time": f"{format_seconds(jobs[cohort.name].seconds)} ({jobs[cohort.name].source})",
+            "time": _time_of(cohort.name, cost),
         }
         for cohort in cohorts
     ]

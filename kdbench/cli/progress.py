@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from kdbench.launch.job import Event, Follower, Job
 
 #: Least and most seconds between two plain lines; in between, a fortieth of the time that the run has taken.
 MIN_INTERVAL, MAX_INTERVAL = 5.0, 60.0
+#: Seconds after which a job's speed is believed, and over which a new forecast replaces the last one.
+LEAST_MEASURED, SMOOTHING = 2.0, 30.0
 #: Jobs that the live view shows.
 MAX_LINES = 20
 
@@ -34,13 +37,14 @@ class Progress(Follower):
         self.began = self.shown = clock()
         self.jobs: dict[str, dict[str, Any]] = {}
         self.failures: list[str] = []
+        self._end: tuple[float, float] | None = None  # when it was foretold last, and the end
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Begin with the jobs of a run."""
         for job in jobs:
             self.jobs[job.name] = {
                 "kind": job.kind, "cells": len(job.members), "state": "waiting", "epoch": 0, "epochs": 0, "top1": {}, "error": None,
-                "step": 0, "steps": 0, "speed": None, "note": "",
+                "step": 0, "steps": 0, "speed": None, "note": "", "first": None, "seconds": None,
             }  # fmt: skip
 
     def event(self, event: Event) -> None:
@@ -80,6 +84,16 @@ class Progress(Follower):
             job["state"] = "finished"
             if event["error"]:
                 self.failures.append(f"{event['job']}: {event['error']}")
+        if kind in ("step", "epoch"):
+            self._measure(job)
+
+    def _measure(self, job: dict[str, Any]) -> None:
+        """Seconds of a whole job, from how far it came since its first step; starting is no part of it."""
+        now, share = self.clock(), _share(job)
+        if job["first"] is None or share < job["first"][1]:
+            job["first"] = (now, share)
+        elif now - job["first"][0] >= LEAST_MEASURED and share > job["first"][1]:
+            job["seconds"] = (now - job["first"][0]) / (share - job["first"][1])
 
     def _step(self, job: dict[str, Any], event: Event) -> None:
         """Where a job is within its epoch, and how fast: the mean over the last half minute or so."""
@@ -107,11 +121,20 @@ class Progress(Follower):
         return sum(job["cells"] * _share(job) for job in self.jobs.values()) / total
 
     def left(self) -> str:
-        """Time left, as text; empty while too little is known."""
-        share, elapsed = self.share_done(), self.clock() - self.began
-        if share < 0.03 or elapsed < 5:
+        """Time left, as text; empty until steps of a cohort (of a teacher, where there are only teachers) were measured."""
+        kind = "cohort" if any(job["kind"] == "cohort" for job in self.jobs.values()) else "teacher"
+        known = [job["seconds"] / job["cells"] for job in self.jobs.values() if job["seconds"] and job["kind"] == kind]
+        if not known:
             return ""
-        return format_seconds(elapsed * (1 - share) / share)
+        usual = sum(known) / len(known)  # of a cell, for jobs that have not begun
+        work = sum((job["seconds"] or usual * job["cells"]) * (1 - _share(job)) for job in self.jobs.values())
+        now = self.clock()
+        end = now + work / max(1, len(self.running()))
+        if self._end is not None:  # what a new measurement says counts more the longer the last one is ago
+            before, expected = self._end
+            end = expected + (end - expected) * (1 - math.exp((before - now) / SMOOTHING))
+        self._end = (now, end)
+        return format_time(max(0.0, end - now))
 
     def running(self) -> list[tuple[str, dict[str, Any]]]:
         """Jobs that are trained now, here or by another run."""
@@ -204,6 +227,29 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def format_time(seconds: float) -> str:
+    """As a clock below ten hours, then in rounded hours, from two days on in days too."""
+    hours = seconds / 3600
+    if hours < 10:
+        return format_seconds(seconds)
+    return f"{rounded(hours)} hours" + (f" ({rounded(hours / 24)} days)" if hours >= 48 else "")
+
+
+def format_range(low: float, high: float) -> str:
+    """``"about 30 to 90 hours (1.3 to 3.8 days)"``."""
+    if high < 600:
+        return f"{rounded(low)} to {rounded(high)} seconds"
+    low, high = low / 3600, high / 3600
+    days = f" ({rounded(low / 24)} to {rounded(high / 24)} days)" if high >= 48 else ""
+    return f"{rounded(low)} to {rounded(high)} hours{days}"
+
+
+def rounded(value: float) -> str:
+    """To two digits: what is foretold is no better known."""
+    shown = float(f"{value:.2g}")
+    return f"{shown:,.0f}" if shown >= 10 else f"{shown:g}"
 
 
 def _share(job: dict[str, Any]) -> float:

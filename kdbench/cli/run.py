@@ -13,7 +13,7 @@ from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, note_untuned, p
 from kdbench.cli.plan import check_cost
 from kdbench.cli.progress import make_progress
 from kdbench.cli.replay import command_given, replay_command
-from kdbench.errors import counted
+from kdbench.errors import KdbenchError, counted
 from kdbench.launch.choose import (
     Machine,
     check_machine,
@@ -30,6 +30,7 @@ from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.folders import CellState, Store
+from kdbench.store.older import taught_with
 from kdbench.store.rows import load_results
 from kdbench.teachers.readiness import check_accuracies, check_weights, drop_damaged, teachers_of
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @verb(
-    "run", *CELLS, *TEACHERS, "teacher_tolerance", *FILES, *MACHINE,
+    "run", *CELLS, *TEACHERS, "teacher_tolerance", "accept_teacher", *FILES, *MACHINE,
     "compile", "graphs", "log", "stall", "retry_failed", "max_hours", "yes",
 )  # fmt: skip
 def run(request: Request) -> int:
@@ -176,8 +177,38 @@ def _train(plan: Plan, todo: Todo, store: Store, states: Mapping[str, CellState]
     loaded = [teacher for teacher in teachers if not teacher.trained_here]
     prepare_teachers(plan, [each for each in loaded if store.result_of_teacher(each) is None], store, launcher)
     check_accuracies(plan, loaded, store, console.say)
+    _check_same_teachers(plan, todo, store, launcher)
     with make_progress(len(plan.cells), len(todo.done)) as progress:
         return execute(plan, todo, store, launcher, cohorts, progress)
+
+
+def _check_same_teachers(plan: Plan, todo: Todo, store: Store, launcher: Launcher) -> None:
+    """Refuse teachers whose weights differ from those behind the results of their pairs, unless the request accepts them.
+
+    Teachers that are trained again are trained first, since only then their weights are known.
+
+    Raises:
+        KdbenchError: in one line.
+    """
+    untaught = {name for name, entry in plan.catalog.items() if not entry.uses_teacher}
+    cells = [cell for cell in todo.train if cell.method not in untaught]
+    known = taught_with(store, plan.suite.name, plan.under.name, {cell.pair for cell in cells}, untaught)
+    taught = {(cell.pair, cell.teacher.hash): cell.teacher for cell in cells if (cell.pair, cell.teacher.hash) in known}
+    teachers = list({teacher.hash: teacher for teacher in taught.values()}.values())
+    prepare_teachers(plan, [each for each in teachers if store.result_of_teacher(each) is None], store, launcher)
+    for (pair, _), teacher in taught.items():
+        result = store.result_of_teacher(teacher)
+        others = {key: n for key, n in known[pair, teacher.hash].items() if result is None or key != result.checksum}
+        if result is None or not others:
+            continue
+        text = (
+            f"teacher {teacher.name} has weights {result.checksum[:10]}, but behind {counted(sum(others.values()), 'result')} of {pair} "
+            f"stand weights {', '.join(key[:10] for key in others)} of that name"
+        )
+        if not plan.request.accept_teacher:
+            raise KdbenchError(f"{text}; --accept-teacher trains all the same, and tables tell the two apart")
+        console.note(f"{text}; accepted by --accept-teacher")
+        store.teacher_folder(teacher).say(f"{text}; accepted by --accept-teacher")
 
 
 def prepare_teachers(plan: Plan, teachers: Sequence[TeacherPlan], store: Store, launcher: Launcher) -> None:

@@ -20,7 +20,9 @@ from kdbench.cli import console
 from kdbench.cli.options import CELLS, plan_of, plan_on_disk, verb
 from kdbench.cli.plan import STATE_WORDS
 from kdbench.cli.progress import format_seconds
+from kdbench.cli.stores import stale_in
 from kdbench.cli.values import SECONDS
+from kdbench.errors import counted
 from kdbench.launch.remote import parse_event
 from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.request import Request
@@ -46,13 +48,21 @@ TAIL_BYTES = 65536
     metavar="[SECONDS]",
     help="Show it until nothing is pending (default: every 5 seconds).",
 )
-def status(request: Request, watch: float | None) -> int:
+@click.option("--stale", "list_stale", is_flag=True, help="List results of older configurations, and what differs.")
+def status(request: Request, watch: float | None, list_stale: bool) -> int:
     """Count done, running, failed and pending cells."""
     store = Store(request.out)
     store.check()
     plan = plan_of(request)
     plan = plan_on_disk(plan, store)
-    if watch is None:
+    if list_stale:
+        stale = stale_in(request, store)
+        for each in stale:
+            console.say(f"{each.path}: {each.why}")
+        console.say(
+            f"{counted(len(stale), 'cell')} of older configurations" + ("; kdbench prune removes them" if stale else "")
+        )
+    elif watch is None:
         console.say(status_text(plan, store, read_status(plan, store)))
     else:
         watch_status(plan, store, watch)
@@ -68,6 +78,9 @@ class Status:
     failed: list[tuple[Cell, Failure, Path]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)  # "FILE: reason"
     stale: list[Path] = field(default_factory=list)
+    taught: dict[str, Counter[str]] = field(
+        default_factory=dict
+    )  # pair -> checksums of its teachers, with numbers of cells
 
     @property
     def counts(self) -> Counter[str]:
@@ -87,6 +100,9 @@ def read_status(plan: Plan, store: Store) -> Status:
         if state == "planned" and cell.reason is not None:
             state = "skipped" if cell in plan.skipped else "failed"
         status.rows.setdefault(cell.pair, Counter())[state] += 1
+        result = found[cell.folder].result
+        if result is not None and plan.catalog[cell.method].uses_teacher:
+            status.taught.setdefault(cell.pair, Counter())[result.teacher.checksum] += 1
         with contextlib.suppress(RefusedFileError):  # a link, which is among what is damaged
             folder = store.cell(cell)
             holder = folder.holder() if state == "running" else None
@@ -113,13 +129,19 @@ def status_text(plan: Plan, store: Store, status: Status) -> str:
             verdict = verdict_of(teacher, store)
         if verdict is not None:
             lines.append(f"teacher {teacher.name}: {verdict}")
+    for pair, weights in status.taught.items():
+        if len(weights) > 1:
+            several = " and ".join(f"{count} by weights {checksum[:10]}" for checksum, count in weights.items())
+            lines.append(f"different teachers of one name: cells of {pair} were taught {several}")
     for cell, failure, log in status.failed:
         lines += [
             f"failed ({failure.kind}): {cell.key}: {failure.reason}",
             f"  log: {store.root / failure.log if failure.log else log}",
         ]
     if status.stale:
-        lines.append(f"stale: {len(status.stale)} results of older configurations are kept and not shown")
+        lines.append(
+            f"stale: {len(status.stale)} results of other configurations are kept and not shown; --stale lists the older ones"
+        )
     if not status.counts["done"]:
         lines.append("nothing is done yet; kdbench run trains it")
     lines += [f"damaged: {line}" for line in status.damaged]

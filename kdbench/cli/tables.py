@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,10 +219,16 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
 
     from kdbench.reporting.frame import split_frame
 
-    plan = plan_of(request)
-    rows = load_results(request.out, plan.suite.name, plan.under.name)
+    named = plan_of(replace(request, methods=()))
+    rows = load_results(request.out, named.suite.name, named.under.name)
     damaged = rows.attrs["damaged"]
     rows = rows[rows["split"] == request.split]
+    # methods of plugins that are not here: what the store holds of them is shown
+    stored = [name for name in dict.fromkeys(rows["method"]) if name not in named.catalog]
+    foreign = {name: pattern for pattern in request.methods for name in stored if fnmatch.fnmatchcase(name, pattern)}
+    here = tuple(name for name in request.methods if name not in foreign.values() or _matches(name, named.catalog))
+    request = replace(request, methods=here)
+    plan = plan_of(request) if here else named
     if rows.empty:
         console.damaged(damaged)
         raise NothingError(_what_else(request, plan))
@@ -239,12 +246,19 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
         pd.concat([rows[current], missing], ignore_index=True) if len(missing) else rows[current].reset_index(drop=True)
     )
     frame["shown"] = True
-    for column, asked in _asked(request, plan).items():
-        frame["shown"] &= frame[column].isin(asked)
+    asked = _asked(request, plan)
+    if foreign:
+        asked["method"] = asked.get("method", set()) | {*foreign}
+    for column, values in asked.items():
+        frame["shown"] &= frame[column].isin(values)
     frame["conclusive"] = plan.suite.protocols[plan.under.name].conclusive
     least = {teacher.name: teacher.expected_top1 for teacher in made.teachers if teacher.trained_here}
     frame["teacher_expected"] = frame["teacher"].map(least).fillna(0.0)
     return split_frame(frame), select or plan.suite.protocols[plan.under.name].select, damaged
+
+
+def _matches(pattern: str, names: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _asked(request: Request, plan: Plan) -> dict[str, set[Any]]:

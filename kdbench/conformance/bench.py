@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +60,7 @@ _RECIPE = Recipe(
 
 @dataclass(frozen=True)
 class Pair:
-    """Families of a teacher and a student."""
+    """A teacher and a student: families, or names of a suite's nets."""
 
     teacher: str
     student: str
@@ -68,16 +69,17 @@ class Pair:
         return f"{self.teacher} -> {self.student}"
 
 
+#: Every family beside every family.
 PAIRS = tuple(Pair(teacher, student) for teacher in FAMILIES for student in FAMILIES)
 
 
 @functools.cache
-def _net(family: str, teacher: bool, /) -> tuple[TappedNet, NetInfo]:
+def _net(name: str, teacher: bool, /) -> tuple[TappedNet, NetInfo]:
     """A net with its own weights. Students are copied for each ``Trial``, teachers shared: see ``teacher_hashes``."""
-    spec = (TEACHERS if teacher else STUDENTS)[family]
+    spec = (TEACHERS if teacher else STUDENTS)[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11 if teacher else 12)
-        net = TappedNet(spec, CLASSES, f"{family} {'teacher' if teacher else 'student'}")
+        net = TappedNet(spec, CLASSES, f"{name} {'teacher' if teacher else 'student'}")
         classifier: Any = net.classifier
         # timm's MLPs start with a classifier of zeros, which lets no gradient through; nets in training have another.
         torch.nn.init.normal_(classifier.weight, std=classifier.weight.shape[1] ** -0.5)
@@ -88,12 +90,12 @@ def _net(family: str, teacher: bool, /) -> tuple[TappedNet, NetInfo]:
 
 def teacher_hashes() -> dict[str, str]:
     """Checksums of the teachers, shared by all trials."""
-    return {family: state_hash(_net(family, True)[0]) for family in FAMILIES}
+    return {name: state_hash(_net(name, True)[0]) for name in TEACHERS}
 
 
 def teachers_are_frozen() -> bool:
     """Whether no teacher was unfrozen, got a gradient, or left eval mode."""
-    nets = torch.nn.ModuleList(_net(family, True)[0] for family in FAMILIES)
+    nets = torch.nn.ModuleList(_net(name, True)[0] for name in TEACHERS)
     frozen = all(parameter.grad is None and not parameter.requires_grad for parameter in nets.parameters())
     return frozen and not any(module.training for net in nets for module in net.modules())
 
@@ -103,9 +105,36 @@ def renew_nets() -> None:
     _net.cache_clear()
 
 
-def net_info(family: str, teacher: bool) -> NetInfo:
-    """Shapes of the net of a family."""
-    return _net(family, teacher)[1]
+def net_info(name: str, teacher: bool) -> NetInfo:
+    """Shapes of a net."""
+    return _net(name, teacher)[1]
+
+
+@contextlib.contextmanager
+def other_nets(pairs: Sequence[Pair], nets: Mapping[str, NetSpec]) -> Iterator[None]:
+    """Try methods on these nets in place of the tiny ones.
+
+    Raises:
+        NetError: for one that cannot be built or tapped.
+    """
+    before = dict(TEACHERS), dict(STUDENTS)
+    try:
+        for known, names in (
+            (TEACHERS, {pair.teacher for pair in pairs}),
+            (STUDENTS, {pair.student for pair in pairs}),
+        ):
+            known.clear()
+            known.update({name: nets[name] for name in sorted(names)})
+        renew_nets()
+        for pair in pairs:
+            net_info(pair.teacher, True)
+            net_info(pair.student, False)
+        yield
+    finally:
+        for known, tiny in zip((TEACHERS, STUDENTS), before, strict=True):
+            known.clear()
+            known.update(tiny)
+        renew_nets()
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,8 @@ from kdbench.suite.suite import suite_files
 _PRESETS = tuple(dict.fromkeys((*DATASETS, *suite_files())))
 
 
-def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
-    """What the file declares, against what the class has."""
+def declaration(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair] = PAIRS) -> Iterator[Wrong]:
+    """What the file declares, against what the class has; presets are tried on the first of ``pairs`` that the method admits."""
     wrong = partial(Wrong, "declaration")
     if not issubclass(cls, Method):
         yield wrong(f"{cls.__name__} is no subclass of Method; write class {cls.__name__}(Method)")
@@ -52,7 +52,7 @@ def declaration(entry: MethodEntry, cls: type[Method]) -> Iterator[Wrong]:
         if dataset not in _PRESETS:
             yield wrong(f"presets names the data set {dataset!r}; known are {', '.join(_PRESETS)}")
         try:
-            possible = (pair for pair in PAIRS if reason_against(cls, pair) is None)
+            possible = (pair for pair in pairs if reason_against(cls, pair) is None)
             Trial(cls, next(possible), entry.resolve(dataset, family=family))
         except (UnsupportedPairError, Wrong, StopIteration):
             pass  # not the preset's fault; other checks say it

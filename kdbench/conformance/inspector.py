@@ -56,13 +56,13 @@ class _Inspector:
         cls = self._imported()
         if cls is None:
             return
-        self._guard("declaration", (), partial(declaration, self.entry, cls))
+        self._guard("declaration", (), partial(declaration, self.entry, cls, self.pairs))
         if not issubclass(cls, Method) or not set(cls.needs) | set(cls.predict_needs) <= NEEDS:
             return
         sound = self._every_pair(cls)
         if not sound:
             return
-        some = [pair for pair in dict.fromkeys(_PREFERRED) if pair in sound]
+        some = [pair for pair in dict.fromkeys((*_PREFERRED, *sound)) if pair in sound]
         for name, check, number in ON_SOME_PAIRS:
             for pair in some[:number]:
                 self._guard(name, (str(pair),), partial(check, cls, pair))

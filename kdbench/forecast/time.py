@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import statistics
 import time
 from collections import defaultdict
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdbench.errors import counted
 from kdbench.forecast.fit import training_images
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
@@ -49,6 +51,8 @@ class Estimate:
     wall_seconds: float
     disk_bytes: int
     memory_bytes: int
+    #: See ``busy``; empty too where nothing was timed.
+    busy: str = ""
 
 
 def estimate(
@@ -85,18 +89,35 @@ def estimate(
         needs = f"teacher {cohort.teacher.name}"
         seconds += STARTUP_SECONDS + FINISH_SECONDS * len(cohort.cells)
         jobs.append(JobEstimate(cohort.name, seconds, source, needs if needs in pending else None))
-    nets = [(teacher.net, teacher.name) for teacher in teachers]
-    nets += [(cell.student_net, cell.student) for cohort in cohorts for cell in cohort.cells]
-    disk = sum(4 * _parameters(plan, *net) for net in nets)
-    disk += FILES_OF_A_CELL * sum(len(cohort.cells) for cohort in cohorts)
     return Estimate(
         jobs=tuple(jobs),
         workers=workers,
         compute_seconds=sum(job.seconds for job in jobs),
         wall_seconds=wall_time(jobs, workers),
-        disk_bytes=disk,
+        disk_bytes=disk_bytes(plan, cohorts),
         memory_bytes=max((cohort.memory for cohort in cohorts), default=0),
+        busy=busy() if probe else "",
     )
+
+
+def disk_bytes(plan: Plan, cohorts: Sequence[Cohort]) -> int:
+    """What finished cells and their teachers take."""
+    teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values()
+    cells = [cell for cohort in cohorts for cell in cohort.cells]
+    nets = [(each.net, each.name) for each in teachers] + [(cell.student_net, cell.student) for cell in cells]
+    return sum(4 * _parameters(plan, *net) for net in nets) + FILES_OF_A_CELL * len(cells)
+
+
+def measured_images(plan: Plan) -> int:
+    """Images of an evaluation, as far as they are known before the data is loaded."""
+    per_class = plan.under.measured_images_per_class
+    return plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
+
+
+def busy() -> str:
+    """That this machine does other work, as a phrase; empty where it does not."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    return f"this machine is busy (load average {load:.1f} on {counted(cores, 'core')})" if load > cores else ""
 
 
 def wall_time(jobs: Sequence[JobEstimate], workers: int) -> float:
@@ -209,9 +230,7 @@ class _Timing:
         """Until it can teach."""
         plan, parameters = self.plan, _parameters(self.plan, teacher.net, teacher.name)
         if not teacher.trained_here:
-            per_class = plan.under.measured_images_per_class
-            images = plan.request.limit or (per_class * plan.num_classes if per_class else TEST_IMAGES)
-            return EVALUATION_GUESS * parameters * images, "guessed"
+            return EVALUATION_GUESS * parameters * measured_images(plan), "guessed"
         images = training_images(plan, teacher.split, plan.under.teacher_images_per_class)
         steps = teacher.recipe.epochs * (images // teacher.recipe.batch_size)
         guessed = steps * STEP_GUESS * parameters * teacher.recipe.batch_size

@@ -31,6 +31,7 @@ class Request:
         train_teachers, fine_tune_teachers: names, globs or ``all``: teachers that are trained here from scratch, or from timm's
             weights, whatever the suite says.
         teacher_tolerance: points that the accuracy of a teacher with weights may differ from the published one.
+        accept_teacher: train behind a teacher whose weights differ from those behind results of the pair.
         plugins, hooks: Python files.
         out: the run directory.
         data, weights: folders of the data sets and of the teachers' weights.
@@ -65,6 +66,7 @@ class Request:
     train_teachers: tuple[str, ...] = ()
     fine_tune_teachers: tuple[str, ...] = ()
     teacher_tolerance: float = 1.0
+    accept_teacher: bool = False
     plugins: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
     out: str = "runs"

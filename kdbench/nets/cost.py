@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -66,16 +67,34 @@ def inference_cost(
         return InferenceCost(math.nan, math.nan, batch, 0)
 
 
-@torch.no_grad()
-def count_macs(predict: Predict, images: Tensor) -> int:
-    """Multiply-adds of matrix products, convolutions and attention, biases and activations not counted.
+class MacCounter(contextlib.ExitStack):
+    """Counts multiply-adds of matrix products, convolutions and attention within it, biases and activations not counted.
 
     torch counts two operations per multiply-add: its figure is halved. Attention runs unfused, as two matrix products, so that
     every version of torch counts it. Works on the device "meta" too.
     """
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counter = FlopCounterMode(display=False)
+
+    def __enter__(self) -> MacCounter:
+        self.enter_context(self._counter)
+        self.enter_context(sdpa_kernel(SDPBackend.MATH))
+        return self
+
+    @property
+    def macs(self) -> int:
+        """As far as it counted."""
+        return int(self._counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def count_macs(predict: Predict, images: Tensor) -> int:
+    """Multiply-adds of a prediction; see ``MacCounter``."""
+    with MacCounter() as counter:
         predict(images)
-    return counter.get_total_flops() // 2
+    return counter.macs
 
 
 @torch.no_grad()

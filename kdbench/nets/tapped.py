@@ -8,6 +8,7 @@ import inspect
 import json
 import traceback
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
 from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.nets.cost import MacCounter
 from kdbench.nets.families import family_of
 from kdbench.nets.heads import LinearConvolution, check_own_forward, classifier_paths, head_has_more, same_memory
 from kdbench.nets.models import NetError, build_model, preprocessing_of
@@ -230,8 +232,11 @@ class TappedNet(nn.Module):
             stages.append(Feature(value, class_tokens, self.layout))
         return final, stages
 
-    def describe(self) -> NetInfo:
+    def describe(self, watching: AbstractContextManager[Any] | None = None) -> NetInfo:
         """Shapes of the stages and of the embedding, by running the net once without data (on its own device).
+
+        Args:
+            watching: entered while it runs.
 
         Raises:
             NetError: for a tap that is no map, an embedding that is no vector, and logits of another shape.
@@ -244,7 +249,8 @@ class TappedNet(nn.Module):
         lacks, layouts = self._lacks(inputs)
         needs = {"logits", "stages", "embedding"} - lacks.keys()
         with torch.no_grad():
-            outputs = self.run(inputs, needs)
+            with watching or nullcontext():
+                outputs = self.run(inputs, needs)
             for number in range(NUM_STAGES) if can_step else ():
                 states.append(self.stagewise.stage(number, states[-1]) if number else self.stagewise.stem(inputs))
         self.train(training)
@@ -324,6 +330,7 @@ class _Description(NamedTuple):
     info: NetInfo
     parameters: int
     own_head: bool
+    macs: int
 
 
 def describe(spec: NetSpec, num_classes: int, name: str = "") -> NetInfo:
@@ -344,6 +351,11 @@ def _described(spec: NetSpec, num_classes: int, name: str) -> _Description:
     if spec.unnamed_file:  # before the cache, since a later command may name it
         raise NetError(f"net {name}: {spec.unnamed_file}")
     return _describe(spec.model_dump_json(), num_classes, name)
+
+
+def macs_of(spec: NetSpec, num_classes: int, name: str = "") -> int:
+    """Multiply-adds of one image of a net's own input size. Cached with ``describe``."""
+    return _described(spec, num_classes, name or spec.model).macs
 
 
 @functools.lru_cache(maxsize=256)
@@ -368,8 +380,9 @@ def _describe(content: str, num_classes: int, name: str) -> _Description:
 
 def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _Description:
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        net = TappedNet(spec, num_classes, name)
-        return _Description(net.describe(), sum(value.numel() for value in net.parameters()), net._own_head)
+        net, counter = TappedNet(spec, num_classes, name), MacCounter()
+        info = net.describe(counter)
+        return _Description(info, sum(value.numel() for value in net.parameters()), net._own_head, counter.macs)
 
 
 def state_hash(module: nn.Module) -> str:

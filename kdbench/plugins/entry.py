@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -158,10 +160,16 @@ def register_method(name: str) -> Callable[[T], T]:
 
     def register(cls: T) -> T:
         known = METHODS.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        if known is not None and _origin(known) != _origin(cls):
             raise KdbenchError(f"method {name!r} is registered twice, by {known.__module__} and by {cls.__module__}")
         METHODS[name] = cls
         cls.name = name  # type: ignore[attr-defined]
         return cls
 
     return register
+
+
+def _origin(cls: type) -> tuple[str, str]:
+    """File and name of a class: a plugin may be imported by another one too, under another name of its module."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return os.path.realpath(file) if file else cls.__module__, cls.__qualname__

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.errors import KdbenchError
-from kdbench.userfiles import PluginError, import_source, parse_source, plugin_module, source_hash
+from kdbench.userfiles import PluginError, import_source, own_files, parse_source, plugin_module, source_hash
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class HookEntry:
         module = plugin_module(self.path)
         if module not in sys.modules:
             import_source(module, self.path)
-        cls: type = getattr(sys.modules[module], self.name)
+        cls: type | None = getattr(sys.modules[module], self.name, None)
+        if cls is None:
+            raise PluginError(f"hook {self.path}: its __init__.py does not import {self.name}")
         if not any(base.__name__ == "Hook" and base.__module__.startswith("mmengine.") for base in cls.__mro__):
             raise PluginError(f"hook {self.path}: {self.name} is not a subclass of mmengine.hooks.Hook")
         return cls
@@ -72,9 +74,9 @@ def find_hooks(wanted: Sequence[str], named: Sequence[str], plugins: Sequence[st
 
 
 def read_hooks(path: Path) -> list[HookEntry]:
-    """The hooks of one file."""
-    tree = parse_source(path, "hook")
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_registered(node)]
+    """The hooks of a file, or of a plugin's folder."""
+    nodes = [node for file in own_files(path) for node in parse_source(file, "hook").body]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and _is_registered(node)]
     return [HookEntry(node.name, path, _observes(node), source_hash(path)) for node in classes]
 
 

@@ -20,7 +20,7 @@ from kdbench.plugins.hooks import read_hooks
 from kdbench.plugins.source import makes_net, read_source, registers_metric
 from kdbench.suite.protocol import Variant
 from kdbench.suite.suite import packaged
-from kdbench.userfiles import PluginError, import_source, plugin_module
+from kdbench.userfiles import PluginError, first_file, import_source, plugin_module
 
 ENTRY_POINT_GROUP = "kdbench.methods"
 
@@ -99,10 +99,10 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
     """Read all methods without importing them.
 
     Args:
-        plugins: paths of plugin files.
+        plugins: paths of files and folders.
 
     Raises:
-        PluginError: for a plugin file that is missing or registers nothing.
+        PluginError: for a plugin that is missing or registers nothing.
     """
     found = MethodCatalog()
     for path in sorted(packaged("methods").glob("[a-z]*.py")):
@@ -117,8 +117,7 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
             found.errors.append(error)
     for plugin in plugins:
         path = Path(plugin)
-        if not path.is_file():
-            raise PluginError(f"plugin {plugin}: no such file")
+        first_file(path)
         try:
             entries = read_source(path, plugin_module(path))
         except PluginError as error:

@@ -12,7 +12,7 @@ from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.citations import problem_of
 from kdbench.plugins.entry import FAMILIES, FIDELITIES, METHODS, MethodEntry, check_name
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
-from kdbench.userfiles import PluginError, import_source, parse_source
+from kdbench.userfiles import PluginError, import_source, own_files, parse_source
 
 #: What a class body may declare: name -> (default, type).
 _ATTRIBUTES: dict[str, tuple[Any, Any]] = {
@@ -30,14 +30,16 @@ _ATTRIBUTES: dict[str, tuple[Any, Any]] = {
 
 
 def read_source(path: Path, module: str, builtin: bool = False) -> list[MethodEntry]:
-    """Read the methods that one file registers. A declaration that is no literal makes the file be imported instead.
+    """Read the methods that a file or a folder registers. A declaration that is no literal makes it be imported instead.
 
     Raises:
-        PluginError: if the file does not parse.
+        PluginError: if a file does not parse.
     """
-    classes = {node.name: node for node in parse_source(path).body if isinstance(node, ast.ClassDef)}
+    bodies = [parse_source(file).body for file in own_files(path)]
+    nodes = [node for body in bodies for node in body if isinstance(node, ast.ClassDef)]
+    classes = {node.name: node for node in nodes}
     entries = []
-    for node in classes.values():
+    for node in nodes:
         name = _registered_name(node)
         if name is None:
             continue
@@ -94,15 +96,16 @@ def _registered_name(node: ast.ClassDef) -> str | None:
 
 
 def registers_metric(path: Path) -> bool:
-    """Whether a file that parses registers a metric."""
-    functions = (node for node in parse_source(path).body if isinstance(node, ast.FunctionDef))
+    """Whether a plugin that parses registers a metric."""
+    trees = [parse_source(file) for file in own_files(path)]
+    functions = (node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef))
     decorators = [decorator for function in functions for decorator in function.decorator_list]
     return any(isinstance(decorator, ast.Call) and _called(decorator) == "register_metric" for decorator in decorators)
 
 
 def makes_net(path: Path) -> bool:
     """Whether a file that parses has what makes a net: a function, or a class, that takes ``num_classes``."""
-    tops = parse_source(path).body
+    tops = [node for file in own_files(path) for node in parse_source(file).body]
     functions = [node for node in tops if isinstance(node, ast.FunctionDef)]
     functions += [
         node for top in tops if isinstance(top, ast.ClassDef) for node in top.body if isinstance(node, ast.FunctionDef)

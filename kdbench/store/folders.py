@@ -41,8 +41,11 @@ class Store:
         self.root = Path(root)
         self.claims = claims
 
-    def check(self, writable: bool = False) -> None:
+    def check(self, writable: bool = False) -> int | None:
         """Refuse a directory of a newer format, or one that cannot be written.
+
+        Returns:
+            its format; None where it has no mark of one.
 
         Raises:
             KdbenchError: in one line.
@@ -75,6 +78,7 @@ class Store:
                         pass
             except OSError as error:
                 raise KdbenchError(f"run directory {self.root} cannot be written ({error.strerror})") from None
+        return found
 
     def folder(self, path: str) -> CellFolder:
         """The folder of a cell or a teacher by its path below the run directory.

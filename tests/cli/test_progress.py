@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import Any
 
 import pytest
@@ -81,16 +82,79 @@ def test_event_of_an_unknown_job_does_no_harm() -> None:
     assert progress.jobs == {}
 
 
-def test_time_left_is_told_once_enough_is_known() -> None:
+def step(job: str, number: int, epoch: int = 0) -> dict[str, Any]:
+    return {"event": "step", "job": job, "epoch": epoch, "epochs": 4, "step": number, "steps": 100}
+
+
+def minutes(text: str) -> float:
+    parts = [int(part) for part in text.split(":")]
+    return parts[0] + parts[1] / 60
+
+
+def test_nothing_is_said_of_the_time_left_before_a_cohorts_steps_were_measured() -> None:
     now = [0.0]
     progress = Progress(3, clock=lambda: now[0])
     progress.start(jobs())
-    now[0] = 100.0
+    progress.event({"event": "started", "job": TEACHER})
+    for second in range(60):  # a teacher takes as long as it likes
+        now[0] = float(second)
+        progress.event({**step(TEACHER, second), "epochs": 1})
+        assert progress.left() == ""
+    progress.event({"event": "finished", "job": TEACHER, "error": None})
+    progress.event({"event": "started", "job": COHORT})
+    now[0] = 100.0  # loading data
+    progress.event(step(COHORT, 1))
     assert progress.left() == ""
-    followed(progress)  # 2.5 of 4 parts
-    assert progress.left() == "1:00"
-    now[0] = 4.0
-    assert progress.left() == ""
+    now[0] = 101.0
+    progress.event(step(COHORT, 2))
+    assert progress.left() == ""  # too short
+    now[0] = 110.0
+    progress.event(step(COHORT, 11))
+    assert progress.left() == "6:29"  # 389 steps of a second: how long it took to begin is no part of it
+
+
+def test_time_left_falls_evenly_from_the_first_measured_steps_on() -> None:
+    now = [0.0]
+    progress = Progress(6, clock=lambda: now[0])
+    waiting = Job("other", "cohort", ("d", "e", "f"), Request(), 1, "log")
+    progress.start([*jobs()[1:], waiting])
+    progress.event({"event": "started", "job": COHORT})
+    told = []
+    for second in range(400):
+        now[0] = 30.0 + second
+        progress.event(step(COHORT, second % 100, second // 100))
+        if text := progress.left():
+            told.append(minutes(text))
+    assert told[0] == pytest.approx((2 * 400 - 2) / 60, abs=0.05)  # the other cohort has as many cells
+    assert all(later <= earlier for earlier, later in itertools.pairwise(told))
+    assert told[-1] == pytest.approx(401 / 60, abs=0.05)
+
+
+def test_a_sudden_change_of_speed_is_taken_in_smoothly() -> None:
+    now = [0.0]
+    progress = Progress(3, clock=lambda: now[0])
+    progress.start(jobs()[1:])
+    progress.event({"event": "started", "job": COHORT})
+    for second in range(11):
+        now[0] = float(second)
+        progress.event(step(COHORT, second))
+        before = progress.left()
+    now[0] = 21.0  # ten seconds without a step
+    progress.event(step(COHORT, 11))
+    after = progress.left()
+    assert before == "6:30"
+    assert minutes(after) < 8.5  # told at once it would be 12:23
+    assert minutes(after) > 6.5
+
+
+def test_teachers_alone_have_a_time_left_too() -> None:
+    now = [0.0]
+    progress = Progress(0, clock=lambda: now[0])
+    progress.start(jobs()[:1])
+    progress.event({"event": "started", "job": TEACHER})
+    for now[0] in (0.0, 100.0):
+        progress.event(step(TEACHER, int(now[0] / 4)))
+    assert progress.left() == "25:00"
 
 
 def test_plain_lines_come_every_few_seconds_at_most(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +166,7 @@ def test_plain_lines_come_every_few_seconds_at_most(capsys: pytest.CaptureFixtur
         assert len(capsys.readouterr().out.splitlines()) in (1, 2)
         now[0] = 20.0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == f"[0:20]  cells 2/5  failed 1  about 0:12 left  | {COHORT} epoch 2/4, top-1 30.0 to 40.0"
+    assert line == f"[0:20]  cells 2/5  failed 1  | {COHORT} epoch 2/4, top-1 30.0 to 40.0"
 
 
 def test_live_view_shows_what_runs_and_what_failed() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.nets.cost import count_macs, inference_cost, throughput, used_by
-from kdbench.nets.tapped import TappedNet
+from kdbench.nets.tapped import TappedNet, macs_of
 from kdbench.suite.net import zoo_net
 
 CPU = torch.device("cpu")
@@ -111,3 +111,10 @@ def test_a_net_that_cannot_be_measured_gives_nan() -> None:
     cost = inference_cost(broken, (8, 8), CPU)
     assert math.isnan(cost.gmacs)
     assert math.isnan(cost.images_per_second)
+
+
+@pytest.mark.parametrize("name", ["vit_32px_small", "resnet_32px_small", "mixer_32px_small", "swin_32px_small"])
+def test_operations_without_weights_are_those_of_a_prediction(name: str) -> None:
+    net = TappedNet(zoo_net(name), 10, name).eval()
+    images = torch.zeros(1, 3, *net.input_size)
+    assert macs_of(zoo_net(name), 10, name) == count_macs(lambda images: net(images).logits, images) > 0

@@ -1,0 +1,104 @@
+"""The verbs that tidy run directories: ``merge`` and ``prune``. Neither imports torch."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from kdbench.cli import console
+from kdbench.cli.options import CELLS, Verb, plan_of, plan_on_disk, verb
+from kdbench.cli.values import PATH
+from kdbench.errors import counted
+from kdbench.matrix.cells import Cell, make_plan
+from kdbench.matrix.request import Request
+from kdbench.store.folders import Store
+from kdbench.store.merge import check_target, compare, conflict_error, write
+from kdbench.store.older import Stale, size_of, stale_cells, unused_teachers
+
+
+@click.command("merge", cls=Verb, options_metavar="[OPTIONS]")
+@click.argument("stores", nargs=-1, required=True, metavar="DIR DIR...", type=PATH)
+@click.option("--to", type=PATH, required=True, metavar="DIR", help="A new run directory.")
+@click.option("--keep-first", is_flag=True, help="Where they contradict each other, take what the first of them has.")
+def merge(stores: tuple[str, ...], to: str, keep_first: bool) -> int:
+    """Join run directories of several machines into a new one.
+
+    Finished cells and teachers are copied as they are. Where two of them say different things of the same, all of it is listed and
+    nothing is written.
+    """
+    target = Path(to)
+    check_target(target)
+    found = compare([Path(store) for store in stores])
+    for line in found.left_out:
+        console.note(f"left out: {line}")
+    if found.conflicts and not keep_first:
+        raise conflict_error(found.conflicts)
+    for line in found.conflicts:
+        console.note(f"conflict: {line}; kept is what {stores[0]} has, or the first that has it")
+    if not found.folders:
+        console.say(f"nothing is finished in {' and '.join(stores)}; {target} was not made")
+        return 1
+    write(found, target)
+    teachers = sum(path.startswith("teachers/") for path in found.folders)
+    cells = sum(path.count("/") == 4 for path in found.folders)
+    remarks = [f"{found.twice} in several of them with the same numbers"] if found.twice else []
+    remarks += [f"{found.unfinished} unfinished left out"] if found.unfinished else []
+    console.say(
+        f"{counted(cells, 'cell')} and {counted(teachers, 'teacher')} in {target}"
+        + (f" ({'; '.join(remarks)})" if remarks else "")
+    )
+    return 0
+
+
+@verb("prune", *CELLS, "out", "yes")
+def prune(request: Request) -> int:
+    """Show what is stale, failed or unused; delete it with --yes.
+
+    Stale are cells of the suite and protocol whose method, recipe, nets or data are others now; unused are teachers that no cell
+    of the run directory names and the suite does not need.
+    """
+    store = Store(request.out)
+    store.check()
+    plan = plan_on_disk(plan_of(request), store)
+    stale = stale_in(request, store)
+    planned = [*plan.cells, *plan.skipped, *plan.broken]
+    gone = {each.path: f"stale: {each.why}" for each in stale}
+    gone |= {cell.folder: f"failed: {_reason(store, cell)}" for cell in planned if store.look(cell).state == "failed"}
+    for path in [path for path in gone if _is_held(store, path)]:
+        del gone[path]
+    everything = make_plan(plan.suite, replace(plan.request, pairs=("*",)), plan.catalog)
+    kept = {teacher.folder for made in (plan, everything) for teacher in made.teachers}
+    gone |= {path: "unused teacher" for path in unused_teachers(store, kept, [*gone]) if not _is_held(store, path)}
+    sizes = {path: size_of(store.folder(path).path) for path in gone}
+    for path, why in gone.items():
+        console.say(f"{path}  {sizes[path]:,} bytes  {' '.join(why.split())}")
+    amount = f"{counted(len(gone), 'folder')}, {sum(sizes.values()):,} bytes"
+    if not gone:
+        console.say("nothing to delete")
+    elif not request.yes:
+        console.say(f"{amount} would be deleted; --yes deletes them")
+    else:
+        for path in gone:
+            shutil.rmtree(store.folder(path).path)
+        console.say(f"{amount} deleted")
+    return console.plugin_errors(plan.catalog.errors)
+
+
+def stale_in(request: Request, store: Store) -> list[Stale]:
+    """The stale cells of a request's suite and protocol, among the methods, pairs and seeds that it names."""
+    everything = replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",), seeds=(0,))
+    plan = plan_on_disk(plan_of(everything), store)
+    return stale_cells(store, plan.cells, request.seeds)
+
+
+def _reason(store: Store, cell: Cell) -> str:
+    return store.cell(cell).failure().reason
+
+
+def _is_held(store: Store, path: str) -> bool:
+    """Whether a process works in a folder now."""
+    holder = store.folder(path).holder()
+    return holder is not None and holder.seems_alive()
