@@ -48,6 +48,7 @@ class Options(TypedDict, total=False):
     train_teachers: Names
     fine_tune_teachers: Names
     teacher_tolerance: float
+    accept_teacher: bool
     plugins: File | Sequence[File]
     hooks: File | Sequence[File]
     out: File

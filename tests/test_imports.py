@@ -16,7 +16,19 @@ import kdbench
 TOP = Path(kdbench.__file__).parent
 #: Each imports only what stands after it. ``kdbench`` is the package's own front, ``api`` its functions, which do what verbs do.
 ORDER = (
-    *("methods", "__main__", "kdbench", "api", "cli", "launch", "conformance", "forecast", "engine", "reporting", "students"),
+    *(
+        "methods",
+        "__main__",
+        "kdbench",
+        "api",
+        "cli",
+        "launch",
+        "conformance",
+        "forecast",
+        "engine",
+        "reporting",
+        "students",
+    ),
     *("search", "teachers", "store", "matrix", "plugins", "datasets", "data", "nets", "suite", "blocks", "method"),
     *("hyperparameters", "seeding", "distributed", "userfiles", "opening", "shown", "errors"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -294,7 +295,7 @@ def _what_else(request: Request, plan: Plan) -> str:
     rows = load_results(request.out)
     if rows.empty:
         return f"{asked}, nor any other; kdbench run trains some"
-    found = rows.groupby(["suite", "protocol", "split"]).size()
+    found = Counter(zip(rows["suite"], rows["protocol"], rows["split"], strict=True))
     kinds = [
         f"{counted(count, 'cell')} of {suite} --protocol {protocol}{'' if split == 'test' else f' --split {split}'}"
         for (suite, protocol, split), count in found.items()

@@ -100,8 +100,7 @@ class TappedNet(nn.Module):
         """The layer from the embedding to the logits, with ``weight`` (C, d) and ``bias``; None where no single layer is that."""
         if len(self.classifiers) != 1:
             return None
-        layer = self.classifiers[0]
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+        if isinstance(layer := self.classifiers[0], nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
             return LinearConvolution(layer)
         return None if self._own_head else layer
 

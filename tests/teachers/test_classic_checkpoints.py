@@ -13,7 +13,8 @@ from torch import Tensor
 from kdbench.nets.tapped import TappedNet
 from kdbench.suite.net import NetSpec
 from kdbench.suite.suite import load_suite
-from kdbench.teachers.foreign import WeightsError, load_state, read_state
+from kdbench.teachers.foreign import load_state
+from kdbench.teachers.statedict import WeightsError, read_tensors
 
 #: (net, first key, last key) as in the released teachers.
 TEACHERS = [
@@ -106,7 +107,7 @@ class Runs:
 def test_a_checkpoint_that_needs_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": build("resnet8", 1).net.state_dict(), "opt": Runs()}, tmp_path / "last.pth")
     with pytest.raises(WeightsError, match="needs print to be loaded"):
-        read_state(tmp_path / "last.pth")
+        read_tensors(tmp_path / "last.pth")
     assert "it ran" not in capsys.readouterr().out
 
 

@@ -226,7 +226,7 @@ def _unnamed(count: int) -> str:
 
 
 #: Name of the file: (title, what draws it).
-PLOTS: dict[str, tuple[str, Callable[[Results, Leaderboard, Path], _Drawn]]] = {
+PLOTS: dict[str, tuple[str, Callable[[Results, Leaderboard, Outcomes], _Drawn]]] = {
     "heatmap": ("Gain by pair and method", _heat_map),
     "gains": ("Mean gain of each method", _gains),
     "ranks": ("Average ranks", _ranks),
