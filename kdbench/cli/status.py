@@ -140,7 +140,7 @@ def status_text(plan: Plan, store: Store, status: Status) -> str:
         ]
     if status.stale:
         lines.append(
-            f"stale: {len(status.stale)} results of other configurations are kept and not shown; --stale lists the older ones"
+            f"stale: {counted(len(status.stale), 'result')} of other configurations, kept and not shown; --stale lists the older ones"
         )
     if not status.counts["done"]:
         lines.append("nothing is done yet; kdbench run trains it")

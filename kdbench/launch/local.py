@@ -96,7 +96,11 @@ class LocalLauncher:
 
     def _watch(self, job: Job, process: subprocess.Popen[str]) -> None:
         """Pass on the worker's events; when it ends, say how."""
-        end = follow(job, process, lambda event: self._events.put({**event, "job": job.name}))
+        try:
+            end = follow(job, process, lambda event: self._events.put({**event, "job": job.name}))
+        except Exception as error:  # a log that may not be opened, say: the run waits for an end in any case
+            end = {"error": f"{type(error).__name__}: {error}", "crashed": True}
+            process.kill()
         if job.name in self._stalled:
             end["error"] = f"nothing was heard of it for {format_minutes(job.stall)}, and it was ended"
         self._events.put({"event": "finished", "job": job.name, **end})

@@ -434,7 +434,7 @@ def test_results_of_an_older_configuration_are_told_and_not_shown(
     _, runs = filled
     changed = write_suite(recipes={"cnn": {"batch_size": 25}})
     said = kdbench("status", changed, "--protocol", "seeds", "--out", runs)
-    assert "stale: 12 results of older configurations" in said.out
+    assert "stale: 12 results of other configurations" in said.out
 
 
 @pytest.mark.parametrize("layout", ["pairs", "methods"])
