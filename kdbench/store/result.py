@@ -96,7 +96,7 @@ class TeacherUsed(Record):
 
     name: str
     hash: str
-    checksum: str
+    checksum: Text
     metrics: Scores
 
 
