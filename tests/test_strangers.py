@@ -393,7 +393,7 @@ def kdbench_command(*words: str) -> subprocess.CompletedProcess[str]:
 def test_no_process_that_we_start_imports_from_the_current_folder(trapped: Path, tmp_path: Path) -> None:
     """Neither a worker nor a loader, a fork server or a resource tracker of multiprocessing."""
     suite = tmp_path / "tiny.yaml"
-    exact = {"epochs": 1, "pipeline": "exact", "batch_size": 20}
+    exact = {"epochs": 1, "schedule": {"warmup_epochs": 0}, "pipeline": "exact", "batch_size": 20}
     suite.write_text(yaml.safe_dump(tiny(recipes={"cnn": exact, "token": exact})))
     out = str(tmp_path / "runs")
     done = kdbench_command("run", str(suite), "--out", out, "--device", "cpu", "--workers", "1", "--methods", "scratch")

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from kdbench.cli import console
-from kdbench.cli.options import CELLS, Verb, plan_of, plan_on_disk, verb
+from kdbench.cli.options import CELLS, EPILOG, Verb, plan_of, plan_on_disk, verb
 from kdbench.cli.values import PATH
 from kdbench.errors import counted
 from kdbench.matrix.cells import Cell, make_plan
@@ -19,7 +19,7 @@ from kdbench.store.merge import check_target, compare, conflict_error, write
 from kdbench.store.older import Stale, size_of, stale_cells, unused_teachers
 
 
-@click.command("merge", cls=Verb, options_metavar="[OPTIONS]")
+@click.command("merge", cls=Verb, epilog=EPILOG, options_metavar="[OPTIONS]")
 @click.argument("stores", nargs=-1, required=True, metavar="DIR DIR...", type=PATH)
 @click.option("--to", type=PATH, required=True, metavar="DIR", help="A new run directory.")
 @click.option("--keep-first", is_flag=True, help="Where they contradict each other, take what the first of them has.")
