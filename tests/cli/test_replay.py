@@ -21,7 +21,7 @@ EVERYTHING = Request(
     set={"kd": {"temperature": 1e-3}, "uhkd": {"stages": [2, 4], "name": "it's"}},
     variants={"w1": {"method": "ofa", "set": {"stages": [2, 4], "eps": 1e-3}}, "plain": {"method": "kd", "set": {}}},
     settings="best of.yaml", as_tuned=True, train_teachers=("cnn", "v*"),
-    fine_tune_teachers=("all",), teacher_tolerance=5.5, plugins=("a.py", "b c.py"), hooks=("h.py", "i.py"), out="some where",
+    fine_tune_teachers=("all",), accept_teacher=True, teacher_tolerance=5.5, plugins=("a.py", "b c.py"), hooks=("h.py", "i.py"), out="some where",
     data="d", weights="w", download=True, on="slurm", slurm="time=4:00:00,mem=2G", workers=3, device="cpu", memory=1 / 3,
     solo=True, compile=True, graphs=False, log=("tensorboard", "wandb"), max_hours=0.0, stall=0.1, retry_failed=True,
     yes=True,
