@@ -87,14 +87,17 @@ def test_files_of_a_torch_that_counted_no_batches_are_read(tmp_path: Path) -> No
     assert same(saved, loaded)
 
 
-def test_a_whole_distiller_is_no_file_of_weights(tmp_path: Path) -> None:
+def test_the_net_is_taken_out_of_a_whole_distiller(tmp_path: Path) -> None:
     def prefixed(prefix: str, net: TappedNet) -> dict[str, Tensor]:
         return {f"module.{prefix}.{key}": value for key, value in net.net.state_dict().items()}
 
-    both = {**prefixed("student", build("resnet8", 1)), **prefixed("teacher", build("resnet14", 1))}
+    saved, loaded = build("resnet8", 1), build("resnet8", 2)
+    both = {**prefixed("student", saved), **prefixed("teacher", build("resnet14", 1))}
     torch.save({"epoch": 240, "model": both}, tmp_path / "latest")
-    with pytest.raises(WeightsError, match="does not fit net resnet8"):
-        load_state(build("resnet8", 2), tmp_path / "latest")
+    load_state(loaded, tmp_path / "latest")
+    assert same(saved, loaded)
+    with pytest.raises(WeightsError, match="resnet20"):
+        load_state(build("resnet20", 2), tmp_path / "latest")
 
 
 class Runs:

@@ -284,7 +284,7 @@ def test_weights_that_do_not_fit_stop_the_run_with_one_line(
 
 def test_a_plan_says_what_a_run_would_refuse(kdbench: Kdbench, suite: Callable[..., Path], tmp_path: Path) -> None:
     said = kdbench("plan", suite(), "--no-probe", "--out", tmp_path / "runs")
-    assert said.status == 0
+    assert said.status == 2
     assert "cnn: to be loaded from file cnn.pth" in said.out
     assert "missing: the weights of 1 teacher are missing" in said.out
 
