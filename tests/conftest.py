@@ -99,6 +99,7 @@ def tiny_suite(**changes: Any) -> Suite:
 @pytest.fixture(autouse=True)
 def no_folders_of_the_user(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests see no $KDBENCH_OUT, _DATA or _WEIGHTS, but those that are for real data."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)  # which a command that ran in this process has set
     if request.node.get_closest_marker("data") is None:
         for name in ("KDBENCH_OUT", "KDBENCH_DATA", "KDBENCH_WEIGHTS"):
             monkeypatch.delenv(name, raising=False)

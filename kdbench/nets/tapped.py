@@ -372,14 +372,14 @@ def _describe(content: str, num_classes: int, name: str) -> _Description:
     if isinstance(problem, KdbenchError):
         raise problem
     details = "".join(traceback.format_exception(problem, chain=False)) if spec.python else ""
-    raise NetError(
-        f"net {name}: its stages cannot be tapped ({type(problem).__name__}: {problem})", details
-    ) from problem
+    said = f"net {name}: its stages cannot be tapped ({type(problem).__name__}: {problem})"
+    raise NetError(said, details) from problem
 
 
 def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _Description:
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        net, counter = TappedNet(spec, num_classes, name), MacCounter()
+        # torch's counter of operations stumbles over a parameter that a module returns, unless it needs no gradient
+        net, counter = TappedNet(spec, num_classes, name).requires_grad_(False), MacCounter()
         info = net.describe(counter)
         return _Description(info, sum(value.numel() for value in net.parameters()), net._own_head, counter.macs)
 

@@ -313,7 +313,7 @@ def test_plugin_that_is_no_source_is_reported(tmp_path: Path, content: bytes) ->
 def test_missing_plugin_and_plugin_without_a_method_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="no such file"):
         catalog([str(tmp_path / "nowhere.py")])
-    with pytest.raises(PluginError, match="a folder is a plugin if it holds __init__.py"):
+    with pytest.raises(PluginError, match="a folder is a plugin if it holds __init__"):
         catalog([str(tmp_path)])
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1\n")
