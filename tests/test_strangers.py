@@ -390,6 +390,7 @@ def kdbench_command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_no_process_that_we_start_imports_from_the_current_folder(trapped: Path, tmp_path: Path) -> None:
     """Neither a worker nor a loader, a fork server or a resource tracker of multiprocessing."""
     suite = tmp_path / "tiny.yaml"
