@@ -141,6 +141,7 @@ class _Builder:
         self.metric = results.metric
         self.decimals = results.metric.decimals
         self.means = results.means()
+        self.over_scratch = results.gains("scratch")
         self.methods, self.pairs = results.method_info, results.pair_info
         self.competing = results.competing
         self.compared, self.common = common_pairs(self.means, self.competing)
@@ -262,7 +263,7 @@ class _Builder:
     def _harmed(self, name: str) -> Cell:
         if name not in self.competing:
             return Cell("empty")
-        gain = self.results.gains("scratch")[name].dropna()
+        gain = self.over_scratch[name].dropna()
         if gain.empty:
             return Cell("empty")
         return Cell("count", coverage=(int((gain < -1e-9).sum()), len(gain)))
