@@ -86,7 +86,9 @@ def mlflow(folder: CellFolder) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.parametrize("read", [tensorboard, wandb, mlflow])
+@pytest.mark.parametrize(
+    "read", [tensorboard, *(pytest.param(read, marks=pytest.mark.slow) for read in (wandb, mlflow))]
+)
 def test_each_cell_has_a_run_with_every_evaluated_epoch_once_after_an_interruption_too(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, read: Any
 ) -> None:
