@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kdbench.cli.run import Run
     from kdbench.matrix.cells import Plan
     from kdbench.matrix.request import Request
+    from kdbench.reporting.grid import Table
     from kdbench.reporting.leaderboard import Leaderboard
-    from kdbench.reporting.table import Table
     from kdbench.search.trials import Search
 
 #: What describes a variant.

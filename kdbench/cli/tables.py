@@ -27,8 +27,8 @@ from kdbench.store.rows import ABSENT, STALE, load_results, planned_results
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kdbench.reporting.grid import Table
     from kdbench.reporting.leaderboard import Leaderboard
-    from kdbench.reporting.table import Table
 
 PICTURES = (".png", ".svg", ".pdf")
 #: What a file is by its ending.

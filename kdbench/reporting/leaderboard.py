@@ -10,11 +10,18 @@ import pandas as pd
 
 from kdbench.errors import counted
 from kdbench.reporting import statistics
-from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text, results_hash, seeds_text
+from kdbench.reporting.caption import (
+    RECONSTRUCTION_NOTE,
+    build_caption,
+    data_notes,
+    join_names,
+    nothing_text,
+    results_hash,
+    seeds_text,
+)
 from kdbench.reporting.costs import count_text, hours, number_or_nan, student_costs, students_note
 from kdbench.reporting.frame import Results, collect, matched
 from kdbench.reporting.standing import Leaderboard, Standing
-from kdbench.reporting.table import RECONSTRUCTION_NOTE
 
 
 def build_leaderboard(

@@ -11,8 +11,8 @@ import pandas as pd
 
 from kdbench.reporting.caption import label_of
 from kdbench.reporting.costs import count_text
+from kdbench.reporting.grid import Cell, Header, Note, Table
 from kdbench.reporting.leaderboard import Leaderboard, Standing
-from kdbench.reporting.table import Cell, Header, Note, Table
 from kdbench.reporting.text.markup import escape_markdown, html_comment
 from kdbench.reporting.text.render import render
 
