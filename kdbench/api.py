@@ -218,7 +218,7 @@ def table(
     Raises:
         KdbenchError: if the request is wrong, or there is nothing to show.
     """
-    from kdbench.cli.tables import build_tables
+    from kdbench.cli.table import build_tables
 
     own = {"layout": layout, "metric": metric, "select": select, "against_published": against_published}
     with _asked("table", suite, options, own) as request:

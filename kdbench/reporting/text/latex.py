@@ -38,6 +38,8 @@ MAX_NOTE_LINES = 12
 _GAP, _NARROW = 6, 60
 #: Characters of text in a cell that may not be broken, and of a line of long text.
 _SHORT, _TEXT_WIDTH = 18, 24
+#: Characters of a line of a column's title.
+_TITLE = 9
 #: Points of characters at 8 pt; of all others 4.3.
 _POINTS = {**dict.fromkeys(".,:;'|il()[]", 2.6), **dict.fromkeys("±+-–→↑↓×MWmw%", 7.0), " ": 2.9}
 # longtable is for one column alone.
@@ -257,7 +259,7 @@ def _widths(table: Table) -> list[float]:
     return [
         first + _GAP,
         *(
-            max([min(length, _NARROW) if text else length, *map(_points, title_lines(_said(header)))]) + _GAP
+            max([min(length, _NARROW) if text else length, *map(_points, title_lines(_said(header), _TITLE))]) + _GAP
             for header, length, text in zip(table.columns, lengths, texts, strict=True)
         ),
     ]
@@ -276,7 +278,7 @@ def _said(header: Header) -> str:
 def _column_title(header: Header, kind: str, style: Style) -> str:
     """A column's title; on several lines where it is long (tabular in tabular, so that no package is needed)."""
     plain = replace(header, marks=())
-    lines = [style.escape(line) for line in title_lines(title_markup(plain, STYLES["text"]))]
+    lines = [style.escape(line) for line in title_lines(title_markup(plain, STYLES["text"]), _TITLE)]
     if header.marks:
         lines[-1] += style.raised(",".join(map(style.escape, header.marks)))
     lines[-1] = _cite(lines[-1], header.cites)

@@ -129,7 +129,7 @@ def cell_markup(cell: Cell, style: Style) -> str:
     if cell.best == 1:
         text = style.bold(style.escape(plain))
     elif cell.best:
-        text = style.underline(style.escape(mean)) + (style.escape(between + spread) if between else "")
+        text = style.underline(style.escape(mean)) + (f" {style.escape(f'± {spread}')}" if between else "")
     else:
         text = plain if plain == "--" else style.escape(plain)
     marks = ",".join(style.escape(mark) for mark in cell.marks)
