@@ -234,7 +234,7 @@ def leaderboard(
     **options: Unpack[Options],
 ) -> View:
     """Methods ranked, with intervals, wins, harms and cost. Arguments and errors as of ``table``."""
-    from kdbench.cli.tables import build_boards
+    from kdbench.cli.board import build_boards
 
     with _asked("leaderboard", suite, options, {"metric": metric, "select": select}) as request:
         boards, damaged = build_boards(request, metric, select)

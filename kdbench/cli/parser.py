@@ -31,7 +31,7 @@ VERBS = {
     "status": "status:status",
     "teachers": "teachers:teachers",
     "table": "table:table",
-    "leaderboard": "tables:leaderboard",
+    "leaderboard": "board:leaderboard",
     "diff": "differences:diff",
     "classes": "tables:classes",
     "plots": "tables:plots",

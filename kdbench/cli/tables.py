@@ -1,4 +1,4 @@
-"""The verbs that read results beside ``table``: ``leaderboard``, ``classes``, ``plots`` and ``report``. None of them imports torch."""
+"""What the verbs that read results share, and ``classes``, ``plots`` and ``report``. None of them imports torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ from kdbench.store.rows import ABSENT, STALE, load_results, planned_results
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdbench.reporting.leaderboard import Leaderboard
-
-PICTURES = (".png", ".svg", ".pdf")
 #: What a file is by its ending.
 FORMATS = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
 
@@ -42,51 +39,6 @@ to_option = click.option("--to", type=PATH, metavar="FILE", help="Write to a fil
 format_option = click.option(
     "--format", "form", type=OneOf([*FORMATS.values()]), help="Default: that of --to's ending, else text."
 )
-
-
-@verb("leaderboard", *CELLS, "out")
-@format_option
-@select_option
-@metric_option
-@click.option(
-    "--to",
-    type=PATH,
-    metavar="FILE",
-    help="Write to a file, in the format of its ending; .png, .svg and .pdf draw a picture.",
-)
-def leaderboard(request: Request, form: str | None, select: str | None, metric: str, to: str | None) -> int:
-    """Rank methods, with intervals, wins, harms and cost."""
-    from kdbench.reporting.text.leaderboard import render_leaderboard
-
-    if to and Path(to).suffix in PICTURES and form:
-        raise KdbenchError(f"--to {to} is a picture, and --format {form} is none; give one of the two")
-    boards, damaged = build_boards(request, metric, select)
-    if to and Path(to).suffix in PICTURES:
-        from kdbench.reporting.plots.picture import draw_leaderboard
-
-        if boards[0].message:
-            raise NothingError(boards[0].message)
-        draw_leaderboard(boards[0], Path(to))
-        console.damaged(damaged)
-        return 0
-    form = form_of(form, to)
-    if form == "text" and to is None:
-        for board in boards:
-            print_board(board)
-        console.damaged(damaged)
-        return int(all(board.message for board in boards))
-    return write([(render_leaderboard(board, form), board.message) for board in boards], to, damaged, form)
-
-
-def build_boards(
-    request: Request, metric: str = "top1", select: str | None = None
-) -> tuple[list[Leaderboard], list[str]]:
-    """The leaderboards of a request, and what could not be read; arguments as the options of ``kdbench leaderboard``."""
-    from kdbench.reporting.leaderboard import build_leaderboard
-
-    frames, select, damaged = results(request, select)
-    command = command_published()
-    return [build_leaderboard(frame, metric=metric, select=select, command=command) for frame in frames], damaged
 
 
 @verb("classes", *CELLS, "out")

@@ -83,7 +83,7 @@ def difference_table(
         ),
         columns=tuple(Header(title, "text") for title in ("seeds A", "A", "seeds B", "B", "difference", "p (Holm)", "verdict")),
         cells=tuple(_cells(row, decimals) for row in shown.to_dict("records")),
-        caption=f"{metric}: A is {names[0]}, B is {names[1]}. {counted(len(both), 'pair and method', 'pairs and methods')}: {summary}.",
+        caption=f"{metric}: A is {names[0]}, B is {names[1]}. {len(both):,} pairs and methods: {summary}.",
         short=f"{metric}: {summary}",
         notes=(
             Note("", noise),

@@ -19,15 +19,20 @@ from kdbench.reporting.caption import (
     results_hash,
     seeds_text,
 )
+from kdbench.reporting.choices import Choices, arranged, renamed
 from kdbench.reporting.costs import count_text, hours, number_or_nan, student_costs, students_note
-from kdbench.reporting.frame import Results, collect, matched
+from kdbench.reporting.frame import Results, collect, fill_frame, matched
+from kdbench.reporting.published import published_scores
 from kdbench.reporting.standing import Leaderboard, Standing
+
+_USUAL = Choices()
 
 
 def build_leaderboard(
     frame: pd.DataFrame,
     metric: str = "top1",
     select: str = "last",
+    choices: Choices = _USUAL,
     *,
     command: str = "",
 ) -> Leaderboard:
@@ -40,12 +45,15 @@ def build_leaderboard(
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
         metric, select: as for ``build_table``.
+        choices: of an author: the baseline, names, and whether published figures stand below.
         command: the command line that made the ranking, for its comment.
 
     Raises:
         KdbenchError: if the frame mixes suites, protocols, data sets or splits, or a name is unknown.
     """
-    results = collect(frame, metric, select)
+    filled = fill_frame(frame)
+    published = published_scores(collect(filled, metric, select)) if choices.published else {}
+    results = arranged(collect(renamed(filled, choices.names), metric, select), choices)
     means = results.means()
     reference = results.reference()
     ranked_pairs = means[reference] if reference else means.mean(axis=1)
@@ -277,7 +285,7 @@ def _rule(board: Leaderboard) -> str:
         rule += " (sign turned, so that positive is better)"
     band = f"±{board.metric.tie_band:g} {board.metric.difference_unit}".strip()
     text = f"{rule}; a gain within {band} is a tie."
-    if board.reference != "kd":
+    if board.reference != "kd" and not board.results.baseline:
         text = f"kd has no results here: gains are counted from {board.reference_display}. {text}"
     return text
 
