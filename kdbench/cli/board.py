@@ -50,7 +50,7 @@ def leaderboard(
     request: Request, form: str | None, to: str | None, prose: bool, ours: str, bib: str | None, **given: Any
 ) -> int:
     """Rank methods, with intervals, wins, harms and cost."""
-    from kdbench.reporting.text.leaderboard import leaderboard_table, render_leaderboard
+    from kdbench.reporting.text.leaderboard import render_leaderboard
 
     picture = to is not None and Path(to).suffix in PICTURES
     if picture and form:
@@ -61,7 +61,9 @@ def leaderboard(
         raise KdbenchError(f"--prose is {', '.join(_PROSE)}; choose another --format or ending")
     boards, damaged = build_boards(request, **given)
     if bib:
-        write_bib(bib, [leaderboard_table(board) for board in boards])
+        from kdbench.reporting.references import citations_of
+
+        write_bib(bib, [c for b in boards for c in citations_of(b.results.method_info, b.results, b.claims)])
     if to is not None and picture:
         from kdbench.reporting.plots.picture import draw_leaderboard
 

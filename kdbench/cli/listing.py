@@ -45,7 +45,7 @@ WIDTH, TAPS = 120, 10
 def list_all(
     request: Request, what: str | None, suite: str | None, pair: str | None, as_json: bool, as_bibtex: bool
 ) -> int:
-    """List methods, pairs, suites, nets, data sets or papers with published figures, or print the JSON Schema of a suite's file (schema)."""
+    """List methods, pairs, suites, nets, data sets or published figures, or print the JSON Schema of a suite's file (schema)."""
     if what == "schema":
         console.say(json.dumps(suite_schema(), indent=1))
         return 0
@@ -165,7 +165,7 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
 
 def _published_rows() -> list[dict[str, Any]]:
     """Papers, or code, by data set, with the number of figures that ``kdbench table --against-published`` may show."""
-    from kdbench.reporting.published import load_published
+    from kdbench.reporting.figures import load_published
     from kdbench.reporting.references import citation_of
 
     counts: dict[tuple[str, str, str], int] = {}

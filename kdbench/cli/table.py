@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,9 @@ rename_option = click.option(
 baseline_option = click.option(
     "--baseline", default="", metavar="NAME", help="Count gains from this method, not from KD."
 )
-bib_option = click.option("--bib", type=PATH, metavar="FILE", help="Write the papers as BibTeX; LaTeX cites them.")
+bib_option = click.option(
+    "--bib", type=PATH, metavar="FILE", help="Write the papers as BibTeX; a table in LaTeX cites them."
+)
 
 
 @verb("table", *CELLS, "out")
@@ -94,7 +96,7 @@ def table(request: Request, **given: Any) -> int:
         for built in tables
     ]
     if bib:
-        write_bib(bib, tables)
+        write_bib(bib, [citation for built in tables for citation in built.citations])
     return write([(render(built, form), built.message) for built in shown], to, damaged, form)
 
 
@@ -182,11 +184,11 @@ def _run_or_not(request: Request, select: str | None) -> tuple[Sequence[Any], st
     return [planned_results(plan.cells)], select or plan.under.select, []
 
 
-def write_bib(path: str, tables: Sequence[Table]) -> None:
-    """The papers that tables name, as BibTeX."""
+def write_bib(path: str, citations: Sequence[Mapping[str, Any]]) -> None:
+    """Papers as BibTeX."""
     from kdbench.plugins.citations import bibtex
 
     try:
-        Path(path).write_text(bibtex(c for built in tables for c in built.citations) + "\n", encoding="utf-8")
+        Path(path).write_text(bibtex(citations) + "\n", encoding="utf-8")
     except OSError as error:
         raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None

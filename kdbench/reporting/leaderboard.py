@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,8 @@ from kdbench.reporting.caption import (
 from kdbench.reporting.choices import Choices, arranged, renamed
 from kdbench.reporting.costs import count_text, hours, number_or_nan, student_costs, students_note
 from kdbench.reporting.frame import Results, collect, fill_frame, matched
-from kdbench.reporting.published import published_scores
+from kdbench.reporting.grid import Header
+from kdbench.reporting.published import published_columns, published_scores
 from kdbench.reporting.standing import Leaderboard, Standing
 
 _USUAL = Choices()
@@ -72,7 +74,39 @@ def build_leaderboard(
         message=nothing_text(results) if results.empty else "",
         students=tuple(student_costs(results)),
     )
-    return board if results.empty else replace(board, notes=tuple(_notes(board)))
+    if results.empty:
+        return board
+    columns = published_columns(results, [*results.pair_info], [], published, results.metric.decimals)
+    return replace(
+        board,
+        notes=tuple(_notes(board)),
+        published=tuple((_claimed(header, board, published), header) for header, _, _ in columns),
+        sources=tuple(dict.fromkeys(note for _, _, notes in columns for note in notes)),
+        claims=tuple(published.values()),
+    )
+
+
+def _claimed(header: Header, board: Leaderboard, published: Mapping[tuple[str, str], Mapping[str, Any]]) -> Standing:
+    """A published method. Its gain is over the reference of the same papers, where they have it."""
+    info = board.results.method_info
+    method = next(name for _, name in published if info[name]["display"] == header.title)
+    own = {pair: claim for (pair, name), claim in published.items() if name == method}
+    gains = [
+        claim["published_top1"] - published[pair, board.reference]["published_top1"]
+        for pair, claim in own.items()
+        if (pair, board.reference) in published and {*claim["papers"]} & {*published[pair, board.reference]["papers"]}
+    ]
+    return Standing(
+        method=method,
+        display=header.title,
+        family="published",
+        reconstruction=False,
+        baseline=True,
+        cells=(0, 0),
+        mean=float(np.mean([claim["published_top1"] for claim in own.values()])),
+        gain=float(np.mean(gains)) if gains else np.nan,
+        pairs=len(gains) if gains else len(own),
+    )
 
 
 class _Builder:

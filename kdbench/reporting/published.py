@@ -1,8 +1,7 @@
-"""Published top-1 figures, each with its source, and the ledger that sets them beside ours."""
+"""Published top-1 figures beside ours: the ledger, and columns of a table."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import KdbenchError
-from kdbench.reporting.aliases import AVERAGED_WEIGHTS, METHOD_ALIASES, NET_ALIASES, PUBLISHED_EPOCHS
+from kdbench.reporting.aliases import AVERAGED_WEIGHTS, METHOD_ALIASES, PUBLISHED_EPOCHS
 from kdbench.reporting.caption import (
     RECONSTRUCTION_NOTE,
     build_caption,
@@ -22,15 +21,12 @@ from kdbench.reporting.caption import (
     results_hash,
 )
 from kdbench.reporting.claims import claims
+from kdbench.reporting.figures import load_published, normalise_method, normalise_net, plain_name
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.grid import Cell, Header, Note, Table, letter
-from kdbench.reporting.references import citation_of, citations_of, find_published
+from kdbench.reporting.references import citation_of, citations_of
 from kdbench.reporting.statistics import t_interval_of
 
-COLUMNS = [
-    *("paper", "arxiv_id", "table", "dataset", "teacher", "teacher_top1"),
-    *("student", "student_top1", "method", "top1", "source", "evidence"),
-]
 _RECORD_COLUMNS = [
     *(
         "dataset",
@@ -45,61 +41,11 @@ _RECORD_COLUMNS = [
     ),
     *("epoch", "ours_top1", "sd", "n", "difference", "verdict", "state", "evidence", "paper", "source", "note"),
 ]
-#: Columns that not every file has: empty there, and images of 224 px.
-_OPTIONAL = ["selection", "provenance", "note", "image_size"]
-
 _GROUPS = {"teacher": "teachers", "scratch": "students from scratch"}
 #: Protocols that train as papers did, or as their code does.
 _AS_PUBLISHED = ("paper", "as-released")
 #: What the title of a method whose figures are those of papers is marked with.
 PUBLISHED = "†"
-
-
-def load_published(folder: Path | str | None = None) -> pd.DataFrame:
-    """Read all published figures.
-
-    Args:
-        folder: holds the CSV files; by default that of the project. Where the project is not there, no row is returned.
-
-    Returns:
-        The columns of the files, numbers as numbers, and the normalised names by which they are joined:
-        ``dataset_key``, ``teacher_key``, ``student_key``, ``method_key``.
-
-    Raises:
-        KdbenchError: for a folder that does not exist, or a file without the columns.
-    """
-    chosen = find_published() if folder is None else Path(folder)
-    if chosen is not None and not chosen.is_dir():
-        raise KdbenchError(f"no folder {chosen} with published figures")
-    tables = [_read(path) for path in sorted(chosen.glob("*.csv"))] if chosen else []
-    rows = (
-        pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*COLUMNS, *_OPTIONAL], dtype=object)
-    )
-    for name in ("teacher_top1", "student_top1", "top1"):
-        rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
-    rows["image_size"] = pd.to_numeric(rows["image_size"]).fillna(224)
-    rows["dataset_key"] = rows["dataset"].map(_plain)
-    rows["teacher_key"] = rows["teacher"].map(normalise_net)
-    rows["student_key"] = rows["student"].map(normalise_net)
-    rows["method_key"] = rows["method"].map(normalise_method)
-    # Tables that say where their figures come from are those of CNNs, in which FitNet is the hint without KD.
-    rows.loc[rows["provenance"].ne("") & rows["method_key"].eq("fitnet-kd"), "method_key"] = "fitnet"
-    return rows[rows["top1"].notna()].reset_index(drop=True)
-
-
-def normalise_net(name: str) -> str:
-    """One key per net: ``Swin-T`` and ``swin_tiny_patch4_window7_224.ms_in1k`` are the same."""
-    # Without remarks in brackets and timm's tag of the weights. Brackets without a space before them belong to the name:
-    # MobileNetV2(HSAKD) is another net.
-    bare = _plain(re.sub(r"\s\(.*?\)", "", name).strip().split(".")[0])
-    return _NET_KEYS.get(bare, bare)
-
-
-def normalise_method(name: str) -> str:
-    """One key per method: ``PAT`` and ``fofa`` are the same. Brackets belong to the name: they mark a variant."""
-    if name.startswith("released checkpoint"):
-        return "teacher"
-    return _METHOD_KEYS.get(_plain(name), _plain(name))
 
 
 def published_ledger(
@@ -245,7 +191,7 @@ def _claimed(claim: Mapping[str, Any], decimals: int) -> Cell:
 def _figures(results: Results, published: pd.DataFrame) -> dict[tuple[str, ...], dict[str, Any]]:
     """The claims about the same images; at another size they are another task."""
     size = results.cells["image_size"].max()
-    same = published["dataset_key"].eq(_plain(results.identity()["dataset"]))
+    same = published["dataset_key"].eq(plain_name(results.identity()["dataset"]))
     return claims(published[same & published["image_size"].eq(224 if pd.isna(size) else size)], results.select)
 
 
@@ -355,7 +301,7 @@ def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Result
     own = results.cells[(results.cells["student"] == our["student"]) & (results.cells["method"] == our["method"])]
     family = own["student_family"].iloc[0]
     epochs = own.loc[own["value"].notna(), "epochs"].dropna()
-    dataset = _plain(results.identity()["dataset"])
+    dataset = plain_name(results.identity()["dataset"])
     of_papers = [PUBLISHED_EPOCHS.get((paper, dataset)) for paper in figure["papers"]]
     known = {epochs.get(family) for epochs in of_papers if epochs}
     remarks = []
@@ -409,22 +355,3 @@ def _notes(results: Results, measured: bool) -> list[str]:
     if any(row["fidelity"] == "reconstruction" for row in results.method_info.values()):
         notes.append(RECONSTRUCTION_NOTE)
     return notes + data_notes(results)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise KdbenchError(f"{path} cannot be read: {error}") from None
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
-        raise KdbenchError(f"{path} lacks the columns {', '.join(missing)}")
-    return table.reindex(columns=[*COLUMNS, *_OPTIONAL], fill_value="")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9+]", "", name.lower())
-
-
-_NET_KEYS = {_plain(alias): key for key, aliases in NET_ALIASES.items() for alias in (key, *aliases)}
-_METHOD_KEYS = {_plain(alias): key for key, aliases in METHOD_ALIASES.items() for alias in (key, *aliases)}

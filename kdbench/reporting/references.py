@@ -45,12 +45,17 @@ def citations_of(
     methods: Iterable[str], results: Results, claims: Iterable[Mapping[str, Any]] = ()
 ) -> tuple[Mapping[str, Any], ...]:
     """What methods, the parents of variants among them, and published figures are cited as, each once."""
-    known = catalog()
+    known = _methods()
     parents = dict(zip(results.cells["method"], results.cells["variant_of"], strict=True))
-    own = [known.get(parents.get(name) or name) for name in methods]
-    found = [entry.citation for entry in own if entry]
+    found = [known.get(parents.get(name) or name, {}) for name in methods]
     found += [citation_of(*reference) for claim in claims for reference in claim["references"]]
     return tuple({citation["key"]: citation for citation in found if citation}.values())
+
+
+@functools.cache
+def _methods() -> dict[str, Mapping[str, Any]]:
+    """Citations of kdbench's own methods by name."""
+    return {name: entry.citation for name, entry in catalog().items()}
 
 
 @functools.cache
@@ -59,5 +64,4 @@ def _papers() -> dict[str, Mapping[str, Any]]:
     folder = find_published()
     path = folder / "papers.yaml" if folder else None
     listed = yaml.safe_load(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
-    own = [entry.citation for entry in catalog().values()]
-    return {**listed, **{citation["arxiv"]: citation for citation in own if "arxiv" in citation}}
+    return {**listed, **{citation["arxiv"]: citation for citation in _methods().values() if "arxiv" in citation}}

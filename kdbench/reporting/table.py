@@ -134,7 +134,9 @@ class _Builder:
             short=short_caption(self.results),
             notes=tuple(dict.fromkeys(notes)),
             ranked=any(cell.best for row in cells for cell in row),
-            citations=citations_of([*self.methods], self.results, self.published.values()),
+            citations=citations_of(self.methods, self.results, self.published.values())
+            if self.choices.cite or self.published
+            else (),
             **shared,
         )
 

@@ -14,7 +14,6 @@ from kdbench.reporting.costs import count_text
 from kdbench.reporting.grid import Cell, Header, Note, Table
 from kdbench.reporting.leaderboard import Leaderboard, Standing
 from kdbench.reporting.published import PUBLISHED
-from kdbench.reporting.references import citations_of
 from kdbench.reporting.text.markup import escape_markdown, html_comment
 from kdbench.reporting.text.render import render
 
@@ -93,7 +92,6 @@ def leaderboard_table(board: Leaderboard) -> Table:
         caption=board.caption,
         notes=(*board.sources, *(Note("", note) for note in board.notes)),
         ranked=False,
-        citations=citations_of([s.method for s in board.standings], board.results, board.claims),
         **shared,
     )
 
