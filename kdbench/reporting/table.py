@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def build_table(
         "command": command,
         "results_hash": results_hash(results),
         "label": label_of(results, metric, layout),
-        "records": _records(results),
+        "records": _records(results, published),
     }
     if results.empty and not published:
         return Table(message=nothing_text(results), **shared)
@@ -156,13 +157,14 @@ class _Builder:
         ours = self.choices.ours
         others = [name for name in self.competing if name != ours]
         sign = self.metric.sign
+        over = functools.cache(self.results.gains)
 
         def gain(pairs: Sequence[str]) -> Cell:
             """Over that other method which is best on these pairs, all of which it has."""
             means = sign * self.means.loc[list(pairs), others].dropna(axis=1).mean()
             if means.empty or not pairs:
                 return Cell("empty")
-            gains = self.results.gains(str(means.idxmax())).loc[list(pairs), ours].dropna()
+            gains = over(str(means.idxmax())).loc[list(pairs), ours].dropna()
             if len(gains) < len(pairs):
                 return Cell("empty")
             return Cell("gain", float(gains.mean()), decimals=self.decimals + 1)
@@ -300,8 +302,8 @@ class _Builder:
         return notes + [Note("", text) for text in data_notes(self.results)]
 
 
-def _records(results: Results) -> pd.DataFrame:
-    """One row per pair x method, plain numbers."""
+def _records(results: Results, published: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per pair x method, plain numbers; below them published figures, whose state is ``published``."""
     scores = results.scores.reset_index()
     if scores.empty:
         return pd.DataFrame(columns=_CSV_COLUMNS)
@@ -313,4 +315,19 @@ def _records(results: Results) -> pd.DataFrame:
     tidy["reason"] = reason.map(first_line)
     order = {"pair": results.pairs.index, "method": results.methods.index}
     tidy = tidy.sort_values([*order], key=lambda column: column.map(order[str(column.name)].get_loc))
-    return tidy[_CSV_COLUMNS].reset_index(drop=True)
+    shown = tidy[_CSV_COLUMNS].reset_index(drop=True)
+    if not published:
+        return shown
+    facts = shown.drop_duplicates(["pair", "method"]).set_index(["pair", "method"])
+    claimed = (
+        facts.loc[[*published]]
+        .reset_index()
+        .assign(
+            mean=[claim["published_top1"] for claim in published.values()],
+            reason=[claim["source"] for claim in published.values()],
+            **dict.fromkeys(("sd", "n", "teacher_value"), np.nan),
+            state="published",
+            fidelity="",
+        )
+    )
+    return pd.concat([shown, claimed[_CSV_COLUMNS]], ignore_index=True)

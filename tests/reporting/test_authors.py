@@ -88,6 +88,8 @@ def test_published_figures_stand_in_the_same_table_marked_and_never_ranked():
     for name in ("KD", "DKD", "OFA"):
         for row in (header.title for header in plain.rows):
             assert cell(table, row, name) == cell(plain, row, name)
+    tidy = table.records[table.records["state"] == "published"].set_index(["pair", "method"])
+    assert tidy.loc[(P1, "kd"), "mean"] == 78.74
     text = render(table, "markdown")
     assert "† published: other runs" in re.sub(r"</?sup>", "", text)
     latex = render(table, "latex")

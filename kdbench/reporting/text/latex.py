@@ -177,9 +177,9 @@ def _cited(table: Table) -> Table:
     keys = {note.mark: note.cites for note in table.notes if note.cites}
 
     def header(of: Header) -> Header:
-        found = [of.cites, *(keys[mark] for mark in of.marks if mark in keys)]
+        found = ",".join([of.cites, *(keys[mark] for mark in of.marks if mark in keys)]).split(",")
         marks = tuple(mark for mark in of.marks if mark not in keys)
-        return replace(of, marks=marks, cites=",".join(filter(None, found)))
+        return replace(of, marks=marks, cites=",".join(dict.fromkeys(filter(None, found))))
 
     def cell(of: Cell) -> Cell:
         found = [keys[mark] for mark in of.marks if mark in keys]
