@@ -118,7 +118,7 @@ class _Builder:
             rows.append(header)
             cells.append(summary)
         notes = self._notes()
-        ours = bool(self.choices.ours)
+        ours = self.choices.ours in self.methods
         extra = published_columns(self.results, [*self.pairs], self.common, self.published, self.decimals)
         for header, column, more in [*extra, *([self._over_best_other()] if ours else [])]:
             place = len(columns) - (ours and header.kind == "published")

@@ -63,6 +63,8 @@ def write_latex(table: Table) -> str:
         lines = _tabular(table, style)
     else:
         lines = _floated(table, style, notes)
+    if any(r"\cite{" in line for line in lines):
+        comments.append("% cites papers: --bib FILE writes their entries")
     return "\n".join([*comments, *lines]) + "\n"
 
 
