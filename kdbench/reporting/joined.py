@@ -10,8 +10,8 @@ import pandas as pd
 from kdbench.reporting.grid import Cell, Header, Note, Table, letter
 
 _KINDS = ("baseline", "method", "published", "ours", "text")
-#: Rows below the pairs that a table of several suites keeps.
-_KEPT = ("average", "average gain")
+#: Rows below the pairs that a table of several suites does without.
+_LEFT_OUT = ("average rank", "pairs harmed")
 
 
 def join_tables(tables: Sequence[Table], titles: Sequence[str], layout: str) -> Table:
@@ -42,7 +42,7 @@ def join_tables(tables: Sequence[Table], titles: Sequence[str], layout: str) -> 
     for table, (_, title) in zip(marked, shown, strict=True):
         places = {(header.kind, header.title): i for i, header in enumerate(table.columns)}
         for header, row in zip(table.rows, table.cells, strict=True):
-            if header.kind == "summary" and not header.title.startswith(_KEPT):
+            if header.title.startswith(_LEFT_OUT):
                 continue
             absent = Cell("empty" if header.kind == "summary" else "absent")
             rows.append(replace(header, group=title))

@@ -148,12 +148,12 @@ def _long(table: Table, style: Style, notes: Sequence[str]) -> list[str]:
 
 
 def _floats(table: Table) -> list[list[Table]]:
-    """The panels of each float: all in one where a page holds them, else each panel alone, cut by rows where it is long."""
+    """The panels of each float: as many as a page holds; one that is longer than a page is cut by rows."""
     heights = [max([1, *(-(-len(cell.text) // _TEXT_WIDTH) for cell in row)]) for row in table.cells]
     groups = sum(header.group != before.group for before, header in itertools.pairwise(table.rows)) + 1
     parts = panels(table)
-    if (sum(heights) + groups + 3) * len(parts) <= MAX_LINES:
-        return [parts]
+    if (together := MAX_LINES // (sum(heights) + groups + 3)) > 0:
+        return [parts[i : i + together] for i in range(0, len(parts), together)]
     edges, used = [0], 0
     for i, height in enumerate(heights):
         height += i == edges[-1] or table.rows[i].group != table.rows[i - 1].group
@@ -249,7 +249,7 @@ def _lengths(table: Table) -> list[float]:
     titles = max((_points(_said(header)) for header in table.rows), default=0.0)
     return [
         max(titles, _points(table.corner)),
-        *(max((_points(plain_cell(row[i])) + 3 * len(row[i].marks) for row in table.cells), default=0.0)
+        *(max((_points(plain_cell(row[i]) + _numbers(row[i].cites)) + 3 * len(row[i].marks) for row in table.cells), default=0.0)
           for i in range(len(table.columns))),
     ]  # fmt: skip
 
@@ -273,8 +273,12 @@ def _points(text: str) -> float:
 
 def _said(header: Header) -> str:
     """A title as wide as it is printed: a citation is a number in brackets."""
-    cited = f" [{header.cites.count(',') + 1}0]" if header.cites else ""
-    return title_markup(header, STYLES["text"]) + cited
+    return title_markup(replace(header, marks=()), STYLES["text"]) + "*" * len(header.marks) + _numbers(header.cites)
+
+
+def _numbers(cites: str) -> str:
+    """As wide as what BibTeX makes of keys."""
+    return f" [{', '.join(['00'] * len(cites.split(',')))}]" if cites else ""
 
 
 def _column_title(header: Header, kind: str, style: Style) -> str:
