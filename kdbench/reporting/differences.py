@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -74,7 +75,7 @@ def difference_table(
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     return Table(
         command=command,
-        results_hash="-",
+        results_hash=hashlib.sha256(shown[_COLUMNS].to_csv(index=False).encode()).hexdigest()[:12],
         label="kdbench-diff",
         corner="pair and method",
         rows=tuple(
@@ -118,5 +119,11 @@ def _cells(row: dict, decimals: int) -> tuple[Cell, ...]:
 
     return (
         number(row["n_a"], places=0), number(row["mean_a"]), number(row["n_b"], places=0), number(row["mean_b"]),
-        number(row["difference"], "gain", decimals + 1), number(row["p_holm"], places=3), Cell("text", text=row["verdict"]),
+        number(row["difference"], "gain", decimals + 1), _p(row["p_holm"]), Cell("text", text=row["verdict"]),
     )  # fmt: skip
+
+
+def _p(p: float) -> Cell:
+    return (
+        Cell("range", text="<0.001") if p < 0.001 else Cell("absent") if math.isnan(p) else Cell("value", p, decimals=3)
+    )

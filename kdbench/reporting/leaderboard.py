@@ -76,12 +76,12 @@ def build_leaderboard(
     )
     if results.empty:
         return board
-    columns = published_columns(results, [*results.pair_info], [], published, results.metric.decimals)
+    columns, sources = published_columns(results, [*results.pair_info], [], published, results.metric.decimals)
     return replace(
         board,
         notes=tuple(_notes(board)),
-        published=tuple((_claimed(header, board, published), header) for header, _, _ in columns),
-        sources=tuple(dict.fromkeys(note for _, _, notes in columns for note in notes)),
+        published=tuple((_claimed(header, board, published), header) for header, _ in columns),
+        sources=tuple(sources),
         claims=tuple(published.values()),
     )
 

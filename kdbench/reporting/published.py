@@ -145,37 +145,38 @@ def published_scores(results: Results) -> dict[tuple[str, str], dict[str, Any]]:
 
 def published_columns(
     results: Results, pairs: list[str], common: list[str], scores: Mapping[tuple[str, str], Any], decimals: int
-) -> list[tuple[Header, list[Cell], list[Note]]]:
-    """A column for each method with a published figure: its title, its cells and their average, and what must stand below."""
-    columns: list[tuple[Header, list[Cell], list[Note]]] = []
-    numbers: dict[str, str] = {}
+) -> tuple[list[tuple[Header, list[Cell]]], list[Note]]:
+    """A title, cells and their average for each method with a published figure, and what must stand below: the sources."""
+    columns = []
+    sources: dict[str, list[tuple[str, str, str]]] = {}
     for method, info in results.method_info.items():
         claims = {pair: scores[pair, method] for pair in pairs if (pair, method) in scores}
         if not claims:
             continue
-        notes = []
-        papers: dict[str, list[tuple[str, str, str]]] = {}
+        cited = set()
         for reference in dict.fromkeys(reference for claim in claims.values() for reference in claim["references"]):
-            papers.setdefault(str(citation_of(*reference).get("key", reference[0])), []).append(reference)
-        for key, references in papers.items():
-            number = numbers.setdefault(key, str(len(numbers) + 1))
-            sources = join_names(dict.fromkeys(source for _, _, source in references), 3)
-            cited = key if citation_of(*references[0]) else ""
-            notes.append((number, Note(number, f"{references[0][0]}: {sources}", cited)))
+            key = str(citation_of(*reference).get("key", reference[0]))
+            sources.setdefault(key, []).append(reference)
+            cited.add([*sources].index(key) + 1)
         values = pd.Series({pair: claim["published_top1"] for pair, claim in claims.items()})
         used = values[values.index.isin(common)] if {*common} <= claims.keys() and common else values
         coverage = (len(used), len(pairs)) if used is values and len(values) < len(pairs) else None
         cells = [_claimed(claims[pair], decimals) if pair in claims else Cell("absent") for pair in pairs]
         average = Cell("value", float(used.mean()), decimals=decimals, coverage=coverage)
-        header = Header(info["display"], "published", "published", marks=(PUBLISHED, *(number for number, _ in notes)))
-        columns.append((header, [*cells, average], [note for _, note in notes]))
-    if columns:
-        columns[-1][2].append(
-            Note(
-                PUBLISHED, "published: other runs, recipes and teachers than ours; not ranked and not tested with ours."
-            )
+        header = Header(info["display"], "published", "published", marks=(PUBLISHED, *map(str, sorted(cited))))
+        columns.append((header, [*cells, average]))
+    notes = [
+        Note(
+            str(number),
+            f"{references[0][0]}: {join_names(dict.fromkeys(source for _, _, source in references), 3)}",
+            key if citation_of(*references[0]) else "",
         )
-    return columns
+        for number, (key, references) in enumerate(sources.items(), start=1)
+    ]
+    if columns:
+        text = "published: other runs, recipes and teachers than ours; not ranked and not tested with ours."
+        notes.append(Note(PUBLISHED, text))
+    return columns, notes
 
 
 def _claimed(claim: Mapping[str, Any], decimals: int) -> Cell:

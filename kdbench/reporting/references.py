@@ -6,12 +6,14 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from kdbench.plugins.registry import catalog
-from kdbench.reporting.frame import Results
+
+if TYPE_CHECKING:
+    from kdbench.reporting.frame import Results
 
 #: Owner and name of the repository in the column ``source``.
 _REPOSITORY = re.compile(r"github(?:\.com/|:)([\w.-]+)/([\w.-]+)")

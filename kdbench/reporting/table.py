@@ -119,13 +119,14 @@ class _Builder:
             cells.append(summary)
         notes = self._notes()
         ours = self.choices.ours in self.methods
-        extra = published_columns(self.results, [*self.pairs], self.common, self.published, self.decimals)
-        for header, column, more in [*extra, *([self._over_best_other()] if ours else [])]:
+        claimed, sources = published_columns(self.results, [*self.pairs], self.common, self.published, self.decimals)
+        over, said = self._over_best_other() if ours else ([], [])
+        for header, column in [*claimed, *over]:
             place = len(columns) - (ours and header.kind == "published")
             columns.insert(place, header)
             for line, cell in zip(cells, [*column, *[Cell("empty")] * len(cells)], strict=False):
                 line.insert(place, cell)
-            notes += more
+        notes += [*said, *sources]
         return Table(
             corner="teacher → student",
             rows=tuple(rows),
@@ -133,7 +134,7 @@ class _Builder:
             cells=tuple(map(tuple, cells)),
             caption=build_caption(self.results) if self.methods else published_caption(self.results),
             short=short_caption(self.results),
-            notes=tuple(dict.fromkeys(notes)),
+            notes=tuple(notes),
             ranked=any(cell.best for row in cells for cell in row),
             citations=citations_of(self.methods, self.results, self.published.values())
             if self.choices.cite or self.published
@@ -152,7 +153,7 @@ class _Builder:
         reconstruction = row["fidelity"] == "reconstruction"
         return Header(row["title"], kind, family, reconstruction, cites=",".join(keys))
 
-    def _over_best_other(self) -> tuple[Header, list[Cell], list[Note]]:
+    def _over_best_other(self) -> tuple[list[tuple[Header, list[Cell]]], list[Note]]:
         """Of each pair: the gain of ours over the best of the other competing methods there; in the last row over the best average."""
         ours = self.choices.ours
         others = [name for name in self.competing if name != ours]
@@ -176,7 +177,7 @@ class _Builder:
             "that both have; below the pairs, minus the one with the best average."
         )
         header = Header("over best other", "text", "ours", better="↑")
-        return header, [*(gain([pair]) for pair in self.pairs), gain(common)], [Note("", text)]
+        return [(header, [*(gain([pair]) for pair in self.pairs), gain(common)])], [Note("", text)]
 
     def _score(self, pair: str, method: str) -> Cell:
         score = self.results.score_info.get((pair, method))

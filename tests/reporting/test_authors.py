@@ -79,7 +79,7 @@ def test_published_figures_stand_in_the_same_table_marked_and_never_ranked():
     plain = build_table(on_cifar())
     table = build_table(on_cifar(), choices=Choices(published=True, ours="ofa"))
     published = [i for i, header in enumerate(table.columns) if header.kind == "published"]
-    assert [table.columns[i].title for i in published] == ["From scratch", "KD", "OFA"]
+    assert [table.columns[i].title for i in published] == ["From scratch", "KD", "DKD", "OFA"]
     assert published[-1] < titles(table).index("over best other") - 1  # ours is behind them
     assert all(table.columns[i].marks[0] == "†" for i in published)
     assert not any(row[i].best for row in table.cells for i in published)
@@ -95,7 +95,9 @@ def test_published_figures_stand_in_the_same_table_marked_and_never_ranked():
     latex = render(table, "latex")
     assert re.search(r"KD\\textsuperscript\{\$\\dagger\$\}\}?~?.*\\cite\{", latex)
     assert "github" not in latex.lower()
-    alone = build_table(on_cifar(state="planned").assign(top1=np.nan), choices=Choices(published=True))
+    alone = build_table(
+        on_cifar(state="planned").assign(top1=np.nan, teacher_top1=np.nan), choices=Choices(published=True)
+    )
     assert {header.kind for header in alone.columns} == {"published"}
     assert "No result of ours" in alone.caption
     with pytest.raises(KdbenchError, match="none is known of nll"):

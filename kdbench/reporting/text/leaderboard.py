@@ -133,7 +133,7 @@ def _tabulated(board: Leaderboard, form: str, escape: Callable[[str], str], titl
         marks = {id(standing): " " + ",".join(header.marks) for standing, header in board.published}
         rows = [
             [escape(column.text(s) + (marks.get(id(s), "") if column is _NAME else "")) for column in columns]
-            for s in _shown(board)
+            for s in (board.standings if columns[1:] == costs else _shown(board))
         ]
         aligned = ["left" if column.left else "right" for column in columns]
         titles = [title(column.title) for column in columns]
@@ -192,6 +192,8 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
         return f"[{signed(low)}, {signed(high)}]"
 
     columns = [Column("#", lambda s: s.rank, lambda s: str(s.rank)), _NAME]
+    if board.published and board.reference:
+        columns.append(Column(f"mean {board.metric.name}", lambda s: s.mean, lambda s: f"{s.mean:.{board.decimals}f}"))
     if board.reference:
         columns += [
             Column(f"gain over {board.reference_display}", lambda s: s.gain, lambda s: signed(s.gain)),
