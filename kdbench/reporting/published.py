@@ -185,7 +185,7 @@ def _claimed(claim: Mapping[str, Any], decimals: int) -> Cell:
     return (
         Cell("value", claim["published_top1"], decimals=decimals)
         if low == high
-        else Cell("range", text=f"{low}–{high}")
+        else Cell("range", text=f"{low} to {high}")
     )
 
 
