@@ -34,9 +34,9 @@ def join_tables(tables: Sequence[Table], titles: Sequence[str], layout: str) -> 
         for header in table.columns:
             before = columns.setdefault((header.kind, header.title), header)
             marks = tuple(dict.fromkeys((*before.marks, *header.marks)))
-            columns[header.kind, header.title] = replace(before, marks=marks)
-    families = list(dict.fromkeys(header.group for header in columns.values()))
-    order = sorted(columns, key=lambda key: (_KINDS.index(key[0]), families.index(columns[key].group)))
+            group = "methods" if header.kind == "method" else before.group  # families would take a line each
+            columns[header.kind, header.title] = replace(before, marks=marks, group=group)
+    order = sorted(columns, key=lambda key: _KINDS.index(key[0]))
     rows: list[Header] = []
     cells: list[tuple[Cell, ...]] = []
     for table, (_, title) in zip(marked, shown, strict=True):

@@ -1,7 +1,7 @@
 """Writes a ``Table`` as LaTeX that needs booktabs alone, and longtable where it is broken over pages.
 
-Everything is set in ``\footnotesize``, 8 pt in an article of 10 pt. A table wider than a line of 345 pt, which every usual layout
-has, becomes panels below each other; what is wider still for its names is scaled where graphicx is there to do it.
+Everything is set in ``\footnotesize``, 8 pt in an article of 10 pt. A table wider than a line of 380 pt, as conferences of one
+column have, becomes panels below each other; in a narrower layout, or for long names, it is scaled where graphicx is there to do it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from kdbench.reporting.text.markup import (
 # A table wider than the line is scaled where graphicx is there to do it; without it, it is set as it is.
 _FIT = r"\ifdim\wd2>\linewidth\ifdefined\resizebox\resizebox{\linewidth}{!}{\box2}\else\box2\fi\else\box2\fi"
 
-#: Points of a line that every layout has, and of one of two columns.
-LINE, COLUMN = 345, 200
+#: Points of a line, and of one of two columns.
+LINE, COLUMN = 380, 200
 #: Lines of a float, caption and notes not counted: more do not fit on a page.
 MAX_LINES = 46
 #: Lines of notes under a float; more stand in the text after it, where they may run over pages.
@@ -40,8 +40,10 @@ _GAP, _NARROW = 6, 60
 _SHORT, _TEXT_WIDTH = 18, 24
 #: Characters of a line of a column's title.
 _TITLE = 9
-#: Points of characters at 8 pt; of all others 4.3.
+#: Points of characters at 8 pt; of all others 4.25.
 _POINTS = {**dict.fromkeys(".,:;'|il()[]", 2.6), **dict.fromkeys("±+-–→↑↓×MWmw%", 7.0), " ": 2.9}
+# In a paragraph; the end of the row stays what it is.
+_RAGGED = r"\raggedright\let\\\tabularnewline "
 # longtable is for one column alone.
 _ONE_COLUMN = (
     r"\csname if@twocolumn\endcsname\onecolumn\def\kdbenchcolumns{\twocolumn}\else\let\kdbenchcolumns\relax\fi"
@@ -221,7 +223,7 @@ def _body(table: Table, types: Sequence[str], style: Style) -> list[str]:
             cells = (_cell(cell, kind, style) for cell, kind in zip(row, types[1:], strict=True))
             title = _cite(title_markup(header, style), header.cites)
             if types[0] != "l":
-                title = rf"{{\raggedright {title}\par}}"
+                title = _RAGGED + title
             lines.append(" & ".join([title, *cells]) + r" \\")
     return lines
 
@@ -268,7 +270,7 @@ def _widths(table: Table) -> list[float]:
 
 
 def _points(text: str) -> float:
-    return 1.05 * sum(_POINTS.get(char, 4.3) for char in text)
+    return sum(_POINTS.get(char, 4.25) for char in text)
 
 
 def _said(header: Header) -> str:
@@ -297,7 +299,7 @@ def _column_title(header: Header, kind: str, style: Style) -> str:
 def _cell(cell: Cell, kind: str, style: Style) -> str:
     text = _cite(cell_markup(cell, style), cell.cites)
     if kind.startswith("p") and text:
-        return rf"{{\raggedright {text}\par}}"
+        return _RAGGED + text
     return text.replace("-", "$-$", 1) if cell.kind in ("value", "gain") and cell.value < 0 else text
 
 
