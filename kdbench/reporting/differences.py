@@ -43,9 +43,11 @@ def difference_table(
     a, b = (_figures(frame, metric, select) for frame in (first, second))
     if a.empty and b.empty:
         raise KdbenchError(f"neither {names[0]} nor {names[1]} holds a finished cell with {metric}")
-    both = a.groupby(_KEY)["value"].agg(["count", "mean"]).join(
-        b.groupby(_KEY)["value"].agg(["count", "mean"]), how="outer", lsuffix="_a", rsuffix="_b"
-    ).reset_index().rename(columns={"count_a": "n_a", "count_b": "n_b"})  # fmt: skip
+    counted_a, counted_b = (
+        frame.groupby(_KEY)["value"].agg(**{f"n_{name}": "count", f"mean_{name}": "mean"})
+        for name, frame in (("a", a), ("b", b))
+    )
+    both = counted_a.join(counted_b, how="outer").reset_index()
     groups = [group["value"] for frame in (a, b) for _, group in frame.groupby(_KEY)]
     freedom = sum(len(group) - 1 for group in groups)
     spread = math.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom) if freedom else np.nan

@@ -68,8 +68,10 @@ def test_markdown_is_one_table_with_best_bold_and_second_underlined():
 
 
 def test_odd_names_do_not_break_the_markdown_table():
-    table = [line for line in render(build_table(odd_frame()), "markdown").splitlines() if line.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    blocks = re.findall(r"(?:^\|.*\n)+", render(build_table(odd_frame()), "markdown"), flags=re.M)
+    assert blocks
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     assert escape_markdown("a|b_c*<i>") == r"a\|b\_c\*\<i\>"
 
 
@@ -112,14 +114,15 @@ def test_a_wide_table_becomes_panels_and_spans_both_columns():
     assert [c for part in parts for c in part.columns] == list(table.columns)
     text = render(table, "latex")
     assert text.count(r"\begin{tabular}{l") == text.count(r"t0 $\rightarrow$ s0 &") == len(parts) > 3
-    assert text.count(r"\caption") == text.count(r"\label") == text.count(r"\begin{table*}") == 1
+    assert text.count(r"\caption") == text.count(r"\begin{table*}") < len(parts)
+    assert text.count(r"\label") == 1
     assert r"\begin{table}" in render(build_table(factory.frame({PAIR: {"kd": 80.0}})), "latex")
 
 
 def test_a_long_table_becomes_several_floats_with_one_label_and_its_notes_at_the_end():
     frame = factory.frame({f"t{i % 9}--s{i}": {"scratch": 70.0, "kd": 80.0, "tas": 81.0} for i in range(120)})
     text = render(build_table(frame), "latex")
-    floats = text.split(r"\begin{table}")[1:]
+    floats = re.split(r"\\begin\{table\*?\}", text)[1:]
     assert len(floats) == 4
     assert [part.count(r"\label") for part in floats] == [1, 0, 0, 0]
     assert [part.count("Continued.") for part in floats] == [0, 1, 1, 1]
