@@ -65,7 +65,7 @@ bib_option = click.option(
 @click.option("--order", type=NAMES, default="", metavar="NAME,...", help="Methods that stand first, in this order.")
 @rename_option
 @click.option("--decimals", type=DECIMALS, metavar="N", help="Of figures; gains have one more.")
-@click.option("--no-sd", "sd", flag_value=False, default=True, help="Without standard deviations.")
+@click.option("--no-sd", "sd", is_flag=True, flag_value=False, default=True, help="Without standard deviations.")
 @click.option("--caption", type=OneOf(("full", "short", "none")), default="full", help="Default: full.")
 @click.option("--label", default="", metavar="NAME", help="LaTeX's label, without tab:.")
 @click.option("--bare", is_flag=True, help="Nothing but rows and columns: no float, caption or notes.")

@@ -126,6 +126,8 @@ class _Builder:
             columns.insert(place, header)
             for line, cell in zip(cells, [*column, *[Cell("empty")] * len(cells)], strict=False):
                 line.insert(place, cell)
+        if self.choices.published and not self.published:
+            said = [*said, Note("", "No published figure is known of these nets, methods and images.")]
         notes += [*said, *sources]
         return Table(
             corner="teacher → student",
