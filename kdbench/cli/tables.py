@@ -193,7 +193,9 @@ def _missing(plan: Plan, rows: pd.DataFrame, current: pd.DataFrame) -> pd.DataFr
         else ""
         for cell in cells
     ]
-    return missing.reindex(columns=rows.columns).astype(rows.dtypes)
+    # a column that a file does not fill has the type of nothing
+    kinds = {name: kind for name, kind in rows.dtypes.items() if rows[name].notna().any()}
+    return missing.reindex(columns=rows.columns).astype(kinds)
 
 
 def _what_else(request: Request, plan: Plan) -> str:

@@ -125,7 +125,9 @@ def test_every_method_and_every_published_figure_can_be_cited():
     assert all(entries)
     rows = load_published()
     cited = [citation_of(*row) for row in zip(rows["paper"], rows["arxiv_id"], rows["source"], strict=True)]
-    assert {paper for paper, citation in zip(rows["paper"], cited, strict=True) if not citation} == {"PLD"}  # only a text
+    assert {paper for paper, citation in zip(rows["paper"], cited, strict=True) if not citation} == {
+        "PLD"
+    }  # only a text
     text = bibtex([*entries, *cited])
     assert len(re.findall(r"^@", text, flags=re.M)) == len(set(re.findall(r"^@\w+\{(.+),$", text, flags=re.M)))
     assert r"Transformers \& Distillation" in text
