@@ -14,15 +14,17 @@ from kdbench.reporting.frame import Results
 
 @dataclass(frozen=True)
 class Choices:
-    """Attributes:
-    ours: a method that stands last, apart, compared with the best other one.
-    baseline: what gains are counted from; empty: KD, else scratch.
-    order: methods, names or globs, that stand first, in this order.
-    names: name of a method, a net or a suite -> how the table calls it.
-    decimals: of figures; gains have one more; None: the metric's.
-    sd: whether standard deviations are shown.
-    published: whether figures of papers stand beside.
-    cite: whether LaTeX cites the papers of methods.
+    """An author's choices; by default none.
+
+    Attributes:
+        ours: a method that stands last, apart, compared with the best other one.
+        baseline: what gains are counted from; empty: KD, else scratch.
+        order: methods, names or globs, that stand first, in this order.
+        names: name of a method, a net or a suite -> how the table calls it.
+        decimals: of figures; gains have one more; None: the metric's.
+        sd: whether standard deviations are shown.
+        published: whether figures of papers stand beside.
+        cite: whether LaTeX cites the papers of methods.
     """
 
     ours: str = ""
