@@ -47,7 +47,7 @@ def join_tables(tables: Sequence[Table], titles: Sequence[str], layout: str) -> 
             absent = Cell("empty" if header.kind == "summary" else "absent")
             rows.append(replace(header, group=title))
             cells.append(tuple(row[places[key]] if key in places else absent for key in order))
-    notes = [note for table in marked for note in table.notes]
+    notes = [note for table in marked for note in table.notes if not note.text.startswith("Pairs harmed")]
     general = [note for note in notes if not note.mark]
     whole = replace(
         shown[0][0],
@@ -86,8 +86,4 @@ def _marked(table: Table, title: str, number: int) -> Table:
 
 def _named(note: Note, title: str) -> str:
     """What holds of every table alike, or names its source, needs no name of a suite."""
-    return (
-        note.text
-        if note.text.startswith(("(rec.)", "published:", "Pairs harmed", "Over best other"))
-        else f"{title}: {note.text}"
-    )
+    return note.text if note.text.startswith(("(rec.)", "published:", "Over best other")) else f"{title}: {note.text}"

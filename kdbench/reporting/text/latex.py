@@ -154,7 +154,8 @@ def _floats(table: Table) -> list[list[Table]]:
     heights = [max([1, *(-(-len(cell.text) // _TEXT_WIDTH) for cell in row)]) for row in table.cells]
     groups = sum(header.group != before.group for before, header in itertools.pairwise(table.rows)) + 1
     parts = panels(table)
-    if (together := MAX_LINES // (sum(heights) + groups + 3)) > 0:
+    limit = MAX_LINES - max(0, len(table.caption) // 95 - 3)  # a caption of more than three lines
+    if (together := limit // (sum(heights) + groups + 3)) > 0:
         return [parts[i : i + together] for i in range(0, len(parts), together)]
     edges, used = [0], 0
     for i, height in enumerate(heights):
