@@ -45,7 +45,9 @@ def titles(table: Table) -> list[str]:
 
 
 def cell(table: Table, row: str, column: str):
-    return table.cells[[header.title for header in table.rows].index(row)][titles(table).index(column)]
+    """Of ours: a published column may have the same title."""
+    own = [header.title if header.kind != "published" else "" for header in table.columns]
+    return table.cells[[header.title for header in table.rows].index(row)][own.index(column)]
 
 
 def test_ours_stands_last_and_is_compared_with_the_best_other_of_each_row_and_of_the_average():
