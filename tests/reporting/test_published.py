@@ -14,15 +14,15 @@ from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
-from kdbench.reporting import published as module
-from kdbench.reporting.published import (
+from kdbench.reporting import figures as module
+from kdbench.reporting.figures import (
     COLUMNS,
     find_published,
     load_published,
     normalise_method,
     normalise_net,
-    published_ledger,
 )
+from kdbench.reporting.published import published_ledger
 from kdbench.reporting.text.render import WRITERS, render
 from kdbench.suite.suite import load_suite
 from tests.reporting import factory

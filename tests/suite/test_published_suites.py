@@ -14,7 +14,7 @@ from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import plan_teacher
 from kdbench.plugins.registry import catalog
-from kdbench.reporting.published import find_published, normalise_net
+from kdbench.reporting.figures import find_published, normalise_net
 from kdbench.suite.net import WeightsFile
 from kdbench.suite.suite import Suite, load_suite, read_suite, split_pair, suite_files
 from tests.conftest import tiny_suite

@@ -13,9 +13,10 @@ import pandas as pd
 from kdbench.reporting.caption import join_names
 from kdbench.reporting.costs import count_text, hours
 from kdbench.reporting.frame import Results
+from kdbench.reporting.grid import Cell
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.paired import Comparison, comparable, compare_methods
-from kdbench.reporting.table import Cell, build_table
+from kdbench.reporting.table import build_table
 from kdbench.reporting.text.leaderboard import cost_columns, ranking_columns, signed_text
 from kdbench.reporting.text.markup import plain_cell
 from kdbench.store.reading import Outcomes

@@ -121,7 +121,7 @@ def _heat_map(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Draw
     band = f"{board.metric.tie_band:g} {board.metric.difference_unit}".strip()
     printed = (
         "the numbers are not. A triangle marks a pair that is harmed: worse than training from scratch. –: no result; n/a: cannot "
-        "run; †: failed."
+        "run; ×: failed."
         if annotated
         else f"+: better by more than {band}; −: worse by more; empty and grey: no result."
     )

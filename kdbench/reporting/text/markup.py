@@ -9,10 +9,10 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from kdbench.reporting.table import Cell, Header, Table
+from kdbench.reporting.grid import Cell, Header, Table
 from kdbench.shown import printable
 
 #: In LaTeX, words of more characters may be broken at slashes, colons and @.
@@ -24,6 +24,8 @@ _LATEX = {
     **{
         "`": r"{\char96}",
         "→": r"$\rightarrow$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
         "×": r"$\times$",
         "†": r"$\dagger$",
         "‡": r"$\ddagger$",
@@ -121,9 +123,15 @@ STYLES = {
 
 
 def cell_markup(cell: Cell, style: Style) -> str:
-    text = style.escape(plain_cell(cell)) if plain_cell(cell) != "--" else "--"
-    if cell.best:
-        text = (style.bold if cell.best == 1 else style.underline)(text)
+    """The best with its spread in bold; of the second the mean alone is underlined, clear of the row below."""
+    plain = plain_cell(cell)
+    mean, between, spread = plain.partition(" ± ")
+    if cell.best == 1:
+        text = style.bold(style.escape(plain))
+    elif cell.best:
+        text = style.underline(style.escape(mean)) + (f" {style.escape(f'± {spread}')}" if between else "")
+    else:
+        text = plain if plain == "--" else style.escape(plain)
     marks = ",".join(style.escape(mark) for mark in cell.marks)
     if cell.kind == "failed":
         return marks
@@ -131,7 +139,10 @@ def cell_markup(cell: Cell, style: Style) -> str:
 
 
 def title_markup(header: Header, style: Style) -> str:
-    return style.escape(header.title) + (" (rec.)" if header.reconstruction else "")
+    """A title with its marks, ``(rec.)`` and arrow."""
+    marks = style.raised(",".join(style.escape(mark) for mark in header.marks)) if header.marks else ""
+    arrow = f" {style.escape(header.better)}" if header.better else ""
+    return style.escape(header.title) + marks + (" (rec.)" if header.reconstruction else "") + arrow
 
 
 def title_lines(title: str, width: int = 12) -> list[str]:
@@ -140,6 +151,33 @@ def title_lines(title: str, width: int = 12) -> list[str]:
     if arrow:
         return [f"{teacher} →", student]
     return textwrap.wrap(teacher, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def cut(table: Table, widths: Sequence[float], line: float) -> list[Table]:
+    """The table in panels of about equal width, each no wider than a line; the first of ``widths`` is that of the titles of rows.
+
+    A cut within two columns of a group's border moves there, where that fits.
+    """
+    first, *columns = widths
+    room = max(line - first, *columns) if columns else line
+    edges = [0, len(columns)]
+    for count in range(1, len(columns) + 1):
+        middles = [sum(columns[:i]) + columns[i] / 2 for i in range(len(columns))]
+        places = [min(count - 1, int(middle / sum(columns) * count)) for middle in middles]
+        edges = [0, *(i for i in range(1, len(columns)) if places[i] != places[i - 1]), len(columns)]
+        if all(sum(columns[a:b]) <= room for a, b in itertools.pairwise(edges)):
+            break
+    for number in range(1, len(edges) - 1):
+        for place in (edges[number] + step for step in (0, -1, 1, -2, 2)):
+            low, high = edges[number - 1], edges[number + 1]
+            if low < place < high and table.columns[place].group != table.columns[place - 1].group:
+                if sum(columns[low:place]) <= room and sum(columns[place:high]) <= room:
+                    edges[number] = place
+                break
+    return [
+        replace(table, columns=table.columns[a:b], cells=tuple(row[a:b] for row in table.cells))
+        for a, b in itertools.pairwise(edges)
+    ]
 
 
 def note_lines(table: Table, style: Style) -> list[str]:
