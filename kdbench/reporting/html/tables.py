@@ -26,8 +26,17 @@ MAX_COMPARISONS = 600
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Points on a line, places from 0 to 1; ``zero``: where no difference is, if it is in sight; ``text``: the same in words."""
+
+    points: tuple[float, ...]
+    zero: float | None
+    text: str
+
+
+@dataclass(frozen=True)
 class Item:
-    """One cell of a table. ``sort``: a number, "" where there is none, None to sort by the text."""
+    """One cell of a table. ``sort``: a number, "" where there is none, None to sort by the text; ``name``: of a row's method."""
 
     text: str
     href: str = ""
@@ -35,15 +44,18 @@ class Item:
     classes: str = ""
     mark: str = ""
     aside: str = ""
+    name: str = ""
+    strip: Strip | None = None
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Title of a column, and the direction of its first sort."""
+    """Title of a column, and the direction of its first sort; ``name``: of its method."""
 
     title: str
     text: bool = False
     first: str = "descending"
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,10 @@ def matrix_table(frame: pd.DataFrame, results: Results, links: Links, id: str) -
     extra = len(table.columns) - len(methods)  # the teacher's column
     first = "descending" if results.metric.higher_is_better else "ascending"
     headings = [Heading(table.corner, True, "ascending")]
-    headings += [Heading(c.title + (" (rec.)" if c.reconstruction else ""), first=first) for c in table.columns]
+    headings += [
+        Heading(c.title + (" (rec.)" if c.reconstruction else ""), first=first, name=name)
+        for c, name in zip(table.columns, [""] * extra + methods, strict=True)
+    ]
     rows, foot = [], []
     for r, (header, cells) in enumerate(zip(table.rows, table.cells, strict=True)):
         row = []
