@@ -90,6 +90,9 @@ class Links:
     def method(self, method: str) -> str:
         return filtered(method=self.titles[method])
 
+    def pair(self, title: str) -> str:
+        return filtered(pair=title)
+
 
 def filtered(**choice: str) -> str:
     """The address of the list of cells with these filters set."""
@@ -137,7 +140,7 @@ def matrix_table(frame: pd.DataFrame, results: Results, links: Links, id: str) -
         if header.kind == "pair":
             info = results.pair_info[pairs[r]]
             family = NET_FAMILIES.get(info["student_family"], info["student_family"])
-            title = Item(header.title, filtered(pair=info["title"]), aside=f"{family} student" if family else "")
+            title = Item(header.title, links.pair(info["title"]), aside=f"{family} student" if family else "")
             rows.append((title, *row))
         else:
             foot.append((Item(header.title), *row))
