@@ -167,7 +167,7 @@ def test_cells_are_filtered_by_words_and_by_choice(opened: Any) -> None:
     opened.find_element(By.ID, "clear").click()
     state = opened.find_element(By.CSS_SELECTOR, "select[data-column=state]")
     state.send_keys("failed")
-    assert texts(opened, "#cells-table tbody tr") == ["CRDSwin-T → ResNet180failed"]
+    assert texts(opened, "#cells-table tbody tr") == ["CRDSwin\u2011T → ResNet180failed"]
     opened.find_element(By.ID, "clear").click()
     assert texts(opened, "#cells-count")[0].startswith("32 cells,")
 
@@ -176,12 +176,12 @@ def test_a_number_leads_to_its_cell_with_config_curve_and_log(opened: Any) -> No
     link = opened.find_element(By.XPATH, "//table[@id='part-0-matrix']//a[starts-with(., '87.0')]")
     opened.execute_script("arguments[0].focus()", link)
     link.send_keys(Keys.ENTER)
-    said = dialog_text(opened, "OFA on Swin-T → ResNet18, seed 0")
+    said = dialog_text(opened, "OFA on Swin\u2011T → ResNet18, seed 0")
     for part in ('"temperature": 4', "epoch 5/5", "86.00", "toy/short/swin_tiny--resnet18/ofa/seed0-"):
         assert part in said
     assert opened.find_element(By.CSS_SELECTOR, "svg.curve path").get_attribute("d").count("L") == 4
     opened.find_element(By.XPATH, "//div[@id='cell-seeds']/button[.='seed 1']").click()
-    dialog_text(opened, "OFA on Swin-T → ResNet18, seed 1")
+    dialog_text(opened, "OFA on Swin\u2011T → ResNet18, seed 1")
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not opened.execute_script("return document.querySelector('#cell').open")
     until(opened, "location.hash === ''")
@@ -221,8 +221,8 @@ def test_browsers_without_dialogs_and_streams_open_cells_too(browser: Any, page:
 def test_all_kinds_of_compressed_blocks_are_unpacked_without_streams(browser: Any, page: Path) -> None:
     """Stored, fixed and dynamic codes, long distances and runs, against what Python packed."""
     load(browser, page)
-    source = (Path(page_module.__file__).parent / "page.js").read_text()
-    gunzip = source[source.index("  function gunzip") : source.index("  // Browsers from before 2022")]
+    source = (Path(page_module.__file__).parent / "cells.js").read_text()
+    gunzip = source[source.index("function gunzip") : source.index("// Browsers from before 2022")]
     rng = random.Random(0)  # noqa: S311 - no secret
     noise = bytes(rng.randrange(256) for _ in range(70_000))
     texts_ = [b"", b"a", b"abc" * 5000, noise, json.dumps(list(range(30_000))).encode(), noise[:300] * 200 + noise]

@@ -30,7 +30,7 @@ def board_data(board: Leaderboard, id: str, page_of: Callable[[str], str] = lamb
     """
     results = board.results
     identity = results.identity()
-    pairs, methods = list(results.pair_info), list(results.method_info)
+    places = [{name: i for i, name in enumerate(info)} for info in (results.pair_info, results.method_info)]
     done = results.cells[results.cells["value"].notna()]
     key = ["pair", "method", "seed"]
     rows = done[[*key, "value"]].rename(columns={"value": "own"})
@@ -39,7 +39,7 @@ def board_data(board: Leaderboard, id: str, page_of: Callable[[str], str] = lamb
         apart = apart.assign(value=results.metric.sign * apart["value"].astype(float))
         rows = rows.merge(apart.drop_duplicates(key).rename(columns={"value": name}), on=key, how="left")
     cells = [
-        [pairs.index(pair), methods.index(method), int(seed), *(_short(value) for value in values)]
+        [places[0][pair], places[1][method], int(seed), *(_short(value) for value in values)]
         for pair, method, seed, *values in rows[[*key, "own", "gain", "scratch"]].itertuples(index=False)
     ]
     return {
@@ -61,7 +61,7 @@ def board_data(board: Leaderboard, id: str, page_of: Callable[[str], str] = lamb
             | {part: row[part] for part in ("title", "family", "fidelity")}
             for name, row in results.method_info.items()
         ],
-        "cells": cells,
+        "cells": sorted(cells, key=lambda cell: cell[:3]),
     }
 
 
