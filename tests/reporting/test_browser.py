@@ -22,6 +22,7 @@ import pytest
 
 from kdbench.reporting.html import page as page_module
 from kdbench.reporting.html.page import write_report
+from kdbench.reporting.leaderboard import build_leaderboard
 from tests.reporting import factory
 from tests.reporting.stored import write_store
 
@@ -185,6 +186,75 @@ def test_a_number_leads_to_its_cell_with_config_curve_and_log(opened: Any) -> No
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not opened.execute_script("return document.querySelector('#cell').open")
     until(opened, "location.hash === ''")
+
+
+def test_facets_rank_as_the_leaderboard_of_those_pairs_does(opened: Any) -> None:
+    choose(opened, "Student", "CNN")
+    part = factory.small()
+    part = part[part["student_family"] == "cnn"]
+    board = build_leaderboard(part)
+    expected = {s.display: (s.rank, s.gain, s.average_rank, s.wins, s.harmed) for s in board.standings}
+    shown = opened.execute_script(
+        "return [...document.querySelectorAll('#part-0-view-table tbody tr')].map(r => [...r.cells].map(c => "
+        "(c.querySelector('a') || c.firstChild || c).textContent))"
+    )
+    found = {row[0]: row[1:] for row in shown}
+    for name in ("OFA", "DKD", "FBT"):
+        rank, gain, average, wins, harmed = expected[name]
+        assert found[name][:3] == [str(rank), f"{gain:+.2f}", f"{average:.2f}"]
+        assert (found[name][3].split("/")[0], found[name][5]) == (str(wins), f"{harmed[0]}/{harmed[1]}")
+    assert texts(opened, "#part-0-leaderboard tbody th") == []
+    assert [row.split()[0] for row in texts(opened, "#part-0-matrix tbody th")] == ["Swin\u2011T"]
+    choose(opened, "Student", "all")
+    assert len(texts(opened, "#part-0-matrix tbody th")) == 3
+    assert texts(opened, "#part-0-leaderboard tbody th")
+
+
+def choose(browser: Any, label: str, value: str) -> None:
+    browser.execute_script(
+        "const s = [...document.querySelectorAll('#facets label')].find(l => l.firstChild.textContent === arguments[0])"
+        ".querySelector('select'); s.value = arguments[1] === 'all' ? '' : [...s.options].find(o => o.textContent === arguments[1]).value;"
+        "s.dispatchEvent(new Event('change'))",
+        label,
+        value,
+    )
+
+
+def test_a_shared_link_restores_the_view(browser: Any, page: Path) -> None:
+    load(browser, page)
+    choose(browser, "Student", "CNN")
+    browser.execute_script(
+        "document.querySelector('[data-chip=dkd]').click(); document.querySelector('[data-flip]').click()"
+    )
+    button(browser, "#part-0-view-table", "method").click()
+    browser.find_element(By.ID, "share").click()
+    address = browser.execute_script("return location.hash")
+    before = browser.execute_script("return document.querySelector('main').innerText")
+    load(browser, page, hash=address)
+    assert "DKD" not in texts(browser, "#part-0-matrix tbody th")
+    assert "OFA" in texts(browser, "#part-0-matrix tbody th")
+    after = browser.execute_script("return document.querySelector('main').innerText")
+    assert after.replace("Copied", "Share this view") == before.replace("Copied", "Share this view")
+    assert complaints(browser) == []
+
+
+def test_tables_are_taken_away_as_they_are_shown(opened: Any) -> None:
+    opened.execute_script(
+        "URL.createObjectURL = blob => { blob.text().then(text => { window.taken = text; }); return '#'; };"
+        "HTMLAnchorElement.prototype.click = () => {}"
+    )
+    button(opened, "#part-0-matrix", "OFA").click()
+    for title, first in (("CSV", "pair,"), ("LaTeX", "\\begin{tabular}"), ("JSON", "[")):
+        opened.execute_script(
+            "window.taken = ''; [...document.querySelectorAll('#part-0-matrix-box .take button')]"
+            ".find(b => b.textContent === arguments[0]).click()",
+            title,
+        )
+        until(opened, "window.taken")
+        text = opened.execute_script("return window.taken")
+        assert text.startswith(first)
+        assert "Swin-T" in text
+        assert text.index("ResNet18") < text.index("ResMLP")  # sorted, the best of OFA first
 
 
 def test_a_cell_tells_its_accuracy_by_class(opened: Any) -> None:
