@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def standing_facts(board: Leaderboard, standing: Standing) -> list[tuple[str, st
             facts += [("p (Holm)", f"{standing.p_holm:.3f}")]
     if standing.harmed:
         facts += [("pairs harmed", f"{standing.harmed[0]}/{standing.harmed[1]}")]
-    costs = (
+    costs: tuple[tuple[str, float, Callable[[float], str]], ...] = (
         ("step time", standing.step_ratio, "{:.2f} × scratch".format),
         ("training hours", standing.hours, "{:.3g}".format),
         ("peak memory (MiB)", standing.peak_memory / 2**20, "{:,.0f}".format),

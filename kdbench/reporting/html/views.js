@@ -9,7 +9,10 @@ const whole = () => !view.student && !view.teacher && !view.fidelity;
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const near = (value) => Math.round(value * 1e9) / 1e9;
-const signed = (value, decimals) => (value < 0 ? "-" : "+") + Math.abs(value).toFixed(decimals);
+function signed(value, decimals) {
+  const text = Math.abs(value).toFixed(decimals);
+  return Number(text) === 0 ? text : (value < 0 ? "-" : "+") + text;
+}
 
 // The pairs and methods of a board that the facets leave; baselines always stay.
 function chosen(board) {
@@ -156,7 +159,11 @@ function drawMatrix({ board, table, rows, foot }) {
     made.append(...[...from.childNodes].map((node) => node.cloneNode(true)));
     return made;
   };
-  const heading = (cell, first) => copied(cell, "th", { scope: "col", "data-key": "", "data-first": first });
+  const heading = (cell, first) => {
+    const made = copied(cell, "th", { scope: "col", "data-key": "", "data-first": first });
+    for (const link of all("a", made)) link.replaceWith(link.textContent); // a heading is a button
+    return made;
+  };
   const line = (cells) => make("tr", {}, ...cells.map((cell, k) => (k ? copied(cell, "td") : copied(cell, "th", { scope: "row" }))));
   let head, lines, below = [];
   if (view.flip) {
@@ -213,7 +220,7 @@ function drawTwo() {
   });
   const means = lines.map((line) => mean(line.apart));
   const better = means.filter((value) => value > board.band + 1e-9).length, worse = means.filter((value) => value < -board.band - 1e-9).length;
-  result.append(make("p", {}, `${titles[1]} minus ${titles[0]}: ${signed(mean(means), board.decimals)} ${board.unit} over ${lines.length} pairs; ` +
+  result.append(make("p", {}, `${titles[1]} minus ${titles[0]}: ${signed(mean(means), board.decimals)} ${board.unit} over ${lines.length} ${lines.length === 1 ? "pair" : "pairs"}; ` +
     `better on ${better}, worse on ${worse}, within ±${board.band} on ${lines.length - better - worse}.`));
   const table = make("table", { "data-label": "two methods", id: "two-table" }, make("thead", {}, head), make("tbody", {}, ...body));
   result.append(make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "two methods" }, table));
@@ -254,11 +261,14 @@ function draw() {
   }
   for (const part of all("section[data-part], nav a[data-part]")) part.hidden = !there.has(part.dataset.part);
   for (const tab of all("#suites button")) tab.setAttribute("aria-selected", String(tab.dataset.suite === view.suite));
+  for (const option of selects.protocol?.options || []) {
+    option.hidden = option.value !== "" && !boards.some((board) => board.protocol === option.value && (!view.suite || board.suite === view.suite));
+  }
   for (const [name, select] of Object.entries(selects)) select.value = view[name];
   boards.forEach(drawFacets);
   matrices.forEach(drawMatrix);
   drawTwo();
-  find("#view-status").textContent = whole() ? "" : "Ranks are computed anew over what is chosen.";
+  find("#view-status").textContent = whole() ? "" : "The leaderboard, pairs by methods and two methods show what is chosen; everything else is of the whole.";
 }
 
 // The view in the address: everything that differs from how the page opens.
@@ -284,6 +294,7 @@ function restore(query) {
     const known = name === "suite" ? suites : [...(selects[name]?.options || [])].map((option) => option.value);
     view[name] = known.includes(value) ? value : name === "suite" && suites.length > 1 ? suites[0] : "";
   }
+  if (!boards.some((board) => (!view.suite || board.suite === view.suite) && (!view.protocol || board.protocol === view.protocol))) view.protocol = "";
   view.hide = new Set((words.get("hide") || "").split(" ").filter(Boolean));
   view.flip = words.get("flip") === "1";
   const [id, first, second] = (words.get("two") || "").split(" ");
@@ -339,7 +350,7 @@ if (boards.length) {
     const tabs = find("#suites");
     tabs.hidden = false;
     for (const suite of suites) {
-      tabs.append(action(unbroken(suite), () => { view.suite = suite; draw(); }, { role: "tab", "data-suite": suite }));
+      tabs.append(action(unbroken(suite), () => { Object.assign(view, { suite, protocol: "" }); draw(); }, { role: "tab", "data-suite": suite }));
     }
   }
   bar.append(action("Share this view", (event) => {
