@@ -156,7 +156,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
         )
     try:
         plugin = _plugin_columns(frame.get("plugin_metrics", ()))
-        frame = frame.reindex(columns=[*COLUMNS, *plugin])  # a table of an older kdbench lacks some
+        # A table of an older kdbench lacks some: they are texts too, not numbers.
+        frame = frame.reindex(columns=[*COLUMNS, *plugin]).astype(object)
         numbers = frame[[*NUMBERS, *plugin]].replace("", "nan").astype("float64")
         flags = frame[["dirty", "carries_kd"]].replace({"True": True, "False": False})
         frame = frame.where(frame != "", None).assign(**numbers, **flags, seed=frame["seed"].astype("int64"))
