@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -162,7 +163,7 @@ def test_few_methods_are_named_beside_their_points_off_the_pareto_front() -> Non
     x, y = front.get_data()
     corners = [(x[0], y[0])] + [corner for k in range(1, len(x)) for corner in ((x[k], y[k - 1]), (x[k], y[k]))]
     places = axes.transData.transform(corners)
-    along = np.concatenate([np.linspace(a, b, 200) for a, b in zip(places, places[1:], strict=False)])
+    along = np.concatenate([np.linspace(a, b, 200) for a, b in itertools.pairwise(places)])
     for text in axes.texts:
         box = text.get_window_extent()
         assert not any(box.x0 < u < box.x1 and box.y0 < v < box.y1 for u, v in along), text.get_text()
