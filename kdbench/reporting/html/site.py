@@ -25,7 +25,7 @@ from kdbench.reporting.published import load_published
 from kdbench.store.files import write_bytes
 from kdbench.store.reading import Outcomes
 
-_MARK = '<meta name="generator" content="kdbench site'
+_TITLE = "kdbench: results"
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,99}")
 
 
@@ -107,7 +107,7 @@ def _first_page(parts: Sequence[dict[str, Any]], boards: Sequence[Shown], comman
     return render(
         "page.html.j2",
         ("views.js",),
-        title="kdbench: results",
+        title=_TITLE,
         command=command,
         hashes=[shown.board.results_hash for shown in boards],
         parts=parts,
@@ -155,7 +155,9 @@ def _check(target: Path) -> None:
     if not target.is_dir():
         raise KdbenchError(f"--to {target} is no folder")
     first = target / "index.html"
-    if any(target.iterdir()) and not (first.is_file() and _MARK in first.read_text(encoding="utf-8", errors="replace")):
+    if any(target.iterdir()) and not (
+        first.is_file() and f"<title>{_TITLE}</title>" in first.read_text(encoding="utf-8", errors="replace")
+    ):
         raise KdbenchError(f"--to {target} holds something that is no site of kdbench's; give a new or empty folder")
     try:
         for page in inside(target, "methods").glob("*.html"):
