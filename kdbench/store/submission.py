@@ -190,7 +190,7 @@ def read_submission(path: Path) -> tuple[Submission, str]:
     except UnicodeDecodeError:
         raise KdbenchError(f"submission {path} is no text in UTF-8") from None
     try:
-        return Submission.model_validate_json(content), text
+        return Submission.model_validate_json(content, strict=True), text
     except ValidationError as error:
         lines = []
         for one in error.errors(include_url=False, include_input=False)[:MOST_PROBLEMS]:
@@ -355,8 +355,12 @@ def _check_result(cell: SubmittedCell, result: CellResult, wrong: Wrong) -> None
 
 def _check_files(cell: SubmittedCell, root: Path, wrong: Wrong) -> None:
     """Compare a cell with the files that it was made from."""
-    folder = Store(root).folder(cell.path)
     assert cell.result is not None
+    try:
+        folder = Store(root).folder(cell.path)
+    except RefusedFileError as error:
+        wrong(f"{error}", "path")
+        return
     stored = folder.look().result
     if stored != cell.result:
         what = "no sound result" if stored is None else "another one"

@@ -131,6 +131,7 @@ def _renamed(content: dict[str, Any]) -> None:
         (_set("cells", 1, "config", "recipe", "epochs", to=31), '"config": {', "the configuration has hash"),
         (_set("cells", 1, "path", to="../../etc/passwd"), "../../etc/passwd", "is no path of a cell"),
         (_set("cells", 1, "result", "metrics", "last", "top1", to=101.0), '"last": {', "top1 of 101 %"),
+        (_set("cells", 1, "images", to="200"), '"images": "200"', "valid integer"),
         (_set("cells", 1, "reslt", to=1), '"reslt": 1', "Extra inputs are not permitted"),
         (_set("suite", to="../evil.yaml"), '"suite": "../evil.yaml"', "should match pattern"),
         (lambda content: content["cells"].append(content["cells"][1]), '/seed0-', "the cell stands twice"),
