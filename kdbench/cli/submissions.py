@@ -21,12 +21,12 @@ from kdbench.matrix.request import Request
 from kdbench.shown import NAME_LENGTH, TEXT_LENGTH, printable
 from kdbench.store.folders import Store
 from kdbench.store.layout import cell_name, is_cell_path
+from kdbench.store.problems import problems_of
 from kdbench.store.submission import (
     MOST_PROBLEMS,
     Submission,
     line_of,
     make_submission,
-    problems_of,
     read_submission,
     write_submission,
 )

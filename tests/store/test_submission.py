@@ -17,9 +17,10 @@ from kdbench.cli.parser import main
 from kdbench.matrix.identity import config_hash
 from kdbench.plugins.metrics import BUILT_IN
 from kdbench.store.files import write_json
+from kdbench.store.problems import problems_of
 from kdbench.store.result import CellMetrics, Failure, write_record
 from kdbench.store.rows import load_results
-from kdbench.store.submission import line_of, make_submission, problems_of, read_submission, schema, write_submission
+from kdbench.store.submission import line_of, make_submission, read_submission, schema, write_submission
 from tests.records import cell_result
 
 PAIR, IMAGES = "swin_tiny--resnet18", 200
