@@ -15,6 +15,7 @@ from kdbench.reporting.html import page as page_module
 from kdbench.reporting.html.render import unbroken
 from kdbench.reporting.html.site import page_of
 from kdbench.reporting.plots import draw
+from kdbench.shown import NAME_LENGTH, printable
 from tests.reporting import factory
 from tests.reporting.test_page import HOSTILE, Page
 
@@ -47,7 +48,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pages_are_whole_and_lead_only_to_each_other(site: Path) -> None:
     files = sorted(path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file())
     names = ["dkd", "kd", "ofa", "scratch", "tas"]
-    assert files == sorted(["index.html", *(f"methods/{name}.html" for name in names), page_of(ODD)])
+    assert files == sorted(
+        ["index.html", *(f"methods/{name}.html" for name in names), page_of(printable(ODD, NAME_LENGTH))]
+    )
     pages = {path: Page((site / path).read_text()) for path in files}
     ids = {path: {a["id"] for _, a in page.elements if a.get("id")} for path, page in pages.items()}
     for path, page in pages.items():
@@ -73,9 +76,9 @@ def test_a_methods_page_shows_every_pair_and_seed(site: Path) -> None:
     page = Page((site / "methods" / "ofa.html").read_text())
     strips = [a for tag, a in page.elements if tag == "svg"]
     assert len(strips) == 2 * 3  # suites and pairs
-    assert strips[0]["aria-label"] == "seed 0: +2.00, seed 1: +3.00"
+    assert strips[1]["aria-label"] == "seed 0: +2.00, seed 1: +3.00"
     assert len([tag for tag, _ in page.elements if tag == "circle"]) == 2 * 3 * 2
-    for part in ("One for All", "reference", "gain over KD", "+1.50", "win/tie/loss", "Published figures"):
+    for part in ("arXiv", "reference", "gain over KD", "+1.50", "win/tie/loss", "Published figures"):
         assert part in page.words.replace("\u2011", "-")
 
 
