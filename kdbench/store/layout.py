@@ -90,6 +90,14 @@ def is_cell_folder(name: str) -> bool:
     return _CELL.fullmatch(name) is not None
 
 
+def is_cell_path(path: str) -> bool:
+    """Whether ``cell_name`` can tell what a text says, and kdbench gives such names."""
+    parts = path.split("/")
+    if len(parts) != 5 or not _PAIR.fullmatch(parts[2]) or not _CELL.fullmatch(parts[4]):
+        return False
+    return all(_NAME.fullmatch(part) for part in (parts[0], parts[1], parts[3])) and cell_name(path)["seed"] <= MAX_SEED
+
+
 def cell_name(path: str) -> dict[str, Any]:
     """What the path of a cell's folder tells, under the names that the columns of a frame have."""
     suite, protocol, pair, method, name = path.split("/")

@@ -155,14 +155,12 @@ def _ranks(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
 def _cost(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     if len(scatter.cost_points(board)) < 2:
         raise _NothingToDrawError("Step times relative to scratch are known of fewer than two methods with all pairs.")
-    figure, left_out = scatter.cost_plot(board)
     caption = (
         "Mean gain against the time of a training step, relative to training from scratch on the same pair, seed and "
         "device (median). Dashes: Pareto front; a method below it is beaten by one that is as cheap and as good. "
         "The teacher's forward pass is shared by a cohort and not counted. An arrow: the point lies beyond the axis."
-        + _unnamed(left_out)
     )
-    return figure, caption
+    return scatter.cost_plot(board), caption
 
 
 def _teacher(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
@@ -182,14 +180,13 @@ def _teacher(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn
 def _agreement(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     if scatter.agreement_points(results, board).empty:
         raise _NothingToDrawError("No cell holds its agreement with the teacher besides the reference's.")
-    figure, left_out = scatter.agreement_plot(results, board)
     both = f", both minus {board.reference_display}'s on the same pair" if board.reference else ""
     caption = (
         f"Accuracy against agreement with the teacher (share of images with the same prediction){both}. Small: one pair; "
         "large: mean of a method, at the edge where it lies beyond (arrow: by how much). Right and low: it copies the teacher "
-        "without gaining from it." + _unnamed(left_out)
+        "without gaining from it."
     )
-    return figure, caption
+    return scatter.agreement_plot(results, board), caption
 
 
 def _curves(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
@@ -219,10 +216,6 @@ def _calibration(results: Results, board: Leaderboard, outcomes: Outcomes) -> _D
         "and can be lower than the mean of the cells' own, because over- and underconfident students cancel."
     )
     return stored.calibration_plot(results, found), caption
-
-
-def _unnamed(count: int) -> str:
-    return f" {count} points are not named: there is no room for their names." if count else ""
 
 
 #: Name of the file: (title, what draws it).
