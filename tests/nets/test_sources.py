@@ -18,6 +18,8 @@ from tests.conftest import tiny
 
 #: A net of one's own; ``shift`` reads a value, which the device "meta" cannot.
 MINE = """
+import functools
+
 import torch
 from torch import nn
 
@@ -46,8 +48,29 @@ def raises(num_classes):
     raise ValueError("no such width")
 
 
+def exits(num_classes):
+    raise SystemExit(2)
+
+
 def nothing(num_classes):
     return None
+
+
+kept = functools.cache(Mine)
+
+
+class Odd(Mine):
+    # Its classifier gets its input by name; ``lnc`` is sequence first, ``act`` runs twice and is ``same`` too.
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.act = self.same = nn.GELU()
+        self.lnc = nn.Identity()
+
+    def forward(self, images):
+        stages = self.act(self.act(self.blocks(images)))
+        self.lnc(stages.flatten(2).permute(2, 0, 1))
+        return self.head(input=stages.mean((2, 3)))
 
 
 def pairs(num_classes):
@@ -205,6 +228,9 @@ def test_a_net_of_ones_own_needs_no_taps_and_says_what_it_lacks(own: Callable[..
     assert tapped.lacks == {}
     reading = own(args={"reads": True}, taps=BLOCKS)
     assert describe(reading, 10, "mine").stages == tapped.stages
+    assert (
+        describe(own("Odd", taps=BLOCKS), 10, "mine").embedding_dim == 16
+    )  # of a classifier that is called by keyword
 
 
 def test_the_identity_of_a_file_is_its_content_and_not_its_place(own: Callable[..., NetSpec], mine: Path) -> None:
@@ -225,12 +251,19 @@ def test_the_identity_of_a_file_is_its_content_and_not_its_place(own: Callable[.
     [("maker", {}, "has no function 'maker'; did you mean 'make'"),
      ("make", {"args": {"depth": 3}}, r"raised TypeError: .*'depth'"),
      ("raises", {}, "raised ValueError: no such width"),
+     ("exits", {}, "raised SystemExit: 2"),
      ("nothing", {}, "returned NoneType, not a torch.nn.Module"),
+     ("kept", {}, r"returned weights of an earlier call once more \(blocks.0.0, .*; make all modules anew"),
+     ("Odd", {"taps": [*BLOCKS[:3], "lnc"]}, r"lnc puts out a tensor of shape \(16, 1, 16\), whose first dimension is not the batch"),
+     ("Odd", {"taps": [*BLOCKS[:3], "act"]}, "module act runs 2 times in the net's forward"),
+     ("Odd", {"taps": [*BLOCKS[:3], "same"]}, "module same runs 2 times in the net's forward"),
+     ("make", {"taps": BLOCKS[::-1]}, "in the order of the net's forward: blocks.0, blocks.1, blocks.2, blocks.3$"),
+     ("make", {"taps": [*BLOCKS[:3], "blocks.2"]}, "each stage is another module"),
      ("pairs", {}, r"returns a tuple of 2 \(a tensor of shape \(1, 10\), .*not logits"),
      ("make", {"taps": ["blocks.0", "blocks.1", "blocks.2", "blocks.7"]}, "no module 'blocks.7'; did you mean 'blocks.[0-3]'"),
      ("make", {"taps": ["blocks.0", "blocks.1", "blocks.2", "unused"]}, "module unused is not used by the net's forward"),
      ("make", {"taps": ["blocks.0", "blocks.1", "blocks.2", "head"]}, r"head puts out a tensor of shape \(1, 10\), not a tensor of 3"),
-     ("make", {"taps": ["blocks.0.1", "blocks.1", "blocks.2", "blocks.3"]}, "blocks.0.1 puts out is then changed in place"),
+     ("make", {"taps": ["blocks.0.1", "blocks.1", "blocks.2", "blocks.3"]}, "blocks.0.1 puts out what is then changed in place"),
      ("make", {"embedding": "hed"}, "embedding: there is no module 'hed'; did you mean 'head'"),
      ("make", {"embedding": "blocks.1"}, "blocks.1 puts out a tensor of shape .*, not a vector")],
 )  # fmt: skip
