@@ -16,7 +16,7 @@ from kdbench.suite.net import NetSpec, name_files
 from kdbench.suite.suite import load_suite
 from tests.conftest import tiny
 
-#: A net of one's own; ``shift`` reads a value, which the device "meta" cannot.
+#: A net of one's own; with ``reads`` it reads values where it is made and where it runs, which the device "meta" cannot.
 MINE = """
 import functools
 
@@ -24,10 +24,14 @@ import torch
 from torch import nn
 
 
+ONE = torch.ones(1)
+
+
 class Mine(nn.Module):
     def __init__(self, num_classes, width=8, reads=False):
         super().__init__()
-        self.shift = float(torch.ones(1).item()) if reads else 1.0
+        self.read = float if reads else (lambda value: None)
+        self.read(ONE)
         widths = (3, width, width, 2 * width, 2 * width)
         self.blocks = nn.Sequential(*(
             nn.Sequential(nn.Conv2d(a, b, 3, 2 if n else 1, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
@@ -37,6 +41,7 @@ class Mine(nn.Module):
         self.head = nn.Linear(2 * width, num_classes)
 
     def forward(self, images):
+        self.read(images.max())
         return self.head(self.blocks(images).mean((2, 3)))
 
 
@@ -299,7 +304,7 @@ def suite(write_suite: Callable[..., Path], mine: Path) -> Path:
     nets = {
         "tv": {"torchvision": "resnet18", "input_size": [32, 32], "taps": LAYERS},
         "hf": {"hf": "vit", "args": HF, "taps": HF_TAPS, "class_tokens": 1},
-        "mine": {"python": "my_nets.py:make", "taps": BLOCKS},
+        "mine": {"python": "my_nets.py:make", "args": {"reads": True}, "taps": BLOCKS},
         "plain": {"python": "my_nets.py:make"},
         "raises": {"python": "my_nets.py:raises"},
     }
@@ -365,7 +370,7 @@ def test_kd_fitnet_and_ofa_train_on_nets_from_anywhere(kdbench: Callable[..., An
 def test_a_checkpoint_for_another_net_is_refused_with_its_keys(own: Callable[..., NetSpec], tmp_path: Path) -> None:
     from kdbench.teachers.foreign import WeightsError, load_state
 
-    net = TappedNet(own(), 10, "mine")
+    net = TappedNet(own(args={"reads": True}), 10, "mine")
     state = net.net.state_dict()
     torch.save(state, tmp_path / "right.pth")
     assert load_state(net, tmp_path / "right.pth")["classes"] == 10
