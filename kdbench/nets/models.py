@@ -170,6 +170,7 @@ def _torchvision(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
 
 def _transformers(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
     config = _hf_config(spec, num_classes, name)
+    config.architectures = config.architectures or []  # of several classes of a type (DeiT, LeViT) the first
     from transformers import AutoModelForImageClassification
 
     build: Any = AutoModelForImageClassification.from_config

@@ -201,6 +201,8 @@ def test_a_net_of_transformers_is_built_from_its_configuration_alone(tmp_path: P
         assert torch.equal(outputs.stages[1].all_tokens, own.hidden_states[2])
         torch.testing.assert_close(outputs.classifier(outputs.embedding), outputs.logits)
         assert describe(spec, 7).family == "vit"
+    tokens = {**HF, "num_hidden_layers": 1}
+    assert describe(NetSpec(hf="deit", args=tokens), 7).embedding_dim == 16  # a type of two classes
     assert "config" in NetSpec(hf=str(tmp_path / "vit")).identity()["hf"]
     with pytest.raises(NetError, match="has no hidden_sise; did you mean 'hidden_size'"):
         describe(NetSpec(hf="vit", args={"hidden_sise": 3}), 7, "mine")
@@ -307,8 +309,9 @@ def suite(write_suite: Callable[..., Path], mine: Path) -> Path:
         "mine": {"python": "my_nets.py:make", "args": {"reads": True}, "taps": BLOCKS},
         "plain": {"python": "my_nets.py:make"},
         "raises": {"python": "my_nets.py:raises"},
+        "broken": {"python": "broken.py:make"},
     }
-    pairs = ["tv--mine", "tv--hf", "hf--mine", "mine--hf", "tv--plain", "tv--raises"]
+    pairs = ["tv--mine", "tv--hf", "hf--mine", "mine--hf", "tv--plain", "tv--raises", "tv--broken"]
     once = {"epochs": 1, "schedule": {"warmup_epochs": 0}}
     short = {"pairs": ["*"], "recipe": once, "teacher": once}
     content = {**tiny(nets=nets), "pairs": pairs, "protocols": {"short": {"description": "all pairs", **short}}}
@@ -332,12 +335,15 @@ def test_a_net_that_cannot_be_used_takes_only_its_own_pairs_out(kdbench: Callabl
     assert said.status == 0, said.err
     assert "kd on tv--mine: net mine: it is made by" in said.out
     assert "2 pending" in said.out
-    said = kdbench(*words, "--plugin", suite.parent / "my_nets.py")
+    (suite.parent / "broken.py").write_text("def make(num_classes:")
+    said = kdbench(*words, "--plugin", suite.parent / "my_nets.py", "--plugin", suite.parent / "broken.py")
+    assert "kd on tv--broken: net broken: " in said.out
+    assert "broken.py, line 1: '(' was never closed" in said.err
     assert "mine: cnn, stages 8 x 32 x 32 (NCHW)" in said.out
     assert "fitnet on tv--plain: it needs stages; net plain has no taps: write taps:" in said.out
     assert "kd on tv--raises: net raises: raises of" in said.out
     assert said.out.count('raise ValueError("no such width")') == 1
-    assert "9 pending, 3 skipped" in said.out
+    assert "9 pending, 5 skipped" in said.out
 
 
 def test_input_size_of_a_file_net_is_that_of_the_suites_images(suite: Path) -> None:
