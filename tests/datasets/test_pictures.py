@@ -64,7 +64,7 @@ def test_every_mode_has_its_colour_in_8_bits(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_modes_without_a_white_are_refused_by_name(mode: str) -> None:
-    with pytest.raises(OSError, match=rf"a\.jpg does not decode: mode {mode}, 32-bit .* without a stated white"):
+    with pytest.raises(OSError, match=rf"a\.jpg does not decode: mode {mode}, .* without a stated white"):
         pixel(encoded(Image.new(mode, (2, 2), 3), "TIFF"))
 
 
