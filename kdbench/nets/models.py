@@ -225,8 +225,7 @@ def _python(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
         if module not in sys.modules:
             import_source(module, file)
     except PluginError as error:
-        words = str(error).removeprefix(f"plugin {file} ")
-        raise NetError(f"net {name}: {file} {words}", error.details) from None
+        raise NetError(f"net {name}: {str(error).removeprefix('plugin ')}", error.details) from None
     make = getattr(sys.modules[module], function, None)
     if not callable(make):
         own = {key for key, value in vars(sys.modules[module]).items() if callable(value)}
