@@ -66,7 +66,8 @@ def decode(file: IO[bytes], name: str) -> Image:
     except pillow.DecompressionBombError:  # Pillow's, at twice as many
         raise OSError(f"{name} does not decode: it has more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise OSError(f"{name} does not decode: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise OSError(f"{name} does not decode: it is no {kinds}, or of a kind that Pillow does not read") from None
     except Exception as error:  # Pillow's plugins raise many kinds on broken files, some of them no OSError
         raise OSError(f"{name} does not decode: {reason_of(error)}") from None
 
@@ -78,16 +79,17 @@ def to_rgb(image: Image) -> Image:
     would cut it off at 255. All other modes are converted by Pillow.
 
     Raises:
-        OSError: for ``F`` and for ``I`` of other files, whose 32 bits have no white.
+        OSError: for ``F``, for ``I`` of other files and for integers with a sign, which have no white.
     """
     from PIL import Image as pillow
 
+    # of a TIFF: 258 BitsPerSample, 262 PhotometricInterpretation (0: white is 0), 339 SampleFormat (2: integers with a sign)
+    tags = getattr(image, "tag_v2", {})
+    if 2 in np.atleast_1d(tags.get(339, 1)):
+        raise OSError(f"mode {image.mode}, integers with a sign and without a stated white; convert it to 8 or 16 bits")
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        tags = getattr(
-            image, "tag_v2", {}
-        )  # of a TIFF: 258 BitsPerSample, 262 PhotometricInterpretation (0: white is 0)
         white = 2 ** int(tags.get(258, (16,))[0]) - 1
         levels = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white
         image = pillow.fromarray((255 - levels if tags.get(262) == 0 else levels).astype(np.uint8))

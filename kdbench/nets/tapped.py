@@ -22,7 +22,7 @@ from kdbench.nets.families import family_of
 from kdbench.nets.heads import LinearConvolution, check_own_forward, classifier_paths, head_has_more, same_memory
 from kdbench.nets.models import NetError, build_model, preprocessing_of
 from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
-from kdbench.nets.taps import Call, as_map, calls_of, check_paths, described, inputs_of, last_activations, timm_taps
+from kdbench.nets.taps import Call, as_map, calls_of, check_paths, check_taps, described, preactivations, timm_taps
 from kdbench.suite.net import NetSpec, Tap
 
 
@@ -80,7 +80,7 @@ class TappedNet(nn.Module):
         else:
             check_paths(self.net, map(str, spec.taps or ()), "taps", self.name)
             check_paths(self.net, [spec.embedding] if spec.embedding else [], "embedding", self.name)
-            self.taps = spec.taps or ()
+            self.taps = tuple(map(str, spec.taps or ()))
 
     def _configuration(self) -> dict[str, Any]:
         """Input size and normalisation: the suite's, else the model's own."""
@@ -120,7 +120,7 @@ class TappedNet(nn.Module):
             return self._run_watched(inputs, needs)
         stages = None
         if "stages" in needs:
-            with inputs_of(last_activations(self.net, self.taps) if "preactivation" in needs else ()) as before:
+            with preactivations(self.net, self.taps if "preactivation" in needs else ()) as before:
                 final, stages = self._tap(inputs)
             for stage, value in zip(stages, before, strict=False):
                 stage.preactivation = value
@@ -157,7 +157,7 @@ class TappedNet(nn.Module):
 
     def _run_watched(self, inputs: Tensor, needs: Collection[str]) -> Outputs:
         """Run a net that is not timm's, and take what its modules put out on the way."""
-        taps = list(map(str, self.taps)) if "stages" in needs else []
+        taps = self._paths if "stages" in needs else []
         vector = (
             [path for path in (self.spec.embedding, *self.classifier_paths) if path] if "embedding" in needs else []
         )
@@ -177,8 +177,9 @@ class TappedNet(nn.Module):
     def _logits_of(self, value: Any) -> Tensor:
         logits = getattr(value, "logits", value)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            when = " in training" if self.training else ""
             raise NetError(
-                f"net {self.name}: {self.spec.model} returns {described(logits)}, not logits of shape (B, {self.num_classes})"
+                f"net {self.name}: {self.spec.model} returns {described(logits)}{when}, not logits of shape (B, {self.num_classes})"
             )
         return logits
 
@@ -203,15 +204,19 @@ class TappedNet(nn.Module):
         return value.flatten(1)
 
     @property
+    def _paths(self) -> list[str]:
+        """The taps that are modules."""
+        return [tap for tap in self.taps if isinstance(tap, str) and not (self.spec.timm and tap == "final")]
+
+    @property
     def stagewise(self) -> StagewiseNet:
         """The net as a sequence of stages."""
         return StagewiseNet(self.net, self.taps, self.input_size, self.name)
 
     def _tap(self, inputs: Tensor) -> tuple[Any, list[Feature]]:
         indices = [tap for tap in self.taps if isinstance(tap, int)]
-        paths = [tap for tap in self.taps if isinstance(tap, str) and tap != "final"]
         kwargs: dict[str, Any] = {"return_prefix_tokens": True} if self._returns_class_tokens else {}
-        with calls_of(self.net, paths) as calls:
+        with calls_of(self.net, self._paths) as calls:
             if indices:
                 final, values = self.net.forward_intermediates(inputs, indices=indices, **kwargs)
             else:
@@ -219,7 +224,7 @@ class TappedNet(nn.Module):
         by_index = dict(zip(indices, values, strict=True))
         stages = []
         for tap in self.taps:
-            if tap in paths:
+            if tap in self._paths:
                 value, class_tokens, _ = self._as_map(str(tap), calls)
                 stages.append(Feature(value, class_tokens, self.layout))
                 continue
@@ -288,19 +293,14 @@ class TappedNet(nn.Module):
         if self.spec.timm and self.classifier is None:
             several = f"{len(self.classifiers)} classifiers" if len(self.classifiers) > 1 else "a head of its own"
             lacks["classifier"] = f"net {self.name} has {several}: no single layer gives its logits"
-        paths = [tap for tap in self.taps if isinstance(tap, str) and tap != "final"]
+        paths = self._paths
         if self.spec.timm and not paths:
             return lacks, ()
         last = [] if self.spec.timm else self.classifier_paths
         with calls_of(self.net, (*paths, *last, *([self.spec.embedding] if self.spec.embedding else []))) as calls:
             returned = self.net(inputs)
         layouts = tuple(self._as_map(path, calls)[2] for path in paths)
-        for path in paths:
-            value = calls[path].returned
-            if isinstance(value, Tensor) and not value.is_inference() and value._version != calls[path].version:
-                raise NetError(
-                    f"net {self.name}: taps: what module {path} puts out is then changed in place; tap the module that changes it"
-                )
+        check_taps(paths, calls, len(inputs), self.name)
         if self.spec.timm:
             return lacks, layouts
         if not self.taps:
@@ -361,19 +361,13 @@ def macs_of(spec: NetSpec, num_classes: int, name: str = "") -> int:
 def _describe(content: str, num_classes: int, name: str) -> _Description:
     spec = NetSpec.model_validate(json.loads(content))
     try:
-        return _describe_on("meta", spec, num_classes, name)
-    except Exception as error:  # architectures differ in many ways
-        problem = error
-    if spec.python:  # code of the user's may read values, which the device "meta" has not
-        try:
-            return _describe_on("cpu", spec, num_classes, name)
-        except Exception as error:
-            problem = error
-    if isinstance(problem, KdbenchError):
-        raise problem
-    details = "".join(traceback.format_exception(problem, chain=False)) if spec.python else ""
-    said = f"net {name}: its stages cannot be tapped ({type(problem).__name__}: {problem})"
-    raise NetError(said, details) from problem
+        # the forward of a net of the user's may read values
+        return _describe_on("cpu" if spec.python else "meta", spec, num_classes, name)
+    except KdbenchError:
+        raise
+    except (Exception, SystemExit) as error:  # architectures differ in many ways
+        details = "".join(traceback.format_exception(error, chain=False)) if spec.python else ""
+        raise NetError(f"net {name}: {spec.model} cannot be run ({type(error).__name__}: {error})", details) from error
 
 
 def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _Description:
@@ -381,6 +375,8 @@ def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _De
         # torch's counter of operations stumbles over a parameter that a module returns, unless it needs no gradient
         net, counter = TappedNet(spec, num_classes, name).requires_grad_(False), MacCounter()
         info = net.describe(counter)
+        if spec.python:
+            build_model(spec, num_classes, name)  # refuses a function that returns the same net once more
         return _Description(info, sum(value.numel() for value in net.parameters()), net._own_head, counter.macs)
 
 

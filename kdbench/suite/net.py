@@ -14,7 +14,7 @@ from kdbench.errors import masked, nearest
 from kdbench.suite.problems import Contradiction, at, find
 from kdbench.suite.types import Colours, Strict
 from kdbench.suite.zoo import ZOO
-from kdbench.userfiles import source_hash
+from kdbench.userfiles import PluginError, source_hash
 
 #: Families of nets, in the order of tables, with their titles.
 FAMILIES = {"cnn": "CNN", "vit": "ViT", "mlp": "MLP"}
@@ -277,7 +277,7 @@ def _source_of(path: Path) -> str:
     """Hash of a file of a net, with the modules beside it; empty where it cannot be read: its net cannot be built either."""
     try:
         return source_hash(path)
-    except (OSError, SyntaxError, ValueError):
+    except (PluginError, OSError, ValueError):
         return ""
 
 

@@ -99,6 +99,11 @@ class Suite(Strict):
             self.under(name)
         return self
 
+    @property
+    def net_files(self) -> frozenset[Path]:
+        """The Python files that make nets of the suite, resolved."""
+        return frozenset(net.python_file.resolve() for net in self.nets.values() if net.python)
+
     def net(self, name: str) -> NetSpec:
         """The net called ``name``: of the suite, of the zoo, or timm's own model of that name."""
         if name in self.nets:
