@@ -227,7 +227,9 @@ class Trial:
 
     def _hint(self, error: Exception) -> str:
         """What to do about an exception in forward."""
-        missing = ", ".join(sorted({"stages", "embedding", "classifier", "stagewise", "strong"} - self.needs))
+        missing = ", ".join(
+            sorted({"stages", "embedding", "classifier", "stagewise", "strong", "attention"} - self.needs)
+        )
         if missing and ("NoneType" in str(error) or isinstance(error, AssertionError)):
             return f"a field of Outputs that needs does not name is None: add what you use to needs ({missing})"
         return "correct it (KDBENCH_DEBUG=1 shows the traceback)"

@@ -15,7 +15,7 @@ from kdbench.suite.recipe import Recipe
 from kdbench.userfiles import PluginError
 
 if TYPE_CHECKING:
-    from kdbench.method import NetInfo
+    from kdbench.method import Method, NetInfo
 
 #: What ``--log`` takes: each is a package, and an extra of kdbench.
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -98,11 +98,7 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
     if unknown:
         raise UnknownNameError(f"tap in the needs of method {cell.method}:", unknown[0], NEEDS)
     try:
-        for need in sorted({*cls.needs, *cls.predict_needs}):
-            for net in (student, teacher) if cls.uses_teacher else (student,):
-                if need in net.lacks:
-                    return f"it needs {need}; {net.lacks[need]}"
-        reason = cls.supports(student, teacher)
+        reason = lack_of(cls, student, teacher) or cls.supports(student, teacher)
         if reason is not None:
             return str(reason)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -124,4 +120,13 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
             f"method {cell.method} cannot be built for {cell.pair}: {type(error).__name__}: {error}",
             traceback.format_exc(),
         ) from error
+    return None
+
+
+def lack_of(cls: type[Method], student: NetInfo, teacher: NetInfo) -> str | None:
+    """What a method needs that a net of the pair cannot give, or None."""
+    for need in sorted({*cls.needs, *cls.predict_needs}):
+        for net in (student, teacher) if cls.uses_teacher else (student,):
+            if need in net.lacks:
+                return f"it needs {need}; {net.lacks[need]}"
     return None

@@ -58,6 +58,15 @@ def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
     return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net
 
 
+def configuration_of(net: Any, spec: NetSpec) -> dict[str, Any]:
+    """Input size and normalisation of a net that is built: the suite's, else the model's own."""
+    if not spec.timm:
+        return preprocessing_of(spec)
+    own = net.pretrained_cfg
+    size = spec.size or tuple(own["input_size"][1:])
+    return {"input_size": size, **{key: tuple(getattr(spec, key) or own[key]) for key in ("mean", "std")}}
+
+
 def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
     """Input size, normalisation and evaluation crop of a net as fields of a ``NetSpec``; the model's own where it sets none.
 
