@@ -229,7 +229,7 @@ class _Timing:
     def of_teacher(self, teacher: TeacherPlan) -> tuple[float, str]:
         """Until it can teach."""
         plan, parameters = self.plan, _parameters(self.plan, teacher.net, teacher.name)
-        if not teacher.trained_here:
+        if not teacher.trained_here or teacher.net.ensemble:
             return EVALUATION_GUESS * parameters * measured_images(plan), "guessed"
         images = training_images(plan, teacher.split, plan.under.teacher_images_per_class)
         steps = teacher.recipe.epochs * (images // teacher.recipe.batch_size)

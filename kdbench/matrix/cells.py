@@ -125,8 +125,8 @@ class Plan:
 
     @property
     def teachers(self) -> list[TeacherPlan]:
-        """Every teacher once, in the order of the cells."""
-        return list({cell.teacher.hash: cell.teacher for cell in self.cells}.values())
+        """Every teacher once, in the order of the cells, each after those that it depends on."""
+        return list({each.hash: each for cell in self.cells for each in cell.teacher.chain}.values())
 
     def dataset(self, split: str) -> Dataset:
         """The data set to train on when nets are measured on ``split``, within the request's limit.
@@ -242,7 +242,7 @@ def _cells_of_pair(
 ) -> list[Cell]:
     """The cells of a pair for any one seed, which is no part of their configuration."""
     # Weights are a teacher's: as a student every net starts from scratch.
-    net = with_family(suite.net(student).model_copy(update={"weights": "train"}), student)
+    net = with_family(suite.net(student).model_copy(update={"weights": "train", "taught_by": ""}), student)
     family = net.family
     assert family is not None
     recipe_name = suite.recipe_name(student, family)

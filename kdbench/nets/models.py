@@ -53,6 +53,10 @@ def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
         net = _torchvision(spec, num_classes, name)
     elif spec.hf:
         net = _transformers(spec, num_classes, name)
+    elif spec.ensemble:
+        from kdbench.nets.ensemble import Ensemble  # which is made of nets
+
+        net = Ensemble(spec, num_classes)
     else:
         net = _python(spec, num_classes, name)
     return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net
@@ -73,6 +77,9 @@ def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
     Raises:
         NetError: for a model that is not known.
     """
+    if isinstance(spec.ensemble, dict):  # its nets normalise for themselves
+        nets = [preprocessing_of(NetSpec.model_validate(net)) for net in spec.ensemble.values()]
+        return {**max(nets, key=lambda net: net["input_size"]), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     own = {**_IMAGENET, **_configuration(spec.model_copy(update={"args": {}, "weights": "train"}).model_dump_json())}
     return {"input_size": spec.size or own["input_size"]} | {
         key: getattr(spec, key) or own[key] for key in ("mean", "std", "crop_pct", "interpolation")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
-from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.method import NEEDS, NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
 from kdbench.nets.attention import attention_inside, attention_paths
 from kdbench.nets.cost import MacCounter
 from kdbench.nets.families import family_of
@@ -279,6 +279,10 @@ class TappedNet(nn.Module):
     def _lacks(self, inputs: Tensor) -> tuple[dict[str, str], tuple[str, ...]]:
         """What of ``NEEDS`` the net cannot give, each with the reason; and the layouts of taps that are modules."""
         lacks: dict[str, str] = {}
+        if self.spec.ensemble:
+            return dict.fromkeys(
+                NEEDS - {"logits", "index", "strong"}, f"net {self.name} is an ensemble: it has logits alone"
+            ), ()
         if not self.attention_paths:
             lacks["attention"] = f"the stages of net {self.name} do not end in the blocks of a ViT of timm"
         if self.spec.timm and self.classifier is None:

@@ -31,8 +31,8 @@ Progress = Callable[[int, int], None]
 
 
 def teachers_of(cells: Sequence[Cell]) -> list[TeacherPlan]:
-    """The teachers of cells, each once."""
-    return list({cell.teacher.hash: cell.teacher for cell in cells}.values())
+    """The teachers of cells, each once, and after those that it depends on."""
+    return list({each.hash: each for cell in cells for each in cell.teacher.chain}.values())
 
 
 def check_weights(
