@@ -77,7 +77,7 @@ def estimate(
     from kdbench.engine import train
 
     timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, plan.request.device), probe, progress)
-    teachers = list({cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values())
+    teachers = list({each.hash: each for cohort in cohorts for each in cohort.teacher.chain}.values())
     jobs = []
     for teacher in teachers:
         if store.result_of_teacher(teacher) is None:
@@ -102,7 +102,7 @@ def estimate(
 
 def disk_bytes(plan: Plan, cohorts: Sequence[Cohort]) -> int:
     """What finished cells and their teachers take."""
-    teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values()
+    teachers = {each.hash: each for cohort in cohorts for each in cohort.teacher.chain}.values()
     cells = [cell for cohort in cohorts for cell in cohort.cells]
     nets = [(each.net, each.name) for each in teachers] + [(cell.student_net, cell.student) for cell in cells]
     return sum(4 * _parameters(plan, *net) for net in nets) + FILES_OF_A_CELL * len(cells)
