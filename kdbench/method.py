@@ -209,8 +209,9 @@ class Attention(_Listed):
     @property
     def maps(self) -> Tensor:
         """(B, heads, P + L, P + L): softmax of q k^T / sqrt(d), each row the weights of one token's attention."""
-        queries = self.queries / self.queries.shape[-1] ** 0.5
-        return (queries.float() @ self.keys.float().transpose(-2, -1)).softmax(dim=-1)
+        dtype = torch.promote_types(self.queries.dtype, torch.float32)
+        queries, keys = self.queries.to(dtype), self.keys.to(dtype)
+        return (queries @ keys.transpose(-2, -1) / queries.shape[-1] ** 0.5).softmax(dim=-1)
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -22,7 +22,7 @@ def relation_loss(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
     """
     logits = []
     for vectors in (student, teacher):
-        parts = vectors.float().unflatten(2, (heads, -1)).transpose(1, 2)
+        parts = vectors.to(torch.promote_types(vectors.dtype, torch.float32)).unflatten(2, (heads, -1)).transpose(1, 2)
         logits.append((parts @ parts.transpose(-2, -1) / math.sqrt(parts.shape[-1])).flatten(0, 2))
     return kl_divergence(*logits)
 

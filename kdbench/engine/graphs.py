@@ -177,11 +177,10 @@ class StepGraph:
         Raises:
             Exception: whatever the method raises.
         """
-        if self.epoch not in (
-            None,
-            shared.data.batch.epoch,
-        ):  # anew, after a step for what a new phase has cleared, and one to look
-            self.replay, self.epoch, self.warm = None, None, self.warm_steps - 2
+        epoch = shared.data.batch.epoch
+        if self.epoch not in (None, epoch):  # a step as it is, then anew; before it one for what a new phase has cleared
+            self.replay, self.epoch = None, None
+            self.warm = self.warm_steps - (2 if epoch in self.cell.method.phases else 1)
         recordable = shared.static and not isinstance(self.cell.captured, str)
         if recordable and self.replay is None and self.warm >= self.warm_steps:
             self._record(shared)

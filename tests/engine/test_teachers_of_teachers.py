@@ -159,7 +159,7 @@ def test_an_assistant_learns_from_its_teacher_and_an_ensemble_holds_its_nets(tmp
     (cell,) = plan.cells
     store.cell(cell).prepare(cell)
     train.train_cohort(plan, plan.cohorts()[0], store, device, events.append)
-    cnn, vit, assistant, both = (load_teacher(teacher, store, 10, device)[0] for teacher in plan.teachers)
+    cnn, _, assistant, both = (load_teacher(teacher, store, 10, device)[0] for teacher in plan.teachers)
     images = torch.rand(4, 3, 32, 32)
     torch.testing.assert_close(both(images).logits, (cnn(images).logits + assistant(images).logits) / 2)
     rows = pd.read_csv(store.teacher_folder(plan.teachers[2]).path / "history.csv")
