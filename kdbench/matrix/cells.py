@@ -164,7 +164,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
     named = [(name, Variant.model_validate(content)) for name, content in request.variants.items()]
     catalog = catalog.with_variants([*suite.variants.items(), *named])
     hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
-    retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
+    retrained = retrained_teachers(request, suite.teachers, suite.name)
     cells: list[Cell] = []
     for pair in suite.choose_pairs(request.pairs) if request.pairs else protocol.pairs:
         teacher_name, student_name = split_pair(pair)
@@ -176,7 +176,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
             request.split,
             request.limit,
             student if protocol.teacher_preprocessing == "student" else None,
-            retrained.get(teacher_name),
+            retrained,
         )
         of_pair = _cells_of_pair(suite, protocol, request, catalog, teacher, student_name, hooks)
         cells += [replace(cell, seed=seed) for seed in request.seeds or protocol.seeds for cell in of_pair]

@@ -65,23 +65,24 @@ def plan_teacher(
     split: str = "test",
     limit: int | None = None,
     seen_through: NetSpec | None = None,
-    retrained: TrainedHere | None = None,
+    retrained: Mapping[str, TrainedHere] | None = None,
 ) -> TeacherPlan:
     """The teacher ``name`` of cells that are measured on ``split``.
 
     A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does,
-    or be trained here instead (``retrained``).
+    or be trained here instead (``retrained``, by name).
 
     Raises:
         KdbenchError: if it is to be fine-tuned and timm has no weights for it.
     """
     net = suite.net(name)
-    teachers = tuple(plan_teacher(suite, protocol, each, split, limit, seen_through) for each in net.teachers)
-    if retrained is None and protocol.teacher_weights == "train":
-        retrained = "train"
-    if retrained is not None:
+    teachers = tuple(
+        plan_teacher(suite, protocol, each, split, limit, seen_through, retrained) for each in net.teachers
+    )
+    how: TrainedHere | None = "train" if protocol.teacher_weights == "train" else None
+    if (how := (retrained or {}).get(name, how)) is not None and not net.ensemble:
         try:
-            net = net.with_weights(retrained)
+            net = net.with_weights(how)
         except ValidationError as error:
             raise KdbenchError(f"teacher {name}: {first_problem(error, NetSpec, net.model_dump())[1]}") from None
     if net.trained_here:

@@ -144,6 +144,20 @@ class Suite(Strict):
         raise UnknownNameError("net", name, every if is_near(name, every) else own)
 
     @property
+    def teachers(self) -> list[str]:
+        """The names of the pairs' teachers, each after those that it needs."""
+        found: dict[str, None] = {}
+
+        def add(name: str) -> None:
+            for each in self.net(name).teachers:
+                add(each)
+            found.setdefault(name)
+
+        for pair in self.pairs:
+            add(split_pair(pair)[0])
+        return list(found)
+
+    @property
     def image_size(self) -> int | None:
         """Side (px) of the images of a batch; None where it is not known."""
         return self.dataset.image_size or find_dataset(self.dataset.name).image_size
