@@ -50,6 +50,15 @@ def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             yield Wrong("in place", f"{written[0]} was changed in place; clone before writing")
             return
         trial.backward(terms)
+        for epoch in trial.method.phases:  # a parameter may be trained in a later one alone
+            later = trial.terms(sample(epoch=epoch))
+            if list(later) != list(terms) or not any(term.requires_grad for term in later.values()):
+                raise Wrong(
+                    "terms",
+                    f"the terms of the phase from epoch {epoch} are {', '.join(later)}; return the names of the first, {', '.join(terms)}, "
+                    "and let one at least depend on the student",
+                )
+            trial.backward(later)
     if shapes_of(trial.method) != shapes:
         yield Wrong("build", "forward created or replaced parameters, buffers or modules; create them all in __init__")
     for net, mark in before.items():
