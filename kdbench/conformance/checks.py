@@ -195,10 +195,11 @@ def sure_student(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     advice = "take log(1 - p) as a logsumexp over the other classes, and log_softmax instead of log(softmax)"
     trial = Trial(cls, pair)
     data = sample()
-    classifier: Any = trial.student.classifier
     # In the bias, so that class maps are as sure as the logits; right for some images, wrong for others.
     with torch.no_grad():
-        classifier.bias[data.batch.labels[0]] += SURE
+        for classifier in trial.student.classifiers:
+            bias: Any = classifier.bias
+            bias[data.batch.labels[0]] += SURE
     with _finite(trial, "sure student", f"with a student logit {SURE:g} above the rest", advice):
         trial.backward(trial.terms(data))
     yield from ()
