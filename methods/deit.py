@@ -45,8 +45,9 @@ class DeiT(Method):
 
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
         own = distilled = student.logits
-        if student.heads is not None and all(head.shape == own.shape for head in student.heads):
-            own, distilled = student.heads
+        heads = student.heads or ()
+        if [head.shape for head in heads] == [own.shape] * 2:
+            own, distilled = heads
         taught = self.distil(distilled, teacher.logits)
         return {"ce": (1 - self.alpha) * batch.task_loss(own), "kd": self.alpha * taught}
 

@@ -12,10 +12,12 @@ import torch
 
 from kdbench.cli import parser
 from kdbench.conformance import CHECKS, Failure, Skip, check_method, examine
-from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, sample, teacher_hashes
+from kdbench.conformance.bench import PAIRS, Pair, Trial, net_info, other_nets, sample, teacher_hashes
+from kdbench.conformance.checks import one_step, sure_student
 from kdbench.conformance.settings import _others
 from kdbench.hyperparameters import Hyperparameter
 from kdbench.plugins.registry import catalog
+from kdbench.suite.suite import load_suite
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")
 
@@ -93,6 +95,15 @@ def test_every_built_in_method_passes_all_checks_on_all_nine_kinds_of_pair(name:
     found = examine(BUILT_IN[name])
     assert [str(failure) for failure in found.failures] == []
     assert all("it needs attention" in skip.reason for skip in found.skips)
+
+
+def test_nets_of_two_classifiers_are_tried_too() -> None:
+    suite, pair, cls = load_suite("digits-chains"), Pair("resnet-l", "deit-s"), BUILT_IN["deit"].load()
+    with other_nets((pair,), {name: suite.net(name) for name in (pair.teacher, pair.student)}):
+        backbone = [name for name, _ in Trial(cls, pair).backbone()]
+        assert "dist_token" in backbone
+        assert not any(name.startswith("head") for name in backbone)
+        assert [str(wrong) for check in (one_step, sure_student) for wrong in check(cls, pair)] == []
 
 
 def test_a_sound_plugin_passes(write) -> None:
