@@ -58,10 +58,10 @@ def prepare_teacher(
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     notes: list[str] = []
     used = load_state(net, found.path, *rows_of(plan.suite.dataset), say=notes.append)
-    weights = Weights(**origin, **used)
-    _keep(plan, teacher, store, device, emit, net, [f"weights of {found.path} loaded", *notes], weights, begun)
     for text in notes if parallel.is_first() else ():
         emit({"event": "warning", "cell": teacher.name, "reason": text})
+    made = f"weights of {found.path} loaded"
+    _keep(plan, teacher, store, device, emit, net, made, begun, notes, Weights(**origin, **used))
 
 
 def _join(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, emit: Emit) -> None:
@@ -71,7 +71,7 @@ def _join(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, 
     for member, part in zip(net.net.members, teacher.teachers, strict=True):
         member.net.load_state_dict(load_teacher(part, store, plan.num_classes, torch.device("cpu"))[0].net.state_dict())
     made = f"joined from {', '.join(part.name for part in teacher.teachers)}"
-    _keep(plan, teacher, store, device, emit, net, [made], None, begun)
+    _keep(plan, teacher, store, device, emit, net, made, begun)
 
 
 def _keep(
@@ -81,11 +81,12 @@ def _keep(
     device: torch.device,
     emit: Emit,
     net: TappedNet,
-    notes: Sequence[str],
-    weights: Weights | None,
+    made: str,
     begun: float,
+    notes: Sequence[str] = (),
+    weights: Weights | None = None,
 ) -> None:
-    """Measure a teacher that is not trained, and write its folder; ``notes`` are for its log."""
+    """Measure a teacher that is not trained, and write its folder; its log tells how it was ``made``, and ``notes``."""
     plan.catalog.load_metrics()
     dataset = plan.dataset(teacher.split)
     split = dataset.measured(teacher.split, plan.under.measured_images_per_class)
@@ -97,7 +98,7 @@ def _keep(
     folder.configure(teacher.hash, teacher.config, {})
     write_teacher(plan, teacher, store, dataset, net, scores(metrics), device, weights)
     folder.failed.unlink(missing_ok=True)
-    folder.say("; ".join((*notes, f"top-1 {metrics['top1']:.2f}")))
+    folder.say("; ".join((f"{made}, top-1 {metrics['top1']:.2f}", *notes)))
     parallel.barrier()
     emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": time.monotonic() - begun})
 

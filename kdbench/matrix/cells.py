@@ -313,9 +313,10 @@ def check_batches(suite: Suite, cells: Sequence[Cell], images: int | None, teach
     """
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
     trained |= {
-        ("teacher", cell.teacher.recipe_name): (cell.teacher.recipe, teachers)
+        ("teacher", each.recipe_name): (each.recipe, teachers)
         for cell in cells
-        if cell.teacher.trained_here
+        for each in cell.teacher.chain
+        if each.trained_here
     }
     for (kind, name), (recipe, size) in trained.items():
         if size is not None and recipe.batch_size > size:

@@ -94,8 +94,9 @@ def plan_teacher(
             KdbenchError
         ):  # of a student that cannot be built, whose pairs ``check_cells`` takes out
             net = net.model_copy(update=preprocessing_of(seen_through))
-    if net.ensemble and net.family is None:
-        net = net.model_copy(update={"family": teachers[0].net.family})
+    if net.ensemble:  # of its nets as they are planned
+        members = {teacher.name: teacher.net.model_dump(mode="json") for teacher in teachers}
+        net = net.model_copy(update={"ensemble": members, "family": net.family or teachers[0].net.family})
     net = with_family(net, name)
     assert net.family is not None
     recipe_name = suite.recipe_name(name, net.family, teacher=True)
