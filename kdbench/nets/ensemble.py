@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.nets.tapped import TappedNet
 from kdbench.suite.net import NetSpec
 
 
@@ -19,12 +19,13 @@ class Ensemble(nn.Module):
     Args:
         spec: the ensemble, with its nets by name.
         num_classes: width of the logits.
+        build: makes a net from raw images to ``Outputs``, of a net, the number of classes and a name.
     """
 
-    def __init__(self, spec: NetSpec, num_classes: int) -> None:
+    def __init__(self, spec: NetSpec, num_classes: int, build: Callable[[NetSpec, int, str], nn.Module]) -> None:
         super().__init__()
         nets = {name: NetSpec.model_validate(net) for name, net in dict(spec.ensemble).items()}
-        self.members = nn.ModuleList(TappedNet(net, num_classes, name) for name, net in nets.items())
+        self.members = nn.ModuleList(build(net, num_classes, name) for name, net in nets.items())
         self.of_probabilities = spec.args.get("average") == "probabilities"
 
     def forward(self, images: Tensor) -> Tensor:

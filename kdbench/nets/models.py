@@ -20,6 +20,7 @@ import kdbench.nets.classic.models
 import kdbench.nets.small
 import kdbench.nets.swin_small  # noqa: F401 - all three register nets with timm
 from kdbench.errors import KdbenchError, nearest
+from kdbench.nets.ensemble import Ensemble
 from kdbench.suite.net import NetSpec
 from kdbench.userfiles import PluginError, import_source, plugin_module
 
@@ -41,8 +42,10 @@ class NetError(KdbenchError):
         self.details = details
 
 
-def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
-    """The model of a net, with random weights.
+def build_model(
+    spec: NetSpec, num_classes: int, name: str, build: Callable[[NetSpec, int, str], nn.Module]
+) -> nn.Module:
+    """The model of a net, with random weights; ``build`` makes the nets of an ensemble.
 
     Raises:
         NetError: for a name or an argument that its source does not know, and whatever else goes wrong.
@@ -54,9 +57,7 @@ def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
     elif spec.hf:
         net = _transformers(spec, num_classes, name)
     elif spec.ensemble:
-        from kdbench.nets.ensemble import Ensemble  # which is made of nets
-
-        net = Ensemble(spec, num_classes)
+        net = Ensemble(spec, num_classes, build)
     else:
         net = _python(spec, num_classes, name)
     return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net

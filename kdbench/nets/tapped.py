@@ -50,7 +50,7 @@ class TappedNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.name = name or spec.model
-        self.net: Any = build_model(spec, num_classes, self.name)
+        self.net: Any = build_model(spec, num_classes, self.name, TappedNet)
         config = configuration_of(self.net, spec)
         self.family = spec.family or family_of(self.net)
         self.layout = "map" if self.family == "cnn" else "tokens"
@@ -280,9 +280,8 @@ class TappedNet(nn.Module):
         """What of ``NEEDS`` the net cannot give, each with the reason; and the layouts of taps that are modules."""
         lacks: dict[str, str] = {}
         if self.spec.ensemble:
-            return dict.fromkeys(
-                NEEDS - {"logits", "index", "strong"}, f"net {self.name} is an ensemble: it has logits alone"
-            ), ()
+            reason = f"net {self.name} is an ensemble: it has logits alone"
+            return dict.fromkeys(NEEDS - {"logits", "index", "strong"}, reason), ()
         if not self.attention_paths:
             lacks["attention"] = f"the stages of net {self.name} do not end in the blocks of a ViT of timm"
         if self.spec.timm and self.classifier is None:
