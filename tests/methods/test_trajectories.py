@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench.engine.optim import build_optim_wrapper
+from kdbench.engine.optim import Schedule, build_optim_wrapper
 from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Outputs, Task
 from kdbench.nets.tapped import TappedNet
@@ -94,6 +94,7 @@ def _trajectory(name: str, pair: str) -> dict[str, list[float]]:
         clip_norm=1.0,
     )
     optimizer = build_optim_wrapper(student.net, method, recipe)
+    schedule = Schedule(optimizer.optimizer, recipe, 1, method.phases)
     needs = frozenset(method.needs)
 
     def outputs(which: TappedNet, batch: torch.Tensor) -> Outputs:
@@ -108,6 +109,7 @@ def _trajectory(name: str, pair: str) -> dict[str, list[float]]:
         hard = torch.nn.functional.one_hot(labels[rows], CLASSES).double()
         targets = 0.7 * hard + 0.3 * hard.flip(0) if step == STEPS - 1 else None  # the last as after mixup
         batch = Batch(labels[rows], rows, targets, step / STEPS, step, label_smoothing=0.1)
+        schedule.set(step, 0)
         with stream.active():
             with torch.no_grad():
                 taught = outputs(teacher, images[rows])
