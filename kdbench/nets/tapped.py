@@ -59,7 +59,7 @@ class TappedNet(nn.Module):
             value = torch.tensor(config[key], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(key, value, persistent=False)
         #: Nets with equal preprocessing share their input. Kept on the host, since every step compares it.
-        self.preprocessing: tuple[object, ...] = (self.input_size, *config["mean"], *config["std"])
+        self.preprocessing: tuple[object, ...] = (bool(spec.ensemble), self.input_size, *config["mean"], *config["std"])
         self.num_classes = num_classes
         self.classifier_paths = classifier_paths(self.net, spec, num_classes, self.name)
         self.taps: tuple[Tap, ...] = ()
@@ -101,7 +101,7 @@ class TappedNet(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise raw images (B, 3, h, w) in [0, 1] for this net, resized (bilinear) to its input size where they differ."""
-        if tuple(images.shape[-2:]) != self.input_size:
+        if tuple(images.shape[-2:]) != self.input_size and not self.spec.ensemble:  # whose nets do
             images = F.interpolate(images, self.input_size, mode="bilinear", align_corners=False, antialias=True)
         return (images - self.mean) / self.std
 

@@ -193,6 +193,15 @@ class NetSpec(Strict):
                 reason = "a net ends in logits, for which it must pool"
             if reason:
                 raise Contradiction(f"{key} cannot be set: {reason}", "args", key)
+        if self.ensemble:
+            names = list(self.ensemble)
+            if len(names) < 2 or len(set(names)) < len(names):
+                raise Contradiction(f"{', '.join(names)}: must be two or more different nets", "ensemble")
+            if self.args not in ({}, *({"average": value} for value in ("logits", "probabilities"))):
+                raise Contradiction("an ensemble takes average: logits or average: probabilities, and no more", "args")
+            for key, field in type(self).model_fields.items():
+                if key not in _OF_AN_ENSEMBLE and getattr(self, key) != field.default:
+                    raise Contradiction("an ensemble has none of its own; write it in its nets", key)
         if self.weights in ("timm", "finetune") and not ("." in self.timm or self.timm.startswith("hf-hub:")):
             raise Contradiction(
                 f"weights: {self.weights} needs the tag of timm's weights in the name, as in resnet50.a1_in1k "
@@ -203,15 +212,6 @@ class NetSpec(Strict):
             raise Contradiction(f"{self.python!r} is not of the form FILE:FUNCTION", "python")
         if self.taught_by and not self.trained_here:
             raise Contradiction("it has weights already; an assistant is trained here", "taught_by")
-        if self.ensemble:
-            names = list(self.ensemble)
-            if len(names) < 2 or len(set(names)) < len(names):
-                raise Contradiction(f"{', '.join(names)}: must be two or more different nets", "ensemble")
-            if self.args not in ({}, *({"average": value} for value in ("logits", "probabilities"))):
-                raise Contradiction("an ensemble takes average: logits or average: probabilities, and no more", "args")
-            for key, field in type(self).model_fields.items():
-                if key not in _OF_AN_ENSEMBLE and getattr(self, key) != field.default:
-                    raise Contradiction("an ensemble has none of its own; write it in its nets", key)
         if self.timm and (self.embedding is not None or self.class_tokens):
             raise Contradiction(
                 "timm's nets know their own embedding and class tokens",
