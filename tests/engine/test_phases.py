@@ -61,7 +61,7 @@ def test_phases_that_do_not_increase_within_the_training_are_refused(phases: tup
 def test_two_stages_give_the_same_numbers_alone_in_a_cohort_and_resumed_and_the_first_leaves_the_upper_part(
     lab: Lab,
 ) -> None:
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     def stop_in_the_second_stage(event: dict[str, Any]) -> None:
