@@ -121,7 +121,7 @@ def plan_teacher(
     if teachers:
         config["teachers"] = [{"name": teacher.name, "hash": teacher.hash} for teacher in teachers]
     if net.taught_by:
-        config["method"] = _kd_of(suite, protocol, net.family)
+        config["method"] = _kd_of(suite, protocol, net.family or "")
     return TeacherPlan(
         name,
         net,

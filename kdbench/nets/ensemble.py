@@ -24,8 +24,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, spec: NetSpec, num_classes: int, build: Callable[[NetSpec, int, str], nn.Module]) -> None:
         super().__init__()
-        nets = {name: NetSpec.model_validate(net) for name, net in dict(spec.ensemble).items()}
-        self.members = nn.ModuleList(build(net, num_classes, name) for name, net in nets.items())
+        self.members = nn.ModuleList(build(net, num_classes, name) for name, net in spec.members.items())
         self.of_probabilities = spec.args.get("average") == "probabilities"
 
     def forward(self, images: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
     Raises:
         NetError: for a model that is not known.
     """
-    if isinstance(spec.ensemble, dict):  # its nets normalise for themselves
-        nets = [preprocessing_of(NetSpec.model_validate(net)) for net in spec.ensemble.values()]
+    if spec.members:  # which normalise for themselves
+        nets = [preprocessing_of(net) for net in spec.members.values()]
         return {**max(nets, key=lambda net: net["input_size"]), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     own = {**_IMAGENET, **_configuration(spec.model_copy(update={"args": {}, "weights": "train"}).model_dump_json())}
     return {"input_size": spec.size or own["input_size"]} | {

@@ -272,6 +272,12 @@ class NetSpec(Strict):
         return self
 
     @property
+    def members(self) -> dict[str, NetSpec]:
+        """The nets of an ensemble by name, once ``Suite.net`` has looked them up."""
+        nets = self.ensemble if isinstance(self.ensemble, dict) else {}
+        return {name: NetSpec.model_validate(net) for name, net in nets.items()}
+
+    @property
     def teachers(self) -> tuple[str, ...]:
         """The nets that must be ready before this one is, as a teacher."""
         return (*self.ensemble, *([self.taught_by] if self.taught_by else []))
