@@ -43,6 +43,7 @@ _TAPS = {
     "classifier": "classifier",
     "stagewise": "net stage by stage",
     "strong": "strongly augmented view",
+    "attention": "attention of a ViT",
 }
 
 _INTRODUCTION = """\

@@ -43,7 +43,9 @@ def check_cells(plan: Plan) -> Plan:
     refused: NetError | None = None
     plan.catalog.load_metrics()
     num_classes = plan.num_classes
-    _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
+    _check_optimizers(
+        [recipe for cell in plan.cells for recipe in (cell.recipe, *(each.recipe for each in cell.teacher.chain))]
+    )
     possible: list[Cell] = []
     skipped: list[Cell] = []
     broken: list[Cell] = []
@@ -52,7 +54,7 @@ def check_cells(plan: Plan) -> Plan:
         key = (cell.teacher.name, cell.student, cell.method)
         if key not in verdicts:
             try:
-                teacher = describe(cell.teacher.net, num_classes, cell.teacher.name)
+                *_, teacher = (describe(each.net, num_classes, each.name) for each in cell.teacher.chain)
                 student = describe(cell.student_net, num_classes, cell.student)
                 reason = _refusal(cell, plan.catalog[cell.method], student, teacher, num_classes)
                 verdicts[key] = (possible if reason is None else skipped, reason)

@@ -21,6 +21,7 @@ import kdbench.nets.classic.models
 import kdbench.nets.small
 import kdbench.nets.swin_small  # noqa: F401 - all three register nets with timm
 from kdbench.errors import KdbenchError, nearest
+from kdbench.nets.ensemble import Ensemble
 from kdbench.suite.net import NetSpec
 from kdbench.userfiles import PluginError, import_source, plugin_module
 
@@ -46,8 +47,10 @@ class NetError(KdbenchError):
         self.details = details
 
 
-def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
-    """The model of a net, with random weights.
+def build_model(
+    spec: NetSpec, num_classes: int, name: str, build: Callable[[NetSpec, int, str], nn.Module]
+) -> nn.Module:
+    """The model of a net, with random weights; ``build`` makes the nets of an ensemble.
 
     Raises:
         NetError: for a name or an argument that its source does not know, and whatever else goes wrong.
@@ -58,6 +61,8 @@ def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
         net = _torchvision(spec, num_classes, name)
     elif spec.hf:
         net = _transformers(spec, num_classes, name)
+    elif spec.ensemble:
+        net = Ensemble(spec, num_classes, build)
     else:
         with torch.device(
             "cpu"
@@ -67,12 +72,24 @@ def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
     return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net
 
 
+def configuration_of(net: Any, spec: NetSpec) -> dict[str, Any]:
+    """Input size and normalisation of a net that is built: the suite's, else the model's own."""
+    if not spec.timm:
+        return preprocessing_of(spec)
+    own = net.pretrained_cfg
+    size = spec.size or tuple(own["input_size"][1:])
+    return {"input_size": size, **{key: tuple(getattr(spec, key) or own[key]) for key in ("mean", "std")}}
+
+
 def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
     """Input size, normalisation and evaluation crop of a net as fields of a ``NetSpec``; the model's own where it sets none.
 
     Raises:
         NetError: for a model that is not known.
     """
+    if spec.members:  # which normalise for themselves
+        nets = [preprocessing_of(net) for net in spec.members.values()]
+        return {**max(nets, key=lambda net: net["input_size"]), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     own = {**_IMAGENET, **_configuration(spec.model_copy(update={"args": {}, "weights": "train"}).model_dump_json())}
     return {"input_size": spec.size or own["input_size"]} | {
         key: getattr(spec, key) or own[key] for key in ("mean", "std", "crop_pct", "interpolation")

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
-from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.method import NEEDS, NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.nets.attention import attention_inside, attention_paths
 from kdbench.nets.cost import MacCounter
 from kdbench.nets.families import family_of
 from kdbench.nets.heads import LinearConvolution, check_own_forward, classifier_paths, head_has_more, same_memory
-from kdbench.nets.models import NetError, build_model, preprocessing_of
+from kdbench.nets.models import NetError, build_model, configuration_of
 from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
 from kdbench.nets.taps import Call, as_map, calls_of, check_paths, check_taps, described, preactivations, timm_taps
 from kdbench.suite.net import NetSpec, Tap
@@ -49,8 +50,8 @@ class TappedNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.name = name or spec.model
-        self.net: Any = build_model(spec, num_classes, self.name)
-        config = self._configuration()
+        self.net: Any = build_model(spec, num_classes, self.name, TappedNet)
+        config = configuration_of(self.net, spec)
         self.family = spec.family or family_of(self.net)
         self.layout = "map" if self.family == "cnn" else "tokens"
         self.input_size: tuple[int, int] = config["input_size"]
@@ -58,13 +59,15 @@ class TappedNet(nn.Module):
             value = torch.tensor(config[key], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(key, value, persistent=False)
         #: Nets with equal preprocessing share their input. Kept on the host, since every step compares it.
-        self.preprocessing: tuple[object, ...] = (self.input_size, *config["mean"], *config["std"])
+        self.preprocessing: tuple[object, ...] = (bool(spec.ensemble), self.input_size, *config["mean"], *config["std"])
         self.num_classes = num_classes
         self.classifier_paths = classifier_paths(self.net, spec, num_classes, self.name)
         self.taps: tuple[Tap, ...] = ()
         self._own_head = False
+        self.attention_paths: list[str] = []
         if spec.timm:
             self.taps = timm_taps(self.net, spec.taps, self.input_size, self.name)
+            self.attention_paths = attention_paths(self.net, self.taps)
             forward: Any = self.net.forward_intermediates
             self._returns_class_tokens = (
                 "return_prefix_tokens" in inspect.signature(forward).parameters
@@ -82,14 +85,6 @@ class TappedNet(nn.Module):
             check_paths(self.net, [spec.embedding] if spec.embedding else [], "embedding", self.name)
             self.taps = tuple(map(str, spec.taps or ()))
 
-    def _configuration(self) -> dict[str, Any]:
-        """Input size and normalisation: the suite's, else the model's own."""
-        if not self.spec.timm:
-            return preprocessing_of(self.spec)
-        own = self.net.pretrained_cfg
-        size = self.spec.size or tuple(own["input_size"][1:])
-        return {"input_size": size, **{key: tuple(getattr(self.spec, key) or own[key]) for key in ("mean", "std")}}
-
     @property
     def classifiers(self) -> list[nn.Module]:
         """The layers that give logits: one, or two of a distilled net; none where that is not known."""
@@ -106,7 +101,7 @@ class TappedNet(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise raw images (B, 3, h, w) in [0, 1] for this net, resized (bilinear) to its input size where they differ."""
-        if tuple(images.shape[-2:]) != self.input_size:
+        if tuple(images.shape[-2:]) != self.input_size and not self.spec.ensemble:  # whose nets do
             images = F.interpolate(images, self.input_size, mode="bilinear", align_corners=False, antialias=True)
         return (images - self.mean) / self.std
 
@@ -118,14 +113,12 @@ class TappedNet(nn.Module):
         """Run the net on what ``preprocess`` returned."""
         if not self.spec.timm:
             return self._run_watched(inputs, needs)
-        stages = None
-        if "stages" in needs:
-            with preactivations(self.net, self.taps if "preactivation" in needs else ()) as before:
-                final, stages = self._tap(inputs)
-            for stage, value in zip(stages, before, strict=False):
-                stage.preactivation = value
-        else:
-            final = self.net.forward_features(inputs)
+        wanted = self.taps if {"stages", "preactivation"} <= {*needs} else ()
+        paths = self.attention_paths if "attention" in needs else []
+        with preactivations(self.net, wanted) as before, attention_inside(self.net, paths) as attention:
+            final, stages = self._tap(inputs) if "stages" in needs else (self.net.forward_features(inputs), None)
+        for stage, value in zip(stages or (), before, strict=False):
+            stage.preactivation = value
         logits, embedding, heads = self._head(final)
         return Outputs(
             logits=_full(logits),
@@ -135,6 +128,7 @@ class TappedNet(nn.Module):
             images=inputs if "stagewise" in needs else None,
             stagewise=self.stagewise if "stagewise" in needs else None,
             heads=None if heads is None else tuple(map(_full, heads)),
+            attention=attention or None,
         )
 
     def _head(self, final: Any) -> tuple[Tensor, Tensor, list[Tensor] | None]:
@@ -290,6 +284,11 @@ class TappedNet(nn.Module):
     def _lacks(self, inputs: Tensor) -> tuple[dict[str, str], tuple[str, ...]]:
         """What of ``NEEDS`` the net cannot give, each with the reason; and the layouts of taps that are modules."""
         lacks: dict[str, str] = {}
+        if self.spec.ensemble:
+            reason = f"net {self.name} is an ensemble: it has logits alone"
+            return dict.fromkeys(NEEDS - {"logits", "index", "strong"}, reason), ()
+        if not self.attention_paths:
+            lacks["attention"] = f"the stages of net {self.name} do not end in the blocks of a ViT of timm"
         if self.spec.timm and self.classifier is None:
             several = f"{len(self.classifiers)} classifiers" if len(self.classifiers) > 1 else "a head of its own"
             lacks["classifier"] = f"net {self.name} has {several}: no single layer gives its logits"

@@ -31,8 +31,8 @@ Progress = Callable[[int, int], None]
 
 
 def teachers_of(cells: Sequence[Cell]) -> list[TeacherPlan]:
-    """The teachers of cells, each once."""
-    return list({cell.teacher.hash: cell.teacher for cell in cells}.values())
+    """The teachers of cells, each once, and after those that it depends on."""
+    return list({each.hash: each for cell in cells for each in cell.teacher.chain}.values())
 
 
 def check_weights(
@@ -161,6 +161,8 @@ def raise_all(problems: Sequence[str], sentence: str) -> None:
 def state_of(teacher: TeacherPlan, store: Store) -> str:
     """The state of a teacher as a phrase, without searching for its weights."""
     result = store.result_of_teacher(teacher)
+    if teacher.net.ensemble:
+        return origin_of(teacher) + (f", top-1 {result.top1:.1f}" if result else ", to be joined")
     if teacher.trained_here:
         if result is not None:
             return f"trained, top-1 {result.top1:.1f}"
@@ -173,10 +175,13 @@ def state_of(teacher: TeacherPlan, store: Store) -> str:
 def origin_of(teacher: TeacherPlan) -> str:
     """Where a teacher's weights come from, as a phrase."""
     weights = teacher.net.weights
+    if teacher.net.ensemble:
+        return f"ensemble of {', '.join(teacher.net.ensemble)}"
     if isinstance(weights, WeightsFile):
         return f"file {weights.file}"
+    taught = f", taught by {teacher.net.taught_by}" if teacher.net.taught_by else ""
     return {
         "train": "trained here",
         "finetune": f"fine-tuned here from timm {teacher.net.timm}",
         "timm": f"timm {teacher.net.timm}",
-    }[weights]
+    }[weights] + taught

@@ -164,7 +164,7 @@ def test_torchvision_nets_give_their_modules_outputs() -> None:
             assert torch.equal(stage.map, value)
     info = describe(spec, 7)
     assert (info.family, info.layouts, info.embedding_dim, info.linear_classifier) == ("cnn", ("NCHW",) * 4, 512, True)
-    assert info.lacks == {}
+    assert info.lacks.keys() == {"attention"}
 
 
 @pytest.mark.parametrize(
@@ -229,10 +229,10 @@ def test_a_net_of_ones_own_needs_no_taps_and_says_what_it_lacks(own: Callable[..
     spec = own()
     info = describe(spec, 10, "mine")
     assert (info.family, info.stages, info.embedding_dim) == ("cnn", (), 16)
-    assert info.lacks.keys() == {"stages", "preactivation", "stagewise"}
+    assert info.lacks.keys() == {"stages", "preactivation", "stagewise", "attention"}
     tapped = describe(own(taps=BLOCKS), 10, "mine")
     assert [stage.height for stage in tapped.stages] == [32, 16, 8, 4]
-    assert tapped.lacks == {}
+    assert tapped.lacks.keys() == {"attention"}
     reading = own(args={"reads": True}, taps=BLOCKS)
     assert describe(reading, 10, "mine").stages == tapped.stages
     assert (
