@@ -77,7 +77,8 @@ def followed(root: Path, path: Path) -> Path:
         raise RefusedFileError(path, f"cannot be read ({_said(error)})") from None
     if os.path.commonpath([top, target]) != top:
         raise RefusedFileError(
-            path, f"is a link out of {root}, to {target}, which is not followed; --data may name a folder that holds both"
+            path,
+            f"is a link out of {root}, to {target}, which is not followed; --data may name a folder that holds both",
         )
     return Path(target)
 

@@ -92,7 +92,9 @@ def _plain(descriptor: int, path: Path, start: int, stop: int) -> list[Member] |
         at = data + -(-size // _BLOCK) * _BLOCK
         if kind == _EXTENDED:
             if size > _MOST_EXTENDED:
-                raise KdbenchError(f"{TITLE}: {path} has an extended header of {size:,} bytes, more than {_MOST_EXTENDED:,}")
+                raise KdbenchError(
+                    f"{TITLE}: {path} has an extended header of {size:,} bytes, more than {_MOST_EXTENDED:,}"
+                )
             if _TELLING.search(os.pread(descriptor, size, data)):
                 return None
         elif kind in _FILES:
