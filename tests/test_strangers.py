@@ -26,12 +26,14 @@ from kdbench.reporting.text.render import render
 from kdbench.shown import NAME_LENGTH, printable, without_homes
 from kdbench.store.claims import Claims
 from kdbench.store.classnames import read_classes, write_classes
-from kdbench.store.files import write_bytes
+from kdbench.store.files import write_bytes, write_output
 from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import Folder
 from kdbench.store.log import logger_of
 from kdbench.store.reading import Outcomes, read_history, read_log_end, read_predictions
 from kdbench.store.rows import load_results
+from kdbench.suite.suite import Suite
+from kdbench.suite.typedyaml import read_typed
 from tests.conftest import Said, tiny
 from tests.hostile import CELLS, NAMES, ODD, PREDICTIONS, change, sound_columns, write_predictions, write_run
 from tests.reporting import factory
@@ -124,6 +126,39 @@ def test_any_field_may_be_odd_and_the_other_cells_are_read(few: tuple[Path, Path
         check()
     finally:
         (folder / name).write_bytes(sound)
+
+
+def test_rows_of_a_csv_file_that_are_damaged_are_named_and_the_others_read(few: tuple[Path, Path]) -> None:
+    file = few[0].parent / "cells.csv"
+    load_results(few[0]).to_csv(file, index=False)
+    sound = pd.read_csv(file, dtype=object, keep_default_na=False)
+    odd = {
+        "seed": (str(10**30), "first"),
+        "top1": ("high", "1e308", "-1", "nan", str(10**400)),
+        "best_nll": ("inf",),
+        "epochs": ("1e30",),
+        "state": ("over",),
+        "pair": ("none", "a--../../b"),
+        "method": ("=HYPERLINK(x)", "x" * 5000),
+        "hyperparameters": ("[" * 5000, "1"),
+        "plugin_metrics": ("[" * 5000, '{"a": {}}', '{"method": {}}', '{"top1": {}}'),
+    }
+    whole = pd.concat([sound] * sum(map(len, odd.values())), ignore_index=True)
+    for row, (column, value) in enumerate((column, value) for column, values in odd.items() for value in values):
+        whole.loc[3 * row, column] = value
+    whole.to_csv(file, index=False)
+    frame = load_results(file)
+    lines = [int(line.split(", line ")[1].split(":")[0]) for line in frame.attrs["damaged"]]
+    assert lines == [2 + 3 * row for row in range(len(whole) // 3)]
+    assert len(frame) == len(whole) - len(lines)
+    assert max(map(len, frame.attrs["damaged"])) <= 1000
+
+
+def test_csv_file_that_is_packed_is_not_unpacked(few: tuple[Path, Path]) -> None:
+    file = few[0].parent / "cells.csv.gz"
+    load_results(few[0]).to_csv(file, index=False)
+    with pytest.raises(KdbenchError, match=r"cells\.csv\.gz cannot be read as CSV"):
+        load_results(file)
 
 
 # Other files
@@ -295,6 +330,41 @@ def test_written_file_never_uses_what_lies_under_its_name(tmp_path: Path) -> Non
     with pytest.raises(KdbenchError, match="folder is no regular file"):
         write_bytes(tmp_path / "folder", b"new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "outside", "x.json"]
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.with_name("outside"))])
+def test_what_the_user_names_for_writing_is_never_written_through(
+    tmp_path: Path, plant: Callable[[Path], object]
+) -> None:
+    (tmp_path / "outside").write_text("SECRET")
+    plant(tmp_path / "table.md")
+    with pytest.raises(KdbenchError, match="cannot be written: it is"):
+        write_output(tmp_path / "table.md", b"new")
+    assert (tmp_path / "outside").read_text() == "SECRET"
+    write_output(tmp_path / "outside", b"new")
+    assert (tmp_path / "outside").read_text() == "new"
+
+
+@pytest.mark.parametrize("verb", ["table --to x.md", "leaderboard --to x.csv", "report --to x.html", "plots --to x"])
+def test_verbs_write_nothing_through_a_link_that_waits(
+    kdbench: Kdbench, few: tuple[Path, Path], tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outside").write_text("SECRET")
+    (tmp_path / "x").mkdir()
+    for name in ("x.md", "x.csv", "x.html", "x/captions.md"):
+        (tmp_path / name).symlink_to(tmp_path / "outside")
+    said = kdbench(*verb.split(), "--out", few[0])
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert "cannot be written: it is a link" in said.err
+    assert (tmp_path / "outside").read_text() == "SECRET"
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_yaml_that_has_no_end_is_refused_in_one_line(tmp_path: Path, plant: Callable[[Path], object]) -> None:
+    plant(tmp_path / "x.yaml")
+    with pytest.raises(KdbenchError, match="is no regular file"):
+        read_typed(tmp_path / "x.yaml", Suite, "a suite")
 
 
 def test_folder_of_slurm_that_is_a_link_is_refused(tmp_path: Path) -> None:

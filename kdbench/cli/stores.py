@@ -17,6 +17,7 @@ from kdbench.matrix.request import Request
 from kdbench.store.folders import Store
 from kdbench.store.merge import check_target, compare, conflict_error, write
 from kdbench.store.older import Stale, size_of, stale_cells, unused_teachers
+from kdbench.store.rows import damaged_in
 
 
 @click.command("merge", cls=Verb, epilog=EPILOG, options_metavar="[OPTIONS]")
@@ -84,6 +85,7 @@ def prune(request: Request) -> int:
         for path in gone:
             shutil.rmtree(store.folder(path).path)
         console.say(f"{amount} deleted")
+    console.damaged(damaged_in(store.root, plan.suite.name, plan.under.name))
     return console.plugin_errors(plan.catalog.errors)
 
 

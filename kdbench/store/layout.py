@@ -32,7 +32,7 @@ JOBS_FOLDER = ".jobs"
 
 _ODD_NAME = "is no name that kdbench gives"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")  # see ``suite.types.Name``
-_PAIR = re.compile(rf"{_NAME.pattern}--{_NAME.pattern}")
+PAIR = re.compile(rf"{_NAME.pattern}--{_NAME.pattern}")
 _CELL = re.compile(r"seed(0|[1-9][0-9]{0,9})-([0-9a-f]{10})")
 
 
@@ -113,7 +113,7 @@ def cell_paths(
             for pair in _folders(root / a / b, None, odd, f"{a}/{b}"):
                 if "--" not in pair:
                     continue
-                if not _PAIR.fullmatch(pair):
+                if not PAIR.fullmatch(pair):
                     odd(f"{a}/{b}/{pair}", _ODD_NAME)
                     continue
                 for method in _folders(root / a / b / pair, None, odd, f"{a}/{b}/{pair}", _NAME):
