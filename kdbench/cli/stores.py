@@ -42,7 +42,8 @@ def merge(stores: tuple[str, ...], to: str, keep_first: bool) -> int:
     if not found.folders:
         console.say(f"nothing is finished in {' and '.join(stores)}; {target} was not made")
         return 1
-    write(found, target)
+    for line in write(found, target):
+        console.note(f"left out: {line}")
     teachers = sum(path.startswith("teachers/") for path in found.folders)
     cells = sum(path.count("/") == 4 for path in found.folders)
     remarks = [f"{found.twice} in several of them with the same numbers"] if found.twice else []
