@@ -11,7 +11,6 @@ from typing import TextIO
 
 from kdbench.shown import printable
 
-
 #: Characters of an error that are shown: it may quote a file.
 MOST_SAID = 4000
 
