@@ -78,7 +78,7 @@ def followed(root: Path, path: Path) -> Path:
     if os.path.commonpath([top, target]) != top:
         raise RefusedFileError(
             path,
-            f"is a link out of {root}, to {target}, which is not followed; --data may name a folder that holds both",
+            f"leads out of {root} by a link, to {target}: it is not followed; --data may name a folder that holds both",
         )
     return Path(target)
 
