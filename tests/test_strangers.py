@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbench.errors import KdbenchError
+from kdbench.launch.execute import classify_cells
 from kdbench.opening import RefusedFileError, inside, open_file, open_log, open_own, read_file
 from kdbench.reporting.table import build_table
 from kdbench.reporting.text.render import render
@@ -37,6 +39,7 @@ from kdbench.suite.typedyaml import read_typed
 from tests.conftest import Said, tiny
 from tests.hostile import CELLS, NAMES, ODD, PREDICTIONS, change, sound_columns, write_predictions, write_run
 from tests.reporting import factory
+from tests.reporting.large import large_plan, write_large
 
 Kdbench = Callable[..., Said]
 READING = ("table", "leaderboard", "status", "report")
@@ -159,6 +162,31 @@ def test_csv_file_that_is_packed_is_not_unpacked(few: tuple[Path, Path]) -> None
     load_results(few[0]).to_csv(file, index=False)
     with pytest.raises(KdbenchError, match=r"cells\.csv\.gz cannot be read as CSV"):
         load_results(file)
+
+
+def test_run_finds_every_damaged_cell_to_train_and_writes_around_folders(tmp_path: Path) -> None:
+    plan = large_plan(cells=20)
+    store = Store(tmp_path / "runs")
+    write_large(store.root, plan, 20)
+    names = (
+        "config.json",
+        "result.json",
+        "failed.json",
+        "skipped.json",
+        "log.txt",
+        "claim.json",
+        "checkpoint-00001.ckpt",
+    )
+    for name, cell in zip(names, plan.cells, strict=False):
+        shutil.rmtree(store.root / cell.folder)
+        (store.root / cell.folder / name / "inside").mkdir(parents=True)
+    todo = classify_cells(replace(plan, cells=plan.cells[:20], skipped=(), broken=()), store)
+    assert {cell.folder for cell in plan.cells[: len(names)]} <= {cell.folder for cell in todo.train}
+    for name, cell in zip(names, plan.cells, strict=False):
+        folder = store.cell(cell)
+        assert folder.config.is_file()
+        assert not (folder.path / name).is_dir()
+        assert len([*folder.path.glob("*/inside")]) == 1
 
 
 # Other files
