@@ -24,6 +24,7 @@ from kdbench.errors import KdbenchError
 from kdbench.launch.execute import classify_cells
 from kdbench.opening import RefusedFileError, inside, open_file, open_log, open_own, read_file
 from kdbench.reporting.table import build_table
+from kdbench.reporting.text.markup import html_comment
 from kdbench.reporting.text.render import render
 from kdbench.shown import NAME_LENGTH, printable, without_homes
 from kdbench.store.claims import Claims
@@ -436,6 +437,12 @@ def test_names_of_strangers_are_printable_in_every_format(form: str) -> None:
         if form == "csv":
             values = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False).to_numpy().ravel()
             assert not any(re.match(r"[=@]|[+-](?![\d.])", value) for value in values)
+
+
+@pytest.mark.parametrize("end", ["-->", "--!>", "---->"])
+def test_command_does_not_end_the_comment_that_it_stands_in(end: str) -> None:
+    comment = html_comment(f"kdbench table 'a{end}<script>.yaml'", "abc")
+    assert re.search("--!?>", comment).start() == len(comment) - 3
 
 
 def test_paths_of_users_and_libraries_are_shortened_in_logs(tmp_path: Path) -> None:

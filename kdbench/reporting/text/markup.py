@@ -95,7 +95,8 @@ def _latex_encoder() -> Any:
 
 def html_comment(command: str, results_hash: str) -> str:
     """The command that makes a table and the hash of the results it used."""
-    return f"<!-- {one_line(command).replace('-->', '-- >')} (results {results_hash}) -->"
+    said = re.sub("--(?=!?>)", "-- ", one_line(command))  # both end a comment
+    return f"<!-- {said} (results {results_hash}) -->"
 
 
 def one_line(text: str) -> str:
