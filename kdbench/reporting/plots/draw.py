@@ -16,6 +16,7 @@ from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, scatter, stored, teacher
 from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes
 from kdbench.reporting.ranks import rank_diagram
+from kdbench.reporting.text.markup import html_comment
 from kdbench.shown import printable
 from kdbench.store.files import write_output
 from kdbench.store.reading import Outcomes
@@ -91,7 +92,7 @@ def write_plots(
     plots = draw_plots(frame, store_root, metric, select, damaged)
     results = collect(frame, metric, select)
     target = Path(folder)
-    lines = [f"<!-- {' '.join(command.split()).replace('-->', '-- >')} -->", ""] if command else []
+    lines = [html_comment(command), ""] if command else []
     for plot in plots:
         state = "" if plot.figure else " (not drawn)"
         lines += [f"## {plot.title} (`{plot.name}`){state}", "", plot.caption, ""]

@@ -93,10 +93,10 @@ def _latex_encoder() -> Any:
     )
 
 
-def html_comment(command: str, results_hash: str) -> str:
-    """The command that makes a table and the hash of the results it used."""
+def html_comment(command: str, results_hash: str = "") -> str:
+    """The command that makes a table or figures, and the hash of the results it used."""
     said = re.sub("--(?=!?>)", "-- ", one_line(command))  # both end a comment
-    return f"<!-- {said} (results {results_hash}) -->"
+    return f"<!-- {said}{results_hash and f' (results {results_hash})'} -->"
 
 
 def one_line(text: str) -> str:
