@@ -24,7 +24,7 @@ from kdbench.errors import KdbenchError
 from kdbench.launch.execute import classify_cells
 from kdbench.opening import RefusedFileError, inside, open_file, open_log, open_own, read_file
 from kdbench.reporting.table import build_table
-from kdbench.reporting.text.markup import html_comment
+from kdbench.reporting.text.markup import escape_latex, html_comment
 from kdbench.reporting.text.render import render
 from kdbench.shown import NAME_LENGTH, printable, without_homes
 from kdbench.store.claims import Claims
@@ -443,6 +443,26 @@ def test_names_of_strangers_are_printable_in_every_format(form: str) -> None:
 def test_command_does_not_end_the_comment_that_it_stands_in(end: str) -> None:
     comment = html_comment(f"kdbench table 'a{end}<script>.yaml'", "abc")
     assert re.search("--!?>", comment).start() == len(comment) - 3
+
+
+def test_latex_has_letters_of_every_script_as_its_own_or_as_their_number() -> None:
+    known = {"é": r"\'e", "Ł": r"\L{}", "ß": r"\ss{}", "Ω": r"\ensuremath{\Omega}", "≤": r"\ensuremath{\leq}"}
+    assert {character: escape_latex(character) for character in known} == known
+    for character in "жЯ«ąþđŋəɛ♭⟿ℝ𝒜⇉≨中\u0301\u0338":
+        assert f"U+{ord(character):04X}" in escape_latex(character)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="LaTeX is not installed")
+def test_latex_compiles_every_character_without_a_package(tmp_path: Path) -> None:
+    characters = (chr(code) for code in (*range(0x20, 0xD800), *range(0xF900, 0x10000), *range(0x1D400, 0x1D800)))
+    lines = [line for character in characters if "U+" not in (line := escape_latex(f"a{character}b"))]
+    document = ["\\documentclass{article}\\begin{document}", *(f"{line}\\par" for line in lines), "\\end{document}"]
+    (tmp_path / "x.tex").write_text("\n".join(document))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:].decode("utf-8", "replace")
+    assert b"Missing character" not in (tmp_path / "x.log").read_bytes()
 
 
 def test_paths_of_users_and_libraries_are_shortened_in_logs(tmp_path: Path) -> None:

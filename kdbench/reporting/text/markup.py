@@ -32,6 +32,9 @@ _LATEX = {
     **{"*": r"{*}", "[": r"{[}", "]": r"{]}"},  # after \\ they would be read as its argument
     **{"–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''"},
 }
+#: What LaTeX cannot print with its own font encoding and no package, though pylatexenc knows a command for much of it: all but Latin
+#: letters, Greek, and common signs; of the Latin ones those with an ogonek, and the Icelandic, Croatian and Sami ones.
+_NO_LATEX = re.compile("[^\x20-\x7e\xa0-\u017fΑ-ω←↑→↓↔⇐⇒⇔∀∂∃∇∈∏∑−∓√∝∞∧∨∩∪∫≈≠≡≤≥≪≫⊂⊃⊆⊇⊕⊗⋅•™€‰]|[«»ÐÞðþĐđĄąĘęĮįŲųŉŊŋ]")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ def escape_latex(text: str) -> str:
     return " ".join(words)
 
 
+def _number(character: str) -> str:
+    return rf"\ensuremath{{\langle}}\texttt{{U+{ord(character):04X}}}\ensuremath{{\rangle}}"
+
+
 @functools.cache
 def _latex_encoder() -> Any:
     from pylatexenc.latexencode import RULE_DICT, RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
@@ -84,6 +91,7 @@ def _latex_encoder() -> Any:
     own = [
         UnicodeToLatexConversionRule(RULE_REGEX, doubled),
         UnicodeToLatexConversionRule(RULE_DICT, {ord(char): latex for char, latex in _LATEX.items()}),
+        UnicodeToLatexConversionRule(RULE_REGEX, [(_NO_LATEX, lambda found: _number(found[0]))]),
     ]
     return UnicodeToLatexEncoder(
         conversion_rules=[*own, "defaults"],
