@@ -154,7 +154,7 @@ class _Line(BaseModel):
 
     suite: Name
     protocol: Name
-    split: Name = "test"
+    split: Name | Literal[""] = ""  # empty where a cell is damaged
     pair: Annotated[str, Field(pattern=f"^{PAIR.pattern}$")]
     method: Name
     seed: Seed
