@@ -442,7 +442,7 @@ def test_names_of_strangers_are_printable_in_every_format(form: str) -> None:
 @pytest.mark.parametrize("end", ["-->", "--!>", "---->"])
 def test_command_does_not_end_the_comment_that_it_stands_in(end: str) -> None:
     comment = html_comment(f"kdbench table 'a{end}<script>.yaml'", "abc")
-    assert re.search("--!?>", comment).start() == len(comment) - 3
+    assert not re.search("--!?>", comment.removesuffix("-->"))
 
 
 def test_latex_has_letters_of_every_script_as_its_own_or_as_their_number() -> None:

@@ -168,7 +168,7 @@ _NUMBERS = TypeAdapter(dict[str, Measure])
 _SCORES = TypeAdapter(Scores)
 
 
-def _problem(row: Mapping[str, str]) -> str:
+def _problem(row: Mapping[Any, Any]) -> str:
     """Why a row of a CSV file cannot be shown; empty if it can."""
     try:
         line = _Line.model_validate(row)
