@@ -305,7 +305,7 @@ def test_files_of_a_cell_that_are_links_are_neither_read_nor_written_through(tmp
     assert not (folder.path / "config.json").is_symlink()
 
 
-@pytest.mark.parametrize("verb", ["run", "teachers --train", "plan", "status", "table", "report"])
+@pytest.mark.parametrize("verb", ["run", "teachers --train", "plan --no-probe", "status", "table", "report"])
 @pytest.mark.parametrize("level", range(1, 6))
 def test_no_verb_goes_through_a_linked_folder(
     kdbench: Kdbench, tmp_path: Path, canaries: Path, verb: str, level: int, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from kdbench.errors import KdbenchError, counted
 from kdbench.forecast.fit import balance
 from kdbench.forecast.profiles import ASSUMED_SHARE, Foretold, find_profile, foretell
 from kdbench.forecast.time import Estimate, estimate
-from kdbench.launch.choose import Machine, check_machine, choose_machine, cohorts_of, ready_data
+from kdbench.launch.choose import Machine, check_images, check_machine, choose_machine, cohorts_of, ready_data
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
@@ -93,6 +93,7 @@ def _missing(plan: Plan, states: Mapping[str, CellState], store: Store) -> list[
     left = [cell for cell in plan.cells if states[cell.folder].state not in ("done", "failed")]
     if not left:
         return []
+    check_images(plan, needed=False)  # a contradiction is no gap
     with console.download_bar() as bar:
         for check in (
             lambda: ready_data(plan, console.note, bar),

@@ -67,8 +67,10 @@ def test_what_is_worth_knowing_of_the_files_is_noted_before_a_run(tmp_path: Path
     as_folders(tmp_path)
     write(tmp_path / "imagenet" / "train" / CLASSES[0] / "boxes.txt", "x")
     spec = DatasetSpec(name="imagenet1k", classes=CLASSES, image_size=32)
-    plan = SimpleNamespace(suite=SimpleNamespace(dataset=spec), request=Request(data=str(tmp_path)))
+    plan = SimpleNamespace(
+        suite=SimpleNamespace(dataset=spec), request=Request(data=str(tmp_path)), under=None, cells=()
+    )
     notes: list[str] = []
     choose.ready_data(plan, notes.append, lambda done, size: None)  # type: ignore[arg-type]
-    note = f"{tmp_path / 'imagenet' / 'train'}: 1 file that is no image left out, such as {CLASSES[0]}/boxes.txt"
+    note = f"{tmp_path / 'imagenet' / 'train'}: 1 file left out: 1 .txt, such as {CLASSES[0]}/boxes.txt"
     assert notes == [f"ImageNet-1K: {note}"]

@@ -94,7 +94,8 @@ def test_the_suite_is_planned_for_it_and_for_what_it_holds(kdbench: Callable[...
         "--out",
         tmp_path / "runs",
     )
-    assert kdbench(*words).status == 0  # without the data
+    without = kdbench(*words)
+    assert (without.status, "missing: Tiny-ImageNet: --data DIR" in without.out) == (2, True)
     unpacked(tmp_path, train=2)
     said = kdbench(*words, "--data", tmp_path)
     assert said.status == 0, said.err

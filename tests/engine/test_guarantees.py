@@ -27,6 +27,7 @@ from kdbench.method import Task
 from kdbench.nets.tapped import state_hash
 from kdbench.store.claims import Claims, remove_claim
 from kdbench.store.folders import Store
+from tests.few import few
 
 from .conftest import ONE_EPOCH, Lab, cohort_of
 
@@ -147,7 +148,7 @@ def test_batches_are_the_same_with_and_without_a_second_view(lab: Lab) -> None:
 # 4. Company changes nothing
 
 
-@pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])
+@pytest.mark.parametrize("pair", few(["cnn--vit", "vit--cnn"]))
 def test_cells_give_the_same_numbers_alone_in_a_cohort_and_in_another_order(
     lab: Lab, write_plugin: Callable[[str, str], str], pair: str
 ) -> None:
@@ -261,7 +262,7 @@ class Stop(BaseException):
     """Stands for a process that ends."""
 
 
-@pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])
+@pytest.mark.parametrize("pair", few(["cnn--vit", "vit--cnn"]))
 def test_resume_ends_with_the_numbers_of_an_uninterrupted_run(lab: Lab, pair: str) -> None:
     plan = lab.plan([*SIX, "fofa"], pair)
     whole = lab.train(plan, "whole")
@@ -285,7 +286,7 @@ def test_resume_ends_with_the_numbers_of_an_uninterrupted_run(lab: Lab, pair: st
         assert not store.cell(cell).checkpoints()
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 3), (1, 4), (2, 2)])
+@pytest.mark.parametrize(("epoch", "step"), few([(1, 3), (0, 1), (1, 4), (2, 2)]))
 def test_work_that_is_asked_to_end_goes_on_from_the_step_it_was_in(lab: Lab, epoch: int, step: int) -> None:
     plan = lab.plan(["kd", "crd", "ofa"], "vit--cnn")
     whole = lab.train(plan, "whole")

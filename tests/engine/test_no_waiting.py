@@ -23,6 +23,7 @@ from kdbench.method import Method, Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
+from tests.few import few
 
 from .conftest import Lab, cohort_of
 
@@ -115,7 +116,7 @@ def take_steps(model: CohortModel, count: int) -> None:
         model.train_step(model.pipeline.make(0, step))
 
 
-@pytest.mark.parametrize("pair", ["cnn--vit", "vit--cnn"])
+@pytest.mark.parametrize("pair", few(["cnn--vit", "vit--cnn"]))
 def test_a_step_of_all_methods_never_waits_for_the_device(lab: Lab, watch: Watch, pair: str) -> None:
     model = cohort_model(lab, list(catalog()), pair)
     take_steps(model, 1)  # random numbers of the epoch's order, first use of libraries

@@ -25,6 +25,7 @@ from kdbench.store.files import read_json
 from kdbench.store.folders import Store
 from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import OptimizerSpec, Recipe
+from tests.few import few
 
 from .conftest import Lab
 
@@ -116,7 +117,7 @@ def test_bfloat16_computes_in_bfloat16_and_leaves_what_methods_compare_in_full_p
     assert full.stages[0].map.dtype is torch.float32
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", few(["bfloat16", "float16"]))
 def test_training_with_fewer_bits_is_near_training_with_all(lab: Lab, precision: str) -> None:
     found = {}
     for name in ("float32", precision):

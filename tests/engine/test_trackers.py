@@ -14,6 +14,7 @@ from kdbench.errors import KdbenchError
 from kdbench.matrix import check
 from kdbench.store.folders import CellFolder
 from tests.engine.conftest import ONE_EPOCH, Lab
+from tests.few import few
 
 
 class Killed(BaseException):
@@ -86,7 +87,7 @@ def mlflow(folder: CellFolder) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.parametrize("read", [tensorboard, wandb, mlflow])
+@pytest.mark.parametrize("read", few([tensorboard, wandb, mlflow]))
 def test_each_cell_has_a_run_with_every_evaluated_epoch_once_after_an_interruption_too(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, read: Any
 ) -> None:

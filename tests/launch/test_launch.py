@@ -667,6 +667,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the workers")
 def test_ctrl_c_keeps_what_is_done_and_the_printed_commands_go_on_and_replay(
     copied: tuple[Path, Path], kdbench: Kdbench, write_plugin: Callable[..., Path]

@@ -81,6 +81,7 @@ def test_torchrun_with_two_processes_gives_the_numbers_of_one(tmp_path: Path) ->
     compare(run(tmp_path, methods, "mlp--vit", 1), run(tmp_path, methods, "mlp--vit", 2))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("two processes")
 def test_a_batch_that_cannot_be_shared_is_trained_by_one_process_while_the_others_wait(tmp_path: Path) -> None:
     odd = SUITE.replace("batch_size: 20", "batch_size: 15")

@@ -306,6 +306,7 @@ def test_input_size_of_a_file_net_is_that_of_the_suites_images(suite: Path) -> N
     assert load_suite(str(suite)).net("mine").input_size == (32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["tv--mine", "hf--mine", "mine--hf"])
 def test_kd_fitnet_and_ofa_train_on_nets_from_anywhere(kdbench: Callable[..., Any], suite: Path, pair: str) -> None:
     pytest.importorskip("transformers")

@@ -13,6 +13,7 @@ from kdbench.nets.stagewise import StagewiseError, can_run_stagewise
 from kdbench.nets.tapped import TappedNet, describe
 from kdbench.suite.net import NetSpec, zoo_net
 from kdbench.suite.zoo import SMALL_NETS
+from tests.few import few
 
 SMALL = {name: zoo_net(name) for name in SMALL_NETS}
 
@@ -67,7 +68,7 @@ def run(net: TappedNet, inputs: torch.Tensor) -> tuple[list[Any], torch.Tensor, 
     return states, *net.stagewise.head(states[-1])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", few(ALL, 10))
 @torch.no_grad()
 def test_stages_one_after_the_other_equal_the_nets_own_forward(name: str) -> None:
     net = build(ALL[name], name)
@@ -86,7 +87,7 @@ def test_stages_one_after_the_other_equal_the_nets_own_forward(name: str) -> Non
         assert (state.class_tokens is None) == (stage.class_tokens is None)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", few(ALL, 10))
 @torch.no_grad()
 def test_a_state_survives_the_way_to_a_map_and_back(name: str) -> None:
     net = build(ALL[name], name)
@@ -99,7 +100,7 @@ def test_a_state_survives_the_way_to_a_map_and_back(name: str) -> None:
         assert (rebuilt.grid, rebuilt.layout) == (state.grid, state.layout)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", few(ALL, 10))
 @torch.no_grad()
 def test_input_shapes_are_known_on_the_meta_device(name: str) -> None:
     info = describe(ALL[name], 7, name)

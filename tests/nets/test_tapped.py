@@ -16,6 +16,7 @@ from kdbench.nets.tapped import TappedNet, count_parameters, describe, state_has
 from kdbench.nets.taps import plain_taps
 from kdbench.suite.net import NetSpec, zoo_net
 from kdbench.suite.zoo import SMALL_NETS
+from tests.few import few
 
 NEEDS = ("logits", "stages", "embedding", "classifier", "stagewise")
 
@@ -328,7 +329,12 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
+SIZES = {name: size for name, (_, size, *_) in HEADS.items()}
+
+
+@pytest.mark.parametrize(
+    "name", few(sorted(SIZES, key=lambda name: SIZES[name]), sum(size < 224 for size in SIZES.values()))
+)
 def test_logits_and_embedding_are_the_nets_own_whatever_its_head(name: str) -> None:
     args, size, classifiers, taps = HEADS[name]
     torch.manual_seed(0)
