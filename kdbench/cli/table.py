@@ -16,6 +16,7 @@ from kdbench.cli.tables import form_of, format_option, metric_option, results, s
 from kdbench.cli.values import DECIMALS, NAMES, PATH, OneOf
 from kdbench.errors import KdbenchError, NothingError
 from kdbench.matrix.request import Request
+from kdbench.store.files import write_output
 from kdbench.store.rows import planned_results
 
 if TYPE_CHECKING:
@@ -188,7 +189,4 @@ def write_bib(path: str, citations: Sequence[Mapping[str, Any]]) -> None:
     """Papers as BibTeX."""
     from kdbench.plugins.citations import bibtex
 
-    try:
-        Path(path).write_text(bibtex(citations) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
+    write_output(Path(path), f"{bibtex(citations)}\n".encode())

@@ -20,6 +20,7 @@ from kdbench.errors import KdbenchError, NothingError, counted
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
 from kdbench.shown import printable
+from kdbench.store.files import write_output
 from kdbench.store.folders import Store
 from kdbench.store.rows import ABSENT, STALE, load_results, planned_results
 
@@ -244,8 +245,5 @@ def write(parts: Sequence[tuple[str, str]], path: str | None, damaged: Sequence[
         console.damaged(damaged, aside=form != "text")
         return status
     console.damaged(damaged)
-    try:
-        Path(path).write_text(f"{printable(text)}\n", encoding="utf-8")
-    except OSError as error:
-        raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
+    write_output(Path(path), f"{printable(text)}\n".encode())
     return status

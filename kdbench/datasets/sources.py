@@ -14,6 +14,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from kdbench.opening import RefusedFileError, followed, open_file
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -129,11 +131,20 @@ class PackedNames:
         digest.update(self.ends.astype("<i8").tobytes())
 
 
+def _open_below(data: str, path: str) -> IO[bytes]:
+    """Open a regular file, or a link to one in the data folder. The folders above it were looked at when it was listed."""
+    try:
+        return open_file(Path(path))
+    except RefusedFileError:  # finding the target of every path would take ten times as long
+        return open_file(followed(Path(data), Path(path)))
+
+
 @dataclass(frozen=True)
 class FolderSource:
-    """Images that are files below ``root``."""
+    """Images that are files below ``root``; their links may lead anywhere in the data folder, ``data``."""
 
     root: str
+    data: str
     names: PackedNames
 
     def __len__(self) -> int:
@@ -144,7 +155,7 @@ class FolderSource:
 
     def read(self, position: int) -> Image:
         path = self.name(position)
-        with open(path, "rb") as file:
+        with _open_below(self.data, path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise OSError(f"{path} is empty")
             return decode(file, path)
@@ -161,12 +172,14 @@ class TarSource:
     """Images that are members of tar archives below ``root``, which are not unpacked.
 
     Attributes:
+        data: the data folder, which links to archives may not leave.
         archives: paths below ``root``.
         archive: (N,) int32, the archive of each image.
         offsets, sizes: (N,) int64, of its bytes in the archive.
     """
 
     root: str
+    data: str
     archives: tuple[str, ...]
     archive: np.ndarray
     offsets: np.ndarray
@@ -184,7 +197,7 @@ class TarSource:
         if size == 0:
             raise OSError(f"{self.name(position)} is empty")
         # Opened for each image, as a file of a folder is: no process has to share or close what another opened.
-        with open(self._path(position), "rb") as file:
+        with _open_below(self.data, self._path(position)) as file:
             file.seek(int(self.offsets[position]))
             content = file.read(size)
         if len(content) < size:

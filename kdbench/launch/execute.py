@@ -51,11 +51,13 @@ def classify_cells(plan: Plan, store: Store, note: Callable[[str], None] = lambd
     failed: list[Cell] = []
     for cell in (*plan.cells, *plan.skipped, *plan.broken):
         folder = store.cell(cell)
+        folder.make_room()
         if folder.is_damaged():
             note(f"{folder.result} is damaged: the cell is trained again")
             folder.result.unlink()
         folder.prepare(cell)
     for teacher in plan.teachers:
+        store.teacher_folder(teacher).make_room()
         if store.result_of_teacher(teacher) is None and store.teacher_folder(teacher).result.exists():
             note(
                 f"{store.root / teacher.folder} is damaged: teacher {teacher.name} is trained again if a cell needs it"

@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, ValidationError
 
 from kdbench.errors import KdbenchError
-from kdbench.opening import RefusedFileError
+from kdbench.opening import RefusedFileError, open_file
 from kdbench.plugins.metrics import BUILT_IN
 from kdbench.shown import NAME_LENGTH, TEXT_LENGTH, printable
 from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder, Store
-from kdbench.store.layout import cell_name, cell_paths, folder_in, is_cell_path
+from kdbench.store.layout import PAIR, cell_name, cell_paths, folder_in, is_cell_path
 from kdbench.store.reading import MAX_EPOCHS
-from kdbench.store.result import CellResult, Sentence, Text
+from kdbench.store.result import CellResult, Definition, Measure, MetricName, Scores, Sentence, Text
 from kdbench.store.submission import read_submission
 from kdbench.suite.datasets import DATASETS
-from kdbench.suite.types import Name
+from kdbench.suite.types import Name, Seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,7 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
             if name is not None:
                 frame = frame[frame[column] == name]
         frame = frame.reset_index(drop=True)
-        frame.attrs["damaged"] = []
+        frame.attrs.setdefault("damaged", [])
         return frame
     store = Store(out)
     if not store.root.exists():
@@ -146,7 +146,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=object, keep_default_na=False)
+        with open_file(path.resolve()) as file:  # unpacked by nothing: a few bytes could hold all of the memory
+            frame = pd.read_csv(file, dtype=object, keep_default_na=False)
     except (OSError, ValueError) as error:  # pandas' parser errors and undecodable bytes are ValueErrors
         raise KdbenchError(f"{path} cannot be read as CSV ({error})") from None
     lacking = [name for name in ("suite", "protocol", "pair", "method", "seed", "state") if name not in frame]
@@ -154,6 +155,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise KdbenchError(
             f"{path} has no column {lacking[0]!r}; kdbench.load_results(DIR).to_csv(FILE, index=False) writes what can be read"
         )
+    problems = {line: problem for line, row in enumerate(frame.to_dict("records"), 2) if (problem := _problem(row))}
+    frame = frame[[line not in problems for line in range(2, len(frame) + 2)]]
     try:
         plugin = _plugin_columns(frame.get("plugin_metrics", ()))
         # A table of an older kdbench lacks some: they are texts too, not numbers.
@@ -163,7 +166,41 @@ def _read_csv(path: Path) -> pd.DataFrame:
         frame = frame.where(frame != "", None).assign(**numbers, **flags, seed=frame["seed"].astype("int64"))
     except (ValueError, TypeError, AttributeError) as error:
         raise KdbenchError(f"{path} is damaged ({error})") from None
+    frame.attrs["damaged"] = [printable(f"{path}, line {line}: {it}", TEXT_LENGTH) for line, it in problems.items()]
     return frame
+
+
+class _Line(BaseModel):
+    """What every row of a CSV file must hold so that tables can show it."""
+
+    suite: Name
+    protocol: Name
+    split: Name | Literal[""] = ""  # empty where a cell is damaged
+    pair: Annotated[str, Field(pattern=f"^{PAIR.pattern}$")]
+    method: Name
+    seed: Seed
+    state: Literal["done", "failed", "skipped", "running", "planned", "absent"]
+    epochs: Annotated[float, Field(ge=0, le=MAX_EPOCHS)] | Literal[""] = ""
+    hyperparameters: Json[dict[str, Any]] | Literal[""] = ""
+    plugin_metrics: Json[dict[MetricName, Definition]] | Literal[""] = ""
+
+
+_NUMBERS = TypeAdapter(dict[str, Measure])
+_SCORES = TypeAdapter(Scores)
+
+
+def _problem(row: Mapping[Any, Any]) -> str:
+    """Why a row of a CSV file cannot be shown; empty if it can."""
+    try:
+        line = _Line.model_validate(row)
+        _NUMBERS.validate_python({name: row[name] for name in NUMBERS if row.get(name)})
+        for prefix in ("", "best_"):
+            names = [name for name in (*BUILT_IN, *line.plugin_metrics) if row.get(prefix + name)]
+            _SCORES.validate_python({name: row[prefix + name] for name in names})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['input']!s:.80}: {first['msg']}"
+    return ""
 
 
 def damaged_in(root: Path, suite: str | None = None, protocol: str | None = None) -> list[str]:

@@ -25,7 +25,7 @@ from kdbench.errors import KdbenchError, ListedError, NothingError
 from kdbench.opening import RefusedFileError, read_file
 from kdbench.plugins.metrics import BUILT_IN
 from kdbench.shown import TEXT_LENGTH, printable, without_homes
-from kdbench.store.files import DamagedFileError, encode_json, read_json, write_bytes
+from kdbench.store.files import DamagedFileError, encode_json, read_json, write_output
 from kdbench.store.folders import Store
 from kdbench.store.layout import cell_name, cell_paths
 from kdbench.store.reading import ARCHIVE_BYTES, read_predictions
@@ -168,7 +168,7 @@ def means_of(cells: Iterable[SubmittedCell]) -> Iterator[Mean]:
 
 def write_submission(path: Path, submission: Submission) -> None:
     """Write it, one value on each line: what a check names is found by its line."""
-    write_bytes(path, (json.dumps(submission.model_dump(mode="json"), indent=1, allow_nan=False) + "\n").encode())
+    write_output(path, (json.dumps(submission.model_dump(mode="json"), indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_submission(path: Path) -> tuple[Submission, str]:

@@ -14,7 +14,7 @@ from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.opening import read_file
+from kdbench.opening import inside, read_file
 from kdbench.store.files import write_json
 from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
@@ -76,7 +76,7 @@ def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, fold
     if not isinstance(weights, WeightsFile) or weights.sha256 or folder is None:
         return
     with contextlib.suppress(OSError):
-        if result.weights and file_digest(folder / weights.file, "sha256") != result.weights.file_sha256:
+        if result.weights and file_digest(inside(folder, weights.file), "sha256") != result.weights.file_sha256:
             note(
                 f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.root / teacher.folder} "
                 "keeps the former weights, which are still used. Write the file's sha256 into the suite to use the new ones"

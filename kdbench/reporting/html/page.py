@@ -30,7 +30,8 @@ from kdbench.reporting.html.words import summary
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots.draw import Plot, draw_plots
 from kdbench.reporting.plots.picture import board_figure
-from kdbench.reporting.plots.style import figure_bytes, write_file
+from kdbench.reporting.plots.style import figure_bytes
+from kdbench.store.files import write_output
 from kdbench.store.reading import Outcomes
 
 #: Larger drawings are embedded as pictures of points.
@@ -62,7 +63,7 @@ def write_report(
         KdbenchError: if the frame is not one of results, or the file cannot be written.
     """
     target = Path(path)
-    write_file(target, report_html(frame, store_root, command, select, damaged).encode())
+    write_output(target, report_html(frame, store_root, command, select, damaged).encode())
     return target
 
 

@@ -22,7 +22,7 @@ from kdbench.reporting.html.tables import Heading, Item, Links, PageTable
 from kdbench.reporting.html.views import board_data, boards_json
 from kdbench.reporting.leaderboard import build_leaderboard
 from kdbench.reporting.published import load_published
-from kdbench.store.files import write_bytes
+from kdbench.store.files import write_output
 from kdbench.store.reading import Outcomes
 
 _TITLE = "kdbench: results"
@@ -169,7 +169,7 @@ def _check(target: Path) -> None:
 def _write(target: Path, path: str, text: str) -> Path:
     try:
         file = inside(target, path)
-        write_bytes(file, text.encode())
+        write_output(file, text.encode())
     except (OSError, RefusedFileError) as error:
         raise KdbenchError(f"{target / path} cannot be written ({error})") from None
     return file

@@ -14,9 +14,11 @@ from kdbench.reporting.caption import build_caption, data_notes, join_names, not
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, scatter, stored, teacher
-from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes, write_file
+from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes
 from kdbench.reporting.ranks import rank_diagram
+from kdbench.reporting.text.markup import html_comment
 from kdbench.shown import printable
+from kdbench.store.files import write_output
 from kdbench.store.reading import Outcomes
 
 if TYPE_CHECKING:
@@ -90,18 +92,18 @@ def write_plots(
     plots = draw_plots(frame, store_root, metric, select, damaged)
     results = collect(frame, metric, select)
     target = Path(folder)
-    lines = [f"<!-- {' '.join(command.split()).replace('-->', '-- >')} -->", ""] if command else []
+    lines = [html_comment(command), ""] if command else []
     for plot in plots:
         state = "" if plot.figure else " (not drawn)"
         lines += [f"## {plot.title} (`{plot.name}`){state}", "", plot.caption, ""]
     lines += ["All:", *([] if results.empty else [build_caption(results), *data_notes(results)])]
     written = [target / "captions.md"]
-    write_file(written[0], printable("\n".join(lines).rstrip() + "\n").encode())
+    write_output(written[0], printable("\n".join(lines).rstrip() + "\n").encode())
     for plot in plots:
         for format in formats if plot.figure else ():
             assert plot.figure is not None
             written.append(target / f"{plot.name}.{format}")
-            write_file(written[-1], figure_bytes(plot.figure, format))
+            write_output(written[-1], figure_bytes(plot.figure, format))
     return written
 
 

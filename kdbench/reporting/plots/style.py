@@ -8,12 +8,11 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.errors import UnknownNameError
 from kdbench.shown import printable
 
 if TYPE_CHECKING:
@@ -104,19 +103,6 @@ def figure_bytes(figure: Figure, format: str, text_as_paths: bool = False, style
     with drawn_in({**style, "svg.fonttype": "path" if text_as_paths else "none"}):
         figure.savefig(buffer, format=format, dpi=dpi, facecolor="white", metadata=metadata)
     return buffer.getvalue()
-
-
-def write_file(target: Path, content: bytes) -> None:
-    """Write a picture; the folder is created.
-
-    Raises:
-        KdbenchError: in one line, if that is not possible.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    except OSError as error:
-        raise KdbenchError(f"{target} cannot be written ({error.strerror})") from None
 
 
 def tidy(axes: Axes, grid: str = "both") -> None:

@@ -34,6 +34,9 @@ _LATEX = {
     **{"*": r"{*}", "[": r"{[}", "]": r"{]}"},  # after \\ they would be read as its argument
     **{"–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''"},
 }
+#: What LaTeX cannot print with its own font encoding and no package, though pylatexenc knows a command for much of it: all but Latin
+#: letters, Greek, and common signs; of the Latin ones those with an ogonek, and the Icelandic, Croatian and Sami ones.
+_NO_LATEX = re.compile("[^\x20-\x7e\xa0-\u017fΑ-ω←↑→↓↔⇐⇒⇔∀∂∃∇∈∏∑−∓√∝∞∧∨∩∪∫≈≠≡≤≥≪≫⊂⊃⊆⊇⊕⊗⋅•™€‰]|[«»ÐÞðþĐđĄąĘęĮįŲųŉŊŋ]")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,10 @@ def escape_latex(text: str) -> str:
     return " ".join(words)
 
 
+def _number(character: str) -> str:
+    return rf"\ensuremath{{\langle}}\texttt{{U+{ord(character):04X}}}\ensuremath{{\rangle}}"
+
+
 @functools.cache
 def _latex_encoder() -> Any:
     from pylatexenc.latexencode import RULE_DICT, RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
@@ -86,6 +93,7 @@ def _latex_encoder() -> Any:
     own = [
         UnicodeToLatexConversionRule(RULE_REGEX, doubled),
         UnicodeToLatexConversionRule(RULE_DICT, {ord(char): latex for char, latex in _LATEX.items()}),
+        UnicodeToLatexConversionRule(RULE_REGEX, [(_NO_LATEX, lambda found: _number(found[0]))]),
     ]
     return UnicodeToLatexEncoder(
         conversion_rules=[*own, "defaults"],
@@ -95,9 +103,10 @@ def _latex_encoder() -> Any:
     )
 
 
-def html_comment(command: str, results_hash: str) -> str:
-    """The command that makes a table and the hash of the results it used."""
-    return f"<!-- {one_line(command).replace('-->', '-- >')} (results {results_hash}) -->"
+def html_comment(command: str, results_hash: str = "") -> str:
+    """The command that makes a table or figures, and the hash of the results it used."""
+    said = re.sub("--(?=!?>)", "-- ", one_line(command))  # both end a comment
+    return f"<!-- {said}{results_hash and f' (results {results_hash})'} -->"
 
 
 def one_line(text: str) -> str:
