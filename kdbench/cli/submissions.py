@@ -45,10 +45,7 @@ def submit(request: Request, to: str) -> int:
     Store(request.out).check()
     plan = plan_of(request)
     submission, damaged = make_submission(Path(request.out), plan.suite.name, plan.under.name, request.split)
-    try:
-        write_submission(Path(to), submission)
-    except OSError as error:
-        raise KdbenchError(f"{to} cannot be written ({error.strerror})") from None
+    write_submission(Path(to), submission)
     console.say(
         f"{counted(len(submission.cells), 'cell')} in {to}; {_command('check', to, '--out', request.out)} checks them"
     )

@@ -169,7 +169,7 @@ def _check(target: Path) -> None:
 def _write(target: Path, path: str, text: str) -> Path:
     try:
         file = inside(target, path)
-        write_output(file, text.encode())
-    except (OSError, RefusedFileError) as error:
+    except RefusedFileError as error:
         raise KdbenchError(f"{target / path} cannot be written ({error})") from None
+    write_output(file, text.encode())
     return file
