@@ -12,11 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdbench.cli.listing import COSTS, short_count
-from kdbench.method import Task
-from kdbench.nets.tapped import describe
 from kdbench.plugins.entry import FAMILIES, MethodEntry
 from kdbench.plugins.registry import MethodCatalog, catalog
 from kdbench.suite.net import NetSpec
@@ -69,6 +65,11 @@ those of two pairs with 100 classes: *usual* is Swin-T to ResNet18 at 224 px (th
 
 def measure(methods: MethodCatalog) -> dict[str, dict[str, int]]:
     """Count the trainable parameters of every method on the reference pairs, with its default hyper-parameters."""
+    import torch
+
+    from kdbench.method import Task
+    from kdbench.nets.tapped import describe
+
     found: dict[str, dict[str, int]] = {}
     for name, entry in sorted(methods.items()):
         cls: Any = entry.load()
