@@ -31,7 +31,11 @@ PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 LATER = {"Results": {"Findings": "findings.md"}, "Running": {"Sharing results": "sharing.md"}}
 #: Measured cells: file -> how its methods are called now, where that has changed (results/README.md).
 MEASURED = {"digits-full.csv": {"fitnet": "fitnet-kd"}, "cifar100-32-short.csv": {"fitnet": "fitnet-kd"}}
-_LINK = re.compile(r"(!?)\[([^\]]*)\]\(((?!\w+:|#)[^)\s#]+)(#[^)\s]*)?\)")
+#: Code, which stays as it is, or a link to a file.
+_LINK = re.compile(
+    r"(?P<code>^ *```.*?^ *```$|`[^`\n]+`)|(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>(?!\w+:|#)[^)\s#]+)(?P<anchor>#[^)\s]*)?\)",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -63,7 +67,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = next((source for source, path in PAGES.items() if path == page.file.src_uri), f"docs/{page.file.src_uri}")
 
     def link(found: re.Match[str]) -> str:
-        image, text, target, anchor = found[1], found[2], found[3], found[4] or ""
+        if found["code"]:
+            return found["code"]
+        image, text, target, anchor = found["image"], found["text"], found["path"], found["anchor"] or ""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         inside = PAGES.get(path, path.removeprefix("docs/") if path.startswith("docs/") else None)
         if inside is not None and (image or files.get_file_from_path(inside)):
@@ -89,9 +95,11 @@ def in_order() -> tuple[MethodEntry, ...]:
 def method_page(entry: MethodEntry) -> str:
     """Everything that is known of one method: paper, losses, defaults, fidelity, citation, measured figures."""
     section: str = helpers()["_section"](entry, extra_parameters())
-    parts = [re.sub(r"^### ", "# ", section)]
+    parts = [re.sub(r"^### ", "# ", section).replace("](../", "](../../")]  # it was written for docs/methods.md
     parts += ["## Loss\n", *losses(entry)]
-    parts.append(f"`kdbench show {entry.name} --suite SUITE` prints the values on a suite, and where each comes from.\n")
+    parts.append(
+        f"`kdbench show {entry.name} --suite SUITE` prints the values on a suite, and where each comes from.\n"
+    )
     parts += ["## Measured here\n", measured(entry.name)]
     if entry.citation:
         parts += ["## Citation\n", f"```bibtex\n{bibtex([entry.citation])}\n```\n"]
@@ -141,12 +149,14 @@ def measured(method: str) -> str:
     cells = results()
     keys = ["suite", "protocol", "pair"]
     lines = []
-    for (suite, protocol, pair), rows in cells.groupby(keys, sort=False):
+    for (suite, protocol, _), rows in cells.groupby(keys, sort=False):
         own = rows[rows["method"] == method]
         if not len(own):
             continue
         seeds = set(own["seed"])
-        figures = [_figure(rows[(rows["method"] == name) & rows["seed"].isin(seeds)]) for name in ("scratch", "kd", method)]
+        figures = [
+            _figure(rows[(rows["method"] == name) & rows["seed"].isin(seeds)]) for name in ("scratch", "kd", method)
+        ]
         first = own.iloc[0]
         title = f"{first['teacher_display']} → {first['student_display']}"
         lines.append(f"| `{suite}` | `{protocol}` | {title} | {' | '.join(figures)} | {len(seeds)} |")
