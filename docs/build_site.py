@@ -159,14 +159,16 @@ def measured(method: str) -> str:
         ]
         first = own.iloc[0]
         title = f"{first['teacher_display']} → {first['student_display']}"
-        lines.append(f"| `{suite}` | `{protocol}` | {title} | {' | '.join(figures)} | {len(seeds)} |")
+        lines.append(
+            f"| `{suite}` | `{protocol}` | {title} | {' | '.join(figures)} | {len(seeds)} | {str(first['commit'])[:7]} |"
+        )
     if not lines:
         return "Nothing was measured with it in this repository yet.\n"
-    head = "| suite | protocol | pair | from scratch | KD | this method | seeds |\n|---|---|---|---|---|---|---|"
+    head = "| suite | protocol | pair | from scratch | KD | this method | seeds | commit |\n|---|---|---|---|---|---|---|---|"
     note = (
-        "Top-1 (%) of the last epoch, mean ± sample standard deviation over seeds, under one recipe. "
-        "[What the figures mean](../statistics.md); "
-        "where they were measured: [results](../../results/README.md)."
+        "Top-1 (%) of the last epoch, mean ± sample standard deviation over seeds, under one recipe "
+        "([what the figures mean](../statistics.md)). Code and settings were those of the commit; what has changed results "
+        "since then is in the [changelog](../changelog.md)."
     )
     return "\n".join([head, *lines, "", note, ""])
 
