@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 #: Files of the repository that are pages too.
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 #: Pages that nav names as soon as they are written.
-LATER = {"Results": {"Findings": "findings.md"}, "Running": {"Sharing results": "sharing.md"}}
+LATER = {"Results": {"Findings": "findings.md"}}
 #: Measured cells: file -> how its methods are called now, where that has changed (results/README.md).
 MEASURED = {"digits-full.csv": {"fitnet": "fitnet-kd"}, "cifar100-32-short.csv": {"fitnet": "fitnet-kd"}}
 #: Code, which stays as it is, or a link to a file.

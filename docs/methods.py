@@ -39,6 +39,7 @@ _TAPS = {
     "classifier": "classifier",
     "stagewise": "net stage by stage",
     "strong": "strongly augmented view",
+    "attention": "attention of a ViT",
 }
 
 _INTRODUCTION = """\

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kdbench.cli.run import Run
     from kdbench.matrix.cells import Plan
     from kdbench.matrix.request import Request
+    from kdbench.reporting.grid import Table
     from kdbench.reporting.leaderboard import Leaderboard
-    from kdbench.reporting.table import Table
     from kdbench.search.trials import Search
 
 #: What describes a variant.
@@ -218,7 +218,7 @@ def table(
     Raises:
         KdbenchError: if the request is wrong, or there is nothing to show.
     """
-    from kdbench.cli.tables import build_tables
+    from kdbench.cli.table import build_tables
 
     own = {"layout": layout, "metric": metric, "select": select, "against_published": against_published}
     with _asked("table", suite, options, own) as request:
@@ -234,7 +234,7 @@ def leaderboard(
     **options: Unpack[Options],
 ) -> View:
     """Methods ranked, with intervals, wins, harms and cost. Arguments and errors as of ``table``."""
-    from kdbench.cli.tables import build_boards
+    from kdbench.cli.board import build_boards
 
     with _asked("leaderboard", suite, options, {"metric": metric, "select": select}) as request:
         boards, damaged = build_boards(request, metric, select)

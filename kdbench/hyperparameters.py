@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -163,3 +165,20 @@ def _coerce_container(value: Any, node: ast.Subscript) -> tuple[Any, bool]:
         return value, False
     converted = [_coerce(item, kind) for item, kind in zip(value, kinds, strict=True)]
     return tuple(item for item, _ in converted), all(ok for _, ok in converted)
+
+
+def checked_init(init: Callable[..., None]) -> Callable[..., None]:
+    """``init`` with its keyword-only arguments checked, and brought to their annotated types, before it runs."""
+    declared = {
+        argument.name: Hyperparameter.of(argument)
+        for argument in inspect.signature(init).parameters.values()
+        if argument.kind is argument.KEYWORD_ONLY
+    }
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        name = getattr(self, "name", type(self).__name__)
+        known = {key: declared[key].check(value, name) for key, value in kwargs.items() if key in declared}
+        init(self, *args, **{**kwargs, **known})
+
+    return checked

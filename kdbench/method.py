@@ -6,8 +6,6 @@ Read from top to bottom: ``Feature`` and ``Outputs`` (what a net gives), ``Batch
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -17,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import HyperparameterError, counted
-from kdbench.hyperparameters import Hyperparameter
+from kdbench.hyperparameters import checked_init
 
 #: Everything that ``Method.needs`` may name.
-NEEDS = frozenset({"logits", "stages", "preactivation", "embedding", "index", "classifier", "stagewise", "strong"})
+NEEDS = frozenset(
+    {"logits", "stages", "preactivation", "embedding", "index", "classifier", "stagewise", "strong", "attention"}
+)
 
 NUM_STAGES = 4
 
@@ -194,6 +194,35 @@ class Feature(_Listed):
         return self.each(Tensor.detach)
 
 
+@dataclass(frozen=True)
+class Attention(_Listed):
+    """The self-attention of one block over all its tokens, class tokens first.
+
+    Attributes:
+        queries, keys, values: (B, heads, P + L, d), d the width of a head; the first two as they meet, normalised where a net does.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def maps(self) -> Tensor:
+        """(B, heads, P + L, P + L): softmax of q k^T / sqrt(d), each row the weights of one token's attention."""
+        dtype = torch.promote_types(self.queries.dtype, torch.float32)
+        queries, keys = self.queries.to(dtype), self.keys.to(dtype)
+        return (queries @ keys.transpose(-2, -1) / queries.shape[-1] ** 0.5).softmax(dim=-1)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return [self.queries, self.keys, self.values]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Attention:
+        """The attention with ``change`` applied to all that it holds."""
+        return Attention(*map(change, self.tensors))
+
+
 class Stagewise(Protocol):
     """A net as a sequence of stages, with states between them; see ``kdbench.nets.stagewise``."""
 
@@ -223,6 +252,7 @@ class Outputs(_Listed):
         strong: the outputs for the second, strongly augmented view ("strong").
         heads: logits (B, C) of each classifier, of a net that has several (a distilled DeiT: class token, distillation token);
             ``logits`` are then what the net makes of them. None for all others.
+        attention: of the blocks that end the four stages, of a ViT ("attention").
     """
 
     logits: Tensor
@@ -233,6 +263,12 @@ class Outputs(_Listed):
     stagewise: Stagewise | None = None
     strong: Outputs | None = None
     heads: tuple[Tensor, ...] | None = None
+    attention: Sequence[Attention] | None = None
+
+    @property
+    def features(self) -> list[Feature | Attention]:
+        """What it holds of the inside of the net: stages and attention."""
+        return [*(self.stages or ()), *(self.attention or ())]
 
     def detach(self) -> Outputs:
         """The same outputs without their graph."""
@@ -243,6 +279,7 @@ class Outputs(_Listed):
             embedding=None if self.embedding is None else self.embedding.detach(),
             strong=None if self.strong is None else self.strong.detach(),
             heads=None if self.heads is None else tuple(head.detach() for head in self.heads),
+            attention=None if self.attention is None else [each.each(Tensor.detach) for each in self.attention],
         )
 
 
@@ -281,20 +318,6 @@ class Batch(_Listed):
         return self.labels if self.targets is None else self.targets.argmax(dim=1)
 
 
-def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Binary cross-entropy of every class, mean over batch and classes, with smoothed or mixed targets (arXiv:2110.00476).
-
-    Logits (B, C).
-    """
-    targets = batch.targets
-    if targets is None:
-        smoothing, classes = batch.label_smoothing, logits.shape[1]
-        # not torch's one_hot, which may read the labels on the host
-        hot = torch.zeros(len(batch.labels), classes, dtype=logits.dtype, device=logits.device)
-        targets = hot.scatter_(1, batch.labels[:, None], 1) * (1 - smoothing) + smoothing / classes
-    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
-
-
 class Method(nn.Module):
     """One way to distil. Subclass it, register it with ``@register_method("name")``, and implement ``forward``.
 
@@ -330,11 +353,15 @@ class Method(nn.Module):
     citation: ClassVar[dict[str, Any]] = {}
     follows_batch: ClassVar[frozenset[str] | set[str]] = frozenset()
 
+    #: Epochs (from 0) at which a new phase begins, each with the whole schedule, shortened, and a fresh state of the optimiser: set
+    #: in ``__init__``, and told apart in ``forward`` by ``batch.epoch``. A parameter that no term reaches stays as it is.
+    phases: tuple[int, ...] = ()
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have hyper-parameters checked against their annotations whenever the method is built, by whatever way."""
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _checked(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = checked_init(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, student: NetInfo, teacher: NetInfo, task: Task) -> None:
         super().__init__()
@@ -357,23 +384,6 @@ class Method(nn.Module):
 
     #: What ``predict`` taps.
     predict_needs: ClassVar[frozenset[str] | set[str]] = frozenset({"logits"})
-
-
-def _checked(init: Callable[..., None]) -> Callable[..., None]:
-    """``init`` with its keyword-only arguments checked, and brought to their annotated types, before it runs."""
-    declared = {
-        argument.name: Hyperparameter.of(argument)
-        for argument in inspect.signature(init).parameters.values()
-        if argument.kind is argument.KEYWORD_ONLY
-    }
-
-    @functools.wraps(init)
-    def checked(self: Method, *args: Any, **kwargs: Any) -> None:
-        name = getattr(self, "name", type(self).__name__)
-        known = {key: declared[key].check(value, name) for key, value in kwargs.items() if key in declared}
-        init(self, *args, **{**kwargs, **known})
-
-    return checked
 
 
 def stage_numbers(**values: Sequence[int]) -> None:

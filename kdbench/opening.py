@@ -4,6 +4,8 @@ What lies there under a name that we know need not be what we wrote: a link woul
 of the user's, a named pipe would let us wait for ever, a device or a sparse file would fill the memory. So a file is opened only
 if it is a regular one, its last part is never followed as a link, and no folder between it and the root is one; the root itself
 may be a link, since the user named it. New files get random names and are made, never opened, so that nothing can be waiting there.
+Folders of data are made of links more often than not (Hugging Face's cache, choices of images of a larger set): there a link is
+followed, but only to what lies below the folder that the user named (``followed``).
 This holds for what was received. Who may write into a folder while it is used could exchange a folder between two looks.
 """
 
@@ -61,6 +63,24 @@ def inside(root: Path, relative: str | PurePath) -> Path:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise RefusedFileError(at, f"cannot be read ({_said(error)})") from None
     return root / name
+
+
+def followed(root: Path, path: Path) -> Path:
+    """``path`` with its links followed, where that leads below ``root``, which may be a link itself. For folders of data alone.
+
+    Raises:
+        RefusedFileError: where it leads out of ``root``.
+    """
+    try:
+        top, target = os.path.realpath(root), os.path.realpath(path)
+    except (OSError, ValueError) as error:  # ValueError: NUL, a lone surrogate
+        raise RefusedFileError(path, f"cannot be read ({_said(error)})") from None
+    if os.path.commonpath([top, target]) != top:
+        raise RefusedFileError(
+            path,
+            f"leads out of {root} by a link, to {target}: it is not followed; --data may name a folder that holds both",
+        )
+    return Path(target)
 
 
 def open_file(path: Path) -> IO[bytes]:

@@ -64,6 +64,14 @@ def _field(name: str, at: tuple[Any, ...], value: Any) -> Callable[[Path], None]
     return lambda folder: change(folder / name, at, value)
 
 
+def _deep(levels: int) -> Any:
+    """A mapping in a mapping in a mapping: as deep as a parser reads, and deeper than what walks through it can go."""
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
 TOP1 = ("metrics", "last", "top1")
 #: What can be wrong with a cell so that tables cannot show it.
 CELLS: dict[str, Callable[[Path], object]] = {
@@ -74,6 +82,9 @@ CELLS: dict[str, Callable[[Path], object]] = {
     "an accuracy of 1e308": _field("result.json", TOP1, 1e308),
     "an accuracy of 10**400": _field("result.json", TOP1, 10**400),
     "a cost beyond all bounds": _field("result.json", ("cost", "steps"), 10**30),
+    "a setting in settings in settings": _field(
+        "config.json", ("config", "method", "hyperparameters"), {"a": _deep(600)}
+    ),
     "epochs without end": _field("config.json", ("config", "recipe", "epochs"), 10**30),
     "the suite of another": _field("config.json", ("config", "suite"), "other"),
     "the hash of another": _field("result.json", ("hash",), "0" * 10),
@@ -85,6 +96,11 @@ CELLS: dict[str, Callable[[Path], object]] = {
     "lists in lists": _replaced("result.json", lambda path: path.write_text("[" * 100_000)),
     "a hole of a terabyte": _replaced("result.json", lambda path: (path.touch(), os.truncate(path, 1 << 40))),
     "a cut file": _replaced("config.json", lambda path: path.write_text("{")),
+    "a metric named as one of ours": _field(
+        "result.json",
+        ("plugin_metrics",),
+        {"top1": {"title": "x", "unit": "", "higher_is_better": True, "decimals": 1, "tie_band": 0}},
+    ),
     "a metric named as a column": _field("result.json", ("plugin_metrics",), {"method": {}}),
 }
 

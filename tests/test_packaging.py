@@ -69,3 +69,5 @@ def test_the_wheel_alone_trains_and_shows_in_an_empty_folder(tmp_path: Path) -> 
     kdbench("run", "digits", "--protocol", "smoke", "--yes")
     kdbench("report", "digits", "--protocol", "smoke", "--to", "report.html")
     assert (empty / "report.html").stat().st_size > 100_000
+    kdbench("site", "runs", "--to", "pages")
+    assert "OFA-KD" in (empty / "pages" / "index.html").read_text()

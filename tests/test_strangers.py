@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbench.errors import KdbenchError
+from kdbench.launch.execute import classify_cells
 from kdbench.opening import RefusedFileError, inside, open_file, open_log, open_own, read_file
 from kdbench.reporting.table import build_table
+from kdbench.reporting.text.markup import escape_latex, html_comment
 from kdbench.reporting.text.render import render
 from kdbench.shown import NAME_LENGTH, printable, without_homes
 from kdbench.store.claims import Claims
 from kdbench.store.classnames import read_classes, write_classes
-from kdbench.store.files import write_bytes
+from kdbench.store.files import write_bytes, write_output
 from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import Folder
 from kdbench.store.log import logger_of
 from kdbench.store.reading import Outcomes, read_history, read_log_end, read_predictions
 from kdbench.store.rows import load_results
+from kdbench.suite.suite import Suite
+from kdbench.suite.typedyaml import read_typed
 from tests.conftest import Said, tiny
 from tests.hostile import CELLS, NAMES, ODD, PREDICTIONS, change, sound_columns, write_predictions, write_run
 from tests.reporting import factory
+from tests.reporting.large import large_plan, write_large
 
 Kdbench = Callable[..., Said]
 READING = ("table", "leaderboard", "status", "report")
@@ -124,6 +130,64 @@ def test_any_field_may_be_odd_and_the_other_cells_are_read(few: tuple[Path, Path
         check()
     finally:
         (folder / name).write_bytes(sound)
+
+
+def test_rows_of_a_csv_file_that_are_damaged_are_named_and_the_others_read(few: tuple[Path, Path]) -> None:
+    file = few[0].parent / "cells.csv"
+    load_results(few[0]).to_csv(file, index=False)
+    sound = pd.read_csv(file, dtype=object, keep_default_na=False)
+    odd = {
+        "seed": (str(10**30), "first"),
+        "top1": ("high", "1e308", "-1", "nan", str(10**400)),
+        "best_nll": ("inf",),
+        "epochs": ("1e30",),
+        "state": ("over",),
+        "pair": ("none", "a--../../b"),
+        "method": ("=HYPERLINK(x)", "x" * 5000),
+        "hyperparameters": ("[" * 5000, "1"),
+        "plugin_metrics": ("[" * 5000, '{"a": {}}', '{"method": {}}', '{"top1": {}}'),
+    }
+    whole = pd.concat([sound] * sum(map(len, odd.values())), ignore_index=True)
+    for row, (column, value) in enumerate((column, value) for column, values in odd.items() for value in values):
+        whole.loc[3 * row, column] = value
+    whole.to_csv(file, index=False)
+    frame = load_results(file)
+    lines = [int(line.split(", line ")[1].split(":")[0]) for line in frame.attrs["damaged"]]
+    assert lines == [2 + 3 * row for row in range(len(whole) // 3)]
+    assert len(frame) == len(whole) - len(lines)
+    assert max(map(len, frame.attrs["damaged"])) <= 1000
+
+
+def test_csv_file_that_is_packed_is_not_unpacked(few: tuple[Path, Path]) -> None:
+    file = few[0].parent / "cells.csv.gz"
+    load_results(few[0]).to_csv(file, index=False)
+    with pytest.raises(KdbenchError, match=r"cells\.csv\.gz cannot be read as CSV"):
+        load_results(file)
+
+
+def test_run_finds_every_damaged_cell_to_train_and_writes_around_folders(tmp_path: Path) -> None:
+    plan = large_plan(cells=20)
+    store = Store(tmp_path / "runs")
+    write_large(store.root, plan, 20)
+    names = (
+        "config.json",
+        "result.json",
+        "failed.json",
+        "skipped.json",
+        "log.txt",
+        "claim.json",
+        "checkpoint-00001.ckpt",
+    )
+    for name, cell in zip(names, plan.cells, strict=False):
+        shutil.rmtree(store.root / cell.folder)
+        (store.root / cell.folder / name / "inside").mkdir(parents=True)
+    todo = classify_cells(replace(plan, cells=plan.cells[:20], skipped=(), broken=()), store)
+    assert {cell.folder for cell in plan.cells[: len(names)]} <= {cell.folder for cell in todo.train}
+    for name, cell in zip(names, plan.cells, strict=False):
+        folder = store.cell(cell)
+        assert folder.config.is_file()
+        assert not (folder.path / name).is_dir()
+        assert len([*folder.path.glob("*/inside")]) == 1
 
 
 # Other files
@@ -297,6 +361,41 @@ def test_written_file_never_uses_what_lies_under_its_name(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "outside", "x.json"]
 
 
+@pytest.mark.parametrize("plant", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.with_name("outside"))])
+def test_what_the_user_names_for_writing_is_never_written_through(
+    tmp_path: Path, plant: Callable[[Path], object]
+) -> None:
+    (tmp_path / "outside").write_text("SECRET")
+    plant(tmp_path / "table.md")
+    with pytest.raises(KdbenchError, match="cannot be written: it is"):
+        write_output(tmp_path / "table.md", b"new")
+    assert (tmp_path / "outside").read_text() == "SECRET"
+    write_output(tmp_path / "outside", b"new")
+    assert (tmp_path / "outside").read_text() == "new"
+
+
+@pytest.mark.parametrize("verb", ["table --to x.md", "leaderboard --to x.csv", "report --to x.html", "plots --to x"])
+def test_verbs_write_nothing_through_a_link_that_waits(
+    kdbench: Kdbench, few: tuple[Path, Path], tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outside").write_text("SECRET")
+    (tmp_path / "x").mkdir()
+    for name in ("x.md", "x.csv", "x.html", "x/captions.md"):
+        (tmp_path / name).symlink_to(tmp_path / "outside")
+    said = kdbench(*verb.split(), "--out", few[0])
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert "cannot be written: it is a link" in said.err
+    assert (tmp_path / "outside").read_text() == "SECRET"
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_yaml_that_has_no_end_is_refused_in_one_line(tmp_path: Path, plant: Callable[[Path], object]) -> None:
+    plant(tmp_path / "x.yaml")
+    with pytest.raises(KdbenchError, match="is no regular file"):
+        read_typed(tmp_path / "x.yaml", Suite, "a suite")
+
+
 def test_folder_of_slurm_that_is_a_link_is_refused(tmp_path: Path) -> None:
     from kdbench.launch.slurm import _own_folder
 
@@ -338,6 +437,32 @@ def test_names_of_strangers_are_printable_in_every_format(form: str) -> None:
         if form == "csv":
             values = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False).to_numpy().ravel()
             assert not any(re.match(r"[=@]|[+-](?![\d.])", value) for value in values)
+
+
+@pytest.mark.parametrize("end", ["-->", "--!>", "---->"])
+def test_command_does_not_end_the_comment_that_it_stands_in(end: str) -> None:
+    comment = html_comment(f"kdbench table 'a{end}<script>.yaml'", "abc")
+    assert not re.search("--!?>", comment.removesuffix("-->"))
+
+
+def test_latex_has_letters_of_every_script_as_its_own_or_as_their_number() -> None:
+    known = {"é": r"\'e", "Ł": r"\L{}", "ß": r"\ss{}", "Ω": r"\ensuremath{\Omega}", "≤": r"\ensuremath{\leq}"}
+    assert {character: escape_latex(character) for character in known} == known
+    for character in "жЯ«ąþđŋəɛ♭⟿ℝ𝒜⇉≨中\u0301\u0338":
+        assert f"U+{ord(character):04X}" in escape_latex(character)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="LaTeX is not installed")
+def test_latex_compiles_every_character_without_a_package(tmp_path: Path) -> None:
+    characters = (chr(code) for code in (*range(0x20, 0xD800), *range(0xF900, 0x10000), *range(0x1D400, 0x1D800)))
+    lines = [line for character in characters if "U+" not in (line := escape_latex(f"a{character}b"))]
+    document = ["\\documentclass{article}\\begin{document}", *(f"{line}\\par" for line in lines), "\\end{document}"]
+    (tmp_path / "x.tex").write_text("\n".join(document))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:].decode("utf-8", "replace")
+    assert b"Missing character" not in (tmp_path / "x.log").read_bytes()
 
 
 def test_paths_of_users_and_libraries_are_shortened_in_logs(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from typing import TextIO
 
 from kdbench.shown import printable
 
+#: Characters of an error that are shown: it may quote a file.
+MOST_SAID = 4000
+
 
 def replace_unknown() -> None:
     """From now on, what the terminal's encoding lacks is replaced by a question mark: no verb dies of a name."""
@@ -47,9 +50,8 @@ def progress(text: str) -> None:
 
 def error(problem: Exception | str) -> None:
     """What went wrong, in one line, below it the lines of a ``ListedError``; with ``$KDBENCH_DEBUG`` its traceback."""
-    _print(f"kdbench: {' '.join(str(problem).splitlines())}", sys.stderr)
-    for line in getattr(problem, "lines", ()):
-        _print(f"  {' '.join(line.splitlines())}", sys.stderr)
+    for start, said in (("kdbench: ", str(problem)), *(("  ", line) for line in getattr(problem, "lines", ()))):
+        _print(start + printable(" ".join(said.splitlines()), MOST_SAID), sys.stderr)
     details = getattr(problem, "details", "")
     if details and os.environ.get("KDBENCH_DEBUG"):
         _print(details, sys.stderr)

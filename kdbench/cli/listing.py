@@ -29,7 +29,7 @@ from kdbench.suite.zoo import ZOO
 #: Extra parameters of the methods, as docs/methods.py counts them.
 COSTS = Path(kdbench.plugins.__path__[0], "method_costs.json")
 
-KINDS = ("methods", "pairs", "suites", "nets", "datasets")
+KINDS = ("methods", "pairs", "suites", "nets", "datasets", "published")
 #: Width of a column of prose, in characters.
 PROSE = 52
 #: Width of the table of methods, and of its column of taps.
@@ -45,7 +45,7 @@ WIDTH, TAPS = 120, 10
 def list_all(
     request: Request, what: str | None, suite: str | None, pair: str | None, as_json: bool, as_bibtex: bool
 ) -> int:
-    """List methods, pairs, suites, nets or data sets, or print the JSON Schema of a suite's file (schema)."""
+    """List methods, pairs, suites, nets, data sets or published figures, or print the JSON Schema of a suite's file (schema)."""
     if what == "schema":
         console.say(json.dumps(suite_schema(), indent=1))
         return 0
@@ -68,7 +68,7 @@ def list_all(
         console.say(json.dumps(content[what] if what else content, indent=1))
     elif what is None:
         for kind, rows in content.items():
-            console.say(f"{kind}: {', '.join(row.get('name') or row['pair'] for row in rows)}")
+            console.say(f"{kind}: {', '.join(dict.fromkeys(row.get('name') or row['pair'] for row in rows))}")
         console.say(f"\nkdbench list {'|'.join(KINDS)} tells more about each.")
     else:
         console.say(_table(what, content[what]))
@@ -153,11 +153,29 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
         return [_suite_row(load_suite(name)) for name in suite_files()]
     if kind == "pairs":
         return [row for name in ([suite] if suite else suite_files()) for row in _pair_rows(load_suite(name))]
+    if kind == "published":
+        return _published_rows()
     if kind == "nets":
         return [{"name": name, **{key: net[key] for key in ("timm", "family", "display")}} for name, net in ZOO.items()]
     return [
         {"name": entry.name, "classes": entry.num_classes, "images": entry.images, "source": entry.source}
         for entry in DATASETS.values()
+    ]
+
+
+def _published_rows() -> list[dict[str, Any]]:
+    """Papers, or code, by data set, with the number of figures that ``kdbench table --against-published`` may show."""
+    from kdbench.reporting.figures import load_published
+    from kdbench.reporting.references import citation_of
+
+    counts: dict[tuple[str, str, str], int] = {}
+    for row in load_published().itertuples():
+        citation = citation_of(str(row.paper), str(row.arxiv_id), str(row.source))
+        key = str(row.paper), str(row.dataset), str(citation.get("key", ""))
+        counts[key] = counts.get(key, 0) + 1
+    return [
+        {"name": paper, "dataset": dataset, "figures": count, "cited as": cited}
+        for (paper, dataset, cited), count in sorted(counts.items())
     ]
 
 

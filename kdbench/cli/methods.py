@@ -22,6 +22,7 @@ from kdbench.matrix.request import Request
 from kdbench.plugins.entry import MethodEntry
 from kdbench.plugins.registry import catalog
 from kdbench.plugins.template import check_name, next_steps, write_template
+from kdbench.suite.net import name_files
 from kdbench.suite.suite import Suite, load_suite, split_pair
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def test(request: Request, methods: tuple[str, ...], suite: str | None) -> int:
         if request.pairs
         else loaded.under(loaded.default_protocol).pairs
     )
-    known = catalog(request.plugins)
+    name_files(request.plugins)
+    known = catalog(request.plugins, loaded.net_files if loaded else ())
     files = {Path(plugin) for plugin in request.plugins}
     own = [name for name, entry in known.items() if entry.path in files]
     try:

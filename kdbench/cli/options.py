@@ -148,9 +148,10 @@ MACHINE = ("on", "slurm", "workers", "device", "memory", "solo")
 
 def plan_of(request: Request) -> Plan:
     """The plan of a request."""
-    methods = catalog(request.plugins)
+    suite = load_suite(request.suite)
+    methods = catalog(request.plugins, suite.net_files)
     try:
-        return make_plan(load_suite(request.suite), request, methods)
+        return make_plan(suite, request, methods)
     except UnknownNameError:
         console.plugin_errors(methods.errors)
         raise

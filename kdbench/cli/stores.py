@@ -17,6 +17,7 @@ from kdbench.matrix.request import Request
 from kdbench.store.folders import Store
 from kdbench.store.merge import check_target, compare, conflict_error, write
 from kdbench.store.older import Stale, size_of, stale_cells, unused_teachers
+from kdbench.store.rows import damaged_in
 
 
 @click.command("merge", cls=Verb, epilog=EPILOG, options_metavar="[OPTIONS]")
@@ -41,7 +42,8 @@ def merge(stores: tuple[str, ...], to: str, keep_first: bool) -> int:
     if not found.folders:
         console.say(f"nothing is finished in {' and '.join(stores)}; {target} was not made")
         return 1
-    write(found, target)
+    for line in write(found, target):
+        console.note(f"left out: {line}")
     teachers = sum(path.startswith("teachers/") for path in found.folders)
     cells = sum(path.count("/") == 4 for path in found.folders)
     remarks = [f"{found.twice} in several of them with the same numbers"] if found.twice else []
@@ -84,6 +86,7 @@ def prune(request: Request) -> int:
         for path in gone:
             shutil.rmtree(store.folder(path).path)
         console.say(f"{amount} deleted")
+    console.damaged(damaged_in(store.root, plan.suite.name, plan.under.name))
     return console.plugin_errors(plan.catalog.errors)
 
 

@@ -1,8 +1,7 @@
-"""The verbs that read results: ``table``, ``leaderboard``, ``classes``, ``plots`` and ``report``. None of them imports torch."""
+"""What the verbs that read results share, and ``classes``, ``plots`` and ``report``. None of them imports torch."""
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import sys
 from collections import Counter
@@ -21,119 +20,26 @@ from kdbench.errors import KdbenchError, NothingError, counted
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
 from kdbench.shown import printable
+from kdbench.store.files import write_output
 from kdbench.store.folders import Store
 from kdbench.store.rows import ABSENT, STALE, load_results, planned_results
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdbench.reporting.leaderboard import Leaderboard
-    from kdbench.reporting.table import Table
-
-PICTURES = (".png", ".svg", ".pdf")
 #: What a file is by its ending.
 FORMATS = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
 
-_select = click.option(
+select_option = click.option(
     "--select",
     type=OneOf(("last", "best")),
     help="The last epoch's figure, or the best test epoch's, which is optimistic (default: the protocol's).",
 )
-_metric = click.option("--metric", default="top1", metavar="NAME", help="Default: top1.")
-_to = click.option("--to", type=PATH, metavar="FILE", help="Write to a file, in the format of its ending.")
-_format = click.option(
+metric_option = click.option("--metric", default="top1", metavar="NAME", help="Default: top1.")
+to_option = click.option("--to", type=PATH, metavar="FILE", help="Write to a file, in the format of its ending.")
+format_option = click.option(
     "--format", "form", type=OneOf([*FORMATS.values()]), help="Default: that of --to's ending, else text."
 )
-
-
-@verb("table", *CELLS, "out")
-@_format
-@click.option("--layout", type=OneOf(("pairs", "methods")), default="pairs", help="What the rows are (default: pairs).")
-@_select
-@_metric
-@click.option(
-    "--against-published", is_flag=True, help="Our figures beside those of papers, with their sources, or these alone."
-)
-@_to
-def table(
-    request: Request,
-    form: str | None,
-    layout: str,
-    select: str | None,
-    metric: str,
-    against_published: bool,
-    to: str | None,
-) -> int:
-    """Tabulate pairs by methods, for a paper."""
-    from kdbench.reporting.text.render import render
-
-    form = _form(form, to)
-    tables, damaged = build_tables(request, layout, metric, select, against_published)
-    return _write([(render(built, form), built.message) for built in tables], to, damaged, form)
-
-
-def build_tables(
-    request: Request,
-    layout: str = "pairs",
-    metric: str = "top1",
-    select: str | None = None,
-    against_published: bool = False,
-) -> tuple[list[Table], list[str]]:
-    """The tables of a request, and what could not be read; arguments as the options of ``kdbench table``."""
-    from kdbench.reporting.table import build_table
-
-    if against_published:
-        from kdbench.reporting.published import published_ledger
-
-        frames, select, damaged = _run_or_not(request, select)
-        return [published_ledger(frame, select=select, command=command_published()) for frame in frames], damaged
-    frames, select, damaged = results(request, select)
-    return [build_table(frame, layout, metric, select, command=command_published()) for frame in frames], damaged
-
-
-@verb("leaderboard", *CELLS, "out")
-@_format
-@_select
-@_metric
-@click.option(
-    "--to",
-    type=PATH,
-    metavar="FILE",
-    help="Write to a file, in the format of its ending; .png, .svg and .pdf draw a picture.",
-)
-def leaderboard(request: Request, form: str | None, select: str | None, metric: str, to: str | None) -> int:
-    """Rank methods, with intervals, wins, harms and cost."""
-    from kdbench.reporting.text.leaderboard import render_leaderboard
-
-    if to and Path(to).suffix in PICTURES and form:
-        raise KdbenchError(f"--to {to} is a picture, and --format {form} is none; give one of the two")
-    boards, damaged = build_boards(request, metric, select)
-    if to and Path(to).suffix in PICTURES:
-        from kdbench.reporting.plots.picture import draw_leaderboard
-
-        if boards[0].message:
-            raise NothingError(boards[0].message)
-        draw_leaderboard(boards[0], Path(to))
-        console.damaged(damaged)
-        return 0
-    form = _form(form, to)
-    if form == "text" and to is None:
-        for board in boards:
-            print_board(board)
-        console.damaged(damaged)
-        return int(all(board.message for board in boards))
-    return _write([(render_leaderboard(board, form), board.message) for board in boards], to, damaged, form)
-
-
-def build_boards(
-    request: Request, metric: str = "top1", select: str | None = None
-) -> tuple[list[Leaderboard], list[str]]:
-    """The leaderboards of a request, and what could not be read; arguments as the options of ``kdbench leaderboard``."""
-    from kdbench.reporting.leaderboard import build_leaderboard
-
-    frames, select, damaged = results(request, select)
-    command = command_published()
-    return [build_leaderboard(frame, metric=metric, select=select, command=command) for frame in frames], damaged
 
 
 @verb("classes", *CELLS, "out")
@@ -145,8 +51,8 @@ def build_boards(
     help="Accuracy in percent (default), or gain over KD in points.",
 )
 @click.option("--worst", type=CLASSES, metavar="N", help="Only the N classes that are lowest, lowest first.")
-@_format
-@_to
+@format_option
+@to_option
 def classes(request: Request, by: str, show: str, worst: int | None, form: str | None, to: str | None) -> int:
     """Tabulate accuracy, or gain over KD, by class."""
     from kdbench.reporting.classes import build_class_table
@@ -156,7 +62,9 @@ def classes(request: Request, by: str, show: str, worst: int | None, form: str |
     frames, _, damaged = results(request)
     shared: dict[str, Any] = {"command": command_published(), "damaged": damaged}
     tables = [build_class_table(frame, request.out, by, show, worst, **shared) for frame in frames]
-    return _write([(render(built, _form(form, to)), built.message) for built in tables], to, damaged, _form(form, to))
+    return write(
+        [(render(built, form_of(form, to)), built.message) for built in tables], to, damaged, form_of(form, to)
+    )
 
 
 @verb("plots", *CELLS, "out")
@@ -169,8 +77,8 @@ def classes(request: Request, by: str, show: str, worst: int | None, form: str |
     metavar="NAME,...",
     help="Some of png, svg, pdf (default: all).",
 )
-@_select
-@_metric
+@select_option
+@metric_option
 def plots(request: Request, to: str, forms: tuple[str, ...], select: str | None, metric: str) -> int:
     """Draw figures for a paper, with their captions."""
     from kdbench.reporting.plots.draw import write_plots
@@ -188,7 +96,7 @@ def plots(request: Request, to: str, forms: tuple[str, ...], select: str | None,
 
 @verb("report", *CELLS, "out")
 @click.option("--to", type=PATH, default="report.html", metavar="FILE", help="Default: report.html.")
-@_select
+@select_option
 def report(request: Request, to: str, select: str | None) -> int:
     """Write one HTML page with tables, plots and every cell."""
     import pandas as pd
@@ -286,7 +194,9 @@ def _missing(plan: Plan, rows: pd.DataFrame, current: pd.DataFrame) -> pd.DataFr
         else ""
         for cell in cells
     ]
-    return missing.reindex(columns=rows.columns).astype(rows.dtypes)
+    # a column that a file does not fill has the type of nothing
+    kinds = {name: kind for name, kind in rows.dtypes.items() if rows[name].notna().any()}
+    return missing.reindex(columns=rows.columns).astype(kinds)
 
 
 def _what_else(request: Request, plan: Plan) -> str:
@@ -303,15 +213,6 @@ def _what_else(request: Request, plan: Plan) -> str:
     return f"{asked}; it holds {', '.join(kinds)}"
 
 
-def _run_or_not(request: Request, select: str | None) -> tuple[Sequence[Any], str, list[str]]:
-    """As ``results``; of a run that has not begun, the planned cells of all methods and pairs."""
-    with contextlib.suppress(NothingError):
-        if Path(request.out).exists():
-            return results(request, select)
-    plan = plan_of(replace(request, methods=request.methods or ("*",), pairs=request.pairs or ("*",)))
-    return [planned_results(plan.cells)], select or plan.under.select, []
-
-
 def print_board(board: Any) -> None:
     """A leaderboard on standard output, in colours where that is a terminal."""
     from kdbench.reporting.text.leaderboard import leaderboard_rich, leaderboard_text
@@ -325,7 +226,7 @@ def print_board(board: Any) -> None:
     terminal.print(board.message if board.message else leaderboard_rich(board, terminal.width))
 
 
-def _form(form: str | None, to: str | None) -> str:
+def form_of(form: str | None, to: str | None) -> str:
     """The format that ``--format`` names, or else the ending of ``--to``."""
     ending = FORMATS.get(Path(to).suffix.lower()) if to else None
     if form and ending and form != ending:
@@ -333,7 +234,7 @@ def _form(form: str | None, to: str | None) -> str:
     return form or ending or "text"
 
 
-def _write(parts: Sequence[tuple[str, str]], path: str | None, damaged: Sequence[str], form: str) -> int:
+def write(parts: Sequence[tuple[str, str]], path: str | None, damaged: Sequence[str], form: str) -> int:
     """Print or write texts, each with the message that it is where it shows no figure; the status is 1 where none shows one."""
     text = "\n\n".join(text.rstrip("\n") for text, _ in parts)
     status = int(all(message for _, message in parts))
@@ -344,8 +245,5 @@ def _write(parts: Sequence[tuple[str, str]], path: str | None, damaged: Sequence
         console.damaged(damaged, aside=form != "text")
         return status
     console.damaged(damaged)
-    try:
-        Path(path).write_text(f"{printable(text)}\n", encoding="utf-8")
-    except OSError as error:
-        raise KdbenchError(f"{path} cannot be written ({error.strerror})") from None
+    write_output(Path(path), f"{printable(text)}\n".encode())
     return status

@@ -21,7 +21,6 @@ from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request, retrained_teachers
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.folders import Store
-from kdbench.suite.suite import split_pair
 from kdbench.teachers.readiness import check_accuracies, check_weights, drop_damaged, origin_of, verdict_of
 from kdbench.teachers.weights import Weights, fetch_weights, find_weights
 
@@ -124,7 +123,7 @@ def _ready(plan: Plan, teachers: Sequence[TeacherPlan], store: Store) -> None:
 
 
 def _train(plan: Plan, store: Store) -> None:
-    names = retrained_teachers(plan.request, [split_pair(pair)[0] for pair in plan.suite.pairs], plan.suite.name)
+    names = retrained_teachers(plan.request, plan.suite.teachers, plan.suite.name)
     chosen = [teacher for teacher in plan.teachers if teacher.name in names]
     if not chosen:
         raise KdbenchError(

@@ -23,7 +23,7 @@ from kdbench.matrix.request import Request
 from kdbench.search.sampling import SAMPLERS, check_sampler, make_sampler, rounds
 from kdbench.search.space import Space, declared, read_space
 from kdbench.search.trials import Search, Trial, best_of, score_of
-from kdbench.store.files import write_bytes
+from kdbench.store.files import write_output
 from kdbench.store.folders import Store
 
 #: A search has rows of its own, its own split, and no settings of another search.
@@ -113,7 +113,7 @@ def search(
         "settings": {method: dict(trial.values) for method, trial in best.items()},
     }
     found = Found.sealed(content)
-    write_bytes(Path(to), yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False).encode())
+    write_output(Path(to), yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False).encode())
     return Search(known, found, to, len(ran.failed))
 
 

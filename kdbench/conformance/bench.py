@@ -80,9 +80,10 @@ def _net(name: str, teacher: bool, /) -> tuple[TappedNet, NetInfo]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11 if teacher else 12)
         net = TappedNet(spec, CLASSES, f"{name} {'teacher' if teacher else 'student'}")
-        classifier: Any = net.classifier
         # timm's MLPs start with a classifier of zeros, which lets no gradient through; nets in training have another.
-        torch.nn.init.normal_(classifier.weight, std=classifier.weight.shape[1] ** -0.5)
+        for classifier in net.classifiers:
+            weight: Any = classifier.weight
+            torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
         if teacher:
             freeze(net)
     return net, net.describe()
@@ -227,7 +228,9 @@ class Trial:
 
     def _hint(self, error: Exception) -> str:
         """What to do about an exception in forward."""
-        missing = ", ".join(sorted({"stages", "embedding", "classifier", "stagewise", "strong"} - self.needs))
+        missing = ", ".join(
+            sorted({"stages", "embedding", "classifier", "stagewise", "strong", "attention"} - self.needs)
+        )
         if missing and ("NoneType" in str(error) or isinstance(error, AssertionError)):
             return f"a field of Outputs that needs does not name is None: add what you use to needs ({missing})"
         return "correct it (KDBENCH_DEBUG=1 shows the traceback)"
@@ -264,7 +267,7 @@ class Trial:
 
     def backbone(self) -> Iterator[tuple[str, Tensor]]:
         """The student's parameters without its classifier's."""
-        head = {id(parameter) for parameter in self.student.classifier.parameters()}
+        head = {id(parameter) for layer in self.student.classifiers for parameter in layer.parameters()}
         return ((name, p) for name, p in self.student.net.named_parameters() if id(p) not in head)
 
 

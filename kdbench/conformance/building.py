@@ -11,6 +11,7 @@ import torch
 from kdbench.conformance.bench import CLASSES, PAIRS, SAMPLES, Pair, Trial, net_info
 from kdbench.conformance.findings import Wrong, one_line
 from kdbench.errors import UnsupportedPairError
+from kdbench.matrix.check import lacking
 from kdbench.method import NEEDS, Method, Task
 from kdbench.plugins.entry import MethodEntry
 from kdbench.suite.datasets import DATASETS
@@ -61,13 +62,14 @@ def declaration(entry: MethodEntry, cls: type[Method], pairs: Sequence[Pair] = P
 
 
 def reason_against(cls: type[Method], pair: Pair) -> str | None:
-    """What ``supports`` says against a pair.
+    """What a pair lacks, or what ``supports`` says against it.
 
     Raises:
         Wrong: if it raises or returns something else than a sentence.
     """
+    infos = net_info(pair.student, False), net_info(pair.teacher, True)
     try:
-        reason: Any = cls.supports(net_info(pair.student, False), net_info(pair.teacher, True))
+        reason: Any = lacking(cls, *infos) or cls.supports(*infos)
     except Exception as error:
         raise Wrong(
             "build", f"supports() raised {one_line(error)}; return a reason, or None when the pair runs", error

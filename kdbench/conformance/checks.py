@@ -50,6 +50,15 @@ def one_step(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
             yield Wrong("in place", f"{written[0]} was changed in place; clone before writing")
             return
         trial.backward(terms)
+        for epoch in trial.method.phases:  # a parameter may be trained in a later one alone
+            later = trial.terms(sample(epoch=epoch))
+            if list(later) != list(terms) or not any(term.requires_grad for term in later.values()):
+                raise Wrong(
+                    "terms",
+                    f"the terms of the phase from epoch {epoch} are {', '.join(later)}; return the names of the first, {', '.join(terms)}, "
+                    "and let one at least depend on the student",
+                )
+            trial.backward(later)
     if shapes_of(trial.method) != shapes:
         yield Wrong("build", "forward created or replaced parameters, buffers or modules; create them all in __init__")
     for net, mark in before.items():
@@ -186,10 +195,11 @@ def sure_student(cls: type[Method], pair: Pair) -> Iterator[Wrong]:
     advice = "take log(1 - p) as a logsumexp over the other classes, and log_softmax instead of log(softmax)"
     trial = Trial(cls, pair)
     data = sample()
-    classifier: Any = trial.student.classifier
     # In the bias, so that class maps are as sure as the logits; right for some images, wrong for others.
     with torch.no_grad():
-        classifier.bias[data.batch.labels[0]] += SURE
+        for classifier in trial.student.classifiers:
+            bias: Any = classifier.bias
+            bias[data.batch.labels[0]] += SURE
     with _finite(trial, "sure student", f"with a student logit {SURE:g} above the rest", advice):
         trial.backward(trial.terms(data))
     yield from ()

@@ -132,6 +132,9 @@ def _tensors(data: Sample, student: Outputs, teacher: Outputs | None) -> Iterato
             yield f"{prefix}.stages[{number}].map", stage.map
             if stage.class_tokens is not None:
                 yield f"{prefix}.stages[{number}].class_tokens", stage.class_tokens
+        for number, attention in enumerate(outputs.attention or ()):
+            for name in ("queries", "keys", "values"):
+                yield f"{prefix}.attention[{number}].{name}", getattr(attention, name)
 
 
 class Reads(TorchFunctionMode):

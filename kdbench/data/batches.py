@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.data.images import Images
 from kdbench.data.order import epoch_order
 from kdbench.errors import KdbenchError
-from kdbench.method import Batch, binary_cross_entropy
+from kdbench.method import Batch
 from kdbench.seeding import seed_for
 from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD
 from kdbench.suite.recipe import Recipe
@@ -146,3 +147,17 @@ def check_rows(rows: Tensor, recipe: Recipe) -> Tensor:
             f"images are mixed in pairs (i, {size - 1} - i), but rows {rows.tolist()} do not hold both of every pair"
         )
     return rows
+
+
+def binary_cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Binary cross-entropy of every class, mean over batch and classes, with smoothed or mixed targets (arXiv:2110.00476).
+
+    Logits (B, C).
+    """
+    targets = batch.targets
+    if targets is None:
+        smoothing, classes = batch.label_smoothing, logits.shape[1]
+        # not torch's one_hot, which may read the labels on the host
+        hot = torch.zeros(len(batch.labels), classes, dtype=logits.dtype, device=logits.device)
+        targets = hot.scatter_(1, batch.labels[:, None], 1) * (1 - smoothing) + smoothing / classes
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))

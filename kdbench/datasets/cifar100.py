@@ -27,6 +27,7 @@ from kdbench.data.images import Dataset, ImageSet
 from kdbench.datasets.download import FileFacts, facts_of, fetch_file, unpack
 from kdbench.datasets.sources import reason_of
 from kdbench.errors import KdbenchError
+from kdbench.opening import followed, open_file
 
 if TYPE_CHECKING:
     from kdbench.suite.dataset import DatasetSpec
@@ -89,28 +90,29 @@ def _checked(folder: Path | None) -> dict[str, Path]:
     if not folder.exists():
         raise KdbenchError(f"CIFAR-100: {folder} does not exist; it should hold {FOLDER}/, unpacked from {URL}")
     if not folder.is_dir():
-        _refuse_file(folder)
+        _refuse_file(folder, folder)
     own = folder / FOLDER
     if own.exists() and not own.is_dir():
-        _refuse_file(own)
+        _refuse_file(own, folder)
     here = own if own.is_dir() else folder
     if here == folder and folder.name != FOLDER and not any((folder / name).is_file() for name in FILES):
         archive = folder / f"{FOLDER}.tar.gz"
         if archive.exists():
-            _refuse_file(archive)
+            _refuse_file(archive, folder)
         raise KdbenchError(f"CIFAR-100: there is no {FOLDER}/ in {folder}; --download fetches it, or get it from {URL}")
-    paths = {name: here / name for name in FILES}
+    paths = {name: followed(folder, here / name) for name in FILES}
     for name, path in paths.items():
         if not path.is_file():
             raise KdbenchError(
                 f"CIFAR-100: {path} {'is no file' if path.exists() else 'is missing'}; expected {FILES[name]}, from {URL}"
             )
         try:
-            found = facts_of(path)
+            size = path.stat().st_size
+            found = facts_of(path) if size <= FILES[name].size else f"{size:,} bytes"
         except OSError as error:
             raise KdbenchError(f"CIFAR-100: {path} cannot be read ({error.strerror})") from None
         if found != FILES[name]:
-            why = "only part of it was copied" if found.size < FILES[name].size else "it is another file, or damaged"
+            why = "only part of it was copied" if size < FILES[name].size else "it is another file, or damaged"
             raise KdbenchError(f"CIFAR-100: {path} has {found}; expected {FILES[name]}: {why}; get it from {URL}")
     return paths
 
@@ -131,7 +133,7 @@ def download(folder: Path | None, progress: Callable[[int, int], None] | None = 
         check(folder)
         return
     folder = Path(folder)
-    target = folder if folder.name == FOLDER else folder / FOLDER
+    target = followed(folder, folder if folder.name == FOLDER else folder / FOLDER)
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as work:
@@ -163,9 +165,9 @@ def held_out_positions(labels: np.ndarray, per_class: int) -> torch.Tensor:
     return torch.from_numpy(np.sort(np.concatenate(chosen)).astype(np.int64))
 
 
-def _refuse_file(path: Path) -> NoReturn:
+def _refuse_file(path: Path, folder: Path) -> NoReturn:
     """Refuse a file in the place of the folder, with what to do."""
-    with path.open("rb") as file:
+    with open_file(followed(folder, path)) as file:
         start = file.read(512)
     if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
         raise KdbenchError(f"CIFAR-100: {path} is the packed archive; unpack it: tar -xf {path} -C {path.parent}")
@@ -204,7 +206,7 @@ def _byte_type(code: Any, *flags: Any) -> np.dtype[Any]:
 def _read(path: Path) -> dict[bytes, Any]:
     """The dictionary inside a file, whose MD5 vouches for its keys and values. Python 2 wrote it: its strings are bytes here."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _PlainUnpickler(file, encoding="bytes").load()
     except Exception as error:  # whatever a wrong pickle makes the unpickler or NumPy raise
         raise KdbenchError(f"CIFAR-100: {path} is no file of this data set: {reason_of(error)}") from None

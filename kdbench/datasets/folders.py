@@ -6,6 +6,7 @@ Only names are read, with one system call for many files; images are not opened.
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from kdbench.datasets.parts import Part, note_on_bad, sorted_order, stem
 from kdbench.datasets.sources import EXPECTED_FILES, FolderSource, PackedNames, endings_of, is_image_name
 from kdbench.errors import KdbenchError, counted
+from kdbench.opening import RefusedFileError, followed
 
 #: What file managers and archivers leave behind.
 _LEFT_BEHIND = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
@@ -34,17 +36,18 @@ class Entries:
     others: tuple[str, ...]
 
 
-def entries(folder: Path, title: str) -> Entries:
+def entries(folder: Path, data: Path, title: str) -> Entries:
     """List a folder of the data set ``title``, without hidden files and those that file managers leave behind.
 
     Raises:
-        KdbenchError: if it cannot be read.
+        KdbenchError: if it cannot be read, or leads out of the data folder ``data``.
     """
+    target = followed(data, folder)
     folders: list[str] = []
     images: list[str] = []
     others: list[str] = []
     try:
-        with os.scandir(folder) as found:
+        with os.scandir(target) as found:
             for entry in found:
                 if entry.name.startswith(".") or entry.name in _LEFT_BEHIND:
                     continue
@@ -75,10 +78,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise OSError(error.errno, f"{entry.name}: {error.strerror}") from None
 
 
-def list_class_folders(root: Path, classes: Mapping[str, int], title: str, undecodable: float = 0.0) -> Part:
+def list_class_folders(
+    root: Path, data: Path, classes: Mapping[str, int], title: str, undecodable: float = 0.0
+) -> Part:
     """The images of the class folders of ``root`` that ``classes`` names, with the label of each; the folders exist.
 
     Args:
+        data: the data folder, which no link may leave.
         undecodable: share of images that may be empty.
 
     Raises:
@@ -88,10 +94,10 @@ def list_class_folders(root: Path, classes: Mapping[str, int], title: str, undec
     labels: list[int] = []
     others: list[str] = []
     for name, label in sorted(classes.items(), key=lambda item: item[1]):
-        folder, inside = name, entries(root / name, title)
+        folder, inside = name, entries(root / name, data, title)
         if inside.folders == (INNER,) and not inside.images:
             folder = f"{name}/{INNER}"
-            inside = entries(root / folder, title)
+            inside = entries(root / folder, data, title)
         if inside.folders:
             raise KdbenchError(
                 f"{title}: {root / folder} holds {counted(len(inside.folders), 'folder')} ({inside.folders[0]}"
@@ -105,41 +111,54 @@ def list_class_folders(root: Path, classes: Mapping[str, int], title: str, undec
         names += [f"{folder}/{image}" for image in sorted(inside.images, key=lambda image: (stem(image), image))]
         labels += [label] * len(inside.images)
         others += [f"{folder}/{other}" for other in inside.others]
-    return _part(root, names, labels, others, title, undecodable)
+    return _part(root, data, names, labels, others, title, undecodable)
 
 
 def list_flat_folder(
-    root: Path, found: Entries, labels: Sequence[int | None], title: str, undecodable: float = 0.0
+    root: Path, data: Path, found: Entries, labels: Sequence[int | None], title: str, undecodable: float = 0.0
 ) -> Part:
     """The images in ``root`` itself with their ``labels``; None leaves an image out."""
     kept = [(name, label) for name, label in zip(found.images, labels, strict=True) if label is not None]
     order = sorted_order([label for _, label in kept], [name for name, _ in kept])
     chosen = [kept[position] for position in order]
     names, chosen_labels = [name for name, _ in chosen], [label for _, label in chosen]
-    return _part(root, names, chosen_labels, found.others, title, undecodable)
+    return _part(root, data, names, chosen_labels, found.others, title, undecodable)
 
 
 def _part(
-    root: Path, names: list[str], labels: list[int], others: Sequence[str], title: str, undecodable: float
+    root: Path,
+    data: Path,
+    names: list[str],
+    labels: list[int],
+    others: Sequence[str],
+    title: str,
+    undecodable: float,
 ) -> Part:
     notes = []
     if others:
         notes.append(f"{root}: {counted(len(others), 'file')} left out: {endings_of(others)}, such as {others[0]}")
     count = min(len(names), SIZES_LOOKED_AT)
-    bad = list(filter(None, (_defect(os.path.join(root, names[step * len(names) // count])) for step in range(count))))
+    bad = list(filter(None, (_defect(root / names[step * len(names) // count], data) for step in range(count))))
     notes += note_on_bad(bad, count, undecodable, title)
     return Part(
-        FolderSource(str(root.absolute()), PackedNames.pack(names)),
+        FolderSource(str(root.absolute()), str(data.absolute()), PackedNames.pack(names)),
         np.array(labels, dtype=np.int64),
         [stem(name) for name in names],
         tuple(notes),
     )
 
 
-def _defect(path: str) -> str:
-    """``PATH is empty``, or a link to nothing: from a copy that was cut off; else nothing."""
+def _defect(path: Path, data: Path) -> str:
+    """``PATH is empty``, or a link to nothing: from a copy that was cut off; else nothing. A link out of ``data`` is an error."""
     try:
-        return "" if os.stat(path).st_size else f"{path} is empty"
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            found = os.stat(followed(data, path))
+        if not stat.S_ISREG(found.st_mode):
+            return f"{path} is no regular file"
+        return "" if found.st_size else f"{path} is empty"
+    except RefusedFileError:
+        raise
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
 

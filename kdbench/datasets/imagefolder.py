@@ -27,6 +27,7 @@ from kdbench.datasets.folders import (
 from kdbench.datasets.imagenet.layouts import below
 from kdbench.datasets.parts import Part, file_set, held_out_positions
 from kdbench.errors import KdbenchError, UnknownNameError, counted
+from kdbench.opening import RefusedFileError, followed, read_file
 from kdbench.suite.datasets import find_dataset
 
 if TYPE_CHECKING:
@@ -96,12 +97,13 @@ def root_of(data: Path | None, spec: DatasetSpec) -> Path:
 def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[str, ...], list[str]]:
     """The parts by split, the class name of each label, and notes on splits that are left out."""
     root, title = root_of(data, spec), title_of(spec)
-    there = entries(root, title)
+    assert data is not None
+    there = entries(root, data, title)
     splits = {"train": "train", "test": "test", "val": "val" if "val" in there.folders else "validation"}
     found = {split: root / name for split, name in splits.items() if name in there.folders}
     if "train" not in found or len(found) < 2:
         raise KdbenchError(f"{title}: {root} {contents(there)}; expected {EXPECTED}")
-    inside = {split: entries(path, title) for split, path in found.items()}
+    inside = {split: entries(path, data, title) for split, path in found.items()}
     labels, names = _labels(found["train"], inside["train"].folders, spec)
     flat = {split for split in inside if inside[split].folders == (INNER,) and INNER not in inside["train"].folders}
     unlabelled = {split for split in flat if ANNOTATIONS not in inside[split].others}
@@ -115,28 +117,30 @@ def _read(data: Path | None, spec: DatasetSpec) -> tuple[dict[str, Part], tuple[
     for split, path in found.items():
         if split in unlabelled:
             continue
-        classes = _annotated(path, title) if split in flat else []
+        classes = _annotated(path, data, title) if split in flat else []
         present = sorted(set(classes)) if split in flat else inside[split].folders
         if split != "train":
             refuse_missing(path, present, list(labels), title, " of train")
             if spec.classes is None:
                 refuse_missing(found["train"], inside["train"].folders, present, title, f" of {path.name}")
         if split in flat:
-            images = entries(path / INNER, title)
+            images = entries(path / INNER, data, title)
             parts[split] = list_flat_folder(
-                path / INNER, images, [labels.get(name) for name in classes], title, spec.undecodable
+                path / INNER, data, images, [labels.get(name) for name in classes], title, spec.undecodable
             )
         else:
-            parts[split] = list_class_folders(path, labels, title, spec.undecodable)
+            parts[split] = list_class_folders(path, data, labels, title, spec.undecodable)
     return parts, names, notes
 
 
-def _annotated(path: Path, title: str) -> list[str]:
+def _annotated(path: Path, data: Path, title: str) -> list[str]:
     """The class of each image in the folder ``images`` of a split, in the order of its names."""
     file = path / ANNOTATIONS
     classes: dict[str, str] = {}
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = read_file(followed(data, file)).decode("utf-8").splitlines()
+    except RefusedFileError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise KdbenchError(f"{title}: {file} cannot be read ({error})") from None
     for number, line in enumerate(lines, 1):
@@ -146,7 +150,7 @@ def _annotated(path: Path, title: str) -> list[str]:
             raise KdbenchError(f"{title}: {file}, line {number}: found {line[:60]!r}; expected IMAGE, a tab, CLASS")
         if classes.setdefault(name, wanted) != wanted:
             raise KdbenchError(f"{title}: {file}, line {number}: {name} has two classes, {classes[name]} and {wanted}")
-    images = entries(path / INNER, title).images
+    images = entries(path / INNER, data, title).images
     lost = sorted(set(classes) - set(images))
     if lost:
         raise KdbenchError(f"{title}: {path / INNER} lacks {lost[0]}, which {file.name} names: was it copied whole?")

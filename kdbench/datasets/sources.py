@@ -14,6 +14,8 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from kdbench.opening import RefusedFileError, followed, open_file
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -66,7 +68,8 @@ def decode(file: IO[bytes], name: str) -> Image:
     except pillow.DecompressionBombError:  # Pillow's, at twice as many
         raise OSError(f"{name} does not decode: it has more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise OSError(f"{name} does not decode: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise OSError(f"{name} does not decode: it is no {kinds}, or of a kind that Pillow does not read") from None
     except Exception as error:  # Pillow's plugins raise many kinds on broken files, some of them no OSError
         raise OSError(f"{name} does not decode: {reason_of(error)}") from None
 
@@ -78,16 +81,17 @@ def to_rgb(image: Image) -> Image:
     would cut it off at 255. All other modes are converted by Pillow.
 
     Raises:
-        OSError: for ``F`` and for ``I`` of other files, whose 32 bits have no white.
+        OSError: for ``F``, for ``I`` of other files and for integers with a sign, which have no white.
     """
     from PIL import Image as pillow
 
+    # of a TIFF: 258 BitsPerSample, 262 PhotometricInterpretation (0: white is 0), 339 SampleFormat (2: integers with a sign)
+    tags = getattr(image, "tag_v2", {})
+    if 2 in np.atleast_1d(tags.get(339, 1)):
+        raise OSError(f"mode {image.mode}, integers with a sign and without a stated white; convert it to 8 or 16 bits")
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        tags = getattr(
-            image, "tag_v2", {}
-        )  # of a TIFF: 258 BitsPerSample, 262 PhotometricInterpretation (0: white is 0)
         white = 2 ** int(tags.get(258, (16,))[0]) - 1
         levels = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white
         image = pillow.fromarray((255 - levels if tags.get(262) == 0 else levels).astype(np.uint8))
@@ -127,11 +131,20 @@ class PackedNames:
         digest.update(self.ends.astype("<i8").tobytes())
 
 
+def _open_below(data: str, path: str) -> IO[bytes]:
+    """Open a regular file, or a link to one in the data folder. The folders above it were looked at when it was listed."""
+    try:
+        return open_file(Path(path))
+    except RefusedFileError:  # finding the target of every path would take ten times as long
+        return open_file(followed(Path(data), Path(path)))
+
+
 @dataclass(frozen=True)
 class FolderSource:
-    """Images that are files below ``root``."""
+    """Images that are files below ``root``; their links may lead anywhere in the data folder, ``data``."""
 
     root: str
+    data: str
     names: PackedNames
 
     def __len__(self) -> int:
@@ -142,7 +155,7 @@ class FolderSource:
 
     def read(self, position: int) -> Image:
         path = self.name(position)
-        with open(path, "rb") as file:
+        with _open_below(self.data, path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise OSError(f"{path} is empty")
             return decode(file, path)
@@ -159,12 +172,14 @@ class TarSource:
     """Images that are members of tar archives below ``root``, which are not unpacked.
 
     Attributes:
+        data: the data folder, which links to archives may not leave.
         archives: paths below ``root``.
         archive: (N,) int32, the archive of each image.
         offsets, sizes: (N,) int64, of its bytes in the archive.
     """
 
     root: str
+    data: str
     archives: tuple[str, ...]
     archive: np.ndarray
     offsets: np.ndarray
@@ -182,7 +197,7 @@ class TarSource:
         if size == 0:
             raise OSError(f"{self.name(position)} is empty")
         # Opened for each image, as a file of a folder is: no process has to share or close what another opened.
-        with open(self._path(position), "rb") as file:
+        with _open_below(self.data, self._path(position)) as file:
             file.seek(int(self.offsets[position]))
             content = file.read(size)
         if len(content) < size:

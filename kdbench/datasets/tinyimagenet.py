@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from kdbench.data.images import Dataset
 from kdbench.datasets import imagefolder
 from kdbench.errors import KdbenchError
+from kdbench.opening import followed, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,8 @@ def load(folder: Path | None, spec: DatasetSpec) -> Dataset:
     spec = _placed(spec)
     dataset = imagefolder.load(folder, spec)
     assert dataset.class_names is not None
-    words = _words(imagefolder.root_of(folder, spec) / "words.txt")
+    assert folder is not None
+    words = _words(imagefolder.root_of(folder, spec) / "words.txt", folder)
     return replace(dataset, class_names=tuple(words.get(wnid, wnid) for wnid in dataset.class_names))
 
 
@@ -52,9 +54,9 @@ def _placed(spec: DatasetSpec) -> DatasetSpec:
     return spec if spec.folder else spec.model_copy(update={"folder": FOLDER})
 
 
-def _words(path: Path) -> dict[str, str]:
+def _words(path: Path, data: Path) -> dict[str, str]:
     """The first name of each WNID in ``words.txt`` (WNID, a tab, names with commas); none without the file."""
     if not path.is_file():
         return {}
-    lines = (line.partition("\t") for line in path.read_text("utf-8", "replace").splitlines())
+    lines = (line.partition("\t") for line in read_file(followed(data, path)).decode("utf-8", "replace").splitlines())
     return {wnid: names.split(",")[0].strip() for wnid, _, names in lines if names.strip()}

@@ -29,7 +29,7 @@ from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 from kdbench.teachers.foreign import load_body
 
-_OPTIONAL_OUTPUTS = ("stages", "embedding", "classifier", "stagewise", "strong")
+_OPTIONAL_OUTPUTS = ("stages", "embedding", "classifier", "stagewise", "strong", "attention")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class CellTrainer:
         self.micro_batches = 1
         #: Whether its steps are CUDA graphs: True, the reason why not, False where they are turned off, or None on a CPU.
         self.captured: bool | str | None = None
-        self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch)
+        self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch, method.phases)
         self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device, may_draw_on_host(spec.method))
         self.meters = Meters(device)
         self.losses: dict[str, float] = {}

@@ -177,8 +177,13 @@ class StepGraph:
         Raises:
             Exception: whatever the method raises.
         """
-        if self.epoch not in (None, shared.data.batch.epoch):  # one step as it is, then anew
-            self.replay, self.epoch, self.warm = None, None, self.warm_steps - 1
+        epoch = shared.data.batch.epoch
+        if self.epoch not in (
+            None,
+            epoch,
+        ):  # a step as it is, then anew; before it one for what a new phase has cleared
+            self.replay, self.epoch = None, None
+            self.warm = self.warm_steps - (2 if epoch in self.cell.method.phases else 1)
         recordable = shared.static and not isinstance(self.cell.captured, str)
         if recordable and self.replay is None and self.warm >= self.warm_steps:
             self._record(shared)
@@ -217,7 +222,7 @@ class StepGraph:
             return
         if self._look(batch, before):
             self.replay, self.cell.captured = replay, True
-            self.epoch = shared.data.batch.epoch if "epoch" in batch.read else None
+            self.epoch = shared.data.batch.epoch if "epoch" in batch.read or cell.method.phases else None
 
     def _look(self, batch: WatchedBatch, before: dict[str, object]) -> bool:
         """Whether a step left Python as it was, and read nothing that is another number in every step."""

@@ -53,4 +53,7 @@ def rows_of_outputs(outputs: Outputs | None, rows: slice) -> Any:
         images=None if outputs.images is None else outputs.images[rows],
         strong=rows_of_outputs(outputs.strong, rows),
         heads=None if outputs.heads is None else tuple(head[rows] for head in outputs.heads),
+        attention=None
+        if outputs.attention is None
+        else [each.each(lambda value: value[rows]) for each in outputs.attention],
     )

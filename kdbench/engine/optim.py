@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -124,9 +125,25 @@ def _groups(module: nn.Module, spec: OptimizerSpec, honour: bool) -> Iterable[di
 
 
 class Schedule:
-    """timm's schedule of one cell's learning rate; a function of the epoch and step alone, so it has no state to save."""
+    """timm's schedule of one cell's learning rate; a function of the epoch and step alone, so it has no state to save.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> None:
+    Args:
+        optimizer: whose rate it sets.
+        recipe: with the schedule.
+        steps_per_epoch: length of an epoch.
+        phases: epochs at which the whole schedule, shortened to the phase, begins anew, with a fresh state of the optimiser.
+
+    Raises:
+        KdbenchError: for phases that do not increase within the training.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int, phases: Sequence[int] = ()
+    ) -> None:
+        self.limits = [0, *phases, recipe.epochs]
+        if phases and self.limits != sorted(set(self.limits)):
+            raise KdbenchError(f"phases = {tuple(phases)}: must be increasing epochs between 1 and {recipe.epochs - 1}")
+        self.optimizer = optimizer
         spec = recipe.schedule
         self.per_step = spec.per == "step"
         self.steps_per_epoch = steps_per_epoch
@@ -147,10 +164,18 @@ class Schedule:
             )
 
     def set(self, epoch: int, step: int) -> None:
-        """Set the learning rate for ``step`` of ``epoch`` (both from 0)."""
+        """Set the learning rate for ``step`` of ``epoch`` (both from 0), and clear the optimiser where a phase begins."""
+        if step == 0 and epoch in self.limits[1:-1]:
+            self.optimizer.state.clear()
+            for group in self.optimizer.param_groups:  # where some of timm's count their steps
+                group.pop("step", None)
         if self._schedule is None:
             return
+        position = bisect.bisect_right(self.limits, epoch, hi=len(self.limits) - 1)
+        begin, end = self.limits[position - 1], self.limits[position]
+        epochs = self.limits[-1]
         if self.per_step:
-            self._schedule.step_update(epoch * self.steps_per_epoch + step)
+            done = (epoch - begin) * self.steps_per_epoch + step
+            self._schedule.step_update(done * epochs // (end - begin))
         elif step == 0:
-            self._schedule.step(epoch)
+            self._schedule.step((epoch - begin) * epochs // (end - begin))

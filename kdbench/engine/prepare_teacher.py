@@ -41,6 +41,9 @@ def prepare_teacher(
     Raises:
         KdbenchError: if it cannot be trained, or its weights are missing, are others than expected, or do not fit.
     """
+    if teacher.net.ensemble:
+        _join(plan, teacher, store, device, emit)
+        return
     if teacher.net.weights == "train":
         train_teacher(plan, teacher, store, device, emit)
         return
@@ -51,11 +54,40 @@ def prepare_teacher(
     if teacher.trained_here:
         train_teacher(plan, teacher, store, device, emit, found.path, Weights(**origin))
         return
-    plan.catalog.load_metrics()
     begun = time.monotonic()
     net = TappedNet(teacher.net, plan.num_classes, teacher.name)
     notes: list[str] = []
     used = load_state(net, found.path, *rows_of(plan.suite.dataset), say=notes.append)
+    for text in notes if parallel.is_first() else ():
+        emit({"event": "warning", "cell": teacher.name, "reason": text})
+    made = f"weights of {found.path} loaded"
+    _keep(plan, teacher, store, device, emit, net, made, begun, notes, Weights(**origin, **used))
+
+
+def _join(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, emit: Emit) -> None:
+    """Make an ensemble of nets that are prepared."""
+    begun = time.monotonic()
+    net = TappedNet(teacher.net, plan.num_classes, teacher.name)
+    for member, part in zip(net.net.members, teacher.teachers, strict=True):
+        member.net.load_state_dict(load_teacher(part, store, plan.num_classes, torch.device("cpu"))[0].net.state_dict())
+    made = f"joined from {', '.join(part.name for part in teacher.teachers)}"
+    _keep(plan, teacher, store, device, emit, net, made, begun)
+
+
+def _keep(
+    plan: Plan,
+    teacher: TeacherPlan,
+    store: Store,
+    device: torch.device,
+    emit: Emit,
+    net: TappedNet,
+    made: str,
+    begun: float,
+    notes: Sequence[str] = (),
+    weights: Weights | None = None,
+) -> None:
+    """Measure a teacher that is not trained, and write its folder; its log tells how it was ``made``, and ``notes``."""
+    plan.catalog.load_metrics()
     dataset = plan.dataset(teacher.split)
     split = dataset.measured(teacher.split, plan.under.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
@@ -64,11 +96,9 @@ def prepare_teacher(
         return
     folder = store.teacher_folder(teacher)
     folder.configure(teacher.hash, teacher.config, {})
-    write_teacher(plan, teacher, store, dataset, net, scores(metrics), device, Weights(**origin, **used))
+    write_teacher(plan, teacher, store, dataset, net, scores(metrics), device, weights)
     folder.failed.unlink(missing_ok=True)
-    folder.say("; ".join((f"weights of {found.path} loaded, top-1 {metrics['top1']:.2f}", *notes)))
-    for text in notes:
-        emit({"event": "warning", "cell": teacher.name, "reason": text})
+    folder.say("; ".join((f"{made}, top-1 {metrics['top1']:.2f}", *notes)))
     parallel.barrier()
     emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": time.monotonic() - begun})
 

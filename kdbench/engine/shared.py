@@ -77,7 +77,7 @@ class Shared:
                 found += [
                     outputs.logits,
                     *(outputs.heads or ()),
-                    *(value for stage in outputs.stages or () for value in stage.tensors),
+                    *(value for feature in outputs.features for value in feature.tensors),
                 ]
                 found += [value for value in (outputs.embedding, outputs.images) if value is not None]
         return found

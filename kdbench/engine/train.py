@@ -95,7 +95,10 @@ def train_teacher(
         emit({"event": "done", "cell": cell.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
     seed = seed_for("teacher", teacher.name, teacher.seed, "data")
-    session = Session(plan, store.root, dataset, train, Evaluated(split, None, device), device, emit, seed, keep)
+    taught = load_teacher(teacher.teachers[0], store, dataset.num_classes, device)[0] if teacher.net.taught_by else None
+    session = Session(
+        plan, store.root, dataset, train, Evaluated(split, None, device), device, emit, seed, keep, taught
+    )
     session.train([teacher_spec(plan, teacher, store, start)])
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
@@ -212,15 +215,19 @@ def write_teacher(
 
 
 def teacher_spec(plan: Plan, teacher: TeacherPlan, store: Store, start: Path | None = None) -> TrainingSpec:
-    """What is trained for a teacher: its net, from scratch or from the weights in ``start`` with a new classifier."""
-    scratch: Any = plan.catalog.find("scratch").load()
+    """What is trained for a teacher: its net, from scratch or from the weights in ``start`` with a new classifier.
+
+    An assistant learns by the method of its configuration, any other from the labels alone.
+    """
+    learns = teacher.config.get("method", {"name": "scratch", "hyperparameters": {}})
+    method: Any = plan.catalog.find(learns["name"]).load()
     return TrainingSpec(
         key=teacher.name,
         name=teacher.name,
         net=teacher.net,
         recipe=teacher.recipe,
-        method=scratch,
-        hyperparameters={},
+        method=method,
+        hyperparameters=learns["hyperparameters"],
         net_seed=seed_for("teacher", teacher.name, teacher.seed, "init"),
         method_seed=seed_for("teacher", teacher.name, teacher.seed, "method"),
         folder=store.teacher_folder(teacher),

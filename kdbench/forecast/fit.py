@@ -59,7 +59,7 @@ def _halves(cohort: Cohort) -> list[Cohort]:
 
 
 def estimate_memory(plan: Plan, states: Mapping[str, CellState], cohorts: Sequence[Cohort]) -> list[Cohort]:
-    """The cohorts with ``memory``, the bytes that each is likely to take on its device.
+    """The cohorts with ``memory``, the bytes that each is likely to take on its device; 0 where that is not known.
 
     Args:
         states: of the plan's cells; peaks of those that are done correct the estimate.
@@ -71,7 +71,13 @@ def estimate_memory(plan: Plan, states: Mapping[str, CellState], cohorts: Sequen
     found = []
     for cohort in cohorts:
         images = training_images(plan, cohort.cells[0].split, plan.under.images_per_class)
-        found.append(replace(cohort, memory=int(scale * cohort_need(plan, cohort, images, on_gpu))))
+        try:
+            memory = int(scale * cohort_need(plan, cohort, images, on_gpu))
+        except Exception:
+            if not any(net.python for net in (cohort.teacher.net, *(cell.student_net for cell in cohort.cells))):
+                raise
+            memory = 0  # the forward of a net of the user's reads values, which tensors without content have not
+        found.append(replace(cohort, memory=memory))
     return found
 
 

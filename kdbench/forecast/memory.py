@@ -213,7 +213,7 @@ def _bytes(values: Iterable[Tensor]) -> int:
 def _tensors(outputs: Outputs | None) -> list[Tensor]:
     if outputs is None:
         return []
-    features = [value for stage in outputs.stages or () for value in stage.tensors]
+    features = [value for feature in outputs.features for value in feature.tensors]
     found = [outputs.logits, *(outputs.heads or ()), outputs.embedding, outputs.images, *features]
     return [value for value in found if value is not None] + _tensors(outputs.strong)
 

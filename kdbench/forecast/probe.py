@@ -71,8 +71,10 @@ def probe_teacher(plan: Plan, teacher: TeacherPlan, device: torch.device) -> Pro
     train = dataset.training(plan.under.teacher_images_per_class)
     pipeline = make_pipeline(train, plan.suite.dataset, teacher.recipe, dataset.num_classes, 0, device)
     task = Task(dataset.num_classes, len(train), train.labels, dataset.name, teacher.recipe.epochs)
-    cell = CellTrainer(teacher_spec(plan, teacher, Store("unused")), task, None, len(pipeline), device)
-    model = CohortModel([cell], None, pipeline, device, lambda *failure: None)
+    taught = [freeze(TappedNet(each.net, dataset.num_classes, each.name).to(device)) for each in teacher.teachers]
+    info, forward = (taught[0].describe(), Forward(taught[0])) if taught else (None, None)
+    cell = CellTrainer(teacher_spec(plan, teacher, Store("unused")), task, info, len(pipeline), device)
+    model = CohortModel([cell], forward, pipeline, device, lambda *failure: None)
     return _time(model, pipeline, dataset.measured(teacher.split, plan.under.measured_images_per_class), device)
 
 

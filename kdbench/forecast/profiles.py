@@ -99,9 +99,9 @@ def foretell(plan: Plan, cohorts: Sequence[Cohort], store: Store, profile: Profi
     jobs: dict[str, Range] = {}
     needs: dict[str, str] = {}
     trained = 0
-    teachers = list({cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values())
+    teachers = list({each.hash: each for cohort in cohorts for each in cohort.teacher.chain}.values())
     for teacher in teachers:
-        if teacher.trained_here and store.result_of_teacher(teacher) is None:
+        if teacher.trained_here and not teacher.net.ensemble and store.result_of_teacher(teacher) is None:
             jobs[f"teacher {teacher.name}"] = _teacher(plan, teacher, profile)
     for cohort in cohorts:
         jobs[cohort.name] = _cohort(plan, cohort, profile)

@@ -77,7 +77,7 @@ def estimate(
     from kdbench.engine import train
 
     timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, plan.request.device), probe, progress)
-    teachers = list({cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values())
+    teachers = list({each.hash: each for cohort in cohorts for each in cohort.teacher.chain}.values())
     jobs = []
     for teacher in teachers:
         if store.result_of_teacher(teacher) is None:
@@ -102,7 +102,7 @@ def estimate(
 
 def disk_bytes(plan: Plan, cohorts: Sequence[Cohort]) -> int:
     """What finished cells and their teachers take."""
-    teachers = {cohort.teacher.hash: cohort.teacher for cohort in cohorts}.values()
+    teachers = {each.hash: each for cohort in cohorts for each in cohort.teacher.chain}.values()
     cells = [cell for cohort in cohorts for cell in cohort.cells]
     nets = [(each.net, each.name) for each in teachers] + [(cell.student_net, cell.student) for cell in cells]
     return sum(4 * _parameters(plan, *net) for net in nets) + FILES_OF_A_CELL * len(cells)
@@ -229,7 +229,7 @@ class _Timing:
     def of_teacher(self, teacher: TeacherPlan) -> tuple[float, str]:
         """Until it can teach."""
         plan, parameters = self.plan, _parameters(self.plan, teacher.net, teacher.name)
-        if not teacher.trained_here:
+        if not teacher.trained_here or teacher.net.ensemble:
             return EVALUATION_GUESS * parameters * measured_images(plan), "guessed"
         images = training_images(plan, teacher.split, plan.under.teacher_images_per_class)
         steps = teacher.recipe.epochs * (images // teacher.recipe.batch_size)

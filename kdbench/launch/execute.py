@@ -51,11 +51,13 @@ def classify_cells(plan: Plan, store: Store, note: Callable[[str], None] = lambd
     failed: list[Cell] = []
     for cell in (*plan.cells, *plan.skipped, *plan.broken):
         folder = store.cell(cell)
+        folder.make_room()
         if folder.is_damaged():
             note(f"{folder.result} is damaged: the cell is trained again")
             folder.result.unlink()
         folder.prepare(cell)
     for teacher in plan.teachers:
+        store.teacher_folder(teacher).make_room()
         if store.result_of_teacher(teacher) is None and store.teacher_folder(teacher).result.exists():
             note(
                 f"{store.root / teacher.folder} is damaged: teacher {teacher.name} is trained again if a cell needs it"
@@ -185,7 +187,8 @@ class _Run:
     def add_teachers(self, hashes: Sequence[str]) -> None:
         """Make the jobs of the teachers among these that are not ready."""
         for key in dict.fromkeys(hashes):
-            if key not in self._ready:
+            if key not in self._ready and all(task.teacher != key or task.cells for task in self.tasks):
+                self.add_teachers([teacher.hash for teacher in self._teachers[key].teachers])
                 self.tasks.append(_Task(job_for_teacher(self.plan, self._teachers[key]), key, {}))
 
     def go(self) -> None:
@@ -208,11 +211,14 @@ class _Run:
         for task in self.tasks:
             if task.state not in ("waiting", "elsewhere"):
                 continue
-            if task.cells and task.teacher in self.lost_teachers:
-                reason = self.lost_teachers[task.teacher]
+            needed = self._needed(task)
+            if lost := next((key for key in needed if key in self.lost_teachers), None):
+                reason = self.lost_teachers[lost]
+                if task.is_teacher:
+                    self.lost_teachers[task.teacher] = f"teacher {self._teachers[lost].name}: {reason}"
                 self._fail(task, "teacher", reason)
                 self._end(task, reason)
-            elif running < self.launcher.capacity and (task.is_teacher or task.teacher in self._ready):
+            elif running < self.launcher.capacity and self._ready.issuperset(needed):
                 if time.monotonic() - task.checked < self.recheck:
                     continue
                 free = self._free(task)
@@ -222,6 +228,12 @@ class _Run:
                     running += 1
                     self.follower.event({"event": "started", "job": job.name})
                     self.launcher.submit(job)
+
+    def _needed(self, task: _Task) -> list[str]:
+        """The teachers that must be ready before a task."""
+        return (
+            [teacher.hash for teacher in self._teachers[task.teacher].teachers] if task.is_teacher else [task.teacher]
+        )
 
     def take_in(self, event: Event) -> None:
         """Update a task from an event of its job."""

@@ -146,7 +146,8 @@ def recipe_of(job: Job) -> Recipe:
 
 
 def _plan_of(job: Job) -> Plan:
-    return make_plan(load_suite(job.request.suite), job.request, catalog(job.request.plugins))
+    suite = load_suite(job.request.suite)
+    return make_plan(suite, job.request, catalog(job.request.plugins, suite.net_files))
 
 
 def _prepare(job: Job) -> tuple[Plan, Any]:

@@ -125,8 +125,8 @@ class Plan:
 
     @property
     def teachers(self) -> list[TeacherPlan]:
-        """Every teacher once, in the order of the cells."""
-        return list({cell.teacher.hash: cell.teacher for cell in self.cells}.values())
+        """Every teacher once, in the order of the cells, each after those that it depends on."""
+        return list({each.hash: each for cell in self.cells for each in cell.teacher.chain}.values())
 
     def dataset(self, split: str) -> Dataset:
         """The data set to train on when nets are measured on ``split``, within the request's limit.
@@ -164,7 +164,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
     named = [(name, Variant.model_validate(content)) for name, content in request.variants.items()]
     catalog = catalog.with_variants([*suite.variants.items(), *named])
     hooks = find_hooks(suite.hooks, request.hooks, request.plugins, suite.name)
-    retrained = retrained_teachers(request, [split_pair(pair)[0] for pair in suite.pairs], suite.name)
+    retrained = retrained_teachers(request, suite.teachers, suite.name)
     cells: list[Cell] = []
     for pair in suite.choose_pairs(request.pairs) if request.pairs else protocol.pairs:
         teacher_name, student_name = split_pair(pair)
@@ -176,7 +176,7 @@ def make_plan(suite: Suite, request: Request, catalog: MethodCatalog) -> Plan:
             request.split,
             request.limit,
             student if protocol.teacher_preprocessing == "student" else None,
-            retrained.get(teacher_name),
+            retrained,
         )
         of_pair = _cells_of_pair(suite, protocol, request, catalog, teacher, student_name, hooks)
         cells += [replace(cell, seed=seed) for seed in request.seeds or protocol.seeds for cell in of_pair]
@@ -242,7 +242,7 @@ def _cells_of_pair(
 ) -> list[Cell]:
     """The cells of a pair for any one seed, which is no part of their configuration."""
     # Weights are a teacher's: as a student every net starts from scratch.
-    net = with_family(suite.net(student).model_copy(update={"weights": "train"}), student)
+    net = with_family(suite.net(student).model_copy(update={"weights": "train", "taught_by": ""}), student)
     family = net.family
     assert family is not None
     recipe_name = suite.recipe_name(student, family)
@@ -313,9 +313,10 @@ def check_batches(suite: Suite, cells: Sequence[Cell], images: int | None, teach
     """
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
     trained |= {
-        ("teacher", cell.teacher.recipe_name): (cell.teacher.recipe, teachers)
+        ("teacher", each.recipe_name): (each.recipe, teachers)
         for cell in cells
-        if cell.teacher.trained_here
+        for each in cell.teacher.chain
+        if each.trained_here
     }
     for (kind, name), (recipe, size) in trained.items():
         if size is not None and recipe.batch_size > size:

@@ -15,7 +15,7 @@ from kdbench.suite.recipe import Recipe
 from kdbench.userfiles import PluginError
 
 if TYPE_CHECKING:
-    from kdbench.method import NetInfo
+    from kdbench.method import Method, NetInfo
 
 #: What ``--log`` takes: each is a package, and an extra of kdbench.
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -43,7 +43,9 @@ def check_cells(plan: Plan) -> Plan:
     refused: NetError | None = None
     plan.catalog.load_metrics()
     num_classes = plan.num_classes
-    _check_optimizers([recipe for cell in plan.cells for recipe in (cell.recipe, cell.teacher.recipe)])
+    _check_optimizers(
+        [recipe for cell in plan.cells for recipe in (cell.recipe, *(each.recipe for each in cell.teacher.chain))]
+    )
     possible: list[Cell] = []
     skipped: list[Cell] = []
     broken: list[Cell] = []
@@ -52,7 +54,7 @@ def check_cells(plan: Plan) -> Plan:
         key = (cell.teacher.name, cell.student, cell.method)
         if key not in verdicts:
             try:
-                teacher = describe(cell.teacher.net, num_classes, cell.teacher.name)
+                *_, teacher = (describe(each.net, num_classes, each.name) for each in cell.teacher.chain)
                 student = describe(cell.student_net, num_classes, cell.student)
                 reason = _refusal(cell, plan.catalog[cell.method], student, teacher, num_classes)
                 verdicts[key] = (possible if reason is None else skipped, reason)
@@ -87,6 +89,15 @@ def _check_optimizers(recipes: Sequence[Recipe]) -> None:
             raise UnknownNameError("optimizer", name, known, "timm")
 
 
+def lacking(cls: type[Method], student: NetInfo, teacher: NetInfo) -> str | None:
+    """What a method needs that a net cannot give, with the reason; None if there is nothing."""
+    for need in sorted({*cls.needs, *cls.predict_needs}):
+        for net in (student, teacher) if cls.uses_teacher else (student,):
+            if need in net.lacks:
+                return f"it needs {need}; {net.lacks[need]}"
+    return None
+
+
 def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo, num_classes: int) -> str | None:
     """Why a method cannot run on a pair, or None; wrong wiring raises."""
     import torch
@@ -98,11 +109,7 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
     if unknown:
         raise UnknownNameError(f"tap in the needs of method {cell.method}:", unknown[0], NEEDS)
     try:
-        for need in sorted({*cls.needs, *cls.predict_needs}):
-            for net in (student, teacher) if cls.uses_teacher else (student,):
-                if need in net.lacks:
-                    return f"it needs {need}; {net.lacks[need]}"
-        reason = cls.supports(student, teacher)
+        reason = lacking(cls, student, teacher) or cls.supports(student, teacher)
         if reason is not None:
             return str(reason)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):

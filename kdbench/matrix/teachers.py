@@ -33,6 +33,8 @@ class TeacherPlan:
     expected_top1: float = 0.0
     #: The evaluated split, where it decides which images the teacher is trained on; else "test".
     split: str = "test"
+    #: Those that must be ready before it: the members of an ensemble, the teacher of an assistant.
+    teachers: tuple[TeacherPlan, ...] = ()
     #: Whether it is shown the preprocessing of a student instead of its own.
     seen_through: bool = False
 
@@ -40,6 +42,11 @@ class TeacherPlan:
     def trained_here(self) -> bool:
         """Whether it is trained on the suite's data; else it comes with weights."""
         return self.net.trained_here
+
+    @property
+    def chain(self) -> list[TeacherPlan]:
+        """All that it depends on, in the order in which they can be prepared, and itself."""
+        return [*(each for teacher in self.teachers for each in teacher.chain), self]
 
     @cached_property
     def hash(self) -> str:
@@ -58,22 +65,24 @@ def plan_teacher(
     split: str = "test",
     limit: int | None = None,
     seen_through: NetSpec | None = None,
-    retrained: TrainedHere | None = None,
+    retrained: Mapping[str, TrainedHere] | None = None,
 ) -> TeacherPlan:
     """The teacher ``name`` of cells that are measured on ``split``.
 
     A teacher that comes with weights may be given the preprocessing of a student (``seen_through``), as released code does,
-    or be trained here instead (``retrained``).
+    or be trained here instead (``retrained``, by name).
 
     Raises:
         KdbenchError: if it is to be fine-tuned and timm has no weights for it.
     """
     net = suite.net(name)
-    if retrained is None and protocol.teacher_weights == "train":
-        retrained = "train"
-    if retrained is not None:
+    teachers = tuple(
+        plan_teacher(suite, protocol, each, split, limit, seen_through, retrained) for each in net.teachers
+    )
+    how: TrainedHere | None = "train" if protocol.teacher_weights == "train" else None
+    if (how := (retrained or {}).get(name, how)) is not None and not net.ensemble:
         try:
-            net = net.with_weights(retrained)
+            net = net.with_weights(how)
         except ValidationError as error:
             raise KdbenchError(f"teacher {name}: {first_problem(error, NetSpec, net.model_dump())[1]}") from None
     if net.trained_here:
@@ -85,31 +94,56 @@ def plan_teacher(
             KdbenchError
         ):  # of a student that cannot be built, whose pairs ``check_cells`` takes out
             net = net.model_copy(update=preprocessing_of(seen_through))
+    if net.ensemble:  # of its nets as they are planned
+        members = {teacher.name: teacher.net.model_dump(mode="json") for teacher in teachers}
+        net = net.model_copy(update={"ensemble": members, "family": net.family or teachers[0].net.family})
     net = with_family(net, name)
     assert net.family is not None
     recipe_name = suite.recipe_name(name, net.family, teacher=True)
     recipe = protocol.teacher_recipes[recipe_name]
-    if net.weights == "train":
+    if net.weights == "train" and not net.ensemble:
         net = with_drop_path(net, recipe)
     dataset = find_dataset(suite.dataset.name)
     # A teacher must not have seen what its students are measured on.
     split = split if dataset.holds_out and net.trained_here else "test"
+    trained = net.trained_here and not net.ensemble
     config = {
         "config_version": CONFIG_VERSION,
         "kind": "teacher",
         "name": name,
         "split": split,
-        "dataset": dataset_config(
-            suite, protocol, limit, protocol.teacher_images_per_class if net.trained_here else None
-        ),
+        "dataset": dataset_config(suite, protocol, limit, protocol.teacher_images_per_class if trained else None),
         "net": net.identity(),
-        "recipe": recipe.model_dump(mode="json") if net.trained_here else None,
-        "seed": suite.teacher_seed if net.trained_here else None,
+        "recipe": recipe.model_dump(mode="json") if trained else None,
+        "seed": suite.teacher_seed if trained else None,
         "cpu_threads": suite.cpu_threads,
     }
+    if teachers:
+        config["teachers"] = [{"name": teacher.name, "hash": teacher.hash} for teacher in teachers]
+    if net.taught_by:
+        config["method"] = _kd_of(suite, protocol, net.family or "")
     return TeacherPlan(
-        name, net, recipe, recipe_name, suite.teacher_seed, config, suite.teacher_at_least, split, bool(seen_through)
+        name,
+        net,
+        recipe,
+        recipe_name,
+        suite.teacher_seed,
+        config,
+        suite.teacher_at_least,
+        split,
+        teachers,
+        bool(seen_through),
     )
+
+
+def _kd_of(suite: Suite, protocol: ResolvedProtocol, family: str) -> dict[str, Any]:
+    """The method that trains an assistant of ``family``: ``kd`` as the suite sets it."""
+    from kdbench.plugins.registry import catalog  # reads every method
+
+    entry, of_protocol = catalog()["kd"], suite.protocols[protocol.name].set
+    presets = [name for name in (suite.dataset.presets, suite.dataset.name) if name]
+    settings = entry.resolve(presets, suite.methods.set.get("kd", {}), of_protocol.get("kd", {}), family=family)
+    return {"name": "kd", "version": entry.version, "hyperparameters": settings}
 
 
 def dataset_config(

@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import kdbench.nets.classic.models
 import kdbench.nets.small
 import kdbench.nets.swin_small  # noqa: F401 - all three register nets with timm
 from kdbench.errors import KdbenchError, nearest
+from kdbench.nets.ensemble import Ensemble
 from kdbench.suite.net import NetSpec
 from kdbench.userfiles import PluginError, import_source, plugin_module
 
@@ -33,6 +35,10 @@ _IMAGENET: dict[str, Any] = {
 }
 
 
+#: Modules with weights that files of the user's have made and that are still there.
+_made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
 class NetError(KdbenchError):
     """A net that cannot be built or tapped; ``details`` is the traceback of the user's own code."""
 
@@ -41,8 +47,10 @@ class NetError(KdbenchError):
         self.details = details
 
 
-def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
-    """The model of a net, with random weights.
+def build_model(
+    spec: NetSpec, num_classes: int, name: str, build: Callable[[NetSpec, int, str], nn.Module]
+) -> nn.Module:
+    """The model of a net, with random weights; ``build`` makes the nets of an ensemble.
 
     Raises:
         NetError: for a name or an argument that its source does not know, and whatever else goes wrong.
@@ -53,9 +61,24 @@ def build_model(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
         net = _torchvision(spec, num_classes, name)
     elif spec.hf:
         net = _transformers(spec, num_classes, name)
+    elif spec.ensemble:
+        net = Ensemble(spec, num_classes, build)
     else:
-        net = _python(spec, num_classes, name)
+        with torch.device(
+            "cpu"
+        ):  # code of the user's may read values, which the device "meta" has not, and keep tensors
+            net = _python(spec, num_classes, name)
+        net = net.to(torch.get_default_device())
     return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net
+
+
+def configuration_of(net: Any, spec: NetSpec) -> dict[str, Any]:
+    """Input size and normalisation of a net that is built: the suite's, else the model's own."""
+    if not spec.timm:
+        return preprocessing_of(spec)
+    own = net.pretrained_cfg
+    size = spec.size or tuple(own["input_size"][1:])
+    return {"input_size": size, **{key: tuple(getattr(spec, key) or own[key]) for key in ("mean", "std")}}
 
 
 def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
@@ -64,6 +87,9 @@ def preprocessing_of(spec: NetSpec) -> dict[str, Any]:
     Raises:
         NetError: for a model that is not known.
     """
+    if spec.members:  # which normalise for themselves
+        nets = [preprocessing_of(net) for net in spec.members.values()]
+        return {**max(nets, key=lambda net: net["input_size"]), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     own = {**_IMAGENET, **_configuration(spec.model_copy(update={"args": {}, "weights": "train"}).model_dump_json())}
     return {"input_size": spec.size or own["input_size"]} | {
         key: getattr(spec, key) or own[key] for key in ("mean", "std", "crop_pct", "interpolation")
@@ -161,6 +187,7 @@ def _torchvision(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
 
 def _transformers(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
     config = _hf_config(spec, num_classes, name)
+    config.architectures = config.architectures or []  # of several classes of a type (DeiT, LeViT) the first
     from transformers import AutoModelForImageClassification
 
     build: Any = AutoModelForImageClassification.from_config
@@ -215,8 +242,7 @@ def _python(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
         if module not in sys.modules:
             import_source(module, file)
     except PluginError as error:
-        words = str(error).removeprefix(f"plugin {file} ")
-        raise NetError(f"net {name}: {file} {words}", error.details) from None
+        raise NetError(f"net {name}: {str(error).removeprefix('plugin ')}", error.details) from None
     make = getattr(sys.modules[module], function, None)
     if not callable(make):
         own = {key for key, value in vars(sys.modules[module]).items() if callable(value)}
@@ -229,10 +255,18 @@ def _python(spec: NetSpec, num_classes: int, name: str) -> nn.Module:
         ) from None
     try:
         net = make(num_classes=num_classes, **spec.args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a net must not end the run of the others
         details = "".join(traceback.format_exception(error, chain=False))
         problem = f"net {name}: {function} of {file} raised {type(error).__name__}: {error}"
         raise NetError(problem, details) from error
     if not isinstance(net, nn.Module):
         raise NetError(f"net {name}: {function} of {file} returned {type(net).__name__}, not a torch.nn.Module")
+    with_values = {path: part for path, part in net.named_modules() if [*part.parameters(False), *part.buffers(False)]}
+    if again := [path for path, part in with_values.items() if part in _made]:
+        parts = ", ".join(path or "the net itself" for path in again[:3])
+        raise NetError(
+            f"net {name}: {function} of {file} returned weights of an earlier call once more ({parts}); "
+            "make all modules anew in each call, since every student has its own"
+        )
+    _made.update(with_values.values())
     return net

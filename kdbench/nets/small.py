@@ -1,4 +1,4 @@
-"""Small nets for 32 x 32 px images, built from timm's own blocks and registered with timm: two sizes of six kinds.
+"""Small nets for 32 x 32 px images, built from timm's own blocks and registered with timm: two sizes of seven kinds.
 
 ``*_large`` are teachers, ``*_small`` students. Their arguments can be overridden as for any timm model
 (``args: {patch_size: 8}`` in a suite).
@@ -12,6 +12,7 @@ from typing import Any
 from timm.layers import Mlp
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXt
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
@@ -88,6 +89,13 @@ _KINDS = {
     ),
     "vit": _Kind(
         VisionTransformer,
+        large={"embed_dim": 192, "depth": 8, "num_heads": 3},
+        small={"embed_dim": 96, "depth": 6, "num_heads": 3},
+        both={"img_size": 32, "patch_size": 4, "weight_init": "moco"},
+        first_conv="patch_embed.proj",
+    ),
+    "deit": _Kind(
+        VisionTransformerDistilled,
         large={"embed_dim": 192, "depth": 8, "num_heads": 3},
         small={"embed_dim": 96, "depth": 6, "num_heads": 3},
         both={"img_size": 32, "patch_size": 4, "weight_init": "moco"},

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
-from kdbench.method import NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.method import NEEDS, NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.nets.attention import attention_inside, attention_paths
 from kdbench.nets.cost import MacCounter
 from kdbench.nets.families import family_of
 from kdbench.nets.heads import LinearConvolution, check_own_forward, classifier_paths, head_has_more, same_memory
-from kdbench.nets.models import NetError, build_model, preprocessing_of
+from kdbench.nets.models import NetError, build_model, configuration_of
 from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
-from kdbench.nets.taps import Call, as_map, calls_of, check_paths, described, inputs_of, last_activations, timm_taps
+from kdbench.nets.taps import Call, as_map, calls_of, check_paths, check_taps, described, preactivations, timm_taps
 from kdbench.suite.net import NetSpec, Tap
 
 
@@ -49,8 +50,8 @@ class TappedNet(nn.Module):
         super().__init__()
         self.spec = spec
         self.name = name or spec.model
-        self.net: Any = build_model(spec, num_classes, self.name)
-        config = self._configuration()
+        self.net: Any = build_model(spec, num_classes, self.name, TappedNet)
+        config = configuration_of(self.net, spec)
         self.family = spec.family or family_of(self.net)
         self.layout = "map" if self.family == "cnn" else "tokens"
         self.input_size: tuple[int, int] = config["input_size"]
@@ -58,13 +59,15 @@ class TappedNet(nn.Module):
             value = torch.tensor(config[key], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(key, value, persistent=False)
         #: Nets with equal preprocessing share their input. Kept on the host, since every step compares it.
-        self.preprocessing: tuple[object, ...] = (self.input_size, *config["mean"], *config["std"])
+        self.preprocessing: tuple[object, ...] = (bool(spec.ensemble), self.input_size, *config["mean"], *config["std"])
         self.num_classes = num_classes
         self.classifier_paths = classifier_paths(self.net, spec, num_classes, self.name)
         self.taps: tuple[Tap, ...] = ()
         self._own_head = False
+        self.attention_paths: list[str] = []
         if spec.timm:
             self.taps = timm_taps(self.net, spec.taps, self.input_size, self.name)
+            self.attention_paths = attention_paths(self.net, self.taps)
             forward: Any = self.net.forward_intermediates
             self._returns_class_tokens = (
                 "return_prefix_tokens" in inspect.signature(forward).parameters
@@ -80,15 +83,7 @@ class TappedNet(nn.Module):
         else:
             check_paths(self.net, map(str, spec.taps or ()), "taps", self.name)
             check_paths(self.net, [spec.embedding] if spec.embedding else [], "embedding", self.name)
-            self.taps = spec.taps or ()
-
-    def _configuration(self) -> dict[str, Any]:
-        """Input size and normalisation: the suite's, else the model's own."""
-        if not self.spec.timm:
-            return preprocessing_of(self.spec)
-        own = self.net.pretrained_cfg
-        size = self.spec.size or tuple(own["input_size"][1:])
-        return {"input_size": size, **{key: tuple(getattr(self.spec, key) or own[key]) for key in ("mean", "std")}}
+            self.taps = tuple(map(str, spec.taps or ()))
 
     @property
     def classifiers(self) -> list[nn.Module]:
@@ -106,7 +101,7 @@ class TappedNet(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise raw images (B, 3, h, w) in [0, 1] for this net, resized (bilinear) to its input size where they differ."""
-        if tuple(images.shape[-2:]) != self.input_size:
+        if tuple(images.shape[-2:]) != self.input_size and not self.spec.ensemble:  # whose nets do
             images = F.interpolate(images, self.input_size, mode="bilinear", align_corners=False, antialias=True)
         return (images - self.mean) / self.std
 
@@ -118,14 +113,12 @@ class TappedNet(nn.Module):
         """Run the net on what ``preprocess`` returned."""
         if not self.spec.timm:
             return self._run_watched(inputs, needs)
-        stages = None
-        if "stages" in needs:
-            with inputs_of(last_activations(self.net, self.taps) if "preactivation" in needs else ()) as before:
-                final, stages = self._tap(inputs)
-            for stage, value in zip(stages, before, strict=False):
-                stage.preactivation = value
-        else:
-            final = self.net.forward_features(inputs)
+        wanted = self.taps if {"stages", "preactivation"} <= {*needs} else ()
+        paths = self.attention_paths if "attention" in needs else []
+        with preactivations(self.net, wanted) as before, attention_inside(self.net, paths) as attention:
+            final, stages = self._tap(inputs) if "stages" in needs else (self.net.forward_features(inputs), None)
+        for stage, value in zip(stages or (), before, strict=False):
+            stage.preactivation = value
         logits, embedding, heads = self._head(final)
         return Outputs(
             logits=_full(logits),
@@ -135,6 +128,7 @@ class TappedNet(nn.Module):
             images=inputs if "stagewise" in needs else None,
             stagewise=self.stagewise if "stagewise" in needs else None,
             heads=None if heads is None else tuple(map(_full, heads)),
+            attention=attention or None,
         )
 
     def _head(self, final: Any) -> tuple[Tensor, Tensor, list[Tensor] | None]:
@@ -157,7 +151,7 @@ class TappedNet(nn.Module):
 
     def _run_watched(self, inputs: Tensor, needs: Collection[str]) -> Outputs:
         """Run a net that is not timm's, and take what its modules put out on the way."""
-        taps = list(map(str, self.taps)) if "stages" in needs else []
+        taps = self._paths if "stages" in needs else []
         vector = (
             [path for path in (self.spec.embedding, *self.classifier_paths) if path] if "embedding" in needs else []
         )
@@ -177,8 +171,9 @@ class TappedNet(nn.Module):
     def _logits_of(self, value: Any) -> Tensor:
         logits = getattr(value, "logits", value)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            when = " in training" if self.training else ""
             raise NetError(
-                f"net {self.name}: {self.spec.model} returns {described(logits)}, not logits of shape (B, {self.num_classes})"
+                f"net {self.name}: {self.spec.model} returns {described(logits)}{when}, not logits of shape (B, {self.num_classes})"
             )
         return logits
 
@@ -203,15 +198,19 @@ class TappedNet(nn.Module):
         return value.flatten(1)
 
     @property
+    def _paths(self) -> list[str]:
+        """The taps that are modules."""
+        return [tap for tap in self.taps if isinstance(tap, str) and not (self.spec.timm and tap == "final")]
+
+    @property
     def stagewise(self) -> StagewiseNet:
         """The net as a sequence of stages."""
         return StagewiseNet(self.net, self.taps, self.input_size, self.name)
 
     def _tap(self, inputs: Tensor) -> tuple[Any, list[Feature]]:
         indices = [tap for tap in self.taps if isinstance(tap, int)]
-        paths = [tap for tap in self.taps if isinstance(tap, str) and tap != "final"]
         kwargs: dict[str, Any] = {"return_prefix_tokens": True} if self._returns_class_tokens else {}
-        with calls_of(self.net, paths) as calls:
+        with calls_of(self.net, self._paths) as calls:
             if indices:
                 final, values = self.net.forward_intermediates(inputs, indices=indices, **kwargs)
             else:
@@ -219,7 +218,7 @@ class TappedNet(nn.Module):
         by_index = dict(zip(indices, values, strict=True))
         stages = []
         for tap in self.taps:
-            if tap in paths:
+            if tap in self._paths:
                 value, class_tokens, _ = self._as_map(str(tap), calls)
                 stages.append(Feature(value, class_tokens, self.layout))
                 continue
@@ -285,22 +284,22 @@ class TappedNet(nn.Module):
     def _lacks(self, inputs: Tensor) -> tuple[dict[str, str], tuple[str, ...]]:
         """What of ``NEEDS`` the net cannot give, each with the reason; and the layouts of taps that are modules."""
         lacks: dict[str, str] = {}
+        if self.spec.ensemble:
+            reason = f"net {self.name} is an ensemble: it has logits alone"
+            return dict.fromkeys(NEEDS - {"logits", "index", "strong"}, reason), ()
+        if not self.attention_paths:
+            lacks["attention"] = f"the stages of net {self.name} do not end in the blocks of a ViT of timm"
         if self.spec.timm and self.classifier is None:
             several = f"{len(self.classifiers)} classifiers" if len(self.classifiers) > 1 else "a head of its own"
             lacks["classifier"] = f"net {self.name} has {several}: no single layer gives its logits"
-        paths = [tap for tap in self.taps if isinstance(tap, str) and tap != "final"]
+        paths = self._paths
         if self.spec.timm and not paths:
             return lacks, ()
         last = [] if self.spec.timm else self.classifier_paths
         with calls_of(self.net, (*paths, *last, *([self.spec.embedding] if self.spec.embedding else []))) as calls:
             returned = self.net(inputs)
         layouts = tuple(self._as_map(path, calls)[2] for path in paths)
-        for path in paths:
-            value = calls[path].returned
-            if isinstance(value, Tensor) and not value.is_inference() and value._version != calls[path].version:
-                raise NetError(
-                    f"net {self.name}: taps: what module {path} puts out is then changed in place; tap the module that changes it"
-                )
+        check_taps(paths, calls, len(inputs), self.name)
         if self.spec.timm:
             return lacks, layouts
         if not self.taps:
@@ -361,19 +360,13 @@ def macs_of(spec: NetSpec, num_classes: int, name: str = "") -> int:
 def _describe(content: str, num_classes: int, name: str) -> _Description:
     spec = NetSpec.model_validate(json.loads(content))
     try:
-        return _describe_on("meta", spec, num_classes, name)
-    except Exception as error:  # architectures differ in many ways
-        problem = error
-    if spec.python:  # code of the user's may read values, which the device "meta" has not
-        try:
-            return _describe_on("cpu", spec, num_classes, name)
-        except Exception as error:
-            problem = error
-    if isinstance(problem, KdbenchError):
-        raise problem
-    details = "".join(traceback.format_exception(problem, chain=False)) if spec.python else ""
-    said = f"net {name}: its stages cannot be tapped ({type(problem).__name__}: {problem})"
-    raise NetError(said, details) from problem
+        # the forward of a net of the user's may read values
+        return _describe_on("cpu" if spec.python else "meta", spec, num_classes, name)
+    except KdbenchError:
+        raise
+    except (Exception, SystemExit) as error:  # architectures differ in many ways
+        details = "".join(traceback.format_exception(error, chain=False)) if spec.python else ""
+        raise NetError(f"net {name}: {spec.model} cannot be run ({type(error).__name__}: {error})", details) from error
 
 
 def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _Description:
@@ -381,6 +374,8 @@ def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _De
         # torch's counter of operations stumbles over a parameter that a module returns, unless it needs no gradient
         net, counter = TappedNet(spec, num_classes, name).requires_grad_(False), MacCounter()
         info = net.describe(counter)
+        if spec.python:
+            build_model(spec, num_classes, name, TappedNet)  # refuses a function that returns the same net once more
         return _Description(info, sum(value.numel() for value in net.parameters()), net._own_head, counter.macs)
 
 

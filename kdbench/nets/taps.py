@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,41 +21,34 @@ from kdbench.suite.net import Tap
 
 @dataclass
 class Call:
-    """The last call of a module: its first argument, what it returned, and that tensor's version then."""
+    """The last call of a module: its first argument, what it returned, that tensor's version then, and how many calls there were."""
 
     given: Any
     returned: Any
     version: int
+    count: int
 
 
 @contextlib.contextmanager
 def calls_of(net: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Call]]:
-    """The calls of the modules at ``paths`` inside the block, in the order in which they ended."""
+    """The calls of the modules at ``paths`` inside the block, in the order in which the last of each ended."""
     calls: dict[str, Call] = {}
 
-    def keep(path: str, args: Any, returned: Any) -> None:
-        calls.pop(path, None)
+    def keep(path: str, args: Any, named: Any, returned: Any) -> None:
+        before = calls.pop(path, None)
         version = returned._version if isinstance(returned, Tensor) and not returned.is_inference() else 0
-        calls[path] = Call(args[0] if args else None, returned, version)
+        calls[path] = Call(
+            next(iter((*args, *named.values())), None), returned, version, before.count + 1 if before else 1
+        )
 
     handles = [
-        net.get_submodule(path).register_forward_hook(lambda _, args, out, path=path: keep(path, args, out))
+        net.get_submodule(path).register_forward_hook(
+            lambda _, args, named, out, path=path: keep(path, args, named, out), with_kwargs=True
+        )
         for path in dict.fromkeys(paths)
     ]
     try:
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """What each of ``modules`` is given inside the block, in their order; copies, since activations write in place."""
-    kept: list[Tensor] = []
-    handles = [module.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone())) for module in modules]
-    try:
-        yield kept
     finally:
         for handle in handles:
             handle.remove()
@@ -127,11 +120,37 @@ def described(value: Any) -> str:
 
 def check_paths(net: nn.Module, paths: Iterable[str], key: str, name: str) -> None:
     """Refuse a path that leads to no module, with the nearest ones that do."""
-    known = [path for path, _ in net.named_modules() if path]
+    known = [path for path, _ in net.named_modules(remove_duplicate=False) if path]
     for path in paths:
         if path not in known:
             beside = [other for other in known if other.rpartition(".")[0] == path.rpartition(".")[0]]
             raise NetError(f"net {name}: {key}: there is no module {path!r}; {_nearest(path, known, beside)}")
+
+
+def check_taps(paths: Sequence[str], calls: Mapping[str, Call], batch: int, name: str) -> None:
+    """Refuse taps that are not what they seem: a module that runs several times, whose first dimension is not the batch, or whose
+    output is changed later; and modules that are not in the order of the forward.
+
+    Args:
+        paths: of modules that put out maps, all of them in ``calls``.
+        calls: of a whole forward, not left yet.
+        batch: number of images.
+        name: of the net, for messages.
+    """
+    for path in paths:
+        call, where = calls[path], f"net {name}: taps: module {path}"
+        value = call.returned[0] if isinstance(call.returned, (tuple, list)) else call.returned
+        if call.count > 1:
+            raise NetError(f"{where} runs {call.count} times in the net's forward; tap one that runs once")
+        if value.shape[0] != batch:
+            raise NetError(f"{where} puts out {described(value)}, whose first dimension is not the batch of {batch}")
+        if not value.is_inference() and value._version != call.version:
+            raise NetError(f"{where} puts out what is then changed in place; tap the module that changes it")
+    in_order = [path for path in calls if path in paths]
+    if in_order != list(paths):
+        raise NetError(
+            f"net {name}: taps: each stage is another module, in the order of the net's forward: {', '.join(in_order)}"
+        )
 
 
 def _nearest(path: str, known: Sequence[str], beside: Sequence[str]) -> str:
@@ -205,8 +224,26 @@ def plain_taps(depth: int) -> tuple[int, int, int, int]:
     return first, second, third, fourth
 
 
-def last_activations(net: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
-    """What is given each tapped stage before its activation, of ResNets and classic nets; empty for other nets."""
+@contextlib.contextmanager
+def preactivations(net: nn.Module, taps: Sequence[Tap]) -> Iterator[list[Tensor]]:
+    """What each tapped stage is before its activation inside the block, of ResNets and classic nets; empty for other nets.
+
+    Copies, since activations write in place.
+    """
+    kept: list[Tensor] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone()))
+        for module in _last_activations(net, taps)
+    ]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _last_activations(net: nn.Module, taps: Sequence[Tap]) -> list[nn.Module]:
+    """The activation that ends each tapped stage."""
     if not all(isinstance(tap, int) for tap in taps):
         return []
     if isinstance(net, ClassicNet):

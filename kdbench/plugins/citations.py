@@ -53,14 +53,20 @@ def bibtex(citations: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _entry(citation: Mapping[str, Any]) -> str:
-    preprint = citation["venue"] == "arXiv"
+    bare = citation["venue"].startswith(("arXiv", "GitHub"))
     fields = {
         "author": citation["authors"],
-        "title": f"{{{citation['title']}}}",
-        "howpublished" if preprint else "booktitle": citation["venue"],
-        "year": citation["year"],
+        "title": f"{{{_escaped(citation['title'])}}}",
+        "howpublished" if bare else "booktitle": _escaped(citation["venue"]),
     }
+    if "year" in citation:
+        fields["year"] = citation["year"]
     if "arxiv" in citation:
         fields |= {"eprint": citation["arxiv"], "archivePrefix": "arXiv"}
     lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
-    return f"@{'misc' if preprint else 'inproceedings'}{{{citation['key']},\n{lines}\n}}"
+    return f"@{'misc' if bare else 'inproceedings'}{{{citation['key']},\n{lines}\n}}"
+
+
+def _escaped(text: str) -> str:
+    """What LaTeX would take for markup in a title."""
+    return re.sub(r"(?<!\\)([&%#_$])", r"\\\1", text)

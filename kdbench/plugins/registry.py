@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,10 +50,12 @@ class MethodCatalog(dict[str, MethodEntry]):
             )
         self[entry.name] = entry
 
-    def include(self, entries: Sequence[MethodEntry], module: str, path: Path, who: str) -> None:
-        """Add what one plugin registers; ``who`` begins the message when that is nothing."""
+    def include(
+        self, entries: Sequence[MethodEntry], module: str, path: Path, who: str, makes_nets: bool = False
+    ) -> None:
+        """Add what one plugin registers; ``who`` begins the message when that is nothing and it makes no net either."""
         measures = registers_metric(path)
-        if not entries and not measures and not read_hooks(path) and not makes_net(path):
+        if not entries and not measures and not read_hooks(path) and not makes_nets and not makes_net(path):
             raise PluginError(
                 f'{who} registers no method, metric or hook; decorate a class with @register_method("name"), or a function '
                 'with @register_metric("name"); of a net, make it by a function that takes num_classes'
@@ -95,11 +97,12 @@ class MethodCatalog(dict[str, MethodEntry]):
                 import_source(module, path)
 
 
-def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
+def catalog(plugins: Iterable[str] = (), net_files: Collection[Path] = ()) -> MethodCatalog:
     """Read all methods without importing them.
 
     Args:
         plugins: paths of files and folders.
+        net_files: resolved paths of those of them that make nets of a suite, in whatever way.
 
     Raises:
         PluginError: for a plugin that is missing or registers nothing.
@@ -123,7 +126,7 @@ def catalog(plugins: tuple[str, ...] | list[str] = ()) -> MethodCatalog:
         except PluginError as error:
             found.errors.append(error)
             continue
-        found.include(entries, plugin_module(path), path, f"plugin {plugin}:")
+        found.include(entries, plugin_module(path), path, f"plugin {plugin}:", path.resolve() in net_files)
     return found
 
 

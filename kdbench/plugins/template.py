@@ -50,7 +50,8 @@ class {class_name}(Method):
     family = "logits"  # or "hint" (features), "relation" (between samples), "hybrid"
     fidelity = "paper"  # "reference" if it equals official code, "reconstruction" if the paper leaves much open
     # What is tapped. Also possible: "stages" (four feature maps), "embedding" (the vector before the classifier),
-    # "index" (position in the training set), "classifier", "stagewise", "strong" (a second, strongly augmented view).
+    # "index" (position in the training set), "classifier", "stagewise", "strong" (a second, strongly augmented view),
+    # "attention" (of ViTs).
     needs = frozenset({{"logits"}})
     version = 1  # raise it with every change that changes results
 

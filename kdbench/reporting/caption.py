@@ -12,6 +12,11 @@ from kdbench.errors import counted
 from kdbench.reporting.frame import CHANGED, Results
 from kdbench.store.rows import STALE
 
+RECONSTRUCTION_NOTE = (
+    "(rec.): our reconstruction from what is published about the method, without its authors' code; "
+    "it is not a reproduction of it."
+)
+
 
 def build_caption(results: Results) -> str:
     """Metric, data set, protocol, epochs, selection rule, spread, coverage, commit and date."""
@@ -32,6 +37,13 @@ def build_caption(results: Results) -> str:
     if not results.cells["conclusive"].all():
         how += f". Protocol {identity['protocol']} is too brief for conclusions"
     return f"{where}. {how}. {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
+
+
+def short_caption(results: Results) -> str:
+    """Metric, data set and spread: what a reader must know to read a figure."""
+    metric = results.metric
+    dataset = next((title for title in results.cells["dataset_title"] if title), results.identity()["dataset"])
+    return f"{metric.with_unit(metric.title, '')} on {dataset}. {spread_text(results)}".strip()
 
 
 def seeds_text(seeds: list[int]) -> str:

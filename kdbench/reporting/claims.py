@@ -25,7 +25,7 @@ def claims(published: pd.DataFrame, select: str) -> dict[tuple[str, ...], dict[s
     Returns:
         By kind (teacher, scratch, distilled), keys of teacher and student, and method: ``published_low`` and
         ``published_high``, ``published_top1`` (the one with the best evidence), ``epoch`` (empty where no source tells), and
-        the sources of all of them.
+        the sources of all of them; ``references``: (paper, arXiv number, source) of each.
     """
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     rows: Any = published.to_dict("records")
@@ -65,6 +65,7 @@ def _claim(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "paper": _joined(f"{row['paper']}, {row['table']}" for row in kept),
         "teachers": {row["teacher_top1"] for row in kept},
         "papers": tuple(dict.fromkeys(row["arxiv_id"] for row in kept)),
+        "references": tuple(dict.fromkeys((row["paper"], row["arxiv_id"], row["source"]) for row in kept)),
         "source": _joined(f"{row['source']} ({row['note']})" if row["note"] else row["source"] for row in kept),
     }
 

@@ -11,9 +11,17 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import counted
-from kdbench.reporting.caption import build_caption, data_notes, join_names, label_of, nothing_text, results_hash
+from kdbench.reporting.caption import (
+    RECONSTRUCTION_NOTE,
+    build_caption,
+    data_notes,
+    join_names,
+    label_of,
+    nothing_text,
+    results_hash,
+)
 from kdbench.reporting.frame import Results, collect, common_pairs
-from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table, mark_best
+from kdbench.reporting.grid import Cell, Header, Note, Table, mark_best
 from kdbench.store.classnames import ClassNames, read_classes
 from kdbench.store.reading import Outcomes
 

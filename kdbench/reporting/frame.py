@@ -58,6 +58,7 @@ class Results:
         not_run: planned cells of which there is nothing, beside those of ``cells``.
         others: cells of methods that were not asked for, on the pairs and seeds that were: tests are corrected for them too.
         held: how many methods, pairs and seeds the store holds.
+        baseline: the method that gains are counted from, where one was chosen.
     """
 
     cells: pd.DataFrame
@@ -71,6 +72,7 @@ class Results:
     not_run: pd.DataFrame
     others: pd.DataFrame
     held: dict[str, int]
+    baseline: str = ""
 
     @cached_property
     def method_info(self) -> dict[str, dict[str, Any]]:
@@ -137,9 +139,10 @@ class Results:
         return wide.reindex(columns=[*methods])
 
     def reference(self) -> str:
-        """The method that gains are counted from: ``kd``, else ``scratch``, else none (an empty string)."""
+        """The method that gains are counted from: the one chosen, else ``kd``, else ``scratch``, else none (an empty string)."""
         measured = set(self.scores.index[self.scores["n"] > 0].get_level_values("method"))
-        return next((name for name in ("kd", "scratch") if name in measured), "")
+        usual = (self.baseline,) if self.baseline else ("kd", "scratch")
+        return next((name for name in usual if name in measured), "")
 
     def identity(self) -> dict[str, str]:
         """Suite, protocol, data set and split, empty where there are no rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,30 @@ import pandas as pd
 
 from kdbench.errors import counted
 from kdbench.reporting import statistics
-from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text, results_hash, seeds_text
+from kdbench.reporting.caption import (
+    RECONSTRUCTION_NOTE,
+    build_caption,
+    data_notes,
+    join_names,
+    nothing_text,
+    results_hash,
+    seeds_text,
+)
+from kdbench.reporting.choices import Choices, arranged, renamed
 from kdbench.reporting.costs import count_text, hours, number_or_nan, student_costs, students_note
-from kdbench.reporting.frame import Results, collect, matched
+from kdbench.reporting.frame import Results, collect, fill_frame, matched
+from kdbench.reporting.grid import Header
+from kdbench.reporting.published import published_columns, published_scores
 from kdbench.reporting.standing import Leaderboard, Standing
-from kdbench.reporting.table import RECONSTRUCTION_NOTE
+
+_USUAL = Choices()
 
 
 def build_leaderboard(
     frame: pd.DataFrame,
     metric: str = "top1",
     select: str = "last",
+    choices: Choices = _USUAL,
     *,
     command: str = "",
 ) -> Leaderboard:
@@ -33,12 +47,15 @@ def build_leaderboard(
     Args:
         frame: one row per cell, of one suite, protocol, data set and split.
         metric, select: as for ``build_table``.
+        choices: of an author: the baseline, names, and whether published figures stand below.
         command: the command line that made the ranking, for its comment.
 
     Raises:
         KdbenchError: if the frame mixes suites, protocols, data sets or splits, or a name is unknown.
     """
-    results = collect(frame, metric, select)
+    filled = fill_frame(frame)
+    published = published_scores(collect(filled, metric, select)) if choices.published else {}
+    results = arranged(collect(renamed(filled, choices.names), metric, select), choices)
     means = results.means()
     reference = results.reference()
     ranked_pairs = means[reference] if reference else means.mean(axis=1)
@@ -57,7 +74,39 @@ def build_leaderboard(
         message=nothing_text(results) if results.empty else "",
         students=tuple(student_costs(results)),
     )
-    return board if results.empty else replace(board, notes=tuple(_notes(board)))
+    if results.empty:
+        return board
+    columns, sources = published_columns(results, [*results.pair_info], [], published, results.metric.decimals)
+    return replace(
+        board,
+        notes=tuple(_notes(board)),
+        published=tuple((_claimed(header, board, published), header) for header, _ in columns),
+        sources=tuple(sources),
+        claims=tuple(published.values()),
+    )
+
+
+def _claimed(header: Header, board: Leaderboard, published: Mapping[tuple[str, str], Mapping[str, Any]]) -> Standing:
+    """A published method. Its gain is over the reference of the same papers, where they have it."""
+    info = board.results.method_info
+    method = next(name for _, name in published if info[name]["display"] == header.title)
+    own = {pair: claim for (pair, name), claim in published.items() if name == method}
+    gains = [
+        claim["published_top1"] - published[pair, board.reference]["published_top1"]
+        for pair, claim in own.items()
+        if (pair, board.reference) in published and {*claim["papers"]} & {*published[pair, board.reference]["papers"]}
+    ]
+    return Standing(
+        method=method,
+        display=header.title,
+        family="published",
+        reconstruction=False,
+        baseline=True,
+        cells=(0, 0),
+        mean=float(np.mean([claim["published_top1"] for claim in own.values()])),
+        gain=float(np.mean(gains)) if gains else np.nan,
+        pairs=len(gains) if gains else len(own),
+    )
 
 
 class _Builder:
@@ -270,7 +319,7 @@ def _rule(board: Leaderboard) -> str:
         rule += " (sign turned, so that positive is better)"
     band = f"±{board.metric.tie_band:g} {board.metric.difference_unit}".strip()
     text = f"{rule}; a gain within {band} is a tie."
-    if board.reference != "kd":
+    if board.reference != "kd" and not board.results.baseline:
         text = f"kd has no results here: gains are counted from {board.reference_display}. {text}"
     return text
 

@@ -1,8 +1,8 @@
-"""Published top-1 figures, each with its source, and the ledger that sets them beside ours."""
+"""Published top-1 figures beside ours: the ledger, and columns of a table."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,23 @@ import numpy as np
 import pandas as pd
 
 from kdbench.errors import KdbenchError
-from kdbench.reporting.aliases import AVERAGED_WEIGHTS, METHOD_ALIASES, NET_ALIASES, PUBLISHED_EPOCHS
-from kdbench.reporting.caption import build_caption, data_notes, label_of, nothing_text, results_hash
+from kdbench.reporting.aliases import AVERAGED_WEIGHTS, METHOD_ALIASES, PUBLISHED_EPOCHS
+from kdbench.reporting.caption import (
+    RECONSTRUCTION_NOTE,
+    build_caption,
+    data_notes,
+    join_names,
+    label_of,
+    nothing_text,
+    results_hash,
+)
 from kdbench.reporting.claims import claims
+from kdbench.reporting.figures import load_published, normalise_method, normalise_net, plain_name
 from kdbench.reporting.frame import Results, collect
-from kdbench.reporting.table import RECONSTRUCTION_NOTE, Cell, Header, Note, Table, letter
+from kdbench.reporting.grid import Cell, Header, Note, Table, letter
+from kdbench.reporting.references import citation_of, citations_of
+from kdbench.reporting.statistics import t_interval_of
 
-COLUMNS = [
-    *("paper", "arxiv_id", "table", "dataset", "teacher", "teacher_top1"),
-    *("student", "student_top1", "method", "top1", "source", "evidence"),
-]
 _RECORD_COLUMNS = [
     *(
         "dataset",
@@ -32,66 +39,13 @@ _RECORD_COLUMNS = [
         "published_low",
         "published_high",
     ),
-    *("epoch", "ours_top1", "sd", "n", "difference", "state", "evidence", "paper", "source", "note"),
+    *("epoch", "ours_top1", "sd", "n", "difference", "verdict", "state", "evidence", "paper", "source", "note"),
 ]
-#: Columns that not every file has: empty there, and images of 224 px.
-_OPTIONAL = ["selection", "provenance", "note", "image_size"]
-
-_GROUPS = {"teacher": "teachers", "scratch": "students from scratch", "distilled": "distilled students"}
-
-
-def find_published() -> Path | None:
-    """``results/published`` of the project that this file belongs to; None where kdbench is installed without it."""
-    root = Path(__file__).resolve().parents[2]
-    folder = root / "results" / "published"
-    return folder if (root / "pyproject.toml").is_file() and folder.is_dir() else None
-
-
-def load_published(folder: Path | str | None = None) -> pd.DataFrame:
-    """Read all published figures.
-
-    Args:
-        folder: holds the CSV files; by default that of the project. Where the project is not there, no row is returned.
-
-    Returns:
-        The columns of the files, numbers as numbers, and the normalised names by which they are joined:
-        ``dataset_key``, ``teacher_key``, ``student_key``, ``method_key``.
-
-    Raises:
-        KdbenchError: for a folder that does not exist, or a file without the columns.
-    """
-    chosen = find_published() if folder is None else Path(folder)
-    if chosen is not None and not chosen.is_dir():
-        raise KdbenchError(f"no folder {chosen} with published figures")
-    tables = [_read(path) for path in sorted(chosen.glob("*.csv"))] if chosen else []
-    rows = (
-        pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*COLUMNS, *_OPTIONAL], dtype=object)
-    )
-    for name in ("teacher_top1", "student_top1", "top1"):
-        rows[name] = pd.to_numeric(rows[name], errors="coerce").astype(float)
-    rows["image_size"] = pd.to_numeric(rows["image_size"]).fillna(224)
-    rows["dataset_key"] = rows["dataset"].map(_plain)
-    rows["teacher_key"] = rows["teacher"].map(normalise_net)
-    rows["student_key"] = rows["student"].map(normalise_net)
-    rows["method_key"] = rows["method"].map(normalise_method)
-    # Tables that say where their figures come from are those of CNNs, in which FitNet is the hint without KD.
-    rows.loc[rows["provenance"].ne("") & rows["method_key"].eq("fitnet-kd"), "method_key"] = "fitnet"
-    return rows[rows["top1"].notna()].reset_index(drop=True)
-
-
-def normalise_net(name: str) -> str:
-    """One key per net: ``Swin-T`` and ``swin_tiny_patch4_window7_224.ms_in1k`` are the same."""
-    # Without remarks in brackets and timm's tag of the weights. Brackets without a space before them belong to the name:
-    # MobileNetV2(HSAKD) is another net.
-    bare = _plain(re.sub(r"\s\(.*?\)", "", name).strip().split(".")[0])
-    return _NET_KEYS.get(bare, bare)
-
-
-def normalise_method(name: str) -> str:
-    """One key per method: ``PAT`` and ``fofa`` are the same. Brackets belong to the name: they mark a variant."""
-    if name.startswith("released checkpoint"):
-        return "teacher"
-    return _METHOD_KEYS.get(_plain(name), _plain(name))
+_GROUPS = {"teacher": "teachers", "scratch": "students from scratch"}
+#: Protocols that train as papers did, or as their code does.
+_AS_PUBLISHED = ("paper", "as-released")
+#: What the title of a method whose figures are those of papers is marked with.
+PUBLISHED = "†"
 
 
 def published_ledger(
@@ -125,32 +79,140 @@ def published_ledger(
     if not len(results.cells):
         message = nothing_text(results)
     elif not len(published):
-        source = "results/published of the project's source is not part of this installation"
+        source = "this installation has no folder of them"
         message = f"No published figures to compare with: {source if folder is None else f'{folder} holds none'}."
     elif not records:
         message = f"No published figure is known for these pairs and methods on {results.identity()['dataset']}."
     if message:
         return Table(message=message, **shared)
-    marks = {source: letter(i) for i, source in enumerate(dict.fromkeys(record["source"] for record in records))}
-    titles = ("method", "published", "ours", "difference", "evidence", "published in", "note")
+    marks = {
+        record["source"]: (letter(i), record) for i, record in enumerate({r["source"]: r for r in records}.values())
+    }
+    measured = any(np.isfinite(record["ours_top1"]) for record in records)
+    titles = ("published", *(("ours", "difference", "verdict") if measured else ()), "published in", "evidence, notes")
     return Table(
-        corner="net or pair",
-        rows=tuple(Header(record["title"], "text", _GROUPS[record["kind"]]) for record in records),
+        corner="net or method",
+        rows=tuple(_header(record) for record in records),
         columns=tuple(Header(title, "text") for title in titles),
-        cells=tuple(_cells(record, marks[record["source"]]) for record in records),
-        caption=f"Published beside ours. Ours: {build_caption(results)}",
-        notes=(*(Note(mark, source) for source, mark in marks.items()), *(Note("", text) for text in _notes(results))),
+        cells=tuple(_cells(record, marks[record["source"]][0], measured) for record in records),
+        caption=f"Published beside ours. Ours: {build_caption(results)}" if measured else published_caption(results),
+        short="Published top-1 (%)" + (" beside ours" if measured else ""),
+        notes=(
+            *(Note(mark, source, _keys(record)) for source, (mark, record) in marks.items()),
+            *(Note("", text) for text in _notes(results, measured)),
+        ),
+        long=True,
+        citations=citations_of((), results, records),
         **shared,
     )
+
+
+def published_caption(results: Results) -> str:
+    """Of a table without a figure of ours."""
+    identity = results.identity()
+    epoch = "the last epoch" if results.select == "last" else "the best test epoch"
+    return (
+        f"Published top-1 (%, higher is better) on {identity['dataset']}, as papers and their code report it: of {epoch}, or where no "
+        f"source names one. No result of ours: suite {identity['suite']}, protocol {identity['protocol']}."
+    )
+
+
+def published_scores(results: Results) -> dict[tuple[str, str], dict[str, Any]]:
+    """(pair, method) -> its claim, of the pairs and methods of the results; of scratch that of the student alone.
+
+    Raises:
+        KdbenchError: for another metric than top-1, which alone is published.
+    """
+    if results.metric.name != "top1":
+        raise KdbenchError(
+            f"published figures are top-1, and none is known of {results.metric.name}; leave out --published"
+        )
+    found = {}
+    figures = _figures(results, load_published())
+    for our in _ours(results):
+        for pair, row in results.pair_info.items():
+            if (
+                our["student"] != row["student"]
+                or our["kind"] == "teacher"
+                or our["teacher"] not in ("", row["teacher"])
+            ):
+                continue
+            for key in sorted(our["method_keys"]):
+                if claim := figures.get((our["kind"], our["teacher_key"], our["student_key"], key)):
+                    found[pair, our["method"]] = claim
+    return found
+
+
+def published_columns(
+    results: Results, pairs: list[str], common: list[str], scores: Mapping[tuple[str, str], Any], decimals: int
+) -> tuple[list[tuple[Header, list[Cell]]], list[Note]]:
+    """A title, cells and their average for each method with a published figure, and what must stand below: the sources."""
+    columns = []
+    sources: dict[str, list[tuple[str, str, str]]] = {}
+    for method, info in results.method_info.items():
+        claims = {pair: scores[pair, method] for pair in pairs if (pair, method) in scores}
+        if not claims:
+            continue
+        cited = set()
+        for reference in dict.fromkeys(reference for claim in claims.values() for reference in claim["references"]):
+            key = str(citation_of(*reference).get("key", reference[0]))
+            sources.setdefault(key, []).append(reference)
+            cited.add([*sources].index(key) + 1)
+        values = pd.Series({pair: claim["published_top1"] for pair, claim in claims.items()})
+        used = values[values.index.isin(common)] if {*common} <= claims.keys() and common else values
+        coverage = (len(used), len(pairs)) if used is values and len(values) < len(pairs) else None
+        cells = [_claimed(claims[pair], decimals) if pair in claims else Cell("absent") for pair in pairs]
+        average = Cell("value", float(used.mean()), decimals=decimals, coverage=coverage)
+        header = Header(info["display"], "published", "published", marks=(PUBLISHED, *map(str, sorted(cited))))
+        columns.append((header, [*cells, average]))
+    notes = [
+        Note(
+            str(number),
+            f"{references[0][0]}: {join_names(dict.fromkeys(source for _, _, source in references), 3)}",
+            key if citation_of(*references[0]) else "",
+        )
+        for number, (key, references) in enumerate(sources.items(), start=1)
+    ]
+    if columns:
+        text = "published: other runs, recipes and teachers than ours; not ranked and not tested with ours."
+        notes.append(Note(PUBLISHED, text))
+    return columns, notes
+
+
+def _claimed(claim: Mapping[str, Any], decimals: int) -> Cell:
+    """A published figure, or the range of those that differ."""
+    low, high = (f"{claim[name]:.{decimals}f}" for name in ("published_low", "published_high"))
+    return (
+        Cell("value", claim["published_top1"], decimals=decimals)
+        if low == high
+        else Cell("range", text=f"{low} to {high}")
+    )
+
+
+def _figures(results: Results, published: pd.DataFrame) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The claims about the same images; at another size they are another task."""
+    size = results.cells["image_size"].max()
+    same = published["dataset_key"].eq(plain_name(results.identity()["dataset"]))
+    return claims(published[same & published["image_size"].eq(224 if pd.isna(size) else size)], results.select)
+
+
+def _header(record: dict[str, Any]) -> Header:
+    """Nets under what they are; methods under their pair."""
+    if record["kind"] in _GROUPS:
+        return Header(record["title"], "text", _GROUPS[record["kind"]])
+    return Header(record["display"], "text", record["title"], record["fidelity"] == "reconstruction")
+
+
+def _keys(record: dict[str, Any]) -> str:
+    """BibTeX keys of all sources of a record; empty where one has none."""
+    cited = [citation_of(*reference).get("key", "") for reference in record["references"]]
+    return ",".join(dict.fromkeys(cited)) if all(cited) else ""
 
 
 def _records(results: Results, published: pd.DataFrame) -> list[dict[str, Any]]:
     """A row per figure of ours for which something was published."""
     dataset = results.identity()["dataset"]
-    size = results.cells["image_size"].max()
-    # The same images at another size are another task.
-    same = published["dataset_key"].eq(_plain(dataset)) & published["image_size"].eq(224 if pd.isna(size) else size)
-    figures = claims(published[same], results.select)
+    figures = _figures(results, published)
     records = []
     for our in _ours(results):
         for method in our.pop("method_keys"):
@@ -160,9 +222,24 @@ def _records(results: Results, published: pd.DataFrame) -> list[dict[str, Any]]:
             record = {**our, **figure, "dataset": dataset}
             nearest = np.clip(our["ours_top1"], figure["published_low"], figure["published_high"])
             record["difference"] = our["ours_top1"] - nearest
-            record["note"] = "; ".join([*_remarks(our), *_recipe_remarks(our, figure, results)])
+            recipe = _recipe_remarks(our, figure, results)
+            record["note"] = "; ".join([*_remarks(our), *recipe])
+            record["verdict"] = _verdict(record, bool(recipe) or results.identity()["protocol"] not in _AS_PUBLISHED)
             records.append(record)
-    return sorted(records, key=lambda r: ([*_GROUPS].index(r["kind"]), *r["order"], -r["published_top1"]))
+    kinds = [*_GROUPS, "distilled"]
+    return sorted(records, key=lambda r: (kinds.index(r["kind"]), *r["order"], -r["published_top1"]))
+
+
+def _verdict(record: dict[str, Any], recipe_differs: bool) -> str:
+    """Whether the published figure, or the nearest of several, lies in the 95 % t interval of the mean of our seeds."""
+    if not np.isfinite(record["ours_top1"]):
+        return ""
+    if recipe_differs and record["kind"] != "teacher":
+        return "recipe differs"
+    if record["n"] < 2:
+        return "one run"
+    low, high = t_interval_of(record["ours_top1"], record["sd"], record["n"])
+    return "inside" if low <= record["published_high"] and record["published_low"] <= high else "outside"
 
 
 def _ours(results: Results) -> list[dict[str, Any]]:
@@ -225,7 +302,7 @@ def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Result
     own = results.cells[(results.cells["student"] == our["student"]) & (results.cells["method"] == our["method"])]
     family = own["student_family"].iloc[0]
     epochs = own.loc[own["value"].notna(), "epochs"].dropna()
-    dataset = _plain(results.identity()["dataset"])
+    dataset = plain_name(results.identity()["dataset"])
     of_papers = [PUBLISHED_EPOCHS.get((paper, dataset)) for paper in figure["papers"]]
     known = {epochs.get(family) for epochs in of_papers if epochs}
     remarks = []
@@ -242,53 +319,40 @@ def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Result
     return remarks
 
 
-def _cells(record: dict[str, Any], mark: str) -> tuple[Cell, ...]:
+def _cells(record: dict[str, Any], mark: str, measured: bool) -> tuple[Cell, ...]:
     ours = np.isfinite(record["ours_top1"])
-    low, high = record["published_low"], record["published_high"]
-    claimed = Cell("value", low, decimals=2) if low == high else Cell("text", text=f"{low:.2f} to {high:.2f}")
-    reconstruction = " (rec.)" if record["fidelity"] == "reconstruction" else ""
-    return (
-        Cell("text", text=record["display"] + reconstruction),
-        claimed,
+    beside = (
         Cell("value", record["ours_top1"], record["sd"], decimals=2) if ours else Cell("absent"),
         Cell("gain", record["difference"], decimals=2) if ours else Cell("empty"),
-        Cell("text", text=record["evidence"]),
-        Cell("text", text=record["paper"], marks=(mark,)),
-        Cell("text", text=record["note"]),
+        Cell("text", text=record["verdict"]),
+    )
+    return (
+        _claimed(record, 2),
+        *(beside if measured else ()),
+        Cell("source", text=record["paper"], marks=(mark,)),
+        Cell("text", text="; ".join(filter(None, (record["evidence"], record["note"] if measured else "")))),
     )
 
 
-def _notes(results: Results) -> list[str]:
+def _notes(results: Results, measured: bool) -> list[str]:
+    evidence = (
+        "Evidence: primary = the authors' own files; quoted = quoted by a later paper or an issue; secondary = a third "
+        "party's summary. A figure that is not listed could not be read."
+    )
+    if not measured:
+        return [evidence]
     protocol = results.identity()["protocol"]
     ours = "last epoch" if results.select == "last" else "best test epoch"
     notes = [
         "Difference: ours minus published, in points; where claims conflict, from the nearest of them, and 0 between them.",
         f"Ours are those of the {ours}. Figures whose source names the other epoch are left out (--select); where it names none, "
         "nearly all are those of the best epoch on the test set.",
-        "Evidence: primary = the authors' own files; quoted = quoted by a later paper or an issue; secondary = a third "
-        "party's summary. A figure that is not listed could not be read.",
+        "Verdict: whether the published figure lies inside or outside the 95 % interval of the mean of our seeds; where recipes are "
+        "known to differ there is none.",
+        evidence,
     ]
-    if protocol != "paper":
+    if protocol not in _AS_PUBLISHED:
         notes.append(f"Ours were trained under the protocol {protocol!r}, not as published: no test of reproduction.")
     if any(row["fidelity"] == "reconstruction" for row in results.method_info.values()):
         notes.append(RECONSTRUCTION_NOTE)
     return notes + data_notes(results)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise KdbenchError(f"{path} cannot be read: {error}") from None
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
-        raise KdbenchError(f"{path} lacks the columns {', '.join(missing)}")
-    return table.reindex(columns=[*COLUMNS, *_OPTIONAL], fill_value="")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9+]", "", name.lower())
-
-
-_NET_KEYS = {_plain(alias): key for key, aliases in NET_ALIASES.items() for alias in (key, *aliases)}
-_METHOD_KEYS = {_plain(alias): key for key, aliases in METHOD_ALIASES.items() for alias in (key, *aliases)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from kdbench.plugins.metrics import Metric
 from kdbench.reporting import statistics
 from kdbench.reporting.costs import StudentCost
 from kdbench.reporting.frame import Results
+from kdbench.reporting.grid import Header, Note
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,10 @@ class Leaderboard:
     students: tuple[StudentCost, ...] = ()
     #: For how many methods p is corrected: those that the store holds for these pairs and seeds, shown or not.
     tests: int = 0
+    #: Published figures: without rank, interval and test, each with the title of its row; and where they come from.
+    published: tuple[tuple[Standing, Header], ...] = ()
+    sources: tuple[Note, ...] = ()
+    claims: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def metric(self) -> Metric:

@@ -29,10 +29,14 @@ def t_interval(values: Floats) -> tuple[float, float]:
     data = _finite(values)
     if data.size < 2:
         return np.nan, np.nan
+    return t_interval_of(float(data.mean()), float(data.std(ddof=1)), data.size)
+
+
+def t_interval_of(mean: float, sd: float, n: int) -> tuple[float, float]:
+    """``t_interval`` of n values with this mean and sample standard deviation."""
     from scipy.special import stdtrit
 
-    mean = float(data.mean())
-    half = float(stdtrit(data.size - 1, 0.975) * data.std(ddof=1) / math.sqrt(data.size))
+    half = float(stdtrit(n - 1, 0.975) * sd / math.sqrt(n))
     return mean - half, mean + half
 
 

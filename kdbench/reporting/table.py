@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kdbench.reporting.caption import (
+    RECONSTRUCTION_NOTE,
     build_caption,
     data_notes,
     first_line,
@@ -17,15 +18,15 @@ from kdbench.reporting.caption import (
     label_of,
     nothing_text,
     results_hash,
+    short_caption,
 )
-from kdbench.reporting.frame import Results, collect, common_pairs
+from kdbench.reporting.choices import Choices, arranged, renamed
+from kdbench.reporting.frame import Results, collect, common_pairs, fill_frame
+from kdbench.reporting.grid import Cell, Header, Note, Table, letter, mark_best
+from kdbench.reporting.published import published_caption, published_columns, published_scores
+from kdbench.reporting.references import citations_of
 from kdbench.reporting.statistics import ranks_in_rows
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
-
-RECONSTRUCTION_NOTE = (
-    "(rec.): our reconstruction from what is published about the method, without its authors' code; "
-    "it is not a reproduction of it."
-)
 
 _CSV_COLUMNS = [
     *("suite", "protocol", "dataset", "split", "pair", "teacher", "student", "teacher_family", "student_family"),
@@ -33,71 +34,8 @@ _CSV_COLUMNS = [
 ]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table.
-
-    Attributes:
-        kind: ``value`` (mean, sd), ``gain`` (signed), ``rank``, ``count`` (``coverage`` = k of n), ``text``,
-            ``absent`` (not run), ``unsupported``, ``failed``, or ``empty`` (nothing belongs here).
-        best: 1 for the best of its comparison, 2 for the second, 0 otherwise.
-        marks: keys of the table's notes.
-        coverage: for a summary over fewer pairs than its row says: (pairs used, pairs there are).
-    """
-
-    kind: str
-    value: float = np.nan
-    sd: float = np.nan
-    decimals: int = 1
-    best: int = 0
-    marks: tuple[str, ...] = ()
-    coverage: tuple[int, int] | None = None
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Header:
-    """Title of a row or column. ``kind``: ``baseline``, ``method``, ``pair``, ``summary`` or ``text``."""
-
-    title: str
-    kind: str
-    group: str = ""
-    reconstruction: bool = False
-
-
-@dataclass(frozen=True)
-class Note:
-    """A footnote; ``mark`` is empty for a general one."""
-
-    mark: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table before formatting; ``render.render`` writes it.
-
-    ``cells[row][column]``; ``records`` is the tidy form for CSV; ``message`` replaces a table without figures.
-    """
-
-    command: str
-    results_hash: str
-    label: str
-    corner: str = ""
-    rows: tuple[Header, ...] = ()
-    columns: tuple[Header, ...] = ()
-    cells: tuple[tuple[Cell, ...], ...] = ()
-    caption: str = ""
-    notes: tuple[Note, ...] = ()
-    message: str = ""
-    ranked: bool = True
-    records: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
-
-    def transposed(self) -> Table:
-        """The same table with rows and columns exchanged."""
-        cells = tuple(zip(*self.cells, strict=True)) if self.cells else ()
-        corner = {"teacher → student": "method"}.get(self.corner, self.corner)
-        return replace(self, corner=corner, rows=self.columns, columns=self.rows, cells=cells)
+_USUAL = Choices()
+FAILED = "×"
 
 
 def build_table(
@@ -105,6 +43,7 @@ def build_table(
     layout: str = "pairs",
     metric: str = "top1",
     select: str = "last",
+    choices: Choices = _USUAL,
     *,
     command: str = "",
 ) -> Table:
@@ -115,71 +54,132 @@ def build_table(
         layout: ``"pairs"`` (a row per pair) or ``"methods"`` (a row per method).
         metric: a metric of the frame.
         select: ``"last"`` epoch or ``"best"`` epoch on the evaluated split.
+        choices: of an author.
         command: the command line that made the table, for its comment.
 
     Raises:
-        KdbenchError: if the frame mixes suites, protocols, data sets or splits, or the metric is unknown.
+        KdbenchError: if the frame mixes suites, protocols, data sets or splits, or a name is unknown.
     """
-    results = collect(frame, metric, select)
+    filled = fill_frame(frame)
+    published = published_scores(collect(filled, metric, select)) if choices.published else {}
+    results = collect(renamed(filled, choices.names) if choices.names else filled, metric, select)
+    results = arranged(results, choices)
     shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),
         "label": label_of(results, metric, layout),
-        "records": _records(results),
+        "records": _records(results, published),
     }
-    if results.empty:
+    if results.empty and not published:
         return Table(message=nothing_text(results), **shared)
-    table = _Builder(results).build(shared)
+    table = _Builder(results, choices, published).build(shared)
     return table if layout == "pairs" else table.transposed()
 
 
 class _Builder:
     """Fills the table in the layout ``pairs``."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(
+        self, results: Results, choices: Choices, published: Mapping[tuple[str, str], Mapping[str, Any]]
+    ) -> None:
         self.results = results
+        self.choices = choices
+        self.published = published
         self.metric = results.metric
-        self.decimals = results.metric.decimals
+        self.decimals = results.metric.decimals if choices.decimals is None else choices.decimals
         self.means = results.means()
         self.over_scratch = results.gains("scratch")
         self.methods, self.pairs = results.method_info, results.pair_info
-        self.competing = results.competing
+        if results.empty:  # published figures alone
+            self.methods = {}
+            self.pairs = {pair: row for pair, row in self.pairs.items() if any(pair == known for known, _ in published)}
+        self.competing = [name for name in results.competing if name in self.methods]
         self.compared, self.common = common_pairs(self.means, self.competing)
         self.letters: dict[str, str] = {}
         self.failures: dict[str, list[str]] = {}
-        self.most_seeds = int(results.scores["n"].max())
+        self.most_seeds = 0 if results.empty else int(results.scores["n"].max())
         self.fewer = False
+        self.up, self.down = ("↑", "↓") if results.metric.higher_is_better else ("↓", "↑")
 
     def build(self, shared: dict[str, Any]) -> Table:
         teacher = any(np.isfinite(row["teacher_value"]) for row in self.pairs.values())
-        rows = []
-        for row in self.pairs.values():
+        columns = [Header("Teacher", "baseline", "baseline")] if teacher else []
+        columns += [self._header(name) for name in self.methods]
+        rows, cells = [], []
+        for pair, row in self.pairs.items():
             family = row["student_family"]
             group = f"{NET_FAMILIES.get(family, family)} students" if family else ""
             rows.append(Header(row["title"], "pair", group))
-        columns = [Header("Teacher", "baseline", "baseline")] if teacher else []
-        for name, row in self.methods.items():
-            kind, family = ("method", row["family"]) if name in self.competing else ("baseline", "baseline")
-            columns.append(Header(row["title"], kind, family, row["fidelity"] == "reconstruction"))
-        cells = []
-        for pair in self.pairs:
             scores = self._rank([self._score(pair, name) for name in self.methods], self.metric.higher_is_better)
-            value = float(self.pairs[pair]["teacher_value"])
+            value = float(row["teacher_value"])
             known = Cell("value", value, decimals=self.decimals) if np.isfinite(value) else Cell("absent")
             cells.append([*([known] if teacher else []), *scores])
-        for title, summary in self._summaries(teacher):
-            rows.append(Header(title, "summary", "summary"))
+        for header, summary in self._summaries(teacher):
+            rows.append(header)
             cells.append(summary)
+        notes = self._notes()
+        ours = self.choices.ours in self.methods
+        claimed, sources = published_columns(self.results, [*self.pairs], self.common, self.published, self.decimals)
+        over, said = self._over_best_other() if ours else ([], [])
+        for header, column in [*claimed, *over]:
+            place = len(columns) - (ours and header.kind == "published")
+            columns.insert(place, header)
+            for line, cell in zip(cells, [*column, *[Cell("empty")] * len(cells)], strict=False):
+                line.insert(place, cell)
+        if self.choices.published and not self.published:
+            said = [*said, Note("", "No published figure is known of these nets, methods and images.")]
+        notes += [*said, *sources]
         return Table(
             corner="teacher → student",
             rows=tuple(rows),
             columns=tuple(columns),
             cells=tuple(map(tuple, cells)),
-            caption=build_caption(self.results),
-            notes=tuple(self._notes()),
+            caption=build_caption(self.results) if self.methods else published_caption(self.results),
+            short=short_caption(self.results),
+            notes=tuple(notes),
             ranked=any(cell.best for row in cells for cell in row),
+            citations=citations_of(self.methods, self.results, self.published.values())
+            if self.choices.cite or self.published
+            else (),
             **shared,
         )
+
+    def _header(self, name: str) -> Header:
+        row = self.methods[name]
+        kind, family = ("method", row["family"]) if name in self.competing else ("baseline", "baseline")
+        if kind == "method" and self.choices.order:
+            family = "methods"
+        if name == self.choices.ours:
+            kind = family = "ours"
+        keys = [c["key"] for c in citations_of([name], self.results)] if self.choices.cite else []
+        reconstruction = row["fidelity"] == "reconstruction"
+        return Header(row["title"], kind, family, reconstruction, cites=",".join(keys))
+
+    def _over_best_other(self) -> tuple[list[tuple[Header, list[Cell]]], list[Note]]:
+        """Of each pair: the gain of ours over the best of the other competing methods there; in the last row over the best average."""
+        ours = self.choices.ours
+        others = [name for name in self.competing if name != ours]
+        sign = self.metric.sign
+        over = functools.cache(self.results.gains)
+
+        def gain(pairs: Sequence[str]) -> Cell:
+            """Over that other method which is best on these pairs, all of which it has."""
+            means = sign * self.means.loc[list(pairs), others].dropna(axis=1).mean()
+            if means.empty or not pairs:
+                return Cell("empty")
+            gains = over(str(means.idxmax())).loc[list(pairs), ours].dropna()
+            if len(gains) < len(pairs):
+                return Cell("empty")
+            return Cell("gain", float(gains.mean()), decimals=self.decimals + 1)
+
+        common = self.common if ours in self.compared else []
+        title = self.methods[ours]["title"]
+        text = (
+            f"Over best other: {title} minus that other method which is best in the row, which these same figures chose, over the seeds "
+            "that both have; below the pairs, minus the one with the best average."
+        )
+        header = Header("over best other", "text", "ours", better="↑")
+        return [(header, [*(gain([pair]) for pair in self.pairs), gain(common)])], [Note("", text)]
 
     def _score(self, pair: str, method: str) -> Cell:
         score = self.results.score_info.get((pair, method))
@@ -190,7 +190,8 @@ class _Builder:
             fewer = score["n"] < self.most_seeds
             self.fewer |= bool(fewer)
             marks = (("*",) if fewer else ()) + failed
-            return Cell("value", score["mean"], score["sd"], self.decimals, marks=marks)
+            sd = score["sd"] if self.choices.sd else np.nan
+            return Cell("value", score["mean"], sd, self.decimals, marks=marks)
         if score["state"] == "failed":
             return Cell("failed", marks=failed)
         if score["state"] == "skipped":
@@ -203,7 +204,7 @@ class _Builder:
         title = f"{self.methods[method]['title']} on {self.pairs[pair]['title']}"
         some = f" ({score['failed']} of {score['cells']} seeds)" if score["cells"] > 1 else ""
         self.failures.setdefault(reason, []).append(title + some)
-        return ("†",)
+        return (FAILED,)
 
     def _rank(self, row: list[Cell], higher_is_better: bool, besides: str = "") -> list[Cell]:
         """Mark the best of the competing methods, ``besides`` one."""
@@ -215,26 +216,33 @@ class _Builder:
 
     # Rows under the pairs.
 
-    def _summaries(self, teacher: bool) -> list[tuple[str, list[Cell]]]:
+    def _summaries(self, teacher: bool) -> list[tuple[Header, list[Cell]]]:
         names = list(self.methods)
+        if not names:
+            return []
         suffix = "" if len(self.common) == len(self.means) else f" ({len(self.common)} of {len(self.means)} pairs)"
         suffix = suffix if self.common else ""
+
+        def header(title: str, better: str) -> Header:
+            return Header(title, "summary", "summary", better=better)
+
         average = [self._mean("value", self.means[name], name, self.decimals) for name in names]
         average = self._rank(average, self.metric.higher_is_better)
         of_teacher = self._mean("value", self.results.pairs["teacher_value"], "", self.decimals)
-        rows = [(f"average{suffix}", [*([of_teacher] if teacher else []), *average])]
+        rows = [(header(f"average{suffix}", self.up), [*([of_teacher] if teacher else []), *average])]
         blank = [Cell("empty")] if teacher else []
         if reference := self.results.reference():
             over = self.results.gains(reference)
             gains = [self._mean("gain", over[name], name, self.decimals + 1) for name in names]
             gains = self._rank(gains, True, besides=reference)
             title = f"average gain over {self.methods[reference]['display']}{suffix}"
-            rows.append((title, [*blank, *gains]))
+            rows.append((header(title, "↑"), [*blank, *gains]))
         ranks = self._ranks(names)
         if ranks:
-            rows.append((f"average rank{suffix}", [*blank, *self._rank(ranks, higher_is_better=False)]))
+            row = [*blank, *self._rank(ranks, higher_is_better=False)]
+            rows.append((header(f"average rank{suffix}", "↓"), row))
         if "scratch" in self.means and self.competing:
-            rows.append(("pairs harmed", [*blank, *(self._harmed(name) for name in names)]))
+            rows.append((header("pairs harmed", "↓"), [*blank, *(self._harmed(name) for name in names)]))
         return rows
 
     def _mean(self, kind: str, values: pd.Series, name: str, decimals: int) -> Cell:
@@ -275,7 +283,7 @@ class _Builder:
         if self.fewer:
             notes.append(Note("*", f"fewer seeds than the others (which have {self.most_seeds})."))
         for reason, where in self.failures.items():
-            notes.append(Note("†", f"failed: {join_names(where)}: {reason}"))
+            notes.append(Note(FAILED, f"failed: {join_names(where)}: {reason}"))
         notes += [Note(letter, f"not applicable: {reason}") for reason, letter in self.letters.items()]
         if any(row["fidelity"] == "reconstruction" for row in self.methods.values()):
             notes.append(Note("", RECONSTRUCTION_NOTE))
@@ -297,8 +305,8 @@ class _Builder:
         return notes + [Note("", text) for text in data_notes(self.results)]
 
 
-def _records(results: Results) -> pd.DataFrame:
-    """One row per pair x method, plain numbers."""
+def _records(results: Results, published: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per pair x method, plain numbers; below them published figures, whose state is ``published``."""
     scores = results.scores.reset_index()
     if scores.empty:
         return pd.DataFrame(columns=_CSV_COLUMNS)
@@ -310,26 +318,19 @@ def _records(results: Results) -> pd.DataFrame:
     tidy["reason"] = reason.map(first_line)
     order = {"pair": results.pairs.index, "method": results.methods.index}
     tidy = tidy.sort_values([*order], key=lambda column: column.map(order[str(column.name)].get_loc))
-    return tidy[_CSV_COLUMNS].reset_index(drop=True)
-
-
-def mark_best(row: Sequence[Cell], ranked: Sequence[bool], higher_is_better: bool = True) -> list[Cell]:
-    """Mark best and second of the ``ranked`` cells, at printed precision; nothing where fewer than two are ranked."""
-    printed = {i: float(f"{cell.value:.{cell.decimals}f}") for i, cell in enumerate(row) if ranked[i]}
-    if len(printed) < 2:
-        return list(row)
-    first = sorted(set(printed.values()), reverse=higher_is_better)[:2]
-    return [
-        replace(cell, best=1 + first.index(printed[i])) if printed.get(i) in first else cell
-        for i, cell in enumerate(row)
-    ]
-
-
-def letter(index: int) -> str:
-    """a, b, ... z, aa, ab, ..."""
-    text = ""
-    index += 1
-    while index:
-        index, rest = divmod(index - 1, 26)
-        text = chr(ord("a") + rest) + text
-    return text
+    shown = tidy[_CSV_COLUMNS].reset_index(drop=True)
+    if not published:
+        return shown
+    facts = shown.drop_duplicates(["pair", "method"]).set_index(["pair", "method"])
+    claimed = (
+        facts.loc[[*published]]
+        .reset_index()
+        .assign(
+            mean=[claim["published_top1"] for claim in published.values()],
+            reason=[claim["source"] for claim in published.values()],
+            **dict.fromkeys(("sd", "n", "teacher_value"), np.nan),
+            state="published",
+            fidelity="",
+        )
+    )
+    return pd.concat([shown, claimed[_CSV_COLUMNS]], ignore_index=True)

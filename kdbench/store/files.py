@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 from kdbench.errors import KdbenchError
 from kdbench.opening import RefusedFileError, new_file, read_file
 
+#: Levels of mappings and lists in a file of JSON; what we write has less than ten.
+MAX_DEPTH = 50
 _CHECKSUM = b',\n "file_checksum": "'
 
 
@@ -49,6 +52,21 @@ def write_bytes(path: Path, content: bytes, once: bool = False) -> None:
                 raise RefusedFileError(path, "is no regular file") from None
 
 
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that the user named, whole or not at all. In a received folder a link of that name may lie in wait.
+
+    Raises:
+        KdbenchError: if it cannot be written, or a link, a folder, a pipe or a device has the name.
+    """
+    try:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            what = "a link, which is not followed" if path.is_symlink() else "no regular file"
+            raise KdbenchError(f"{path} cannot be written: it is {what}")
+        write_bytes(path, content)
+    except (OSError, ValueError) as error:  # ValueError: NUL in a name
+        raise KdbenchError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from None
+
+
 def _link(source: Path, target: Path) -> bool:
     """Give a file a second name that must be new; False where the file system has no hard links."""
     try:
@@ -81,12 +99,30 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         DamagedFileError: if the file is cut, altered or not one of these.
     """
+    raw = read_checked(path)
     try:
-        return json.loads(read_checked(path), parse_constant=_refuse, parse_float=_finite)
+        content = json.loads(raw, parse_constant=_refuse, parse_float=_finite)
+        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+            _check_depth(content)
+        return content
     except RecursionError:
         raise DamagedFileError(path, "it is nested too deeply") from None
     except ValueError as error:
         raise DamagedFileError(path, f"{type(error).__name__}: {error}") from None
+
+
+def _check_depth(content: Any) -> None:
+    """Raise RecursionError where what uses the content would: it goes down more steps of Python for a level than the parser."""
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if level:
+        raise RecursionError
 
 
 def read_checked(path: Path) -> bytes:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +139,13 @@ class CellFolder(Folder):
     def __init__(self, path: Path, claims: Claims | None = None) -> None:
         super().__init__(path)
         self.claims = claims
+
+    def make_room(self) -> None:
+        """Give folders in the place of files another name: a new file replaces a link and a pipe, but no folder."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path) as entries:
+            for entry in entries:
+                if "." in entry.name and entry.is_dir(follow_symlinks=False):
+                    os.rename(entry, self.path / f"{entry.name.replace('.', '-')}-{secrets.token_hex(4)}")
 
     def prepare(self, cell: Cell) -> None:
         """Write the cell's configuration, and why it is skipped if it is."""

@@ -32,7 +32,7 @@ JOBS_FOLDER = ".jobs"
 
 _ODD_NAME = "is no name that kdbench gives"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")  # see ``suite.types.Name``
-_PAIR = re.compile(rf"{_NAME.pattern}--{_NAME.pattern}")
+PAIR = re.compile(rf"{_NAME.pattern}--{_NAME.pattern}")
 _CELL = re.compile(r"seed(0|[1-9][0-9]{0,9})-([0-9a-f]{10})")
 
 
@@ -90,6 +90,14 @@ def is_cell_folder(name: str) -> bool:
     return _CELL.fullmatch(name) is not None
 
 
+def is_cell_path(path: str) -> bool:
+    """Whether ``cell_name`` can tell what a text says, and kdbench gives such names."""
+    parts = path.split("/")
+    if len(parts) != 5 or not PAIR.fullmatch(parts[2]) or not _CELL.fullmatch(parts[4]):
+        return False
+    return all(_NAME.fullmatch(part) for part in (parts[0], parts[1], parts[3])) and cell_name(path)["seed"] <= MAX_SEED
+
+
 def cell_name(path: str) -> dict[str, Any]:
     """What the path of a cell's folder tells, under the names that the columns of a frame have."""
     suite, protocol, pair, method, name = path.split("/")
@@ -113,7 +121,7 @@ def cell_paths(
             for pair in _folders(root / a / b, None, odd, f"{a}/{b}"):
                 if "--" not in pair:
                     continue
-                if not _PAIR.fullmatch(pair):
+                if not PAIR.fullmatch(pair):
                     odd(f"{a}/{b}/{pair}", _ODD_NAME)
                     continue
                 for method in _folders(root / a / b / pair, None, odd, f"{a}/{b}/{pair}", _NAME):

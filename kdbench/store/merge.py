@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdbench.errors import KdbenchError, ListedError, counted
-from kdbench.opening import RefusedFileError, inside, open_file
+from kdbench.opening import RefusedFileError, inside, open_file, read_file
 from kdbench.shown import TEXT_LENGTH, printable
 from kdbench.store.files import DamagedFileError
 from kdbench.store.folders import Store
@@ -65,28 +66,38 @@ def compare(sources: Sequence[Path]) -> Merge:
     return merge
 
 
-def write(merge: Merge, target: Path) -> None:
-    """Copy everything into a new run directory, which appears when it is whole.
+def write(merge: Merge, target: Path) -> list[str]:
+    """Copy everything into a new run directory, which appears when it is whole. A folder that holds a link, or what is no file, is
+    left out, and is no longer among ``merge.folders``.
+
+    Returns:
+        ``PATH: reason`` of each of these.
 
     Raises:
         KdbenchError: if there is something already.
-        RefusedFileError: for a link, or what is no file, among what is to be copied.
     """
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    left_out = []
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         partial.mkdir()
-        for path, source in merge.folders.items():
-            for file in _files(source, path):
-                copy = partial / file
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                with open_file(inside(source, file)) as old, copy.open("xb") as new:
-                    shutil.copyfileobj(old, new)
-        shutil.copyfile(next(iter(merge.folders.values())) / FORMAT_FILE, partial / FORMAT_FILE)
+        for path, source in [*merge.folders.items()]:
+            try:
+                for file in _files(source, path):
+                    copy = partial / file
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    with open_file(inside(source, file)) as old, copy.open("xb") as new:
+                        shutil.copyfileobj(old, new)
+            except RefusedFileError as error:
+                shutil.rmtree(partial / path, ignore_errors=True)
+                del merge.folders[path]
+                left_out.append(printable(f"{error.path}: {error.reason}", TEXT_LENGTH))
+        (partial / FORMAT_FILE).write_text(json.dumps({"format": FORMAT}))
         partial.rename(target)  # over an empty folder too
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return left_out
 
 
 def check_target(target: Path) -> None:
@@ -193,12 +204,10 @@ def _numbers(result: CellResult) -> object:
 
 def _take_file(merge: Merge, source: Path, path: str) -> None:
     try:
-        with open_file(inside(source, path)) as file:
-            content = file.read()
+        content = read_file(inside(source, path))
         before = merge.folders.setdefault(path, source)
-        with open_file(inside(before, path)) as file:
-            if file.read() != content:
-                merge.conflicts.append(f"{path} differs in {before} and {source}")
+        if read_file(inside(before, path)) != content:
+            merge.conflicts.append(f"{path} differs in {before} and {source}")
     except RefusedFileError as error:
         merge.left_out.append(_line(source, path, error.reason))
 
@@ -209,8 +218,8 @@ def _files(source: Path, path: str) -> Iterator[str]:
     if not top.is_dir():
         yield path
         return
-    for folder, _, names in os.walk(top):
-        for name in sorted(names):
+    for folder, inner, names in os.walk(top):
+        for name in sorted([*names, *(name for name in inner if os.path.islink(f"{folder}/{name}"))]):
             if name != CLAIM_FILE and not name.endswith((".tmp", ".ckpt")):
                 yield Path(folder, name).relative_to(source).as_posix()
 

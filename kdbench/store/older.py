@@ -57,7 +57,7 @@ def stale_cells(store: Store, cells: Iterable[Cell], seeds: Collection[int] = ()
                 continue  # what cannot be read is among what is damaged
             older = {key: change for key, change in changes.items() if not key.startswith(CHOSEN)}
             if older:
-                found.append(Stale(path, _phrase(older)))
+                found.append(Stale(path, phrase(older)))
     return found
 
 
@@ -74,7 +74,8 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _phrase(changes: Mapping[str, tuple[Any, Any]]) -> str:
+def phrase(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first of ``differences``, in words."""
     named = [f"{key} was {old!s:.40}, is {new!s:.40}" for key, (old, new) in list(changes.items())[:MOST_NAMED]]
     rest = len(changes) - len(named)
     return "; ".join(named) + (f"; and {rest} more" if rest > 0 else "")

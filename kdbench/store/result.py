@@ -69,8 +69,8 @@ class Definition(Record):
 
 
 def _column(name: str) -> str:
-    if not is_metric_name(name):
-        raise ValueError(f"{name!r} cannot be the name of a metric")
+    if not is_metric_name(name) or name in BUILT_IN:
+        raise ValueError(f"{name!r} cannot be the name of a plugin's metric")
     return name
 
 

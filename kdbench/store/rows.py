@@ -1,7 +1,7 @@
 """A run directory, or a file that holds its cells, as one tidy table. Works without torch.
 
 ``load_results(out).to_csv("cells.csv", index=False)`` makes such a file; ``load_results("cells.csv")`` gives the same table again,
-and ``--out cells.csv`` lets the reading verbs read it.
+and ``--out cells.csv`` lets the reading verbs read it. They read what ``kdbench submit`` wrote too.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, ValidationError
 
 from kdbench.errors import KdbenchError
-from kdbench.opening import RefusedFileError
+from kdbench.opening import RefusedFileError, open_file
 from kdbench.plugins.metrics import BUILT_IN
-from kdbench.shown import TEXT_LENGTH, printable
+from kdbench.shown import NAME_LENGTH, TEXT_LENGTH, printable
 from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder, Store
-from kdbench.store.layout import cell_name, cell_paths, folder_in
+from kdbench.store.layout import PAIR, cell_name, cell_paths, folder_in, is_cell_path
 from kdbench.store.reading import MAX_EPOCHS
-from kdbench.store.result import CellResult, Sentence, Text
+from kdbench.store.result import CellResult, Definition, Measure, MetricName, Scores, Sentence, Text
+from kdbench.store.submission import read_submission
 from kdbench.suite.datasets import DATASETS
-from kdbench.suite.types import Name
+from kdbench.suite.types import Name, Seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,14 +74,20 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
     ``FILE: reason`` of everything that could not be read; of a damaged file nothing is taken.
 
     Args:
-        out: the run directory, or a CSV file of such a table.
+        out: the run directory, a CSV file of such a table, or a submission (``.json``).
         suite, protocol: read only these.
 
     Raises:
         KdbenchError: if the directory does not exist or has a newer format, or the file holds something else.
     """
     if Path(out).is_file():
-        return _read_csv(Path(out), suite, protocol)
+        frame = _of_submission(Path(out)) if Path(out).suffix.lower() == ".json" else _read_csv(Path(out))
+        for column, name in (("suite", suite), ("protocol", protocol)):
+            if name is not None:
+                frame = frame[frame[column] == name]
+        frame = frame.reset_index(drop=True)
+        frame.attrs.setdefault("damaged", [])
+        return frame
     store = Store(out)
     if not store.root.exists():
         raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
@@ -118,11 +125,29 @@ def _plugin_columns(definitions: Iterable[str]) -> list[str]:
     return [column for name in names for column in (name, f"best_{name}")]
 
 
-def _read_csv(path: Path, suite: str | None, protocol: str | None) -> pd.DataFrame:
+def _of_submission(path: Path) -> pd.DataFrame:
+    submission, _ = read_submission(path)
+    rows = []
+    for cell in submission.cells:
+        if not is_cell_path(cell.path):
+            raise KdbenchError(
+                f"{path} names a cell {printable(cell.path, NAME_LENGTH)!r}; kdbench check {path} tells more"
+            )
+        row = {**_named(cell.path), "path": cell.path}
+        content = {"config": cell.config, "hash": row["config_hash"], "facts": cell.facts}
+        row |= _configured(path, content, row)
+        row |= {"state": "done", **_measured(cell.result)} if cell.result else {"state": "failed"}
+        row |= {"reason": cell.failure.reason} if cell.failure else {}
+        rows.append(row)
+    return _frame(rows)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=object, keep_default_na=False)
+        with open_file(path.resolve()) as file:  # unpacked by nothing: a few bytes could hold all of the memory
+            frame = pd.read_csv(file, dtype=object, keep_default_na=False)
     except (OSError, ValueError) as error:  # pandas' parser errors and undecodable bytes are ValueErrors
         raise KdbenchError(f"{path} cannot be read as CSV ({error})") from None
     lacking = [name for name in ("suite", "protocol", "pair", "method", "seed", "state") if name not in frame]
@@ -130,20 +155,52 @@ def _read_csv(path: Path, suite: str | None, protocol: str | None) -> pd.DataFra
         raise KdbenchError(
             f"{path} has no column {lacking[0]!r}; kdbench.load_results(DIR).to_csv(FILE, index=False) writes what can be read"
         )
+    problems = {line: problem for line, row in enumerate(frame.to_dict("records"), 2) if (problem := _problem(row))}
+    frame = frame[[line not in problems for line in range(2, len(frame) + 2)]]
     try:
         plugin = _plugin_columns(frame.get("plugin_metrics", ()))
-        frame = frame.reindex(columns=[*COLUMNS, *plugin])  # a table of an older kdbench lacks some
+        # A table of an older kdbench lacks some: they are texts too, not numbers.
+        frame = frame.reindex(columns=[*COLUMNS, *plugin]).astype(object)
         numbers = frame[[*NUMBERS, *plugin]].replace("", "nan").astype("float64")
         flags = frame[["dirty", "carries_kd"]].replace({"True": True, "False": False})
         frame = frame.where(frame != "", None).assign(**numbers, **flags, seed=frame["seed"].astype("int64"))
     except (ValueError, TypeError, AttributeError) as error:
         raise KdbenchError(f"{path} is damaged ({error})") from None
-    for column, name in (("suite", suite), ("protocol", protocol)):
-        if name is not None:
-            frame = frame[frame[column] == name]
-    frame = frame.reset_index(drop=True)
-    frame.attrs["damaged"] = []
+    frame.attrs["damaged"] = [printable(f"{path}, line {line}: {it}", TEXT_LENGTH) for line, it in problems.items()]
     return frame
+
+
+class _Line(BaseModel):
+    """What every row of a CSV file must hold so that tables can show it."""
+
+    suite: Name
+    protocol: Name
+    split: Name | Literal[""] = ""  # empty where a cell is damaged
+    pair: Annotated[str, Field(pattern=f"^{PAIR.pattern}$")]
+    method: Name
+    seed: Seed
+    state: Literal["done", "failed", "skipped", "running", "planned", "absent"]
+    epochs: Annotated[float, Field(ge=0, le=MAX_EPOCHS)] | Literal[""] = ""
+    hyperparameters: Json[dict[str, Any]] | Literal[""] = ""
+    plugin_metrics: Json[dict[MetricName, Definition]] | Literal[""] = ""
+
+
+_NUMBERS = TypeAdapter(dict[str, Measure])
+_SCORES = TypeAdapter(Scores)
+
+
+def _problem(row: Mapping[Any, Any]) -> str:
+    """Why a row of a CSV file cannot be shown; empty if it can."""
+    try:
+        line = _Line.model_validate(row)
+        _NUMBERS.validate_python({name: row[name] for name in NUMBERS if row.get(name)})
+        for prefix in ("", "best_"):
+            names = [name for name in (*BUILT_IN, *line.plugin_metrics) if row.get(prefix + name)]
+            _SCORES.validate_python({name: row[prefix + name] for name in names})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['input']!s:.80}: {first['msg']}"
+    return ""
 
 
 def damaged_in(root: Path, suite: str | None = None, protocol: str | None = None) -> list[str]:
@@ -168,15 +225,10 @@ def _rows(root: Path, suite: str | None, protocol: str | None, damaged: list[str
 
 def _row(root: Path, path: str) -> dict[str, Any]:
     """The row of a cell. A damaged file is its ``damaged``, and nothing is taken from it."""
-    name = cell_name(path)
-    teacher, _, student = name["pair"].partition("--")
-    row: dict[str, Any] = {
-        **{**name, "teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
-        **{"method_display": name["method"], "state": "planned", "reason": "", "damaged": "", "plugin_metrics": ""},
-    }
+    row = _named(path)
     try:
         folder = CellFolder(folder_in(root, path).path)
-        row.update(_configured(folder, row))
+        row.update(_configured(folder.config, read_json(folder.config), row))
         found = folder.look()
         row["state"] = "planned" if found.state == "interrupted" else found.state
         if found.result is not None:
@@ -198,6 +250,16 @@ def _row(root: Path, path: str) -> dict[str, Any]:
         row["damaged"] = printable(row["damaged"].removeprefix(f"{root}/"), TEXT_LENGTH)
         row["reason"] = row["reason"] or f"damaged: {row['damaged']}; kdbench run trains the cell again"
     return {**row, "path": path}
+
+
+def _named(path: str) -> dict[str, Any]:
+    """What the row of a cell begins with."""
+    name = cell_name(path)
+    teacher, _, student = name["pair"].partition("--")
+    return {
+        **{**name, "teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
+        **{"method_display": name["method"], "state": "planned", "reason": "", "damaged": "", "plugin_metrics": ""},
+    }
 
 
 class _Part(BaseModel):
@@ -253,15 +315,16 @@ class _Stored(_Part):
     facts: _Facts
 
 
-def _configured(folder: CellFolder, name: dict[str, Any]) -> dict[str, Any]:
+def _configured(path: Path, content: Mapping[str, Any], name: dict[str, Any]) -> dict[str, Any]:
+    """What tables take from the configuration of a cell, which a file holds."""
     try:
-        stored = _Stored.model_validate(read_json(folder.config))
+        stored = _Stored.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise DamagedFileError(folder.config, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise DamagedFileError(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     says = (stored.config.suite, stored.config.protocol.name, stored.hash)
     if says != (name["suite"], name["protocol"], name["config_hash"]):
-        raise DamagedFileError(folder.config, f"it is the configuration of {'/'.join(says)}")
+        raise DamagedFileError(path, f"it is the configuration of {'/'.join(says)}")
     return _described(stored)
 
 

@@ -263,7 +263,7 @@ def _fill(student: Student, states: Mapping[str, Mapping[str, Tensor]]) -> None:
 
 def _method(used: MethodUsed, plugins: Sequence[str]) -> type[Method]:
     """The class whose ``predict`` the student needs."""
-    known = catalog(list(plugins))
+    known = catalog(plugins, [Path(plugin).resolve() for plugin in plugins])
     if used.name not in known:
         raise KdbenchError(
             f"the student predicts with method {printable(used.name)}, which is not known here; name its file: "

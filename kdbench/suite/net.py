@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetJsonSchemaHandler, WithJsonSchema, model_validator
 
 from kdbench.errors import masked, nearest
 from kdbench.suite.problems import Contradiction, at, find
 from kdbench.suite.types import Colours, Strict
 from kdbench.suite.zoo import ZOO
-from kdbench.userfiles import source_hash
+from kdbench.userfiles import PluginError, source_hash
 
 #: Families of nets, in the order of tables, with their titles.
 FAMILIES = {"cnn": "CNN", "vit": "ViT", "mlp": "MLP"}
@@ -46,6 +46,10 @@ REFUSED_ARGS = {
     **dict.fromkeys(("trust_remote_code", "auto_map"), _CODE),
     **dict.fromkeys(("device", "dtype", "torch_dtype"), "device and precision are the run's and the recipe's"),
 }  # fmt: skip
+
+_NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 2, "uniqueItems": True}
+#: What an ensemble may say of itself.
+_OF_AN_ENSEMBLE = frozenset({"ensemble", "args", "family", "display", "published_top1", "published_source"})
 
 _named_files: set[Path] = set()
 
@@ -103,6 +107,8 @@ class NetSpec(Strict):
             file, a repository of the hub, or a type of model (``vit``). Code from a repository is never run.
         python: ``FILE:FUNCTION``, instead of ``timm``: a function or class of a file, seen from the suite's, that takes
             ``num_classes`` and returns any ``torch.nn.Module``. Runs only where the command line names the file with ``--plugin``.
+        ensemble: names of two or more nets, instead of ``timm``: as a teacher, the mean of their logits, each prepared as a teacher of
+            its own. With ``args: {average: probabilities}`` the logarithm of the mean of their probabilities. It has logits alone.
         args: keyword arguments of the model: of ``timm.create_model``, of torchvision's function, of the configuration of
             transformers, of your own function. ``img_size`` sets the input size too.
         family: ``cnn``, ``vit`` or ``mlp``; inferred where it is not given (docs/nets.md).
@@ -120,6 +126,8 @@ class NetSpec(Strict):
         weights: of a teacher: ``"train"`` (train it on the suite's data, from scratch), ``"finetune"`` (train it there from the
             pretrained weights that timm knows, with a new head), ``"timm"`` (take those weights as they are), or a file. A
             student starts from scratch whatever it says.
+        taught_by: of a teacher that is trained here: the net from which it learns by ``kd``, under its own recipe. An assistant
+            between a large teacher and a small student (TAKD), whose pair is ``assistant--student``.
         published_top1: accuracy (%) of these weights on the suite's test split, as published.
         published_source: where that was published.
         display: the name that tables print.
@@ -129,6 +137,8 @@ class NetSpec(Strict):
     torchvision: str = ""
     hf: str = ""
     python: str = ""
+    #: In a suite's file the names; ``Suite.net`` has the nets by name.
+    ensemble: Annotated[tuple[str, ...] | dict[str, Any], WithJsonSchema(_NAMES)] = ()
     args: dict[str, Any] = {}
     family: Family | None = None
     taps: Annotated[tuple[Tap, ...], Field(min_length=4, max_length=4)] | None = None
@@ -139,6 +149,7 @@ class NetSpec(Strict):
     input_size: tuple[int, int] | None = None
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     weights: Literal["train", "finetune", "timm"] | WeightsFile = "train"
+    taught_by: str = ""
     display: str | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
@@ -167,11 +178,11 @@ class NetSpec(Strict):
             own[source] = name.strip()
         elif colon and source != "hf-hub":
             raise Contradiction(f"models come from timm or {', '.join(SOURCES)}; {nearest(source, SOURCES)}", "timm")
-        given = [key for key in ("timm", "torchvision", "hf", "python") if own.get(key)]
+        given = [key for key in ("timm", "torchvision", "hf", "python", "ensemble") if own.get(key)]
         if len(given) > 1:
             raise Contradiction(f"{' and '.join(given)} name two models; write one", given[1])
         if not given:
-            raise Contradiction("timm is missing (or another model: torchvision, hf-hub, hf, python)")
+            raise Contradiction("timm is missing (or another model: torchvision, hf-hub, hf, python, ensemble)")
         return own
 
     @model_validator(mode="after")
@@ -182,6 +193,15 @@ class NetSpec(Strict):
                 reason = "a net ends in logits, for which it must pool"
             if reason:
                 raise Contradiction(f"{key} cannot be set: {reason}", "args", key)
+        if self.ensemble:
+            names = list(self.ensemble)
+            if len(names) < 2 or len(set(names)) < len(names):
+                raise Contradiction(f"{', '.join(names)}: must be two or more different nets", "ensemble")
+            if self.args not in ({}, *({"average": value} for value in ("logits", "probabilities"))):
+                raise Contradiction("an ensemble takes average: logits or average: probabilities, and no more", "args")
+            for key, field in type(self).model_fields.items():
+                if key not in _OF_AN_ENSEMBLE and getattr(self, key) != field.default:
+                    raise Contradiction("an ensemble has none of its own; write it in its nets", key)
         if self.weights in ("timm", "finetune") and not ("." in self.timm or self.timm.startswith("hf-hub:")):
             raise Contradiction(
                 f"weights: {self.weights} needs the tag of timm's weights in the name, as in resnet50.a1_in1k "
@@ -190,6 +210,8 @@ class NetSpec(Strict):
             )
         if self.python and not all(self.python.rpartition(":")[::2]):
             raise Contradiction(f"{self.python!r} is not of the form FILE:FUNCTION", "python")
+        if self.taught_by and not self.trained_here:
+            raise Contradiction("it has weights already; an assistant is trained here", "taught_by")
         if self.timm and (self.embedding is not None or self.class_tokens):
             raise Contradiction(
                 "timm's nets know their own embedding and class tokens",
@@ -210,7 +232,12 @@ class NetSpec(Strict):
     @property
     def model(self) -> str:
         """The model with its source: ``resnet18``, ``torchvision:resnet18``."""
-        others = {"torchvision": self.torchvision, "hf": self.hf, "python": self.python}
+        others = {
+            "torchvision": self.torchvision,
+            "hf": self.hf,
+            "python": self.python,
+            "ensemble": "+".join(self.ensemble),
+        }
         return self.timm or next(f"{source}:{name}" for source, name in others.items() if name)
 
     @property
@@ -245,6 +272,17 @@ class NetSpec(Strict):
         return self
 
     @property
+    def members(self) -> dict[str, NetSpec]:
+        """The nets of an ensemble by name, once ``Suite.net`` has looked them up."""
+        nets = self.ensemble if isinstance(self.ensemble, dict) else {}
+        return {name: NetSpec.model_validate(net) for name, net in nets.items()}
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The nets that must be ready before this one is, as a teacher."""
+        return (*self.ensemble, *([self.taught_by] if self.taught_by else []))
+
+    @property
     def trained_here(self) -> bool:
         """Whether a teacher is trained on the suite's data; else it comes with weights."""
         return self.weights in ("train", "finetune")
@@ -260,9 +298,11 @@ class NetSpec(Strict):
     def identity(self) -> dict[str, Any]:
         """Everything that a result depends on."""
         content = self.model_dump(mode="json", exclude={"display", "published_top1", "published_source"})
-        for field in ("timm", "torchvision", "hf", "python", "embedding", "class_tokens"):
+        for field in ("timm", "torchvision", "hf", "python", "ensemble", "taught_by", "embedding", "class_tokens"):
             if not content[field]:
                 del content[field]
+        if self.ensemble:
+            content["ensemble"] = list(self.ensemble)
         if isinstance(self.weights, WeightsFile):
             content["weights"] = self.weights.identity()
         if self.python:  # what the file says, not where it lies
@@ -277,7 +317,7 @@ def _source_of(path: Path) -> str:
     """Hash of a file of a net, with the modules beside it; empty where it cannot be read: its net cannot be built either."""
     try:
         return source_hash(path)
-    except (OSError, SyntaxError, ValueError):
+    except (PluginError, OSError, ValueError):
         return ""
 
 

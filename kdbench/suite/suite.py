@@ -67,12 +67,17 @@ class Suite(Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Suite:
+        for name in self.nets:
+            with at("nets", name):
+                self._check_teachers((name,))
         for position, pair in enumerate(self.pairs):
             with at("pairs", position):
                 if pair in self.pairs[:position]:
                     raise KdbenchError(f"pair {pair!r} is listed twice")
                 for net in split_pair(pair):
                     self.net(net)
+                if self.net(split_pair(pair)[1]).ensemble:
+                    raise KdbenchError(f"pair {pair!r}: an ensemble is no student")
         for kind, chosen in (("student_recipe", self.student_recipe), ("teacher_recipe", self.teacher_recipe)):
             missing = [family for family in FAMILIES if family not in chosen]
             if missing:
@@ -99,10 +104,32 @@ class Suite(Strict):
             self.under(name)
         return self
 
+    @property
+    def net_files(self) -> frozenset[Path]:
+        """The Python files that make nets of the suite, resolved."""
+        return frozenset(net.python_file.resolve() for net in self.nets.values() if net.python)
+
+    def _check_teachers(self, chain: tuple[str, ...]) -> None:
+        """Refuse nets that are taught by themselves, or made of themselves, by whatever way."""
+        net = self.nets.get(chain[-1])
+        for name in net.teachers if net else ():
+            key = "ensemble" if net and name in net.ensemble else "taught_by"
+            if isinstance(net and net.ensemble, dict):
+                raise Contradiction("write the names of nets", "ensemble")
+            if name in chain:
+                raise Contradiction(f"{' <- '.join((*chain, name))}: a net cannot be its own teacher", key)
+            if name not in self.nets:
+                with at(key):
+                    self.net(name)
+            self._check_teachers((*chain, name))
+
     def net(self, name: str) -> NetSpec:
         """The net called ``name``: of the suite, of the zoo, or timm's own model of that name."""
         if name in self.nets:
             net = self.nets[name]
+            if net.ensemble:
+                members = {member: self.net(member).model_dump(mode="json") for member in net.ensemble}
+                return net.model_copy(update={"ensemble": members})
             if net.python and net.size is None and (size := self.image_size):
                 return net.model_copy(update={"input_size": (size, size)})
             return net
@@ -120,6 +147,20 @@ class Suite(Strict):
             return NetSpec(timm=name, weights="train")
         every = {*own, *timm.list_models()}
         raise UnknownNameError("net", name, every if is_near(name, every) else own)
+
+    @property
+    def teachers(self) -> list[str]:
+        """The names of the pairs' teachers, each after those that it needs."""
+        found: dict[str, None] = {}
+
+        def add(name: str) -> None:
+            for each in self.net(name).teachers:
+                add(each)
+            found.setdefault(name)
+
+        for pair in self.pairs:
+            add(split_pair(pair)[0])
+        return list(found)
 
     @property
     def image_size(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, RootModel, ValidationError
 
 from kdbench.errors import KdbenchError
+from kdbench.opening import RefusedFileError, read_file
 from kdbench.suite.problems import first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -34,11 +36,13 @@ def read_typed(path: Path, model: type[Model], what: str) -> Model:
         SuiteError: if it cannot be read, does not parse, or holds something else.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise SuiteError(f"{path}: larger than {MAX_BYTES:,} bytes, which {what} never is")
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        # The user named the file, so a link is followed; a pipe or a device would be read without end.
+        text = read_file(Path(os.path.realpath(path)), MAX_BYTES).decode("utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_tree(tree)
         content = None if tree is None else yaml.SafeLoader("").construct_document(tree)
+    except RefusedFileError as error:
+        raise SuiteError(f"{path}: {what} {error.reason}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: cannot be read ({error})") from None
     except yaml.reader.ReaderError as error:

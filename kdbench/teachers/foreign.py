@@ -137,7 +137,7 @@ def _as_wanted(own: TappedNet, state: dict[str, Tensor], width: int, path: Path)
     spec, name = own.spec, own.name
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
-            empty = build_model(spec, width, name)
+            empty = build_model(spec, width, name, TappedNet)
         wanted = {key: tuple(value.shape) for key, value in empty.state_dict().items()}
         # torch before 0.4.1 did not count the batches of BatchNorm
         counts = {key: torch.tensor(0) for key in wanted if key.endswith(".num_batches_tracked") and key not in state}

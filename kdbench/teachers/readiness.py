@@ -14,7 +14,7 @@ from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.opening import read_file
+from kdbench.opening import inside, read_file
 from kdbench.store.files import write_json
 from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
@@ -31,8 +31,8 @@ Progress = Callable[[int, int], None]
 
 
 def teachers_of(cells: Sequence[Cell]) -> list[TeacherPlan]:
-    """The teachers of cells, each once."""
-    return list({cell.teacher.hash: cell.teacher for cell in cells}.values())
+    """The teachers of cells, each once, and after those that it depends on."""
+    return list({each.hash: each for cell in cells for each in cell.teacher.chain}.values())
 
 
 def check_weights(
@@ -76,7 +76,7 @@ def _note_change(teacher: TeacherPlan, result: TeacherResult, store: Store, fold
     if not isinstance(weights, WeightsFile) or weights.sha256 or folder is None:
         return
     with contextlib.suppress(OSError):
-        if result.weights and file_digest(folder / weights.file, "sha256") != result.weights.file_sha256:
+        if result.weights and file_digest(inside(folder, weights.file), "sha256") != result.weights.file_sha256:
             note(
                 f"{folder / weights.file} has changed since teacher {teacher.name} was loaded from it; {store.root / teacher.folder} "
                 "keeps the former weights, which are still used. Write the file's sha256 into the suite to use the new ones"
@@ -161,6 +161,8 @@ def raise_all(problems: Sequence[str], sentence: str) -> None:
 def state_of(teacher: TeacherPlan, store: Store) -> str:
     """The state of a teacher as a phrase, without searching for its weights."""
     result = store.result_of_teacher(teacher)
+    if teacher.net.ensemble:
+        return origin_of(teacher) + (f", top-1 {result.top1:.1f}" if result else ", to be joined")
     if teacher.trained_here:
         if result is not None:
             return f"trained, top-1 {result.top1:.1f}"
@@ -173,10 +175,13 @@ def state_of(teacher: TeacherPlan, store: Store) -> str:
 def origin_of(teacher: TeacherPlan) -> str:
     """Where a teacher's weights come from, as a phrase."""
     weights = teacher.net.weights
+    if teacher.net.ensemble:
+        return f"ensemble of {', '.join(teacher.net.ensemble)}"
     if isinstance(weights, WeightsFile):
         return f"file {weights.file}"
+    taught = f", taught by {teacher.net.taught_by}" if teacher.net.taught_by else ""
     return {
         "train": "trained here",
         "finetune": f"fine-tuned here from timm {teacher.net.timm}",
         "timm": f"timm {teacher.net.timm}",
-    }[weights]
+    }[weights] + taught

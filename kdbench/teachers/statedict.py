@@ -116,7 +116,9 @@ def choose_state(groups: Groups, wanted: Mapping[str, tuple[int, ...]], path: Pa
         kind = " (averaged weights)" if averaged else ""
         notes.append(f"{path}: {where or 'the outermost mapping'} was taken{kind}; part: {others[0]} takes the others")
     left = [key for key in inside[group] if not key.startswith(prefix)]
-    left += [name for name in inside if name not in (group, *others)]
+    for name in inside:
+        if name not in (group, *others):
+            left += [name] if name else [*inside[name]]  # the outermost mapping has no name
     if left:
         more = ", ..." if len(left) > 4 else ""
         notes.append(f"{path}: left out beside {where or 'the net'}: {', '.join(left[:4])}{more}")

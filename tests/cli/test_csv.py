@@ -32,6 +32,17 @@ def test_a_csv_file_gives_the_same_tables(
     assert file.out.replace(str(stores[1]), "STORE") == runs.out.replace(str(stores[0]), "STORE")
 
 
+def test_a_table_of_an_older_kdbench_is_read_beside_cells_that_are_not_run(
+    kdbench: Callable[..., Said], stores: tuple[Path, Path]
+) -> None:
+    load_results(stores[1]).drop(columns=["variant_of", "settings", "plugin_metrics"]).iloc[:-1].to_csv(
+        stores[1], index=False
+    )
+    said = kdbench("table", "digits", "--methods", "*", "--out", stores[1])
+    assert (said.status, said.err) == (0, "")
+    assert "not run" in said.out
+
+
 def test_pairs_and_seeds_choose_rows_of_a_csv_file(kdbench: Callable[..., Said], stores: tuple[Path, Path]) -> None:
     rows = load_results(stores[1])
     pair, seed = rows["pair"].iloc[0], int(rows["seed"].max())

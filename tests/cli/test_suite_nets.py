@@ -72,6 +72,20 @@ def test_a_net_that_cannot_be_built_is_one_line(kdbench: Kdbench, write_suite: C
     assert "cnn" in said.err
 
 
+@pytest.mark.usefixtures("forget_plugins")
+def test_a_net_of_ones_own_is_tried_too_however_its_file_makes_it(
+    kdbench: Kdbench, write_suite: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "own_nets.py"
+    file.write_text(
+        "import functools\nimport timm\n\nmake = functools.partial(timm.create_model, 'resnet_32px_small')\n"
+    )
+    suite = write_suite(nets={"own": {"python": "own_nets.py:make"}}, pairs=["cnn--vit", "own--vit"])
+    said = kdbench("test", "fitnet", "--suite", suite, "--pairs", "cnn--vit,own--vit", "--plugin", file)
+    assert (said.status, said.err) == (0, "")
+    assert re.search(r"fitnet +own -> vit +it needs stages; net own teacher has no taps", said.out)
+
+
 def things() -> dict[type, object]:
     stage = StageInfo(8, 2, 2, "map")
     return {

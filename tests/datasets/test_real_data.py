@@ -41,7 +41,7 @@ def test_ten_classes_load_and_decode() -> None:
 def test_folders_of_all_thousand_classes_have_timms_numbers() -> None:
     from timm.data import ImageNetInfo
 
-    found = entries(DATA / "imagenet-1k-sample", "sample").folders
+    found = entries(DATA / "imagenet-1k-sample", DATA, "sample").folders
     assert found == wnids()
     official = ImageNetInfo().label_names()
     assert [official[wnid_to_index(wnid)] for wnid in found] == list(found)

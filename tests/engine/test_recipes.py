@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy
 from torch import nn
 
+from kdbench.data.batches import binary_cross_entropy
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import build_optim_wrapper
 from kdbench.engine.precision import Precision
 from kdbench.engine.train import spec_of
 from kdbench.matrix.cells import Plan
-from kdbench.method import Batch, Feature, Outputs, Task, binary_cross_entropy
+from kdbench.method import Batch, Feature, Outputs, Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.store.files import read_json
 from kdbench.store.folders import Store

@@ -29,7 +29,9 @@ CLASSES, BATCH, SAMPLES = 5, 8, 24
 STUDENT = NetSpec(
     timm="vit_32px_small", family="vit", args={"patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}
 )
-TEACHER = NetSpec(timm="mixer_32px_small", family="mlp", args={"patch_size": 8, "embed_dim": 20, "num_blocks": 4})
+TEACHER = NetSpec(
+    timm="vit_32px_small", family="vit", args={"patch_size": 8, "embed_dim": 20, "depth": 4, "num_heads": 2}
+)
 SETTINGS: dict[str, dict[str, Any]] = {
     "crd": {"num_negatives": 12, "dim": 8},
     "fofa": {"queries": 16, "dim": 16, "heads": 2},

@@ -16,16 +16,22 @@ from kdbench.suite.net import NetSpec, name_files
 from kdbench.suite.suite import load_suite
 from tests.conftest import tiny
 
-#: A net of one's own; ``shift`` reads a value, which the device "meta" cannot.
+#: A net of one's own; with ``reads`` it reads values where it is made and where it runs, which the device "meta" cannot.
 MINE = """
+import functools
+
 import torch
 from torch import nn
+
+
+ONE = torch.ones(1)
 
 
 class Mine(nn.Module):
     def __init__(self, num_classes, width=8, reads=False):
         super().__init__()
-        self.shift = float(torch.ones(1).item()) if reads else 1.0
+        self.read = float if reads else (lambda value: None)
+        self.read(ONE)
         widths = (3, width, width, 2 * width, 2 * width)
         self.blocks = nn.Sequential(*(
             nn.Sequential(nn.Conv2d(a, b, 3, 2 if n else 1, 1), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
@@ -35,6 +41,7 @@ class Mine(nn.Module):
         self.head = nn.Linear(2 * width, num_classes)
 
     def forward(self, images):
+        self.read(images.max())
         return self.head(self.blocks(images).mean((2, 3)))
 
 
@@ -46,8 +53,29 @@ def raises(num_classes):
     raise ValueError("no such width")
 
 
+def exits(num_classes):
+    raise SystemExit(2)
+
+
 def nothing(num_classes):
     return None
+
+
+kept = functools.cache(Mine)
+
+
+class Odd(Mine):
+    # Its classifier gets its input by name; ``lnc`` is sequence first, ``act`` runs twice and is ``same`` too.
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.act = self.same = nn.GELU()
+        self.lnc = nn.Identity()
+
+    def forward(self, images):
+        stages = self.act(self.act(self.blocks(images)))
+        self.lnc(stages.flatten(2).permute(2, 0, 1))
+        return self.head(input=stages.mean((2, 3)))
 
 
 def pairs(num_classes):
@@ -136,7 +164,7 @@ def test_torchvision_nets_give_their_modules_outputs() -> None:
             assert torch.equal(stage.map, value)
     info = describe(spec, 7)
     assert (info.family, info.layouts, info.embedding_dim, info.linear_classifier) == ("cnn", ("NCHW",) * 4, 512, True)
-    assert info.lacks == {}
+    assert info.lacks.keys() == {"attention"}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +201,8 @@ def test_a_net_of_transformers_is_built_from_its_configuration_alone(tmp_path: P
         assert torch.equal(outputs.stages[1].all_tokens, own.hidden_states[2])
         torch.testing.assert_close(outputs.classifier(outputs.embedding), outputs.logits)
         assert describe(spec, 7).family == "vit"
+    tokens = {**HF, "num_hidden_layers": 1}
+    assert describe(NetSpec(hf="deit", args=tokens), 7).embedding_dim == 16  # a type of two classes
     assert "config" in NetSpec(hf=str(tmp_path / "vit")).identity()["hf"]
     with pytest.raises(NetError, match="has no hidden_sise; did you mean 'hidden_size'"):
         describe(NetSpec(hf="vit", args={"hidden_sise": 3}), 7, "mine")
@@ -199,12 +229,15 @@ def test_a_net_of_ones_own_needs_no_taps_and_says_what_it_lacks(own: Callable[..
     spec = own()
     info = describe(spec, 10, "mine")
     assert (info.family, info.stages, info.embedding_dim) == ("cnn", (), 16)
-    assert info.lacks.keys() == {"stages", "preactivation", "stagewise"}
+    assert info.lacks.keys() == {"stages", "preactivation", "stagewise", "attention"}
     tapped = describe(own(taps=BLOCKS), 10, "mine")
     assert [stage.height for stage in tapped.stages] == [32, 16, 8, 4]
-    assert tapped.lacks == {}
+    assert tapped.lacks.keys() == {"attention"}
     reading = own(args={"reads": True}, taps=BLOCKS)
     assert describe(reading, 10, "mine").stages == tapped.stages
+    assert (
+        describe(own("Odd", taps=BLOCKS), 10, "mine").embedding_dim == 16
+    )  # of a classifier that is called by keyword
 
 
 def test_the_identity_of_a_file_is_its_content_and_not_its_place(own: Callable[..., NetSpec], mine: Path) -> None:
@@ -225,12 +258,19 @@ def test_the_identity_of_a_file_is_its_content_and_not_its_place(own: Callable[.
     [("maker", {}, "has no function 'maker'; did you mean 'make'"),
      ("make", {"args": {"depth": 3}}, r"raised TypeError: .*'depth'"),
      ("raises", {}, "raised ValueError: no such width"),
+     ("exits", {}, "raised SystemExit: 2"),
      ("nothing", {}, "returned NoneType, not a torch.nn.Module"),
+     ("kept", {}, r"returned weights of an earlier call once more \(blocks.0.0, .*; make all modules anew"),
+     ("Odd", {"taps": [*BLOCKS[:3], "lnc"]}, r"lnc puts out a tensor of shape \(16, 1, 16\), whose first dimension is not the batch"),
+     ("Odd", {"taps": [*BLOCKS[:3], "act"]}, "module act runs 2 times in the net's forward"),
+     ("Odd", {"taps": [*BLOCKS[:3], "same"]}, "module same runs 2 times in the net's forward"),
+     ("make", {"taps": BLOCKS[::-1]}, "in the order of the net's forward: blocks.0, blocks.1, blocks.2, blocks.3$"),
+     ("make", {"taps": [*BLOCKS[:3], "blocks.2"]}, "each stage is another module"),
      ("pairs", {}, r"returns a tuple of 2 \(a tensor of shape \(1, 10\), .*not logits"),
      ("make", {"taps": ["blocks.0", "blocks.1", "blocks.2", "blocks.7"]}, "no module 'blocks.7'; did you mean 'blocks.[0-3]'"),
      ("make", {"taps": ["blocks.0", "blocks.1", "blocks.2", "unused"]}, "module unused is not used by the net's forward"),
      ("make", {"taps": ["blocks.0", "blocks.1", "blocks.2", "head"]}, r"head puts out a tensor of shape \(1, 10\), not a tensor of 3"),
-     ("make", {"taps": ["blocks.0.1", "blocks.1", "blocks.2", "blocks.3"]}, "blocks.0.1 puts out is then changed in place"),
+     ("make", {"taps": ["blocks.0.1", "blocks.1", "blocks.2", "blocks.3"]}, "blocks.0.1 puts out what is then changed in place"),
      ("make", {"embedding": "hed"}, "embedding: there is no module 'hed'; did you mean 'head'"),
      ("make", {"embedding": "blocks.1"}, "blocks.1 puts out a tensor of shape .*, not a vector")],
 )  # fmt: skip
@@ -266,11 +306,12 @@ def suite(write_suite: Callable[..., Path], mine: Path) -> Path:
     nets = {
         "tv": {"torchvision": "resnet18", "input_size": [32, 32], "taps": LAYERS},
         "hf": {"hf": "vit", "args": HF, "taps": HF_TAPS, "class_tokens": 1},
-        "mine": {"python": "my_nets.py:make", "taps": BLOCKS},
+        "mine": {"python": "my_nets.py:make", "args": {"reads": True}, "taps": BLOCKS},
         "plain": {"python": "my_nets.py:make"},
         "raises": {"python": "my_nets.py:raises"},
+        "broken": {"python": "broken.py:make"},
     }
-    pairs = ["tv--mine", "tv--hf", "hf--mine", "mine--hf", "tv--plain", "tv--raises"]
+    pairs = ["tv--mine", "tv--hf", "hf--mine", "mine--hf", "tv--plain", "tv--raises", "tv--broken"]
     once = {"epochs": 1, "schedule": {"warmup_epochs": 0}}
     short = {"pairs": ["*"], "recipe": once, "teacher": once}
     content = {**tiny(nets=nets), "pairs": pairs, "protocols": {"short": {"description": "all pairs", **short}}}
@@ -294,12 +335,15 @@ def test_a_net_that_cannot_be_used_takes_only_its_own_pairs_out(kdbench: Callabl
     assert said.status == 0, said.err
     assert "kd on tv--mine: net mine: it is made by" in said.out
     assert "2 pending" in said.out
-    said = kdbench(*words, "--plugin", suite.parent / "my_nets.py")
+    (suite.parent / "broken.py").write_text("def make(num_classes:")
+    said = kdbench(*words, "--plugin", suite.parent / "my_nets.py", "--plugin", suite.parent / "broken.py")
+    assert "kd on tv--broken: net broken: " in said.out
+    assert "broken.py, line 1: '(' was never closed" in said.err
     assert "mine: cnn, stages 8 x 32 x 32 (NCHW)" in said.out
     assert "fitnet on tv--plain: it needs stages; net plain has no taps: write taps:" in said.out
     assert "kd on tv--raises: net raises: raises of" in said.out
     assert said.out.count('raise ValueError("no such width")') == 1
-    assert "9 pending, 3 skipped" in said.out
+    assert "9 pending, 5 skipped" in said.out
 
 
 def test_input_size_of_a_file_net_is_that_of_the_suites_images(suite: Path) -> None:
@@ -333,7 +377,7 @@ def test_kd_fitnet_and_ofa_train_on_nets_from_anywhere(kdbench: Callable[..., An
 def test_a_checkpoint_for_another_net_is_refused_with_its_keys(own: Callable[..., NetSpec], tmp_path: Path) -> None:
     from kdbench.teachers.foreign import WeightsError, load_state
 
-    net = TappedNet(own(), 10, "mine")
+    net = TappedNet(own(args={"reads": True}), 10, "mine")
     state = net.net.state_dict()
     torch.save(state, tmp_path / "right.pth")
     assert load_state(net, tmp_path / "right.pth")["classes"] == 10

@@ -391,7 +391,7 @@ def test_comparing_leaves_weights_mode_and_random_state_as_they_were() -> None:
 
 
 def test_net_that_fails_when_it_is_described_is_refused_in_one_sentence() -> None:
-    with pytest.raises(NetError, match="net mine: its stages cannot be tapped"):
+    with pytest.raises(NetError, match="net mine: vit_tiny_patch16_224 cannot be run"):
         describe(NetSpec(timm="vit_tiny_patch16_224", input_size=(64, 64)), 10, "mine")
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from kdbench.reporting.html import page as page_module
 from kdbench.reporting.html.page import write_report
+from kdbench.reporting.leaderboard import build_leaderboard
 from tests.reporting import factory
 from tests.reporting.stored import write_store
 
@@ -167,7 +168,7 @@ def test_cells_are_filtered_by_words_and_by_choice(opened: Any) -> None:
     opened.find_element(By.ID, "clear").click()
     state = opened.find_element(By.CSS_SELECTOR, "select[data-column=state]")
     state.send_keys("failed")
-    assert texts(opened, "#cells-table tbody tr") == ["CRDSwin-T → ResNet180failed"]
+    assert texts(opened, "#cells-table tbody tr") == ["CRDSwin\u2011T → ResNet180failed"]
     opened.find_element(By.ID, "clear").click()
     assert texts(opened, "#cells-count")[0].startswith("32 cells,")
 
@@ -176,15 +177,84 @@ def test_a_number_leads_to_its_cell_with_config_curve_and_log(opened: Any) -> No
     link = opened.find_element(By.XPATH, "//table[@id='part-0-matrix']//a[starts-with(., '87.0')]")
     opened.execute_script("arguments[0].focus()", link)
     link.send_keys(Keys.ENTER)
-    said = dialog_text(opened, "OFA on Swin-T → ResNet18, seed 0")
+    said = dialog_text(opened, "OFA on Swin\u2011T → ResNet18, seed 0")
     for part in ('"temperature": 4', "epoch 5/5", "86.00", "toy/short/swin_tiny--resnet18/ofa/seed0-"):
         assert part in said
     assert opened.find_element(By.CSS_SELECTOR, "svg.curve path").get_attribute("d").count("L") == 4
     opened.find_element(By.XPATH, "//div[@id='cell-seeds']/button[.='seed 1']").click()
-    dialog_text(opened, "OFA on Swin-T → ResNet18, seed 1")
+    dialog_text(opened, "OFA on Swin\u2011T → ResNet18, seed 1")
     opened.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not opened.execute_script("return document.querySelector('#cell').open")
     until(opened, "location.hash === ''")
+
+
+def test_facets_rank_as_the_leaderboard_of_those_pairs_does(opened: Any) -> None:
+    choose(opened, "Student", "CNN")
+    part = factory.small()
+    part = part[part["student_family"] == "cnn"]
+    board = build_leaderboard(part)
+    expected = {s.display: (s.rank, s.gain, s.average_rank, s.wins, s.harmed) for s in board.standings}
+    shown = opened.execute_script(
+        "return [...document.querySelectorAll('#part-0-view-table tbody tr')].map(r => [...r.cells].map(c => "
+        "(c.querySelector('a') || c.firstChild || c).textContent))"
+    )
+    found = {row[0]: row[1:] for row in shown}
+    for name in ("OFA", "DKD", "FBT"):
+        rank, gain, average, wins, harmed = expected[name]
+        assert found[name][:3] == [str(rank), f"{gain:+.2f}", f"{average:.2f}"]
+        assert (found[name][3].split("/")[0], found[name][5]) == (str(wins), f"{harmed[0]}/{harmed[1]}")
+    assert texts(opened, "#part-0-leaderboard tbody th") == []
+    assert [row.split()[0] for row in texts(opened, "#part-0-matrix tbody th")] == ["Swin\u2011T"]
+    choose(opened, "Student", "all")
+    assert len(texts(opened, "#part-0-matrix tbody th")) == 3
+    assert texts(opened, "#part-0-leaderboard tbody th")
+
+
+def choose(browser: Any, label: str, value: str) -> None:
+    browser.execute_script(
+        "const s = [...document.querySelectorAll('#facets label')].find(l => l.firstChild.textContent === arguments[0])"
+        ".querySelector('select'); s.value = arguments[1] === 'all' ? '' : [...s.options].find(o => o.textContent === arguments[1]).value;"
+        "s.dispatchEvent(new Event('change'))",
+        label,
+        value,
+    )
+
+
+def test_a_shared_link_restores_the_view(browser: Any, page: Path) -> None:
+    load(browser, page)
+    choose(browser, "Student", "CNN")
+    browser.execute_script(
+        "document.querySelector('[data-chip=dkd]').click(); document.querySelector('[data-flip]').click()"
+    )
+    button(browser, "#part-0-view-table", "method").click()
+    browser.find_element(By.ID, "share").click()
+    address = browser.execute_script("return location.hash")
+    before = browser.execute_script("return document.querySelector('main').innerText")
+    load(browser, page, hash=address)
+    assert "DKD" not in texts(browser, "#part-0-matrix tbody th")
+    assert "OFA" in texts(browser, "#part-0-matrix tbody th")
+    after = browser.execute_script("return document.querySelector('main').innerText")
+    assert after.replace("Copied", "Share this view") == before.replace("Copied", "Share this view")
+    assert complaints(browser) == []
+
+
+def test_tables_are_taken_away_as_they_are_shown(opened: Any) -> None:
+    opened.execute_script(
+        "URL.createObjectURL = blob => { blob.text().then(text => { window.taken = text; }); return '#'; };"
+        "HTMLAnchorElement.prototype.click = () => {}"
+    )
+    button(opened, "#part-0-matrix", "OFA").click()
+    for title, first in (("CSV", "pair,"), ("LaTeX", "\\begin{tabular}"), ("JSON", "[")):
+        opened.execute_script(
+            "window.taken = ''; [...document.querySelectorAll('#part-0-matrix-box .take button')]"
+            ".find(b => b.textContent === arguments[0]).click()",
+            title,
+        )
+        until(opened, "window.taken")
+        text = opened.execute_script("return window.taken")
+        assert text.startswith(first)
+        assert "Swin-T" in text
+        assert text.index("ResNet18") < text.index("ResMLP")  # sorted, the best of OFA first
 
 
 def test_a_cell_tells_its_accuracy_by_class(opened: Any) -> None:
@@ -221,8 +291,8 @@ def test_browsers_without_dialogs_and_streams_open_cells_too(browser: Any, page:
 def test_all_kinds_of_compressed_blocks_are_unpacked_without_streams(browser: Any, page: Path) -> None:
     """Stored, fixed and dynamic codes, long distances and runs, against what Python packed."""
     load(browser, page)
-    source = (Path(page_module.__file__).parent / "page.js").read_text()
-    gunzip = source[source.index("  function gunzip") : source.index("  // Browsers from before 2022")]
+    source = (Path(page_module.__file__).parent / "cells.js").read_text()
+    gunzip = source[source.index("function gunzip") : source.index("// Browsers from before 2022")]
     rng = random.Random(0)  # noqa: S311 - no secret
     noise = bytes(rng.randrange(256) for _ in range(70_000))
     texts_ = [b"", b"a", b"abc" * 5000, noise, json.dumps(list(range(30_000))).encode(), noise[:300] * 200 + noise]

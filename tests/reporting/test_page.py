@@ -14,10 +14,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from kdbench.errors import KdbenchError
 from kdbench.plugins.metrics import METRICS
 from kdbench.reporting.frame import fill_frame
+from kdbench.reporting.html import page as page_module
 from kdbench.reporting.html import tables
 from kdbench.reporting.html.classes import CellClasses
 from kdbench.reporting.html.data import BLOCK, blocks_of_files, cells_data, safe_json
@@ -75,6 +77,7 @@ def _quick_plots(request: pytest.FixtureRequest) -> Any:
     """Plots have tests of their own: here one of them is enough."""
     patch = pytest.MonkeyPatch()
     patch.setattr(draw, "PLOTS", {"ranks": draw.PLOTS["ranks"]})
+    patch.setattr(page_module, "board_figure", lambda board: Figure(figsize=(1, 1)))
     yield
     patch.undo()
 
@@ -192,7 +195,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     text = report_html(stored, tmp_path, command=f"kdbench report {HOSTILE}")
     page = Page(text)
     assert (page.wrong, page.stack) == ([], [])
-    blocks = {"cells-data", "code", "details-0"}
+    blocks = {"boards-data", "cells-data", "code", "details-0"}
     assert set(page.scripts) == blocks
     assert len(page.of("script")) == len(blocks)
     assert all(str(image["src"]).startswith("data:image/") for image in page.of("img"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ from kdbench.reporting.frame import collect
 from kdbench.reporting.leaderboard import build_leaderboard
 from kdbench.reporting.plots import draw, stored
 from kdbench.reporting.plots.draw import PLOTS, draw_plots, write_plots
-from kdbench.reporting.plots.scatter import agreement_points, pareto_front
-from kdbench.reporting.plots.style import WIDTH, figure_bytes
+from kdbench.reporting.plots.scatter import agreement_plot, agreement_points, cost_plot, pareto_front
+from kdbench.reporting.plots.style import WIDTH, drawn_in, figure_bytes
 from kdbench.reporting.plots.teacher import teacher_points
 from kdbench.reporting.ranks import cliques, rank_diagram
 from kdbench.reporting.statistics import holm, signed_rank
@@ -124,6 +125,48 @@ def test_agreement_is_counted_from_the_reference_on_the_same_pair() -> None:
     ofa = points[(points["method"] == "ofa") & (points["pair"] == P1)]
     assert ofa[["agreement", "value"]].to_numpy().tolist() == [[3.0, 3.0]]
     assert "kd" not in set(points["method"])
+
+
+def _with_costs(gains: dict[str, float]) -> pd.DataFrame:
+    """Methods with these gains over KD, each a tenth of a step dearer than the one before."""
+    methods = {"scratch": -2.0, "kd": 0.0, **gains}
+    parts = [
+        factory.frame({pair: {name: 80.0 + gain}}, step_seconds=0.01 + 0.001 * i)
+        for pair in (P1, P2)
+        for i, (name, gain) in enumerate(methods.items())
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_many_methods_are_named_by_number_and_what_lies_beyond_stands_on_the_frame() -> None:
+    gains = {f"m{i}": 0.1 * i for i in range(20)} | {"low": -60.0}
+    frame = _with_costs(gains)
+    with drawn_in():
+        figures = [cost_plot(build_leaderboard(frame)), agreement_plot(collect(frame), build_leaderboard(frame))]
+    for figure, least in zip(figures, (23, 22), strict=True):
+        axes = figure.axes[0]
+        named = [text.get_text() for text in figure.legends[-1].get_texts()]
+        assert {name.split("  ")[1].split(" ")[0] for name in named} >= {name.upper() for name in gains}
+        assert len(named) == len(axes.texts) == least
+        assert [text.get_text() for text in axes.texts] == [name.split("  ")[0] for name in named]
+        assert named[-1].endswith("LOW (−60.0 ↓)")
+        lowest = min(float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() != "None")
+        assert lowest == pytest.approx(axes.get_ylim()[0])
+
+
+def test_few_methods_are_named_beside_their_points_off_the_pareto_front() -> None:
+    with drawn_in():
+        figure = cost_plot(build_leaderboard(_with_costs({"fitnet": 1.0, "crd": -0.5, "ofa": 2.0})))
+    axes = figure.axes[0]
+    assert {text.get_text() for text in axes.texts} == {"From scratch", "KD", "FitNet", "CRD", "OFA"}
+    front = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
+    x, y = front.get_data()
+    corners = [(x[0], y[0])] + [corner for k in range(1, len(x)) for corner in ((x[k], y[k - 1]), (x[k], y[k]))]
+    places = axes.transData.transform(corners)
+    along = np.concatenate([np.linspace(a, b, 200) for a, b in itertools.pairwise(places)])
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert not any(box.x0 < u < box.x1 and box.y0 < v < box.y1 for u, v in along), text.get_text()
 
 
 def test_gains_stand_against_the_teachers_own_figure_with_spearmans_correlation() -> None:

@@ -14,15 +14,15 @@ from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
 from kdbench.plugins.registry import catalog
-from kdbench.reporting import published as module
-from kdbench.reporting.published import (
+from kdbench.reporting import figures as module
+from kdbench.reporting.figures import (
     COLUMNS,
     find_published,
     load_published,
     normalise_method,
     normalise_net,
-    published_ledger,
 )
+from kdbench.reporting.published import published_ledger
 from kdbench.reporting.text.render import WRITERS, render
 from kdbench.suite.suite import load_suite
 from tests.reporting import factory
@@ -289,6 +289,11 @@ def test_wrong_folders_and_files_are_refused(tmp_path):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     with pytest.raises(KdbenchError, match=r"bad\.csv lacks the columns paper"):
         load_published(tmp_path)
+    (tmp_path / "bad.csv").unlink()
+    for name, value in (("top1", "780"), ("teacher_top1", "-1"), ("image_size", "abc"), ("student_top1", "n/a")):
+        folder = folder_with(tmp_path, {"method": "KD", "top1": 78.74}, {"method": "DKD", "top1": 79.0} | {name: value})
+        with pytest.raises(KdbenchError, match=f"line 3: {name} is '{value}', expected a number from 0 to"):
+            load_published(folder)
 
 
 @pytest.mark.parametrize("format", WRITERS)

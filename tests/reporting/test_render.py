@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -61,14 +62,16 @@ def test_markdown_is_one_table_with_best_bold_and_second_underlined():
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert "**87.0 ± 1.4**" in text
-    assert "<ins>85.0 ± 1.4</ins>" in text
+    assert "<ins>85.0</ins> ± 1.4" in text
     assert "FBT (rec.)" in text
     assert text.startswith("<!-- kdbench table toy (results ")
 
 
 def test_odd_names_do_not_break_the_markdown_table():
-    table = [line for line in render(build_table(odd_frame()), "markdown").splitlines() if line.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    blocks = re.findall(r"(?:^\|.*\n)+", render(build_table(odd_frame()), "markdown"), flags=re.M)
+    assert blocks
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     assert escape_markdown("a|b_c*<i>") == r"a\|b\_c\*\<i\>"
 
 
@@ -90,7 +93,7 @@ def test_latex_escapes_everything_special():
 
 @pytest.mark.parametrize("layout", ["pairs", "methods"])
 def test_every_latex_row_has_as_many_columns_as_the_table(layout):
-    table = build_table(odd_frame(), layout)
+    table = replace(build_table(odd_frame(), layout), bare=True)
     text = render(table, "latex")
     rows = re.findall(r"^(?!\\multicolumn| &)(.*&.*) \\\\$", text, flags=re.M)
     assert len(rows) == len(table.rows) + 1
@@ -107,19 +110,19 @@ def wide_frame() -> pd.DataFrame:
 def test_a_wide_table_becomes_panels_and_spans_both_columns():
     table = build_table(wide_frame())
     parts = panels(table)
-    assert [len(part.columns) for part in parts] == [8, 8, 9]
+    assert max(len(part.columns) for part in parts) - min(len(part.columns) for part in parts) <= 2
     assert [c for part in parts for c in part.columns] == list(table.columns)
     text = render(table, "latex")
-    assert text.count(r"\begin{tabular}{l") == 3
-    assert text.count("$t0 \\rightarrow") + text.count(r"t0 $\rightarrow$ s0 &") == 3
-    assert text.count(r"\caption") == text.count(r"\label") == text.count(r"\begin{table*}") == 1
-    assert r"\begin{table}" in render(build_table(factory.small()), "latex")
+    assert text.count(r"\begin{tabular}{l") == text.count(r"t0 $\rightarrow$ s0 &") == len(parts) > 3
+    assert text.count(r"\caption") == text.count(r"\begin{table*}") < len(parts)
+    assert text.count(r"\label") == 1
+    assert r"\begin{table}" in render(build_table(factory.frame({PAIR: {"kd": 80.0}})), "latex")
 
 
 def test_a_long_table_becomes_several_floats_with_one_label_and_its_notes_at_the_end():
     frame = factory.frame({f"t{i % 9}--s{i}": {"scratch": 70.0, "kd": 80.0, "tas": 81.0} for i in range(120)})
     text = render(build_table(frame), "latex")
-    floats = text.split(r"\begin{table}")[1:]
+    floats = re.split(r"\\begin\{table\*?\}", text)[1:]
     assert len(floats) == 4
     assert [part.count(r"\label") for part in floats] == [1, 0, 0, 0]
     assert [part.count("Continued.") for part in floats] == [0, 1, 1, 1]
@@ -141,7 +144,7 @@ def latex(tmp_path, document: str) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex with booktabs")
 @pytest.mark.parametrize("options", ["", "[twocolumn]"])
-@pytest.mark.parametrize("packages", ["booktabs", "booktabs,graphicx"])
+@pytest.mark.parametrize("packages", ["booktabs,longtable", "booktabs,longtable,graphicx"])
 def test_latex_compiles_in_an_article(tmp_path, options, packages):
     long = factory.frame({f"t{i % 9}--s{i}": {"kd": 80.0, "tas": 81.0} for i in range(100)})
     frames = [odd_frame(), wide_frame(), long, pd.DataFrame()]

@@ -139,7 +139,7 @@ def test_missing_failed_and_unsupported_cells_are_told_apart():
     assert [cell_of(table, header.title, "CRD").kind for header in table.rows[:3]] == ["failed", "value", "unsupported"]
     assert [cell_of(table, header.title, "FitNet").kind for header in table.rows[:3]] == ["absent"] * 3
     notes = {note.mark: note.text for note in table.notes if note.mark}
-    assert notes["†"] == "failed: CRD on Swin-T → ResNet18: loss is NaN"
+    assert notes["×"] == "failed: CRD on Swin-T → ResNet18: loss is NaN"
     assert notes["a"] == "not applicable: no stages"
     assert "fewer seeds" in notes["*"]
     assert cell_of(table, "ConvNeXt-T → DeiT-T", "CRD").marks == ("*",)
@@ -148,7 +148,7 @@ def test_missing_failed_and_unsupported_cells_are_told_apart():
 def test_a_cell_with_a_failed_seed_shows_the_others_and_says_so():
     table = build_table(with_rows(factory.cell(P1, "crd", 80.0), factory.cell(P1, "crd", seed=1, state="failed")))
     cell = cell_of(table, "Swin-T → ResNet18", "CRD")
-    assert (cell.kind, cell.marks) == ("value", ("*", "†"))
+    assert (cell.kind, cell.marks) == ("value", ("*", "×"))
     assert any("1 of 2 seeds" in note.text for note in table.notes)
 
 

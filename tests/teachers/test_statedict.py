@@ -102,9 +102,10 @@ def test_checkpoints_of_training_scripts_are_read(tmp_path: Path, name: str, arc
 
 
 def test_what_else_is_in_a_file_is_named(tmp_path: Path) -> None:
-    content = {"state_dict": {**under("model."), "criterion.weight": torch.zeros(3)}, "extra": {"a": torch.zeros(1)}}
+    inside = {**under("model."), "criterion.weight": torch.zeros(3)}
+    content = {"state_dict": inside, "extra": {"a": torch.zeros(1)}, "best": torch.zeros(1)}
     (note,) = chosen(tmp_path, content).notes
-    assert note.endswith("some.pth: left out beside state_dict.model: criterion.weight, extra")
+    assert note.endswith("some.pth: left out beside state_dict.model: criterion.weight, best, extra")
 
 
 def test_averaged_weights_go_first_and_the_others_are_taken_by_their_part(tmp_path: Path) -> None:

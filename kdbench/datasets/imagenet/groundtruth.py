@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from kdbench.datasets.imagenet.wnids import TITLE, WNID, numbers, wnids
 from kdbench.datasets.sources import reason_of
 from kdbench.errors import KdbenchError
+from kdbench.opening import RefusedFileError, followed, read_file
 
 KAGGLE, CLASSES = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 NUMBERS = "ILSVRC2012_validation_ground_truth.txt"
@@ -19,6 +21,8 @@ NAMED_IN = f"{KAGGLE} (Kaggle), {NUMBERS} with {META} (devkit) or {LINES[0]}"
 #: Folders of the devkit, seen from one that holds it.
 _DEVKITS = ("", "ILSVRC2012_devkit_t12/data", "devkit/data", "ILSVRC2012_devkit_t12", "devkit", "data")
 _OFFICIAL = re.compile(r"ILSVRC2012_val_(\d{8})")
+#: Python refuses to read numbers of thousands of digits.
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _APPENDED = re.compile(r"_(n\d{8})$")
 
 
@@ -34,14 +38,14 @@ def classes_of(folder: Path, data: Path, images: Sequence[str]) -> list[str]:
         return [_known(wnid, folder) for wnid in appended]
     for place in _places(folder, data):
         if (place / KAGGLE).is_file():
-            return _from_table(place / KAGGLE, stems)
+            return _from_table(place / KAGGLE, data, stems)
         for name in LINES:
             if (place / name).is_file():
-                lines = enumerate(_text(place / name), 1)
+                lines = enumerate(_text(place / name, data), 1)
                 return _from_lines(place / name, [_known(line.strip(), place / name, at) for at, line in lines], stems)
         if (place / NUMBERS).is_file():
-            names = _names_of_numbers(place / NUMBERS, [place, *_places(folder, data)])
-            return _from_lines(place / NUMBERS, _number_lines(place / NUMBERS, names), stems)
+            names = _names_of_numbers(place / NUMBERS, data, [place, *_places(folder, data)])
+            return _from_lines(place / NUMBERS, _number_lines(place / NUMBERS, data, names), stems)
     raise KdbenchError(
         f"{TITLE}: {folder} holds images, not class folders, and no list of their classes is there; expected {NAMED_IN} beside it"
     )
@@ -52,7 +56,7 @@ def refuse_other_order(folder: Path, data: Path) -> None:
     for place in _places(folder, data):
         path = place / CLASSES
         if path.is_file():
-            lines = _text(path)
+            lines = _text(path, data)
             for number, wnid in enumerate(wnids()):
                 line = lines[number] if number < len(lines) else ""
                 if line.split(maxsplit=1)[:1] != [wnid]:
@@ -70,10 +74,14 @@ def _places(folder: Path, data: Path) -> Iterator[Path]:
                 yield place / devkit
 
 
-def _from_table(path: Path, stems: Sequence[str]) -> list[str]:
+def _from_table(path: Path, data: Path, stems: Sequence[str]) -> list[str]:
     """From ``ImageId,PredictionString``: the latter is WNID x y x y, for every object in the image, all of one class."""
     table = {}
-    for number, row in enumerate(csv.reader(_text(path)), 1):
+    try:
+        rows = list(csv.reader(_text(path, data)))
+    except csv.Error as error:
+        raise KdbenchError(f"{TITLE}: {path} cannot be read ({error})") from None
+    for number, row in enumerate(rows, 1):
         if number == 1 and row[:1] == ["ImageId"]:
             continue
         words = row[1].split() if len(row) > 1 else []
@@ -100,11 +108,11 @@ def _from_lines(path: Path, lines: Sequence[str], stems: Sequence[str]) -> list[
     return found
 
 
-def _number_lines(path: Path, names: dict[int, str]) -> list[str]:
+def _number_lines(path: Path, data: Path, names: dict[int, str]) -> list[str]:
     lines = []
-    for number, line in enumerate(_text(path), 1):
+    for number, line in enumerate(_text(path, data), 1):
         word = line.strip()
-        if not word.isdecimal() or int(word) not in names:
+        if not _NUMBER.fullmatch(word) or int(word) not in names:
             raise KdbenchError(
                 f"{TITLE}: {path}: line {number} is {word!r}; expected a number from 1 to {len(names):,}"
             )
@@ -112,12 +120,12 @@ def _number_lines(path: Path, names: dict[int, str]) -> list[str]:
     return lines
 
 
-def _names_of_numbers(listed: Path, places: Sequence[Path]) -> dict[int, str]:
+def _names_of_numbers(listed: Path, data: Path, places: Sequence[Path]) -> dict[int, str]:
     """The WNID of every ``ILSVRC2012_ID``: the devkit's numbers, whose order is not the sorted one."""
     for place in places:
         for name, read in ((META, _read_meta), (MAPPING, _read_mapping)):
             if (place / name).is_file():
-                found = read(place / name)
+                found = read(place / name, data)
                 known = set(wnids())
                 names = {number: wnid for number, wnid in found.items() if wnid in known}
                 if sorted(names) != list(range(1, len(known) + 1)):
@@ -131,23 +139,24 @@ def _names_of_numbers(listed: Path, places: Sequence[Path]) -> dict[int, str]:
     )
 
 
-def _read_meta(path: Path) -> dict[int, str]:
+def _read_meta(path: Path, data: Path) -> dict[int, str]:
     """The devkit's table of synsets. Reading a MATLAB file runs no code."""
     from scipy.io import loadmat
 
+    content = _bytes(path, data)
     try:
-        synsets = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
+        synsets = loadmat(io.BytesIO(content), squeeze_me=True, variable_names=["synsets"])["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets.ravel()}
     except Exception as error:  # whatever a wrong file makes the reader raise
         raise KdbenchError(f"{TITLE}: {path} is no meta.mat of the devkit ({reason_of(error)})") from None
 
 
-def _read_mapping(path: Path) -> dict[int, str]:
+def _read_mapping(path: Path, data: Path) -> dict[int, str]:
     """Lines of WNID, number, name."""
     names = {}
-    for number, line in enumerate(_text(path), 1):
+    for number, line in enumerate(_text(path, data), 1):
         words = line.split()
-        if len(words) < 2 or not WNID.fullmatch(words[0]) or not words[1].isdecimal():
+        if len(words) < 2 or not WNID.fullmatch(words[0]) or not _NUMBER.fullmatch(words[1]):
             raise KdbenchError(f"{TITLE}: {path}: line {number} is {line.strip()!r}; expected WNID, number, name")
         names[int(words[1])] = words[0]
     return names
@@ -162,9 +171,17 @@ def _known(wnid: str, path: Path, line: int | None = None) -> str:
     return wnid
 
 
-def _text(path: Path) -> list[str]:
+def _text(path: Path, data: Path) -> list[str]:
     try:
-        return path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise KdbenchError(f"{TITLE}: {path} cannot be read ({reason})") from None
+        return _bytes(path, data).decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise KdbenchError(f"{TITLE}: {path} cannot be read (it is no text)") from None
+
+
+def _bytes(path: Path, data: Path) -> bytes:
+    try:
+        return read_file(followed(data, path))
+    except RefusedFileError:
+        raise
+    except OSError as error:
+        raise KdbenchError(f"{TITLE}: {path} cannot be read ({error.strerror})") from None

@@ -21,6 +21,7 @@ from kdbench.datasets.imagenet.wnids import TITLE, refuse_other_class, wnids
 from kdbench.datasets.parts import Part, sorted_order, stem
 from kdbench.datasets.sources import PackedNames, decode, reason_of
 from kdbench.errors import KdbenchError
+from kdbench.opening import followed, open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -137,10 +138,11 @@ class TableSource:
         return os.path.join(self.root, self.files[int(self.file[position])])
 
 
-def read_tables(root: Path, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Part, set[str]]:
+def read_tables(root: Path, data: Path, files: Sequence[str], labels: Mapping[str, int]) -> tuple[Part, set[str]]:
     """The images of a split in Parquet or Arrow files of ``root``, whose labels number the sorted WNIDs from 0.
 
     Args:
+        data: the data folder, which links may not leave.
         files: names below ``root``.
         labels: label of each wanted WNID; images of others are left out.
 
@@ -165,6 +167,7 @@ def read_tables(root: Path, files: Sequence[str], labels: Mapping[str, int]) -> 
     group, column = 0, ""
     for number, name in enumerate(files):
         path = root / name
+        open_file(followed(data, path)).close()  # pyarrow would wait for the other end of a pipe
         try:
             rows = _Rows(str(path))
             column, label, has_path = _columns(path, rows)

@@ -15,6 +15,8 @@ from kdbench.datasets.imagenet.shards import read_shards
 from kdbench.datasets.imagenet.wnids import TITLE, WNID, refuse_unknown, wnids
 from kdbench.datasets.parts import Part
 from kdbench.errors import KdbenchError
+from kdbench.opening import followed, read_file
+from kdbench.shown import NAME_LENGTH
 
 #: Searched below the data folder, in this order; the data folder itself comes last.
 FOLDERS = ("imagenet", "imagenet1k", "imagenet-1k", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
@@ -58,19 +60,19 @@ def roots(data: Path, folder: str | None) -> list[Path]:
                 f"{TITLE}: {named}, the suite's folder, {'is a file' if named.exists() else 'does not exist'}; "
                 f"expected {EXPECTED}"
             )
-        return [_snapshot(named)]
+        return [_snapshot(named, data)]
     hub = (copy for place in (data, data / "hub") for copy in sorted(place.glob(_HUB)))
     candidates = (*(data / name for name in FOLDERS), *hub, data)
-    return [_snapshot(path) for path in candidates if path.is_dir()]
+    return [_snapshot(path, data) for path in candidates if path.is_dir()]
 
 
-def _snapshot(folder: Path) -> Path:
+def _snapshot(folder: Path, data: Path) -> Path:
     """In the cache of Hugging Face's hub the snapshot that ``refs/main`` names, or the only one; else the folder itself."""
     if not (folder / "snapshots").is_dir():
         return folder
-    there = entries(folder / "snapshots", TITLE).folders
+    there = entries(folder / "snapshots", data, TITLE).folders
     main = folder / "refs" / "main"
-    named = main.read_text("utf-8").strip() if main.is_file() else None
+    named = read_file(followed(data, main)).decode("utf-8", "replace").strip()[:NAME_LENGTH] if main.is_file() else None
     if named in there:
         return folder / "snapshots" / str(named)
     if len(there) != 1:
@@ -95,10 +97,10 @@ def find_root(data: Path, folder: str | None) -> Path:
     """
     candidates = roots(data, folder)
     for root in candidates:
-        if _readers(root, "train"):
+        if _readers(root, data, "train"):
             return root
     looked = candidates[0]
-    found = entries(looked, TITLE)
+    found = entries(looked, data, TITLE)
     near = next((name for name in found.folders if folder is None and (looked / name / "train").is_dir()), None)
     hint = f"; {near}/ has a train/: a suite that means it says so under dataset, folder: {near}" if near else ""
     raise KdbenchError(f"{TITLE}: {looked} {contents(found)}; expected {EXPECTED}, from {SOURCE}{hint}")
@@ -110,7 +112,7 @@ def read_split(root: Path, split: str, wanted: Wanted, data: Path) -> Part:
     Raises:
         KdbenchError: if it is not whole.
     """
-    if readers := _readers(root, split):
+    if readers := _readers(root, data, split):
         return readers[0](wanted, data)
     raise KdbenchError(
         f"{TITLE}: {root} has a training split, but no {_SPLIT_FOLDERS[split][0]}/; "
@@ -122,14 +124,14 @@ def read_split(root: Path, split: str, wanted: Wanted, data: Path) -> Part:
 Reader = Callable[[Wanted, Path], Part]
 
 
-def _readers(root: Path, split: str) -> list[Reader]:
+def _readers(root: Path, data: Path, split: str) -> list[Reader]:
     """Readers of the forms in which a split is there, the first to be used."""
     found: list[Reader] = []
     for name in _SPLIT_FOLDERS[split]:
         folder = root / name
         if not folder.is_dir():
             continue
-        inside = entries(folder, TITLE)
+        inside = entries(folder, data, TITLE)
         if inside.folders:
             found.append(partial(_class_folders, folder, inside))
         elif inside.images:
@@ -138,7 +140,7 @@ def _readers(root: Path, split: str) -> list[Reader]:
             found += _files(folder, inside.others)
     for folder in (root, root / "data"):
         if folder.is_dir():
-            named = [name for name in entries(folder, TITLE).others if _SPLIT_FILES[split].fullmatch(name)]
+            named = [name for name in entries(folder, data, TITLE).others if _SPLIT_FILES[split].fullmatch(name)]
             found += _files(folder, named)
     return found
 
@@ -149,28 +151,28 @@ def _class_folders(root: Path, found: Entries, wanted: Wanted, data: Path) -> Pa
         if WNID.fullmatch(name):
             refuse_unknown(name, wanted.labels, str(root / name))
             continue
-        nested = next((child for child in entries(root / name, TITLE).folders if WNID.fullmatch(child)), None)
+        nested = next((child for child in entries(root / name, data, TITLE).folders if WNID.fullmatch(child)), None)
         where = f"; {nested} lies inside it, one level too deep" if nested else ""
         raise KdbenchError(
             f"{TITLE}: {root / name} is no class; expected folders named by WNID, such as {wnids()[0]}{where}"
         )
     _refuse_missing(root, found.folders, wanted)
-    return list_class_folders(root, wanted.labels, TITLE, wanted.undecodable)
+    return list_class_folders(root, data, wanted.labels, TITLE, wanted.undecodable)
 
 
 def _flat_folder(root: Path, found: Entries, wanted: Wanted, data: Path) -> Part:
     """The validation images in one folder, with their classes in a list beside it."""
     classes = classes_of(root, data, found.images)
     _refuse_missing(root, classes, wanted)
-    return list_flat_folder(root, found, list(map(wanted.labels.get, classes)), TITLE, wanted.undecodable)
+    return list_flat_folder(root, data, found, list(map(wanted.labels.get, classes)), TITLE, wanted.undecodable)
 
 
 def _packed(root: Path, names: Sequence[str], wanted: Wanted, data: Path) -> Part:
     """Parquet or Arrow files, or tar archives: shards, or the official ones."""
     if names[0].endswith(".tar"):
-        part, seen = read_shards(root, names, wanted.labels, partial(classes_of, root, data), wanted.undecodable)
+        part, seen = read_shards(root, data, names, wanted.labels, partial(classes_of, root, data), wanted.undecodable)
     else:
-        part, seen = read_tables(root, names, wanted.labels)
+        part, seen = read_tables(root, data, names, wanted.labels)
     _refuse_missing(root, seen, wanted)
     return part
 

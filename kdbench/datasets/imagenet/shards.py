@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from array import array
@@ -15,6 +16,7 @@ from kdbench.datasets.imagenet.wnids import TITLE, WNID, numbers, refuse_other_c
 from kdbench.datasets.parts import Part, note_on_bad, sorted_order, stem
 from kdbench.datasets.sources import EXPECTED_FILES, PackedNames, TarSource, endings_of, is_image_name
 from kdbench.errors import KdbenchError, counted
+from kdbench.opening import followed, open_file
 
 _NUMBERED = re.compile(r"(?P<start>.*?)(?P<number>\d+)(?:-of-(?P<total>\d+))?\.(?:tar|parquet|arrow)")
 #: Extension of the member that holds the class of the image of the same name (WebDataset).
@@ -31,19 +33,22 @@ def refuse_gaps(root: Path, names: Sequence[str]) -> None:
             groups.setdefault((match["start"], match["total"]), {})[int(match["number"])] = match["number"]
     for (start, total), present in groups.items():
         first = 0 if total is not None or 0 in present else 1
-        expected = range(first, int(total) if total is not None else max(present) + 1)
-        missing = [number for number in expected if number not in present]
-        if missing:
+        stop = int(total) if total is not None else max(present) + 1
+        # Counted, not listed: the number in a name may have two hundred digits.
+        count = stop - first - sum(first <= number < stop for number in present)
+        if count > 0:
+            missing = next(number for number in itertools.count(first) if number not in present)
             width = len(next(iter(present.values())))
             ending = f"-of-{total}" if total is not None else ""
             raise KdbenchError(
-                f"{TITLE}: {root} lacks {start}{missing[0]:0{width}d}{ending}{os.path.splitext(names[0])[1]}"
-                f"{f' and {len(missing) - 1:,} more' if len(missing) > 1 else ''} of {len(expected):,} files: was it copied whole?"
+                f"{TITLE}: {root} lacks {start}{missing:0{width}d}{ending}{os.path.splitext(names[0])[1]}"
+                f"{f' and {count - 1:,} more' if count > 1 else ''} of {stop - first:,} files: was it copied whole?"
             )
 
 
 def read_shards(
     root: Path,
+    data: Path,
     archives: Sequence[str],
     labels: Mapping[str, int],
     classes_of: Callable[[Sequence[str]], Sequence[str]],
@@ -55,6 +60,7 @@ def read_shards(
     archive, else the name of the archive, else that of ``classes_of`` for the names of the images.
 
     Args:
+        data: the data folder, which links may not leave.
         archives: names below ``root``.
         labels: label of each wanted WNID; images of others are left out.
 
@@ -76,13 +82,13 @@ def read_shards(
             refuse_unknown(alone, labels, str(root / name))
             seen.add(alone)
             continue
-        found = members(root / name)
+        found = members(root / name, data)
         images = [member for member in found if is_image_name(member.name)]
         named = (member.name for member in found if not is_image_name(member.name))
         others += [member for member in named if not member.lower().endswith(_METADATA)]
         if not images:
             raise KdbenchError(f"{TITLE}: {root / name} holds no {EXPECTED_FILES}: was it copied whole?")
-        classes = _classes(root / name, found, images, labels, classes_of)
+        classes = _classes(root / name, data, found, images, labels, classes_of)
         for member, wnid in zip(images, classes, strict=True):
             refuse_other_class(member.name, wnid, str(root / name))
             seen.add(wnid)
@@ -103,6 +109,7 @@ def read_shards(
     names = [names[position] for position in order]
     source = TarSource(
         str(root.absolute()),
+        str(data.absolute()),
         tuple(archives),
         np.array(archive, dtype=np.int32)[order],
         np.array(offsets, dtype=np.int64)[order],
@@ -115,6 +122,7 @@ def read_shards(
 
 def _classes(
     path: Path,
+    data: Path,
     found: Sequence[Member],
     images: Sequence[Member],
     labels: Mapping[str, int],
@@ -125,7 +133,7 @@ def _classes(
         os.path.splitext(member.name)[0]: member for member in found if member.name.lower().endswith(_CLASS_EXTENSION)
     }
     if stated:
-        return _stated_classes(path, images, stated)
+        return _stated_classes(path, data, images, stated)
     folders = [PurePosixPath(image.name).parent.name.removesuffix(".tar") for image in images]
     if all(WNID.fullmatch(folder) for folder in folders):
         for folder in set(folders):
@@ -141,10 +149,10 @@ def _classes(
     return classes_of([os.path.basename(image.name) for image in images])
 
 
-def _stated_classes(path: Path, images: Sequence[Member], stated: Mapping[str, Member]) -> Sequence[str]:
+def _stated_classes(path: Path, data: Path, images: Sequence[Member], stated: Mapping[str, Member]) -> Sequence[str]:
     official = wnids()
     classes = []
-    with path.open("rb") as file:
+    with open_file(followed(data, path)) as file:
         for image in images:
             member = stated.get(os.path.splitext(image.name)[0])
             if member is None:

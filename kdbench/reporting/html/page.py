@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from kdbench.reporting.classes import class_scores
 from kdbench.reporting.frame import Results, split_frame
 from kdbench.reporting.html.classes import CellClasses, classes_table, students_table
 from kdbench.reporting.html.data import blocks_of_files, cells_data, safe_json
+from kdbench.reporting.html.render import render
 from kdbench.reporting.html.tables import (
     Links,
     PageTable,
@@ -25,14 +25,15 @@ from kdbench.reporting.html.tables import (
     metrics_table,
     paired_table,
 )
+from kdbench.reporting.html.views import board_data, boards_json
 from kdbench.reporting.html.words import summary
-from kdbench.reporting.leaderboard import build_leaderboard
+from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots.draw import Plot, draw_plots
-from kdbench.reporting.plots.style import figure_bytes, write_file
-from kdbench.shown import printable
+from kdbench.reporting.plots.picture import board_figure
+from kdbench.reporting.plots.style import figure_bytes
+from kdbench.store.files import write_output
 from kdbench.store.reading import Outcomes
 
-_HERE = Path(__file__).parent
 #: Larger drawings are embedded as pictures of points.
 _LARGEST_SVG = 400_000
 
@@ -62,7 +63,7 @@ def write_report(
         KdbenchError: if the frame is not one of results, or the file cannot be written.
     """
     target = Path(path)
-    write_file(target, report_html(frame, store_root, command, select, damaged).encode())
+    write_output(target, report_html(frame, store_root, command, select, damaged).encode())
     return target
 
 
@@ -73,14 +74,13 @@ def report_html(
     select: str = "last",
     damaged: list[str] | None = None,
 ) -> str:
-    """The report as text; see ``write_report``. Names from the results are printable and escaped wherever they stand."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """The report as text; see ``write_report``."""
     from markupsafe import Markup
 
     outcomes = Outcomes(store_root, damaged)
     parts: list[dict[str, Any]] = []
     shown: list[pd.DataFrame] = []
-    hashes = []
+    boards: list[Leaderboard] = []
     metrics: dict[str, Metric] = {}
     for number, part in enumerate(split_frame(frame)):
         board = build_leaderboard(part, select=select, command=command)
@@ -90,49 +90,38 @@ def report_html(
             _first_cells(cells, sum(map(len, shown))), {name: row["title"] for name, row in results.method_info.items()}
         )
         shown.append(cells)
-        hashes.append(board.results_hash)
+        boards.append(board)
         metrics |= results.metrics
-        parts.append(_part(f"part-{number}", part, board, outcomes, links))
+        parts.append(part_of_page(f"part-{number}", part, board, outcomes, links))
     cells = pd.concat(shown, ignore_index=True)
     environment: Counter[tuple[str, str]] = Counter()
     blocks = list(blocks_of_files(outcomes, cells, CellClasses(outcomes), environment))
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     title = parts[0]["title"] if len(parts) == 1 else f"{len(parts)} protocols"
     filters = [("method", "Method"), ("pair", "Pair"), ("state", "State")]
     if len(parts) > 1:
         filters.append(("protocol", "Protocol"))
-    templates = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_printable,
-    )
-    return templates.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
+        ("views.js", "cells.js"),
         title=f"kdbench: {title}",
-        command=" ".join(command.split()) or "kdbench report",
-        policy=_policy(style, script),
-        style=Markup(style),  # noqa: S704 - ours, and JSON that cannot end the element
-        script=Markup(script),  # noqa: S704 - ours, and JSON that cannot end the element
-        hashes=hashes,
+        command=command or "kdbench report",
+        hashes=[board.results_hash for board in boards],
         parts=parts,
+        methods=None,
+        boards=boards_json(
+            [board_data(board, part["id"]) for board, part in zip(boards, parts, strict=True) if not board.message]
+        ),
         filters=filters,
-        cells=Markup(safe_json(cells_data(cells, metrics.values()))),  # noqa: S704 - ours, and JSON that cannot end the element
+        cells=Markup(safe_json(cells_data(cells, metrics.values()))),  # noqa: S704 - JSON that cannot end the element
         blocks=blocks,
         failures=failures_table(cells, range(len(cells))) if len(cells) else None,
         environment=environment_table(environment),
         damaged=outcomes.damaged,
-    ).lstrip()  # fmt: skip
+    )
 
 
-def _printable(value: Any) -> Any:
-    """What the template writes; ``Markup`` is ours, or JSON whose texts are cleaned before."""
-    return printable(value) if type(value) is str else value
-
-
-def _part(id: str, frame: pd.DataFrame, board: Any, outcomes: Outcomes, links: Links) -> dict[str, Any]:
-    """One suite and protocol: summary, tables, plots."""
+def part_of_page(id: str, frame: pd.DataFrame, board: Leaderboard, outcomes: Outcomes, links: Links) -> dict[str, Any]:
+    """One suite and protocol: the board's picture, summary, tables, plots."""
     results = board.results
     identity = results.identity()
     title = f"Suite {identity['suite']}, protocol {identity['protocol']}" if identity["suite"] else "No results"
@@ -154,12 +143,16 @@ def _part(id: str, frame: pd.DataFrame, board: Any, outcomes: Outcomes, links: L
         tables = [table for table in found if table is not None]
     drawn = [] if results.empty else draw_plots(frame, outcomes.root, select=results.select, damaged=outcomes.damaged)
     plots = [_embedded(plot) for plot in drawn]
+    picture = None
+    if not results.empty:
+        picture = _embedded(Plot("board", "Leaderboard", "Its numbers are in the table below.", board_figure(board)))
+        picture["whole"] = True
     sections = [(id, title), *((table.heading_id, table.label.capitalize()) for table in tables)]
     if plots:
         sections.append((f"{id}-plots", "Plots"))
     return {
-        "id": id, "title": title, "summary": summary(board), "tables": tables, "plots": plots,
-        "sections": sections,
+        "id": id, "title": title, "picture": picture, "summary": summary(board), "tables": tables,
+        "plots": plots, "sections": sections,
     }  # fmt: skip
 
 
@@ -183,7 +176,14 @@ def _first_cells(cells: pd.DataFrame, offset: int) -> dict[tuple[str, str], int]
 
 def _embedded(plot: Plot) -> dict[str, Any]:
     """A plot as an image within the page; an image cannot run scripts, nor do its names meet those of others."""
-    about: dict[str, Any] = {"title": plot.title, "caption": plot.caption, "image": "", "width": 0, "height": 0}
+    about: dict[str, Any] = {
+        "title": plot.title,
+        "caption": plot.caption,
+        "image": "",
+        "width": 0,
+        "height": 0,
+        "whole": False,
+    }
     if plot.figure is None:
         return about
     kind, content = "svg+xml", figure_bytes(plot.figure, "svg", text_as_paths=True)
@@ -192,12 +192,3 @@ def _embedded(plot: Plot) -> dict[str, Any]:
     width, height = plot.figure.get_size_inches()
     image = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return {**about, "image": image, "width": round(width * 96), "height": round(height * 96)}
-
-
-def _policy(style: str, script: str) -> str:
-    """What the page may do: run its own script, use its own style and embedded images; no network, nothing injected."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )

@@ -13,9 +13,10 @@ import pandas as pd
 from kdbench.reporting.caption import join_names
 from kdbench.reporting.costs import count_text, hours
 from kdbench.reporting.frame import Results
+from kdbench.reporting.grid import Cell
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.paired import Comparison, comparable, compare_methods
-from kdbench.reporting.table import Cell, build_table
+from kdbench.reporting.table import build_table
 from kdbench.reporting.text.leaderboard import cost_columns, ranking_columns, signed_text
 from kdbench.reporting.text.markup import plain_cell
 from kdbench.store.reading import Outcomes
@@ -26,8 +27,17 @@ MAX_COMPARISONS = 600
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Points on a line, places from 0 to 1; ``zero``: where no difference is, if it is in sight; ``text``: the same in words."""
+
+    points: tuple[float, ...]
+    zero: float | None
+    text: str
+
+
+@dataclass(frozen=True)
 class Item:
-    """One cell of a table. ``sort``: a number, "" where there is none, None to sort by the text."""
+    """One cell of a table. ``sort``: a number, "" where there is none, None to sort by the text; ``name``: of a row's method."""
 
     text: str
     href: str = ""
@@ -35,15 +45,18 @@ class Item:
     classes: str = ""
     mark: str = ""
     aside: str = ""
+    name: str = ""
+    strip: Strip | None = None
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Title of a column, and the direction of its first sort."""
+    """Title of a column, and the direction of its first sort; ``name``: of its method."""
 
     title: str
     text: bool = False
     first: str = "descending"
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,9 @@ class Links:
     def method(self, method: str) -> str:
         return filtered(method=self.titles[method])
 
+    def pair(self, title: str) -> str:
+        return filtered(pair=title)
+
 
 def filtered(**choice: str) -> str:
     """The address of the list of cells with these filters set."""
@@ -108,7 +124,10 @@ def matrix_table(frame: pd.DataFrame, results: Results, links: Links, id: str) -
     extra = len(table.columns) - len(methods)  # the teacher's column
     first = "descending" if results.metric.higher_is_better else "ascending"
     headings = [Heading(table.corner, True, "ascending")]
-    headings += [Heading(c.title + (" (rec.)" if c.reconstruction else ""), first=first) for c in table.columns]
+    headings += [
+        Heading(c.title + (" (rec.)" if c.reconstruction else ""), first=first, name=name)
+        for c, name in zip(table.columns, [""] * extra + methods, strict=True)
+    ]
     rows, foot = [], []
     for r, (header, cells) in enumerate(zip(table.rows, table.cells, strict=True)):
         row = []
@@ -122,7 +141,7 @@ def matrix_table(frame: pd.DataFrame, results: Results, links: Links, id: str) -
         if header.kind == "pair":
             info = results.pair_info[pairs[r]]
             family = NET_FAMILIES.get(info["student_family"], info["student_family"])
-            title = Item(header.title, filtered(pair=info["title"]), aside=f"{family} student" if family else "")
+            title = Item(header.title, links.pair(info["title"]), aside=f"{family} student" if family else "")
             rows.append((title, *row))
         else:
             foot.append((Item(header.title), *row))

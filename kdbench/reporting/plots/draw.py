@@ -14,9 +14,11 @@ from kdbench.reporting.caption import build_caption, data_notes, join_names, not
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, scatter, stored, teacher
-from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes, write_file
+from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes
 from kdbench.reporting.ranks import rank_diagram
+from kdbench.reporting.text.markup import html_comment
 from kdbench.shown import printable
+from kdbench.store.files import write_output
 from kdbench.store.reading import Outcomes
 
 if TYPE_CHECKING:
@@ -90,18 +92,18 @@ def write_plots(
     plots = draw_plots(frame, store_root, metric, select, damaged)
     results = collect(frame, metric, select)
     target = Path(folder)
-    lines = [f"<!-- {' '.join(command.split()).replace('-->', '-- >')} -->", ""] if command else []
+    lines = [html_comment(command), ""] if command else []
     for plot in plots:
         state = "" if plot.figure else " (not drawn)"
         lines += [f"## {plot.title} (`{plot.name}`){state}", "", plot.caption, ""]
     lines += ["All:", *([] if results.empty else [build_caption(results), *data_notes(results)])]
     written = [target / "captions.md"]
-    write_file(written[0], printable("\n".join(lines).rstrip() + "\n").encode())
+    write_output(written[0], printable("\n".join(lines).rstrip() + "\n").encode())
     for plot in plots:
         for format in formats if plot.figure else ():
             assert plot.figure is not None
             written.append(target / f"{plot.name}.{format}")
-            write_file(written[-1], figure_bytes(plot.figure, format))
+            write_output(written[-1], figure_bytes(plot.figure, format))
     return written
 
 
@@ -121,7 +123,7 @@ def _heat_map(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Draw
     band = f"{board.metric.tie_band:g} {board.metric.difference_unit}".strip()
     printed = (
         "the numbers are not. A triangle marks a pair that is harmed: worse than training from scratch. –: no result; n/a: cannot "
-        "run; †: failed."
+        "run; ×: failed."
         if annotated
         else f"+: better by more than {band}; −: worse by more; empty and grey: no result."
     )
@@ -155,14 +157,12 @@ def _ranks(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
 def _cost(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     if len(scatter.cost_points(board)) < 2:
         raise _NothingToDrawError("Step times relative to scratch are known of fewer than two methods with all pairs.")
-    figure, left_out = scatter.cost_plot(board)
     caption = (
         "Mean gain against the time of a training step, relative to training from scratch on the same pair, seed and "
         "device (median). Dashes: Pareto front; a method below it is beaten by one that is as cheap and as good. "
         "The teacher's forward pass is shared by a cohort and not counted. An arrow: the point lies beyond the axis."
-        + _unnamed(left_out)
     )
-    return figure, caption
+    return scatter.cost_plot(board), caption
 
 
 def _teacher(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
@@ -182,14 +182,13 @@ def _teacher(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn
 def _agreement(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     if scatter.agreement_points(results, board).empty:
         raise _NothingToDrawError("No cell holds its agreement with the teacher besides the reference's.")
-    figure, left_out = scatter.agreement_plot(results, board)
     both = f", both minus {board.reference_display}'s on the same pair" if board.reference else ""
     caption = (
         f"Accuracy against agreement with the teacher (share of images with the same prediction){both}. Small: one pair; "
         "large: mean of a method, at the edge where it lies beyond (arrow: by how much). Right and low: it copies the teacher "
-        "without gaining from it." + _unnamed(left_out)
+        "without gaining from it."
     )
-    return figure, caption
+    return scatter.agreement_plot(results, board), caption
 
 
 def _curves(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
@@ -219,10 +218,6 @@ def _calibration(results: Results, board: Leaderboard, outcomes: Outcomes) -> _D
         "and can be lower than the mean of the cells' own, because over- and underconfident students cancel."
     )
     return stored.calibration_plot(results, found), caption
-
-
-def _unnamed(count: int) -> str:
-    return f" {count} points are not named: there is no room for their names." if count else ""
 
 
 #: Name of the file: (title, what draws it).

@@ -175,4 +175,4 @@ def _gain_text(results: Results, pair: str, name: str, gain: float) -> str:
     if np.isfinite(gain):
         return signed_text(gain, results.metric.decimals).replace("-", "−")
     score: dict[str, Any] = results.score_info.get((pair, name), {})
-    return {"failed": "†", "skipped": "n/a"}.get(score.get("state", ""), "–")
+    return {"failed": "×", "skipped": "n/a"}.get(score.get("state", ""), "–")

@@ -23,9 +23,9 @@ from kdbench.reporting.plots.style import (
     figure_bytes,
     legend_handle,
     shorten,
-    write_file,
 )
 from kdbench.reporting.text.leaderboard import ranking_columns
+from kdbench.store.files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +54,14 @@ def draw_leaderboard(leaderboard: Leaderboard, path: Path | str) -> Path:
     format = target.suffix[1:].lower()
     if format not in FORMATS:
         raise KdbenchError(f"picture {target}: expected a name that ends with .{', .'.join(FORMATS)}")
-    with drawn_in(_STYLE):
-        figure = _figure(leaderboard)
-    write_file(target, figure_bytes(figure, format, style=_STYLE, dpi=180))
+    write_output(target, figure_bytes(board_figure(leaderboard), format, style=_STYLE, dpi=180))
     return target
+
+
+def board_figure(board: Leaderboard) -> Figure:
+    """The ranking as a figure."""
+    with drawn_in(_STYLE):
+        return _figure(board)
 
 
 def _figure(board: Leaderboard) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,8 +47,8 @@ def cost_points(board: Leaderboard) -> list[Standing]:
     ]
 
 
-def cost_plot(board: Leaderboard) -> tuple[Figure, int]:
-    """Mean gain against step time relative to scratch. Returns the figure and how many points are not named."""
+def cost_plot(board: Leaderboard) -> Figure:
+    """Mean gain against step time relative to scratch."""
     standings = cost_points(board)
     costs = [s.step_ratio for s in standings]
     gains = [board.score(s) for s in standings]
@@ -63,14 +63,16 @@ def cost_plot(board: Leaderboard) -> tuple[Figure, int]:
     if board.reference:
         axes.axhline(0, color="black", linewidth=0.6, zorder=1)
     axes.set_xlabel("training step time relative to scratch (×)")
-    axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
+    low, high = _with_margin(low, high)
+    axes.set_ylim(low, high)
     if max(costs) > 4 * min(costs):  # one dear method must not push the others to the edge
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(x=0.08)
     points = list(zip(costs, gains, strict=True))
-    order = [*front, *(int(i) for i in np.argsort(gains)[::-1])]
-    return figure, _draw_points(axes, board, standings, points, ((-np.inf, np.inf), (low, high)), order)
+    corners = [(x[0], y[0])] + [corner for k in range(1, len(x)) for corner in ((x[k], y[k - 1]), (x[k], y[k]))]
+    _draw_points(axes, board, standings, points, ((-np.inf, np.inf), (low, high)), corners)
+    return figure
 
 
 def agreement_points(results: Results, board: Leaderboard) -> pd.DataFrame:
@@ -83,15 +85,15 @@ def agreement_points(results: Results, board: Leaderboard) -> pd.DataFrame:
     return cells.groupby(["pair", "method"])[["agreement", "value"]].mean().reset_index()
 
 
-def agreement_plot(results: Results, board: Leaderboard) -> tuple[Figure, int]:
+def agreement_plot(results: Results, board: Leaderboard) -> Figure:
     """Accuracy against agreement with the teacher: small marks are pairs, large ones means of methods."""
     points = agreement_points(results, board)
     figure = new_figure(3.4)
     axes = figure.add_subplot()
     tidy(axes)
     by_name = {s.method: s for s in board.standings}
-    x_low, x_high = _robust(points["agreement"], 0.0 if board.reference else None)
-    y_low, y_high = _robust(points["value"], 0.0 if board.reference else None)
+    x_low, x_high = _with_margin(*_robust(points["agreement"], 0.0 if board.reference else None))
+    y_low, y_high = _with_margin(*_robust(points["value"], 0.0 if board.reference else None))
     clipped = points.assign(
         agreement=points["agreement"].clip(x_low, x_high), value=points["value"].clip(y_low, y_high)
     )
@@ -106,12 +108,13 @@ def agreement_plot(results: Results, board: Leaderboard) -> tuple[Figure, int]:
     over = f" minus {shorten(board.reference_display, 12)}'s" if board.reference else ""
     unit = "points" if board.reference else "%"
     axes.set_xlabel(f"agreement with the teacher{over} ({unit})")
-    axes.set_xlim(x_low - 0.08 * (x_high - x_low), x_high + 0.08 * (x_high - x_low))
-    axes.set_ylim(y_low - 0.08 * (y_high - y_low), y_high + 0.08 * (y_high - y_low))
+    axes.set_xlim(x_low, x_high)
+    axes.set_ylim(y_low, y_high)
     standings = [by_name[str(name)] for name in means.index]
     shown = [(float(x), float(y)) for x, y in means.to_numpy()]
     limits = ((x_low, x_high), (y_low, y_high))
-    return figure, _draw_points(axes, board, standings, shown, limits, range(len(shown)))
+    _draw_points(axes, board, standings, shown, limits)
+    return figure
 
 
 def _draw_points(
@@ -120,28 +123,24 @@ def _draw_points(
     standings: Sequence[Standing],
     points: Sequence[tuple[float, float]],
     limits: tuple[tuple[float, float], tuple[float, float]],
-    order: Iterable[int],
-) -> int:
-    """Draw and name a point per method, at the edge where it lies beyond the limits (of x, of y).
+    line: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Draw and name a point per method, the best first; on the frame where it lies beyond the limits (of x, of y).
 
     Args:
-        order: positions of the most important first. A point at the edge must say where it lies: those are named before.
-
-    Returns:
-        How many are not named.
+        line: see ``name_points``.
     """
     shown = [(float(np.clip(x, *limits[0])), float(np.clip(y, *limits[1]))) for x, y in points]
     for standing, (x, y) in zip(standings, shown, strict=True):
-        draw_point(axes, x, y, _family(standing), standing.reconstruction)
+        draw_point(axes, x, y, _family(standing), standing.reconstruction, clip_on=False)
     axes.set_ylabel(_gain_label(board))
     figure = axes.get_figure(root=True)
     assert figure is not None
     handles = family_handles([_family(s) for s in standings], any(s.reconstruction for s in standings))
     legend_above(figure, handles, len(handles))
-    beyond = [i for i, point in enumerate(points) if point != shown[i]]
-    order = list(dict.fromkeys([*beyond, *order]))
+    order = sorted(range(len(points)), key=lambda i: -points[i][1])
     names = [_beyond(shorten(standings[i].display), points[i][1], *limits[1]) for i in order]
-    return name_points(axes, [shown[i] for i in order], names)
+    name_points(axes, [shown[i] for i in order], names, line)
 
 
 def _family(standing: Standing) -> str:
@@ -157,6 +156,12 @@ def _robust(values: Sequence[float] | pd.Series, keep: float | None) -> tuple[fl
     if keep is not None:
         low, high = min(low, keep), max(high, keep)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis, on which what lies beyond is drawn."""
+    margin = 0.08 * (high - low)
+    return low - margin, high + margin
 
 
 def _beyond(name: str, value: float, low: float, high: float) -> str:

@@ -6,13 +6,13 @@ Colour is never the only sign: families differ in marker, curves in dash, the he
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdbench.errors import KdbenchError, UnknownNameError
+from kdbench.errors import UnknownNameError
 from kdbench.shown import printable
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 #: Inches: both columns of a two-column paper.
 WIDTH = 7.0
 FORMATS = ("png", "svg", "pdf")
-#: Points of a plot that are named.
-MAX_NAMES = 40
+#: Points of a plot that are named beside them; more are numbered.
+MAX_NAMES = 16
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness, darkened where needed on white.
 COLORS = {"logits": "#0072B2", "hint": "#D55E00", "relation": "#007A5A", "hybrid": "#A3457A", "baseline": "#333333"}
@@ -105,19 +105,6 @@ def figure_bytes(figure: Figure, format: str, text_as_paths: bool = False, style
     return buffer.getvalue()
 
 
-def write_file(target: Path, content: bytes) -> None:
-    """Write a picture; the folder is created.
-
-    Raises:
-        KdbenchError: in one line, if that is not possible.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    except OSError as error:
-        raise KdbenchError(f"{target} cannot be written ({error.strerror})") from None
-
-
 def tidy(axes: Axes, grid: str = "both") -> None:
     """No frame above and right, a light grid behind."""
     for side in ("top", "right"):
@@ -179,33 +166,44 @@ def family_handles(families: Sequence[str], hollow: bool) -> list[Line2D]:
     ]
 
 
-def name_points(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> int:
-    """Write names beside points, so that they cover neither points nor each other where there is room.
+def name_points(
+    axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], line: Sequence[tuple[float, float]] = ()
+) -> None:
+    """Write names beside points, so that they cover neither points nor each other where there is room; or numbers, named below.
 
     Args:
-        points, names: of one length, the most important first; ``MAX_NAMES`` are named.
-
-    Returns:
-        How many are not named.
+        points, names: of one length.
+        line: corners of a line that no name may cover.
     """
     from adjustText import adjust_text
     from matplotlib.patheffects import withStroke
 
     figure = axes.get_figure(root=True)
     assert figure is not None
+    if len(names) > MAX_NAMES:
+        numbers = [str(number) for number in range(1, len(names) + 1)]
+        entries = [legend_handle("", "none", f"{number}  {name}") for number, name in zip(numbers, names, strict=True)]
+        columns = 4
+        figure.set_figheight(figure.get_figheight() + 0.13 * -(-len(names) // columns))
+        figure.legend(
+            handles=entries, loc="outside lower left", ncols=columns, frameon=False, fontsize=6.0, handlelength=0,
+            handletextpad=0, columnspacing=1.0, labelspacing=0.2,
+        )  # fmt: skip
+        names = numbers
     figure.canvas.draw()  # so that positions on the page are known
     figure.set_layout_engine("none")  # a label must not move what it was placed beside
     halo = [withStroke(linewidth=1.6, foreground="white")]  # lines may pass behind a name
     texts = [
         axes.text(x, y, name, fontsize=6.0, ha="center", va="center", zorder=6, path_effects=halo)
-        for (x, y), name in list(zip(points, names, strict=True))[:MAX_NAMES]
+        for (x, y), name in zip(points, names, strict=True)
     ]
     # Dots are taken for points without extent: corners of each stand for it.
-    corners = np.array([(i, j) for i in (-3, 0, 3) for j in (-3, 0, 3)]) * figure.dpi / 72
-    dots = (axes.transData.transform(points)[:, None] + corners).reshape(-1, 2)
-    x, y = axes.transData.inverted().transform(dots).T
+    around = np.array([(i, j) for i in (-3, 0, 3) for j in (-3, 0, 3)]) * figure.dpi / 72
+    dots = (axes.transData.transform(points)[:, None] + around).reshape(-1, 2)
+    corners = axes.transData.transform(line) if len(line) else np.empty((0, 2))
+    along = [np.linspace(a, b, 2 + int(np.abs(b - a).max() / 6)) for a, b in itertools.pairwise(corners)]
+    x, y = axes.transData.inverted().transform(np.concatenate([dots, *along])).T
     adjust_text(
         texts, x, y, ax=axes, expand=(1.05, 1.3), force_static=(0.3, 0.5), iter_lim=100,
         arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.4, "zorder": 2},
     )  # fmt: skip
-    return len(names) - len(texts)

@@ -1,6 +1,7 @@
-"""Writes a ``Table`` as a LaTeX float that needs booktabs alone; with graphicx loaded, a wide one is scaled.
+"""Writes a ``Table`` as LaTeX that needs booktabs alone, and longtable where it is broken over pages.
 
-A table of many columns becomes several panels below each other, so that what is scaled to the line can still be read.
+Everything is set in ``\footnotesize``, 8 pt in an article of 10 pt. A table wider than a line of 380 pt, as conferences of one
+column have, becomes panels below each other; in a narrower layout, or for long names, it is scaled where graphicx is there to do it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kdbench.reporting.table import Cell, Header, Table
+from kdbench.reporting.grid import Cell, Header, Table
 from kdbench.reporting.text.markup import (
     STYLES,
     Style,
     cell_markup,
+    cut,
     groups_of,
     note_lines,
     one_line,
+    plain_cell,
     spans_of,
     title_lines,
     title_markup,
@@ -25,65 +28,79 @@ from kdbench.reporting.text.markup import (
 # A table wider than the line is scaled where graphicx is there to do it; without it, it is set as it is.
 _FIT = r"\ifdim\wd2>\linewidth\ifdefined\resizebox\resizebox{\linewidth}{!}{\box2}\else\box2\fi\else\box2\fi"
 
-
-#: Columns of one panel.
-MAX_COLUMNS = 10
-#: Lines of a float, caption and notes not counted: more do not fit on a page. Wide tables are set smaller.
-MAX_LINES, MAX_LINES_WIDE = 40, 46
+#: Points of a line, and of one of two columns.
+LINE, COLUMN = 380, 200
+#: Lines of a float, caption and notes not counted: more do not fit on a page.
+MAX_LINES = 46
 #: Lines of notes under a float; more stand in the text after it, where they may run over pages.
 MAX_NOTE_LINES = 12
-#: Characters of a line of long text in a cell.
-_TEXT_WIDTH = 24
-#: Wider tables span both columns of a two-column page (``table*``, which is a plain ``table`` where there is one column).
-ONE_COLUMN = 6
+#: Points between columns, and of the narrowest column of long text.
+_GAP, _NARROW = 6, 60
+#: Characters of text in a cell that may not be broken, and of a line of long text.
+_SHORT, _TEXT_WIDTH = 18, 24
+#: Characters of a line of a column's title.
+_TITLE = 9
+#: Points of characters at 8 pt; of all others 4.25.
+_POINTS = {**dict.fromkeys(".,:;'|il()[]", 2.6), **dict.fromkeys("±+-–→↑↓×MWmw%", 7.0), " ": 2.9}
+# In a paragraph; the end of the row stays what it is.
+_RAGGED = r"\raggedright\let\\\tabularnewline "
+# longtable is for one column alone.
+_ONE_COLUMN = (
+    r"\csname if@twocolumn\endcsname\onecolumn\def\kdbenchcolumns{\twocolumn}\else\let\kdbenchcolumns\relax\fi"
+)
 
 
 def write_latex(table: Table) -> str:
-    """A ``table`` environment; the command and the hash of the results are comments before it."""
+    """A float, or a ``longtable``; the command and the hash of the results are comments before it."""
     style = STYLES["latex"]
-    comments = [
-        f"% {one_line(table.command)}",
-        f"% results {table.results_hash}; needs \\usepackage{{booktabs}}, and graphicx to fit wide tables to the line",
-    ]
+    needs = "booktabs and longtable" if table.long else "booktabs, and graphicx to fit what is too wide"
+    comments = [f"% {one_line(table.command)}", f"% results {table.results_hash}; needs {needs}"]
     if table.message:
         return "\n".join([*comments, rf"\emph{{{style.escape(table.message)}}}"]) + "\n"
-    floats = _floats(table)
-    lines = comments
+    table = _cited(table)
     notes = note_lines(table, style)
+    if table.long:
+        lines = _long(table, style, notes)
+    elif table.bare:
+        lines = _tabular(table, style)
+    else:
+        lines = _floated(table, style, notes)
+    if any(r"\cite{" in line for line in lines):
+        comments.append("% cites papers: --bib FILE writes their entries")
+    return "\n".join([*comments, *lines]) + "\n"
+
+
+def _floated(table: Table, style: Style, notes: list[str]) -> list[str]:
+    floats = _floats(table)
     apart = sum(-(-len(note) // 90) for note in notes) > MAX_NOTE_LINES
+    lines = []
     for number, parts in enumerate(floats):
         under = [] if apart or number < len(floats) - 1 else notes
         lines += _float(table, parts, style, number == 0, under)
     if apart:
-        lines += [rf"\par\medskip{{\footnotesize\raggedright\noindent Notes to Table~\ref{{tab:{table.label}}}:\par"]
+        of = rf"Notes to Table~\ref{{tab:{table.label}}}:" if table.caption else "Notes to the table above:"
+        lines += [rf"\par\medskip{{\footnotesize\raggedright\noindent {of}\par"]
         lines += [*(f"{note}\\par" for note in notes), r"}\medskip"]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _float(whole: Table, parts: Sequence[Table], style: Style, first: bool, notes: Sequence[str]) -> list[str]:
     """One float; the caption and the label are on the first."""
-    environment = "table" if len(whole.columns) <= ONE_COLUMN else "table*"
+    environment = "table" if len(parts) == 1 and sum(_widths(parts[0])) <= COLUMN else "table*"
     caption = rf"\caption{{{style.escape(whole.caption)}}}\label{{tab:{whole.label}}}"
     if not first:
         caption = r"\addtocounter{table}{-1}\caption{Continued.}"
     lines = [
         rf"\begin{{{environment}}}[tbp]",
         r"\centering",
-        r"\small" if len(whole.columns) <= ONE_COLUMN + 2 else r"\footnotesize",
-        r"\setlength{\tabcolsep}{3pt}",
-        rf"{caption}\par\medskip",
+        r"\footnotesize",
+        *_SPACING,
+        *([rf"{caption}\par\medskip"] if whole.caption else []),
     ]
     for number, part in enumerate(parts):
-        lines += [
-            *([r"\par\medskip"] if number else []),
-            rf"\setbox2=\hbox{{\begin{{tabular}}{{{''.join(_column_types(part))}}}",
-            r"\toprule",
-            *_head(part, style),
-            *_body(part, style),
-            r"\bottomrule",
-            r"\end{tabular}}%",
-            _FIT,
-        ]
+        tabular = _tabular(part, style)
+        lines += [*([r"\par\medskip"] if number else []), rf"\setbox2=\hbox{{{tabular[0]}", *tabular[1:-1]]
+        lines += [rf"{tabular[-1]}}}%", _FIT]
     if notes:
         lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\raggedright\footnotesize"]
         lines += [f"{note}\\par" for note in notes]
@@ -91,18 +108,59 @@ def _float(whole: Table, parts: Sequence[Table], style: Style, first: bool, note
     return [*lines, rf"\end{{{environment}}}"]
 
 
+_SPACING = [r"\setlength{\tabcolsep}{3pt}\renewcommand{\arraystretch}{1.1}"]
+
+
+def _tabular(table: Table, style: Style) -> list[str]:
+    types = _column_types(table)
+    return [
+        rf"\begin{{tabular}}{{{''.join(types)}}}",
+        r"\toprule",
+        *_head(table, types, style),
+        *_body(table, types, style),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def _long(table: Table, style: Style, notes: Sequence[str]) -> list[str]:
+    types = _column_types(table)
+    head = [r"\toprule", *_head(table, types, style), r"\midrule"]
+    caption = rf"\caption{{{style.escape(table.caption)}}}\label{{tab:{table.label}}}\\"
+    shown = bool(table.caption) and not table.bare
+    body = _body(table, types, style)[1:]  # the first rule is the head's
+    below = [] if table.bare else [r"\par\noindent\raggedright", *(f"{note}\\par" for note in notes)]
+    return [
+        _ONE_COLUMN,
+        rf"{{\footnotesize{''.join(_SPACING)}\setlength{{\LTcapwidth}}{{\linewidth}}",
+        rf"\begin{{longtable}}{{{''.join(types)}}}",
+        *([caption] if shown else []),
+        *head,
+        r"\endfirsthead",
+        *([r"\caption[]{Continued.}\\"] if shown else []),
+        *head,
+        r"\endhead",
+        r"\bottomrule",
+        r"\endfoot",
+        *body,
+        r"\end{longtable}",
+        *below,
+        r"}\kdbenchcolumns",
+    ]
+
+
 def _floats(table: Table) -> list[list[Table]]:
-    """The panels of each float: all in one where a page holds them, else each panel alone, cut by rows where it is long."""
+    """The panels of each float: as many as a page holds; one that is longer than a page is cut by rows."""
     heights = [max([1, *(-(-len(cell.text) // _TEXT_WIDTH) for cell in row)]) for row in table.cells]
     groups = sum(header.group != before.group for before, header in itertools.pairwise(table.rows)) + 1
     parts = panels(table)
-    limit = MAX_LINES if len(table.columns) <= ONE_COLUMN + 2 else MAX_LINES_WIDE
-    if (sum(heights) + groups + 3) * len(parts) <= limit:
-        return [parts]
+    limit = MAX_LINES - max(0, len(table.caption) // 95 - 3)  # a caption of more than three lines
+    if (together := limit // (sum(heights) + groups + 3)) > 0:
+        return [parts[i : i + together] for i in range(0, len(parts), together)]
     edges, used = [0], 0
     for i, height in enumerate(heights):
         height += i == edges[-1] or table.rows[i].group != table.rows[i - 1].group
-        if used + height > limit - 6:
+        if used + height > MAX_LINES - 6:
             edges.append(i)
             used = 0
         used += height
@@ -115,18 +173,33 @@ def _floats(table: Table) -> list[list[Table]]:
 
 
 def panels(table: Table) -> list[Table]:
-    """The table cut into parts of about equally many columns, at most ``MAX_COLUMNS`` each."""
-    count = -(-len(table.columns) // MAX_COLUMNS)
-    edges = [len(table.columns) * number // count for number in range(count + 1)]
-    return [
-        replace(
-            table, columns=table.columns[start:end], cells=tuple(row[start:end] for row in table.cells)
-        )
-        for start, end in itertools.pairwise(edges)
-    ]  # fmt: skip
+    """The table cut into parts that fit on a line."""
+    return cut(table, _widths(table), LINE)
 
 
-def _head(table: Table, style: Style) -> list[str]:
+def _cited(table: Table) -> Table:
+    """The table with papers cited, in place of notes that name them."""
+    keys = {note.mark: note.cites for note in table.notes if note.cites}
+
+    def header(of: Header) -> Header:
+        found = ",".join([of.cites, *(keys[mark] for mark in of.marks if mark in keys)]).split(",")
+        marks = tuple(mark for mark in of.marks if mark not in keys)
+        return replace(of, marks=marks, cites=",".join(dict.fromkeys(filter(None, found))))
+
+    def cell(of: Cell) -> Cell:
+        found = [keys[mark] for mark in of.marks if mark in keys]
+        return replace(of, marks=(), text="", cites=",".join(found)) if found and of.kind == "source" else of
+
+    return replace(
+        table,
+        rows=tuple(map(header, table.rows)),
+        columns=tuple(map(header, table.columns)),
+        cells=tuple(tuple(map(cell, row)) for row in table.cells),
+        notes=tuple(note for note in table.notes if not note.cites),
+    )
+
+
+def _head(table: Table, types: Sequence[str], style: Style) -> list[str]:
     lines = []
     spans = spans_of(table.columns)
     if any(title for title, _ in spans):
@@ -137,37 +210,87 @@ def _head(table: Table, style: Style) -> list[str]:
                 rules.append(rf"\cmidrule(lr){{{start}-{start + length - 1}}}")
             start += length
         lines += [" & " + " & ".join(cells) + r" \\", " ".join(rules)]
-    types = _column_types(table)[1:]
-    titles = (_column_title(header, kind, style) for header, kind in zip(table.columns, types, strict=True))
+    titles = (_column_title(header, kind, style) for header, kind in zip(table.columns, types[1:], strict=True))
     return [*lines, " & ".join([style.escape(table.corner), *titles]) + r" \\"]
 
 
-def _body(table: Table, style: Style) -> list[str]:
+def _body(table: Table, types: Sequence[str], style: Style) -> list[str]:
     lines: list[str] = []
-    types = _column_types(table)[1:]
     for group, rows in groups_of(table):
         lines.append(r"\midrule")
         if group:
             lines.append(rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\textit{{{style.escape(group)}}}}} \\")
         for header, row in rows:
-            cells = (_cell(cell, kind, style) for cell, kind in zip(row, types, strict=True))
-            lines.append(" & ".join([title_markup(header, style), *cells]) + r" \\")
+            cells = (_cell(cell, kind, style) for cell, kind in zip(row, types[1:], strict=True))
+            title = _cite(title_markup(header, style), header.cites)
+            if types[0] != "l":
+                title = _RAGGED + title
+            lines.append(" & ".join([title, *cells]) + r" \\")
     return lines
 
 
 def _column_types(table: Table) -> list[str]:
-    """``r`` for numbers, ``l`` for text, a paragraph for long text."""
-    types = ["l"]
-    for i in range(len(table.columns)):
-        longest = max((len(row[i].text) for row in table.cells), default=0)
-        textual = any(row[i].kind == "text" for row in table.cells)
-        types.append(r"p{0.3\linewidth}" if longest > 30 else "l" if textual else "r")
-    return types
+    """``r`` for numbers, ``l`` for text, a paragraph for long text: these share what the others leave of the line."""
+    widths = _widths(table)
+    textual = [
+        True,
+        *(any(row[i].kind in ("text", "source") for row in table.cells) for i in range(len(table.columns))),
+    ]
+    long = [width >= _NARROW and text for width, text in zip(_lengths(table), textual, strict=True)]
+    if not table.long:
+        long[0] = False
+    rest = LINE - sum(width for width, broken in zip(widths, long, strict=True) if not broken)
+    share = max(rest / max(sum(long), 1) - _GAP, _NARROW) / LINE
+    return [
+        rf"p{{{share:.3f}\linewidth}}" if broken else "l" if text else "r"
+        for broken, text in zip(long, textual, strict=True)
+    ]
+
+
+def _lengths(table: Table) -> list[float]:
+    """Points of the longest content of each column, unbroken; the first is that of the titles of rows."""
+    titles = max((_points(_said(header)) for header in table.rows), default=0.0)
+    return [
+        max(titles, _points(table.corner)),
+        *(max((_points(plain_cell(row[i]) + _numbers(row[i].cites)) + 3 * len(row[i].marks) for row in table.cells), default=0.0)
+          for i in range(len(table.columns))),
+    ]  # fmt: skip
+
+
+def _widths(table: Table) -> list[float]:
+    """Points that each column takes at 8 pt, with the gap beside it; long text is broken."""
+    first, *lengths = _lengths(table)
+    texts = [any(row[i].kind in ("text", "source") for row in table.cells) for i in range(len(table.columns))]
+    return [
+        first + _GAP,
+        *(
+            max([min(length, _NARROW) if text else length, *map(_points, title_lines(_said(header), _TITLE))]) + _GAP
+            for header, length, text in zip(table.columns, lengths, texts, strict=True)
+        ),
+    ]
+
+
+def _points(text: str) -> float:
+    return sum(_POINTS.get(char, 4.25) for char in text)
+
+
+def _said(header: Header) -> str:
+    """A title as wide as it is printed: a citation is a number in brackets."""
+    return title_markup(replace(header, marks=()), STYLES["text"]) + "*" * len(header.marks) + _numbers(header.cites)
+
+
+def _numbers(cites: str) -> str:
+    """As wide as what BibTeX makes of keys."""
+    return f" [{', '.join(['00'] * len(cites.split(',')))}]" if cites else ""
 
 
 def _column_title(header: Header, kind: str, style: Style) -> str:
     """A column's title; on several lines where it is long (tabular in tabular, so that no package is needed)."""
-    lines = [style.escape(line) for line in title_lines(header.title + (" (rec.)" if header.reconstruction else ""))]
+    plain = replace(header, marks=())
+    lines = [style.escape(line) for line in title_lines(title_markup(plain, STYLES["text"]), _TITLE)]
+    if header.marks:
+        lines[-1] += style.raised(",".join(map(style.escape, header.marks)))
+    lines[-1] = _cite(lines[-1], header.cites)
     if len(lines) == 1:
         return lines[0]
     side = "r" if kind == "r" else "l"
@@ -175,7 +298,11 @@ def _column_title(header: Header, kind: str, style: Style) -> str:
 
 
 def _cell(cell: Cell, kind: str, style: Style) -> str:
-    text = cell_markup(cell, style)
+    text = _cite(cell_markup(cell, style), cell.cites)
     if kind.startswith("p") and text:
-        return rf"{{\raggedright {text}\par}}"
+        return _RAGGED + text
     return text.replace("-", "$-$", 1) if cell.kind in ("value", "gain") and cell.value < 0 else text
+
+
+def _cite(text: str, keys: str) -> str:
+    return (text + "~" if text else "") + rf"\cite{{{keys}}}" if keys else text

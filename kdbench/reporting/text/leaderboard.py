@@ -11,8 +11,9 @@ import pandas as pd
 
 from kdbench.reporting.caption import label_of
 from kdbench.reporting.costs import count_text
+from kdbench.reporting.grid import Cell, Header, Note, Table
 from kdbench.reporting.leaderboard import Leaderboard, Standing
-from kdbench.reporting.table import Cell, Header, Note, Table
+from kdbench.reporting.published import PUBLISHED
 from kdbench.reporting.text.markup import escape_markdown, html_comment
 from kdbench.reporting.text.render import render
 
@@ -74,7 +75,7 @@ def leaderboard_table(board: Leaderboard) -> Table:
         "results_hash": board.results_hash,
         "label": label_of(board.results, board.metric.name, "leaderboard"),
         "records": pd.DataFrame(
-            [{name: getattr(s, name) for name in _RECORDS} for s in board.standings], columns=[*_RECORDS]
+            [{name: getattr(s, name) for name in _RECORDS} for s in _shown(board)], columns=[*_RECORDS]
         ),
     }
     if board.message:
@@ -82,14 +83,26 @@ def leaderboard_table(board: Leaderboard) -> Table:
     columns = [column for column in (*ranking_columns(board), *cost_columns(board)) if column is not _NAME]
     return Table(
         corner="method",
-        rows=tuple(Header(s.display, "method", reconstruction=s.reconstruction) for s in board.standings),
+        rows=(
+            *(Header(s.display, "method", reconstruction=s.reconstruction) for s in board.standings),
+            *(header for _, header in board.published),
+        ),
         columns=tuple(Header(column.title, "text") for column in columns),
-        cells=tuple(tuple(Cell("text", text=column.text(s)) for column in columns) for s in board.standings),
+        cells=tuple(tuple(Cell("text", text=column.text(s)) for column in columns) for s in _shown(board)),
         caption=board.caption,
-        notes=tuple(Note("", note) for note in board.notes),
+        notes=(*board.sources, *(Note("", note) for note in board.notes)),
         ranked=False,
         **shared,
     )
+
+
+def _shown(board: Leaderboard) -> list[Standing]:
+    """The ranking, and below it what was published."""
+    return [*board.standings, *(standing for standing, _ in board.published)]
+
+
+def _sources(board: Leaderboard) -> list[str]:
+    return [f"{note.mark}: {note.text}" for note in board.sources]
 
 
 def leaderboard_text(leaderboard: Leaderboard) -> str:
@@ -97,7 +110,7 @@ def leaderboard_text(leaderboard: Leaderboard) -> str:
     if leaderboard.message:
         return f"{leaderboard.message}\n"
     bodies = _tabulated(leaderboard, "simple", str, _two_lines)
-    return "\n".join([leaderboard.caption, "", *bodies, *leaderboard.notes]) + "\n"
+    return "\n".join([leaderboard.caption, "", *bodies, *leaderboard.notes, *_sources(leaderboard)]) + "\n"
 
 
 def leaderboard_markdown(leaderboard: Leaderboard) -> str:
@@ -106,7 +119,7 @@ def leaderboard_markdown(leaderboard: Leaderboard) -> str:
     if leaderboard.message:
         return f"{comment}\n\n{escape_markdown(leaderboard.message)}\n"
     bodies = _tabulated(leaderboard, "pipe", escape_markdown, escape_markdown)
-    notes = [f"- {escape_markdown(note)}" for note in leaderboard.notes]
+    notes = [f"- {escape_markdown(note)}" for note in (*leaderboard.notes, *_sources(leaderboard))]
     return "\n".join([comment, "", *bodies, escape_markdown(leaderboard.caption), "", *notes]) + "\n"
 
 
@@ -117,7 +130,11 @@ def _tabulated(board: Leaderboard, form: str, escape: Callable[[str], str], titl
     costs = cost_columns(board)
     bodies = []
     for columns in [ranking_columns(board), *([[_NAME, *costs]] if costs else [])]:
-        rows = [[escape(column.text(standing)) for column in columns] for standing in board.standings]
+        marks = {id(standing): " " + ",".join(header.marks) for standing, header in board.published}
+        rows = [
+            [escape(column.text(s) + (marks.get(id(s), "") if column is _NAME else "")) for column in columns]
+            for s in (board.standings if columns[1:] == costs else _shown(board))
+        ]
         aligned = ["left" if column.left else "right" for column in columns]
         titles = [title(column.title) for column in columns]
         bodies += [tabulate(rows, titles, tablefmt=form, disable_numparse=True, colalign=aligned), ""]
@@ -144,7 +161,7 @@ def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> Rich
     identity = leaderboard.results.identity()
     where = f"{identity['suite']}, protocol {identity['protocol']}, {identity['dataset']}"
     table.title = Text(f"{where}: {leaderboard.metric.name}, {leaderboard.results.select} epoch")
-    table.caption = Text("\n".join([leaderboard.caption, *leaderboard.notes]))
+    table.caption = Text("\n".join([leaderboard.caption, *leaderboard.notes, *_sources(leaderboard)]))
     narrow = width is not None and width < FULL_WIDTH
     columns = [column for column in ranking_columns(leaderboard) if column.essential or not narrow]
     if width is None or width >= COST_WIDTH:
@@ -156,9 +173,12 @@ def leaderboard_rich(leaderboard: Leaderboard, width: int | None = None) -> Rich
             table.add_column(title, justify="left", min_width=8, overflow="fold")
         else:
             table.add_column(title, justify="right", no_wrap=True)
-    for standing in leaderboard.standings:
+    for standing in _shown(leaderboard):
         style = "dim" if standing.rank is None else "bold" if standing.rank == 1 else ""
-        table.add_row(*(Text(column.text(standing)) for column in columns), style=style)
+        mark = f" {PUBLISHED}" if standing.family == "published" else ""
+        table.add_row(
+            *(Text(column.text(standing) + (mark if column is _NAME else "")) for column in columns), style=style
+        )
     return table
 
 
@@ -172,6 +192,8 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
         return f"[{signed(low)}, {signed(high)}]"
 
     columns = [Column("#", lambda s: s.rank, lambda s: str(s.rank)), _NAME]
+    if board.published and board.reference:
+        columns.append(Column(f"mean {board.metric.name}", lambda s: s.mean, lambda s: f"{s.mean:.{board.decimals}f}"))
     if board.reference:
         columns += [
             Column(f"gain over {board.reference_display}", lambda s: s.gain, lambda s: signed(s.gain)),

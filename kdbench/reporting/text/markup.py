@@ -9,10 +9,10 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from kdbench.reporting.table import Cell, Header, Table
+from kdbench.reporting.grid import Cell, Header, Table
 from kdbench.shown import printable
 
 #: In LaTeX, words of more characters may be broken at slashes, colons and @.
@@ -24,6 +24,8 @@ _LATEX = {
     **{
         "`": r"{\char96}",
         "→": r"$\rightarrow$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
         "×": r"$\times$",
         "†": r"$\dagger$",
         "‡": r"$\ddagger$",
@@ -32,6 +34,9 @@ _LATEX = {
     **{"*": r"{*}", "[": r"{[}", "]": r"{]}"},  # after \\ they would be read as its argument
     **{"–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''"},
 }
+#: What LaTeX cannot print with its own font encoding and no package, though pylatexenc knows a command for much of it: all but Latin
+#: letters, Greek, and common signs; of the Latin ones those with an ogonek, and the Icelandic, Croatian and Sami ones.
+_NO_LATEX = re.compile("[^\x20-\x7e\xa0-\u017fΑ-ω←↑→↓↔⇐⇒⇔∀∂∃∇∈∏∑−∓√∝∞∧∨∩∪∫≈≠≡≤≥≪≫⊂⊃⊆⊇⊕⊗⋅•™€‰]|[«»ÐÞðþĐđĄąĘęĮįŲųŉŊŋ]")
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,10 @@ def escape_latex(text: str) -> str:
     return " ".join(words)
 
 
+def _number(character: str) -> str:
+    return rf"\ensuremath{{\langle}}\texttt{{U+{ord(character):04X}}}\ensuremath{{\rangle}}"
+
+
 @functools.cache
 def _latex_encoder() -> Any:
     from pylatexenc.latexencode import RULE_DICT, RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
@@ -84,6 +93,7 @@ def _latex_encoder() -> Any:
     own = [
         UnicodeToLatexConversionRule(RULE_REGEX, doubled),
         UnicodeToLatexConversionRule(RULE_DICT, {ord(char): latex for char, latex in _LATEX.items()}),
+        UnicodeToLatexConversionRule(RULE_REGEX, [(_NO_LATEX, lambda found: _number(found[0]))]),
     ]
     return UnicodeToLatexEncoder(
         conversion_rules=[*own, "defaults"],
@@ -93,9 +103,10 @@ def _latex_encoder() -> Any:
     )
 
 
-def html_comment(command: str, results_hash: str) -> str:
-    """The command that makes a table and the hash of the results it used."""
-    return f"<!-- {one_line(command).replace('-->', '-- >')} (results {results_hash}) -->"
+def html_comment(command: str, results_hash: str = "") -> str:
+    """The command that makes a table or figures, and the hash of the results it used."""
+    said = re.sub("--(?=!?>)", "-- ", one_line(command))  # both end a comment
+    return f"<!-- {said}{results_hash and f' (results {results_hash})'} -->"
 
 
 def one_line(text: str) -> str:
@@ -121,9 +132,15 @@ STYLES = {
 
 
 def cell_markup(cell: Cell, style: Style) -> str:
-    text = style.escape(plain_cell(cell)) if plain_cell(cell) != "--" else "--"
-    if cell.best:
-        text = (style.bold if cell.best == 1 else style.underline)(text)
+    """The best with its spread in bold; of the second the mean alone is underlined, clear of the row below."""
+    plain = plain_cell(cell)
+    mean, between, spread = plain.partition(" ± ")
+    if cell.best == 1:
+        text = style.bold(style.escape(plain))
+    elif cell.best:
+        text = style.underline(style.escape(mean)) + (f" {style.escape(f'± {spread}')}" if between else "")
+    else:
+        text = plain if plain == "--" else style.escape(plain)
     marks = ",".join(style.escape(mark) for mark in cell.marks)
     if cell.kind == "failed":
         return marks
@@ -131,7 +148,10 @@ def cell_markup(cell: Cell, style: Style) -> str:
 
 
 def title_markup(header: Header, style: Style) -> str:
-    return style.escape(header.title) + (" (rec.)" if header.reconstruction else "")
+    """A title with its marks, ``(rec.)`` and arrow."""
+    marks = style.raised(",".join(style.escape(mark) for mark in header.marks)) if header.marks else ""
+    arrow = f" {style.escape(header.better)}" if header.better else ""
+    return style.escape(header.title) + marks + (" (rec.)" if header.reconstruction else "") + arrow
 
 
 def title_lines(title: str, width: int = 12) -> list[str]:
@@ -140,6 +160,33 @@ def title_lines(title: str, width: int = 12) -> list[str]:
     if arrow:
         return [f"{teacher} →", student]
     return textwrap.wrap(teacher, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def cut(table: Table, widths: Sequence[float], line: float) -> list[Table]:
+    """The table in panels of about equal width, each no wider than a line; the first of ``widths`` is that of the titles of rows.
+
+    A cut within two columns of a group's border moves there, where that fits.
+    """
+    first, *columns = widths
+    room = max(line - first, *columns) if columns else line
+    edges = [0, len(columns)]
+    for count in range(1, len(columns) + 1):
+        middles = [sum(columns[:i]) + columns[i] / 2 for i in range(len(columns))]
+        places = [min(count - 1, int(middle / sum(columns) * count)) for middle in middles]
+        edges = [0, *(i for i in range(1, len(columns)) if places[i] != places[i - 1]), len(columns)]
+        if all(sum(columns[a:b]) <= room for a, b in itertools.pairwise(edges)):
+            break
+    for number in range(1, len(edges) - 1):
+        for place in (edges[number] + step for step in (0, -1, 1, -2, 2)):
+            low, high = edges[number - 1], edges[number + 1]
+            if low < place < high and table.columns[place].group != table.columns[place - 1].group:
+                if sum(columns[low:place]) <= room and sum(columns[place:high]) <= room:
+                    edges[number] = place
+                break
+    return [
+        replace(table, columns=table.columns[a:b], cells=tuple(row[a:b] for row in table.cells))
+        for a, b in itertools.pairwise(edges)
+    ]
 
 
 def note_lines(table: Table, style: Style) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from kdbench.reporting.table import Table
+from kdbench.reporting.grid import Table
 from kdbench.reporting.text.latex import write_latex
 from kdbench.reporting.text.markup import (
     STYLES,
     Style,
     cell_markup,
+    cut,
     escape_markdown,
     group_title,
     groups_of,
@@ -56,11 +58,31 @@ def _markdown(table: Table) -> str:
     if table.message:
         return f"{comment}\n\n{escape_markdown(table.message)}\n"
     style = STYLES["markdown"]
-    headers = [style.escape(table.corner), *(title_markup(header, style) for header in table.columns)]
-    body = _tabulated(table, style, headers, "pipe", "**{}**".format)
-    notes = _column_groups(table, style) + note_lines(table, style)
-    lines = [comment, "", body, "", escape_markdown(table.caption), "", *(f"- {note}" for note in notes)]
-    return "\n".join(lines).rstrip() + "\n"
+    bodies: list[str] = []
+    for part in cut(table, _widths(table, style), MARKDOWN_WIDTH):
+        headers = [style.escape(part.corner), *(title_markup(header, style) for header in part.columns)]
+        bodies += [_tabulated(part, style, headers, "pipe", "**{}**".format), ""]
+    notes = [] if table.bare else _column_groups(table, style) + note_lines(table, style)
+    caption = [escape_markdown(table.caption), ""] if table.caption and not table.bare else []
+    return "\n".join([comment, "", *bodies, *caption, *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def _widths(table: Table, style: Style) -> list[float]:
+    """Characters of each column as GitHub shows them, the titles of rows first, with what stands between two."""
+
+    def shown(text: str) -> int:
+        return len(re.sub(r"</?\w+>|\*\*|\\", "", text)) + 3
+
+    titles = [shown(title_markup(header, style)) for header in table.rows]
+    return [
+        float(max([*titles, shown(table.corner)])),
+        *(
+            float(
+                max([shown(title_markup(header, style)), *(shown(cell_markup(row[i], style)) for row in table.cells)])
+            )
+            for i, header in enumerate(table.columns)
+        ),
+    ]
 
 
 def _column_groups(table: Table, style: Style) -> list[str]:
@@ -84,7 +106,8 @@ def _text(table: Table) -> str:
     if any(tops):
         stacks = [[top, *stack] for top, stack in zip(tops, stacks, strict=True)]
     body = _tabulated(table, style, ["\n".join(stack) for stack in stacks], "simple", "{}:".format)
-    return "\n".join([body, "", one_line(table.caption), *note_lines(table, style)]).rstrip() + "\n"
+    below = [] if table.bare else [one_line(table.caption), *note_lines(table, style)]
+    return "\n".join([body, "", *below]).rstrip() + "\n"
 
 
 def _html(table: Table) -> str:
@@ -92,7 +115,8 @@ def _html(table: Table) -> str:
     comment = html_comment(table.command, table.results_hash)
     if table.message:
         return f'{comment}\n<p class="kdbench-empty">{style.escape(table.message)}</p>\n'
-    lines = [comment, '<table class="kdbench-table">', f"<caption>{style.escape(table.caption)}</caption>", "<thead>"]
+    caption = [f"<caption>{style.escape(table.caption)}</caption>"] if table.caption and not table.bare else []
+    lines = [comment, '<table class="kdbench-table">', *caption, "<thead>"]
     spans = spans_of(table.columns)
     if any(title for title, _ in spans):
         cells = "".join(f'<th scope="colgroup" colspan="{n}">{style.escape(title)}</th>' for title, n in spans)
@@ -107,7 +131,7 @@ def _html(table: Table) -> str:
             cells = "".join(f'<td class="{cell.kind}">{cell_markup(cell, style)}</td>' for cell in row)
             lines.append(f'<tr class="{header.kind}"><th scope="row">{title_markup(header, style)}</th>{cells}</tr>')
     lines += ["</tbody>", "</table>"]
-    notes = "".join(f"<li>{note}</li>" for note in note_lines(table, style))
+    notes = "" if table.bare else "".join(f"<li>{note}</li>" for note in note_lines(table, style))
     return "\n".join([*lines, f'<ul class="kdbench-notes">{notes}</ul>' if notes else ""]).rstrip() + "\n"
 
 
@@ -140,6 +164,9 @@ def _csv_text(value: Any) -> Any:
     text = one_line(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
+
+#: Characters of a line on GitHub's pages, about.
+MARKDOWN_WIDTH = 130
 
 WRITERS: dict[str, Callable[[Table], str]] = {
     "markdown": _markdown,
