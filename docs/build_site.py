@@ -179,19 +179,24 @@ def _figure(rows: pd.DataFrame) -> str:
 
 
 def api_page() -> str:
-    """Every public name of ``kdbench``, from its docstring."""
+    """Every public name of ``kdbench``, and what its functions take and return, from the docstrings."""
     groups = {
         "Plan, train, compare": ("plan", "run", "tune", "table", "leaderboard", "load_results", "load_student"),
+        "What they take and return": ("kdbench.matrix.request.Request", "kdbench.api.View"),
         "Writing a method": ("Method", "Batch", "Outputs", "Feature", "NetInfo", "StageInfo", "Task", "Range"),
         "Registering": ("register_method", "register_metric"),
         "Errors": ("KdbenchError",),
     }
-    told = {name for names in groups.values() for name in names}
-    missing = set(kdbench.__all__) - told - {"__version__"}
-    if missing:
-        raise ValueError(f"docs/build_site.py: no group for {', '.join(sorted(missing))}")
-    parts = ["# Python API\n", "[Scripts and notebooks](python.md) shows these functions at work.\n"]
+    untold = set(kdbench.__all__) - {name for names in groups.values() for name in names} - {"__version__"}
+    if untold:
+        raise ValueError(f"docs/build_site.py: no group for {', '.join(sorted(untold))}")
+    parts = [
+        "# Python API\n",
+        "[Scripts and notebooks](python.md) shows these functions at work. The options that they share are the attributes of "
+        "`Request` but the suite; one name may stand for a list of one.\n",
+    ]
     for title, names in groups.items():
         parts.append(f"## {title}\n")
-        parts += [f"::: {kdbench._HOME[name]}.{name}\n    options:\n      heading_level: 3\n" for name in names]
+        full = (name if "." in name else f"{kdbench._HOME[name]}.{name}" for name in names)
+        parts += [f"::: {name}\n    options:\n      heading_level: 3\n" for name in full]
     return "\n".join(parts)
