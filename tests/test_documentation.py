@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,24 @@ def test_the_navigation_has_every_page_once() -> None:
     later = {"findings.md"}  # which the hook adds as soon as it is written
     assert len(named) == len(set(named))
     assert set(named) == ({page.name for page in DOCS.glob("*.md")} | GENERATED) - later
+
+
+def test_the_figures_of_the_tutorial_are_those_that_were_measured() -> None:
+    cells: dict[tuple[str, str], list[float]] = {}
+    with (ROOT / "results" / "measured" / "digits-full.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            pair = f"{row['teacher_display']} → {row['student_display']}"
+            cells.setdefault((pair, row["method"]), []).append(float(row["top1"]))
+    rows = re.findall(
+        r"^\| ([\w-]+ → [\w-]+) \| (.*) \|$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) == 6
+    for pair, figures in rows:
+        own = [cells[pair, method] for method in ("scratch", "kd", "fitnet", "crd", "lfcc", "ofa")]
+        expected = [f"{statistics.mean(top1):.1f} ± {statistics.stdev(top1):.1f}" for top1 in own]
+        assert figures.replace("*", "").split(" | ") == expected
+        best = max(range(len(own)), key=lambda i: statistics.mean(own[i]))
+        assert figures.split(" | ")[best] == f"**{expected[best]}**"
 
 
 @pytest.mark.slow
