@@ -94,7 +94,7 @@ def in_order() -> tuple[MethodEntry, ...]:
 
 def method_page(entry: MethodEntry) -> str:
     """Everything that is known of one method: paper, losses, defaults, fidelity, citation, measured figures."""
-    section: str = helpers()["_section"](entry, extra_parameters())
+    section: str = helpers()["section"](entry, extra_parameters())
     parts = [re.sub(r"^### ", "# ", section).replace("](../", "](../../")]  # it was written for docs/methods.md
     parts += ["## Loss\n", *losses(entry)]
     parts.append(

@@ -103,7 +103,7 @@ def methods_page(methods: MethodCatalog, costs: Mapping[str, Mapping[str, int]])
         members = [entry for entry in ordered if entry.family == family]
         if members:
             parts.append(f"## {title}\n")
-            parts += [_section(entry, costs) for entry in members]
+            parts += [section(entry, costs) for entry in members]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
@@ -145,7 +145,8 @@ def official(entry: MethodEntry) -> list[str]:
     ]
 
 
-def _section(entry: MethodEntry, costs: Mapping[str, Mapping[str, int]]) -> str:
+def section(entry: MethodEntry, costs: Mapping[str, Mapping[str, int]]) -> str:
+    """What the page says of one method."""
     own = costs.get(entry.name, {})
     counted = ", ".join(f"{own[key]:,} ({key})" for key in REFERENCE_PAIRS if key in own) or "not measured"
     lines = [
