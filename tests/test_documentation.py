@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import statistics
 import subprocess
@@ -39,6 +40,18 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         file = page.parent / path if path else page
         assert file.exists() or path in GENERATED, target
         assert not anchor or file.suffix != ".md" or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lists_tables_and_headings_are_what_they_look_like_in_the_site_too(page: Path) -> None:
+    """GitHub begins them without an empty line before, and takes two spaces for the inside of a list; the site does not."""
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"^ {1,3}```", text, re.MULTILINE), "a code block in a list is indented by four"
+    lines = CODE.sub("", text).splitlines()
+    for before, line in itertools.pairwise(lines):
+        if re.match(r"[-*] |\d+\. |#+ |\|", line) and before.strip():
+            within = r"\|" if line.startswith("|") else r"[-*] |\d+\. | {2,}"
+            assert re.match(rf"{within}|#+ ", before), line
 
 
 def test_the_navigation_has_every_page_once() -> None:
