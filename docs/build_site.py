@@ -113,11 +113,16 @@ def losses(entry: MethodEntry) -> list[str]:
     found = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and (said := ast.get_docstring(node)):
-            found.append(f"**`{node.name}({ast.unparse(node.args)})`**: {said.replace('``', '`')}\n")
+            found.append(f"**`{node.name}({ast.unparse(node.args)})`**: {escaped(said.replace('``', '`'))}\n")
     forward = next((node for cls in classes(tree, entry.class_name) for node in cls.body if _is_forward(node)), None)
     if forward is not None:
         found.append(f"```python\n{ast.unparse(forward)}\n```\n")
     return found
+
+
+def escaped(text: str) -> str:
+    """Inner products in docstrings, <s, t>, are no HTML."""
+    return re.sub(r"(`[^`]*`)|<", lambda found: found[1] or "&lt;", text)
 
 
 def classes(tree: ast.Module, name: str) -> list[ast.ClassDef]:

@@ -89,6 +89,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "hao2023ofa" in page
     assert "96.1 ± 0.1" in page  # Mixer-L to ResNet-S in results/measured/digits-full.csv
     assert "forward(" in page
+    assert "&lt;" in (tmp_path / "site" / "methods" / "lfcc" / "index.html").read_text(
+        encoding="utf-8"
+    )  # an inner product
     assert "load_results" in (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     outside = [
         path for path in (tmp_path / "site").rglob("*.html") if "fonts.googleapis" in path.read_text(encoding="utf-8")
