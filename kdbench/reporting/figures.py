@@ -83,8 +83,9 @@ def _read(path: Path) -> pd.DataFrame:
         numbers = pd.to_numeric(table[name], errors="coerce")
         wrong = table[name].ne("") & ~numbers.between(0, largest)
         if wrong.any():
-            line, value = wrong.idxmax(), printable(table[name][wrong.idxmax()], NAME_LENGTH)
-            raise KdbenchError(f"{path}, line {line + 2}: {name} is {value!r}, expected a number from 0 to {largest}")
+            place = int(wrong.argmax())
+            shown = printable(table[name].iloc[place], NAME_LENGTH)
+            raise KdbenchError(f"{path}, line {place + 2}: {name} is {shown!r}, expected a number from 0 to {largest}")
     return table
 
 

@@ -300,6 +300,8 @@ def _recipe_remarks(our: dict[str, Any], figure: dict[str, Any], results: Result
     if our["kind"] == "teacher" or not np.isfinite(our["ours_top1"]):
         return []
     own = results.cells[(results.cells["student"] == our["student"]) & (results.cells["method"] == our["method"])]
+    if our["kind"] == "distilled":
+        own = own[own["teacher"] == our["teacher"]]
     family = own["student_family"].iloc[0]
     epochs = own.loc[own["value"].notna(), "epochs"].dropna()
     dataset = plain_name(results.identity()["dataset"])
