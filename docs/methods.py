@@ -12,11 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdbench.cli.listing import COSTS, short_count
-from kdbench.method import Task
-from kdbench.nets.tapped import describe
 from kdbench.plugins.entry import FAMILIES, MethodEntry
 from kdbench.plugins.registry import MethodCatalog, catalog
 from kdbench.suite.net import NetSpec
@@ -70,6 +66,11 @@ those of two pairs with 100 classes: *usual* is Swin-T to ResNet18 at 224 px (th
 
 def measure(methods: MethodCatalog) -> dict[str, dict[str, int]]:
     """Count the trainable parameters of every method on the reference pairs, with its default hyper-parameters."""
+    import torch
+
+    from kdbench.method import Task
+    from kdbench.nets.tapped import describe
+
     found: dict[str, dict[str, int]] = {}
     for name, entry in sorted(methods.items()):
         cls: Any = entry.load()
@@ -102,7 +103,7 @@ def methods_page(methods: MethodCatalog, costs: Mapping[str, Mapping[str, int]])
         members = [entry for entry in ordered if entry.family == family]
         if members:
             parts.append(f"## {title}\n")
-            parts += [_section(entry, costs) for entry in members]
+            parts += [section(entry, costs) for entry in members]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
@@ -144,7 +145,8 @@ def official(entry: MethodEntry) -> list[str]:
     ]
 
 
-def _section(entry: MethodEntry, costs: Mapping[str, Mapping[str, int]]) -> str:
+def section(entry: MethodEntry, costs: Mapping[str, Mapping[str, int]]) -> str:
+    """What the page says of one method."""
     own = costs.get(entry.name, {})
     counted = ", ".join(f"{own[key]:,} ({key})" for key in REFERENCE_PAIRS if key in own) or "not measured"
     lines = [

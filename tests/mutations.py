@@ -1,0 +1,229 @@
+"""Break one place of the code at a time, and see that the tests notice: ``python tests/mutations.py [WORD...]``.
+
+Works on a copy of the tree. With words, only places in files whose path begins with one of them. Prints each place and whether it was
+caught; the status is 1 if one was not. Without a GPU, an hour or more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    """In ``file``, which holds ``old`` once, it becomes ``new``; one of ``tests`` must then fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+_LOGITS = "tests/methods/test_golden.py tests/methods/test_logit_methods.py tests/methods/test_core_methods.py"
+_RELATIONS = "tests/methods/test_golden.py tests/methods/test_relation_methods.py"
+_HINTS = "tests/methods/test_golden.py tests/methods/test_hint_methods.py"
+_BLOCKS = "tests/methods/test_blocks.py tests/methods/test_golden.py"
+_COHORT = "tests/engine/test_guarantees.py"
+_STATISTICS = "tests/reporting/test_statistics.py"
+_PAIRED = "tests/reporting/test_paired.py"
+_FRAME = "tests/reporting/test_frame.py tests/reporting/test_matching.py tests/reporting/test_table.py"
+_FILES = "tests/store/test_files.py"
+_CLAIMS = "tests/store/test_claims.py"
+_MERGE = "tests/cli/test_stores.py"
+
+MUTATIONS = (
+    # losses
+    Mutation("kdbench/blocks.py", "log_target=True) * temperature**2", "log_target=True) * temperature", _LOGITS),
+    Mutation(
+        "kdbench/blocks.py",
+        'reduction="batchmean", log_target=True) * temp',
+        'reduction="mean", log_target=True) * temp',
+        _LOGITS,
+    ),
+    Mutation("methods/dkd.py", "return alpha * tckd + beta * nckd", "return beta * tckd + alpha * nckd", _LOGITS),
+    Mutation("methods/dkd.py", "position + (position >= column)", "position + (position > column)", _LOGITS),
+    Mutation("methods/dist.py", "_correlation(student.t(), teacher.t())", "_correlation(student, teacher)", _LOGITS),
+    Mutation("methods/dist.py", "second = second - second.mean(dim=1, keepdim=True)", "second = second", _LOGITS),
+    Mutation("methods/nkd.py", ".sum(dim=1).mean() * temperature**2", ".sum(dim=1).mean()", _LOGITS),
+    Mutation("methods/nkd.py", "return target_term + gamma * others", "return target_term + others", _LOGITS),
+    Mutation(
+        "methods/lskd.py", "logits.std(dim=1, keepdim=True) + 1e-7", "logits.var(dim=1, keepdim=True) + 1e-7", _LOGITS
+    ),
+    Mutation(
+        "methods/ofa.py",
+        "(teacher_prob + target_mask) ** eps - target_mask",
+        "(teacher_prob + target_mask) ** eps",
+        _LOGITS,
+    ),
+    Mutation("methods/ofa.py", "student_logits / temperature, dim=1)", "student_logits, dim=1)", _LOGITS),
+    Mutation(
+        "methods/rkd.py",
+        "distance_weight * distance + angle_weight * angle",
+        "distance_weight * distance + angle",
+        _RELATIONS,
+    ),
+    Mutation(
+        "methods/sp.py", "torch.linalg.vector_norm(gram, dim=1", "torch.linalg.vector_norm(gram, dim=0", _RELATIONS
+    ),
+    Mutation(
+        "methods/pkt.py", "inner_products(unit, unit) + 1) / 2", "inner_products(unit, unit) + 1) / 1", _RELATIONS
+    ),
+    Mutation("methods/cc.py", "delta[:-1] * delta[1:]", "delta[1:] * delta[1:]", _RELATIONS),
+    Mutation("methods/crd.py", "slope[:, 0] -= 1", "slope[:, 0] -= 0", _RELATIONS),
+    Mutation(
+        "methods/at.py", "attention(teacher_map, p)).pow(2).mean()", "attention(teacher_map, p)).abs().mean()", _HINTS
+    ),
+    Mutation("methods/vid.py", "/ variance + variance.log()", "/ variance - variance.log()", _HINTS),
+    # adapters
+    Mutation(
+        "kdbench/blocks.py",
+        "if height >= size[0] and width >= size[1]:",
+        "if height > size[0] and width > size[1]:",
+        _BLOCKS,
+    ),
+    Mutation("kdbench/blocks.py", "shift = embedding - scale * pooled", "shift = embedding - pooled", _BLOCKS),
+    Mutation(
+        "kdbench/blocks.py",
+        "tokens.transpose(1, 2).unflatten(2, (height, width))",
+        "tokens.transpose(1, 2).unflatten(2, (width, height))",
+        _BLOCKS,
+    ),
+    Mutation(
+        "kdbench/blocks.py",
+        "min((epoch + 1) / warmup_epochs, 1.0)",
+        "min(epoch / warmup_epochs, 1.0)",
+        f"{_BLOCKS} {_LOGITS}",
+    ),
+    # cohort
+    Mutation(
+        "kdbench/engine/cohort.py",
+        "cohort.position = Position(epoch, step + 1)",
+        "cohort.position = Position(epoch, step)",
+        _COHORT,
+    ),
+    Mutation(
+        "kdbench/engine/cohort.py",
+        "        self.drop(cell)\n        self.on_failure",
+        "        self.on_failure",
+        _COHORT,
+    ),
+    Mutation(
+        "kdbench/engine/cohort.py",
+        "                    if shared.was_changed():\n                        shared = self.share",
+        "                    if False:\n                        shared = self.share",
+        _COHORT,
+    ),
+    Mutation(
+        "kdbench/engine/cohort.py",
+        "or self.epoch == self.max_epochs:",
+        "or self.epoch > self.max_epochs:",
+        f"{_COHORT} tests/engine/test_recipes.py",
+    ),
+    Mutation(
+        "kdbench/engine/cell.py", "torch.manual_seed(spec.net_seed)", "torch.manual_seed(spec.method_seed)", _COHORT
+    ),
+    Mutation("kdbench/engine/cell.py", '"stream": self.stream.state_dict(),', '"stream": {},', _COHORT),
+    Mutation(
+        "kdbench/engine/cell.py",
+        "return self.distiller if self.average is None else self.average.module",
+        "return self.distiller",
+        "tests/engine/test_recipes.py",
+    ),
+    # store
+    Mutation("kdbench/store/files.py", "if not (once and _link(temporary, path)):", "if True:", _FILES),
+    Mutation("kdbench/store/files.py", "    if rest != hashlib", "    if False and rest != hashlib", _FILES),
+    Mutation(
+        "kdbench/store/files.py",
+        "return value if math.isfinite(value) else _refuse(text)",
+        "return value",
+        f"{_FILES} tests/store/test_result.py",
+    ),
+    Mutation(
+        "kdbench/store/claims.py", "if self._clock() - since < self.seconds:", "if self._clock() - since < 0:", _CLAIMS
+    ),
+    Mutation("kdbench/store/claims.py", "if _token_in(aside) != token:", "if False:", _CLAIMS),
+    Mutation("kdbench/store/merge.py", "elif _numbers(other) == _numbers(found.result):", "elif True:", _MERGE),
+    Mutation("kdbench/store/merge.py", "if first != checksum and line not in merge.conflicts:", "if False:", _MERGE),
+    # statistics
+    Mutation("kdbench/reporting/statistics.py", "stdtrit(n - 1, 0.975)", "stdtrit(n, 0.975)", _STATISTICS),
+    Mutation(
+        "kdbench/reporting/statistics.py", "(apart - of_one_teacher) *", "(of_one_teacher - apart) *", _STATISTICS
+    ),
+    Mutation(
+        "kdbench/reporting/statistics.py", "true / (true + variances)", "variances / (true + variances)", _STATISTICS
+    ),
+    Mutation("kdbench/reporting/statistics.py", "ranks, data = ranks[data != 0], data[data != 0]", "pass", _STATISTICS),
+    Mutation(
+        "kdbench/reporting/statistics.py", "np.minimum(1.0, np.maximum.accumulate(", "np.minimum(1.0, (", _STATISTICS
+    ),
+    Mutation("kdbench/reporting/statistics.py", "data > band + RESOLUTION", "data >= band", _STATISTICS),
+    Mutation("kdbench/reporting/paired.py", "if fewer == more:", "if fewer > more:", _PAIRED),
+    Mutation("kdbench/reporting/paired.py", "scale = 100 / first.size", "scale = 100 / len(first)", _PAIRED),
+    Mutation("kdbench/reporting/paired.py", "set(found[0]) & set(found[1])", "set(found[0])", _PAIRED),
+    Mutation(
+        "kdbench/reporting/ranks.py",
+        "found or end > found[-1][1]",
+        "found or end >= found[-1][1]",
+        "tests/reporting/test_statistics.py tests/reporting/test_plots.py",
+    ),
+    # report
+    Mutation("kdbench/reporting/frame.py", '(second == "")]', '(second != "")]', _FRAME),
+    Mutation("kdbench/reporting/frame.py", "2 * counts[name] >= reached", "counts[name] >= reached", _FRAME),
+    Mutation(
+        "kdbench/reporting/frame.py", 'where(cells["state"] == "done")', 'where(cells["state"] != "absent")', _FRAME
+    ),
+    Mutation(
+        "kdbench/reporting/frame.py",
+        'keep="last").drop(columns="_done")',
+        'keep="first").drop(columns="_done")',
+        _FRAME,
+    ),
+)
+
+
+def caught(tree: Path, mutation: Mutation) -> bool:
+    """Whether a test fails on the mutated tree, which is as before afterwards."""
+    path = tree / mutation.file
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", *mutation.tests.split()]
+        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=tree, env=environment, capture_output=True).returncode == 1
+    finally:
+        path.write_text(before, encoding="utf-8")
+
+
+def main(words: list[str]) -> int:
+    """Try them; the number of those that no test noticed decides the status."""
+    chosen = [mutation for mutation in MUTATIONS if not words or mutation.file.startswith(tuple(words))]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "kdbench"
+        shutil.copytree(
+            ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "site", "runs", "*.egg-info")
+        )
+        for mutation in chosen:
+            found = caught(tree, mutation)
+            survivors += not found
+            print(
+                "caught  " if found else "SURVIVED",
+                mutation.file,
+                repr(mutation.old),
+                "->",
+                repr(mutation.new),
+                flush=True,
+            )
+    print(f"{len(chosen) - survivors} of {len(chosen)} caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
