@@ -1,6 +1,7 @@
 """Within one pair: how sure a figure is over seeds, and whether two methods differ on the same test images.
 
-Three questions that are often mixed up, each with its own answer here:
+One interval answers what a reader asks, another seed and other images at once (``over_seeds_and_images``). Three narrower questions
+are often mixed up with it, each with its own answer here:
 
 - *Another seed?* Student's t over the differences of seeds that both methods have.
 - *Other test images?* The paired bootstrap (``bootstrap_difference``): these networks, other images of the same kind.
@@ -30,6 +31,7 @@ class Comparison:
     Attributes:
         seeds: of which both methods have predictions.
         difference: of the accuracies, mean over those seeds.
+        over_both: ``over_seeds_and_images``; NaN with fewer than two seeds.
         over_images: percentile interval of the paired bootstrap over images.
         over_seeds: Student's t interval of the per-seed differences; NaN with fewer than two seeds.
         only_first, only_second: images that only this one has right, mean over those seeds.
@@ -41,6 +43,7 @@ class Comparison:
     first: str
     seeds: tuple[int, ...]
     difference: float
+    over_both: tuple[float, float]
     over_images: tuple[float, float]
     over_seeds: tuple[float, float]
     only_first: float
@@ -95,14 +98,47 @@ def bootstrap_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, 
     Raises:
         ValueError: for different shapes.
     """
+    low, high = np.percentile(_draws_of_images(first, second), [2.5, 97.5])
+    return float(_favour(first, second).sum() * 100 / first.size), float(low), float(high)
+
+
+def _draws_of_images(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(RESAMPLES,): the difference in points, over images that are drawn anew."""
     per_image = _favour(first, second)
     # An image matters only by its difference, of which there are few values: drawing how often each value occurs is the
     # same as drawing images, and quick for 50,000 of them.
     values, counts = np.unique(per_image, return_counts=True)
     scale = 100 / first.size
     draws = np.random.default_rng(BOOTSTRAP_SEED).multinomial(per_image.size, counts / counts.sum(), size=RESAMPLES)
-    low, high = np.percentile(draws @ values * scale, [2.5, 97.5])
-    return float(per_image.sum() * scale), float(low), float(high)
+    return np.asarray(draws @ values * scale)
+
+
+def over_seeds_and_images(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of the difference of accuracies when seeds and test images are drawn again.
+
+    Images are drawn as by ``bootstrap_difference``. Two or three seeds are too few to be drawn from (their bootstrap covers four fifths
+    of what it says), so that seeds are a parametric bootstrap: to each draw of images is added t · s / sqrt(n), with s the standard
+    deviation of the n differences of seeds and t from Student's distribution with n - 1 degrees of freedom. Without noise of images this
+    is ``t_interval`` over seeds, without noise of seeds the bootstrap over images.
+
+    Args:
+        first, second: (seeds, N) bool.
+
+    Returns:
+        Limits in points; NaN twice with fewer than two seeds.
+
+    Raises:
+        ValueError: for different shapes.
+    """
+    from scipy.special import stdtrit
+
+    draws, seeds = _draws_of_images(first, second), len(first)
+    if seeds < 2:
+        return np.nan, np.nan
+    error = 100 * (first.mean(axis=1) - second.mean(axis=1)).std(ddof=1) / np.sqrt(seeds)
+    levels = (np.random.default_rng(BOOTSTRAP_SEED).permutation(RESAMPLES) + 0.5) / RESAMPLES
+    low, high = np.percentile(draws + error * stdtrit(seeds - 1, levels), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def compare_methods(results: Results, outcomes: Outcomes, pair: str, first: str, second: str) -> Comparison | None:
@@ -127,6 +163,7 @@ def compare_methods(results: Results, outcomes: Outcomes, pair: str, first: str,
         first=first,
         seeds=tuple(seeds),
         difference=difference,
+        over_both=over_seeds_and_images(a, b),
         over_images=(low, high),
         over_seeds=t_interval((a.mean(axis=1) - b.mean(axis=1)) * 100),
         only_first=float((a & ~b).sum(axis=1).mean()),

@@ -27,6 +27,7 @@ from kdbench.reporting.html.tables import (
 )
 from kdbench.reporting.html.views import board_data, boards_json
 from kdbench.reporting.html.words import summary
+from kdbench.reporting.hours import with_equal_hours
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots.draw import Plot, draw_plots
 from kdbench.reporting.plots.picture import board_figure
@@ -130,7 +131,7 @@ def part_of_page(id: str, frame: pd.DataFrame, board: Leaderboard, outcomes: Out
     tables: list[PageTable] = []
     if not results.empty:
         found = [
-            leaderboard_table(board, links, f"{id}-leaderboard"),
+            leaderboard_table(with_equal_hours(board, outcomes), links, f"{id}-leaderboard"),
             matrix_table(frame, results, links, f"{id}-matrix"),
             metrics_table(results, links, f"{id}-metrics"),
             students_table(board, f"{id}-students"),
