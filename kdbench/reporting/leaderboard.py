@@ -13,7 +13,7 @@ from kdbench.reporting import aggregates, statistics
 from kdbench.reporting.caption import build_caption, nothing_text, results_hash
 from kdbench.reporting.choices import Choices, arranged, renamed
 from kdbench.reporting.costs import hours, number_or_nan, student_costs
-from kdbench.reporting.frame import Results, collect, fill_frame, matched
+from kdbench.reporting.frame import Results, collect, fill_frame
 from kdbench.reporting.grid import Header
 from kdbench.reporting.notes import board_notes
 from kdbench.reporting.published import published_columns, published_scores
@@ -145,7 +145,7 @@ class _Builder:
         of_declared = statistics.holm([self.tests.get(name, (1.0, 0.0))[0] for name in self.declared])
         self.p_holm |= {name: p for name, p in zip(self.declared, of_declared, strict=True) if name in self.tests}
         if reference:
-            self.apart = {name: own for name, own in results.gains_by_seed(reference).groupby("method")}
+            self.apart = dict(iter(results.gains_by_seed(reference).groupby("method")))
             self.by_seed = self.sign * results.by_seed([*self.gains])
         self.step_ratios = _step_ratios(results.cells)
         self.shrunken = dict(zip(self.crossed, statistics.shrunken([*self.crossed.values()]), strict=True))

@@ -12,6 +12,7 @@ import pandas as pd
 from kdbench.plugins.metrics import Metric
 from kdbench.reporting.classes import class_scores
 from kdbench.reporting.frame import Results, split_frame
+from kdbench.reporting.hours import with_equal_hours
 from kdbench.reporting.html.classes import CellClasses, classes_table, students_table
 from kdbench.reporting.html.data import blocks_of_files, cells_data, safe_json
 from kdbench.reporting.html.render import render
@@ -27,7 +28,6 @@ from kdbench.reporting.html.tables import (
 )
 from kdbench.reporting.html.views import board_data, boards_json
 from kdbench.reporting.html.words import summary
-from kdbench.reporting.hours import with_equal_hours
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots.draw import Plot, draw_plots
 from kdbench.reporting.plots.picture import board_figure
