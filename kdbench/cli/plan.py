@@ -218,7 +218,7 @@ def _detectable_line(plan: Plan) -> str:
 
     methods = {cell.method for cell in plan.cells}
     reference = next((name for name in ("kd", "scratch") if name in methods), "")
-    competing = {name for name in methods if name in plan.catalog and plan.catalog[name].family != "baseline"}
+    competing = {cell.method for cell in plan.cells if cell.facts["method_family"] != "baseline"}
     tested = {*plan.request.confirm} or competing - {reference, "scratch"}
     if not reference or not tested:
         return ""

@@ -82,9 +82,11 @@ def hypotheses_of(
     for method in dict.fromkeys(methods):
         if method not in planned:
             raise UnknownNameError("method", method, planned, "--confirm: the plan")
-        if not against or method == against:
+        if not against:
+            raise KdbenchError(f"--confirm {method}: a gain over kd or scratch is declared, and neither is planned")
+        if method == against:
             raise KdbenchError(
-                f"--confirm {method}: a gain over kd, or else scratch, is declared, and there is neither"
+                f"--confirm {method}: that is what gains are counted from; name methods that are compared with it"
             )
         new = Hypothesis(
             method=method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,18 @@ def finish(store: Store, cell: Cell) -> None:
 
 
 def test_a_hypothesis_is_declared_once_and_before_any_cell_of_its_method(store: Store, cells: tuple[Cell, ...]) -> None:
-    methods = [*dict.fromkeys(cell.method for cell in cells)]
-    one = next(name for name in methods if name not in ("kd", "scratch"))
-    ask = {"root": store.root, "suite": WHERE[0], "protocol": WHERE[1], "split": "test", "planned": [*methods, "kd"]}
+    one = "ofa"
+    ask = {
+        "root": store.root,
+        "suite": WHERE[0],
+        "protocol": WHERE[1],
+        "split": "test",
+        "planned": ["scratch", "kd", one],
+    }
     (added,) = hypotheses_of(**ask, methods=[one, one], now=BEFORE)
     assert added == declared(one)
     write_declared(store.root, *WHERE, [added])
-    finish(store, next(cell for cell in cells if cell.method == one))
+    finish(store, replace(cells[0], method=one))
     assert read_declared(store.root, *WHERE) == (added,)
     assert hypotheses_of(**ask, methods=[one]) == []  # the same run goes on
     (store.root / "tiny/seeds/declared.json").unlink()
@@ -52,8 +58,11 @@ def test_a_hypothesis_is_declared_once_and_before_any_cell_of_its_method(store: 
     ]
     with pytest.raises(UnknownNameError, match="unknown"):
         hypotheses_of(**ask, methods=["oafa"])
-    with pytest.raises(KdbenchError, match="there is neither"):
+    with pytest.raises(KdbenchError, match="counted from"):
         hypotheses_of(**ask, methods=["kd"])
+    with pytest.raises(KdbenchError, match="neither is planned"):
+        hypotheses_of(**ask | {"root": store.root / "empty", "planned": [one]}, methods=[one])
+    assert not hypotheses_of(**ask, methods=[])
 
 
 def test_a_link_or_a_damaged_declaration_is_told_and_hides_no_cell(store: Store, cells: tuple[Cell, ...]) -> None:
@@ -70,8 +79,8 @@ def test_a_link_or_a_damaged_declaration_is_told_and_hides_no_cell(store: Store,
 
 
 def test_declarations_survive_csv_submission_and_merge(store: Store, cells: tuple[Cell, ...], tmp_path: Path) -> None:
-    own, other = cells[0], next(cell for cell in cells if cell.method != cells[0].method)
-    hypotheses = (declared(own.method), declared("never-run"))
+    own, other = (replace(cells[0], method=method) for method in ("ofa", "dkd"))
+    hypotheses = joined([declared(own.method), declared("never-run")])
     finish(store, own)
     write_declared(store.root, *WHERE, hypotheses)
     second = Store(tmp_path / "second")

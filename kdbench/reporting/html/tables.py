@@ -229,7 +229,8 @@ def paired_table(
     headings = (
         Heading("pair", True, "ascending"), Heading("method", True, "ascending"), Heading("difference (points)"),
         Heading("95 %, other seeds and images"), Heading("95 %, other images"), Heading("95 %, other seeds"),
-        Heading("p, these images", first="ascending"), Heading("only it right"), Heading(f"only {board.reference_display} right"), Heading("seeds"),
+        Heading("p, these images", first="ascending"), Heading("only it right"), Heading(f"only {board.reference_display} right"),
+        Heading("seeds"),
     )  # fmt: skip
     rows = tuple(_paired_row(one, results, links) for one in comparisons)
     notes = sorted({note for one in comparisons for note in one.notes})
