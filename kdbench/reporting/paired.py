@@ -116,10 +116,11 @@ def _draws_of_images(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def over_seeds_and_images(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of the difference of accuracies when seeds and test images are drawn again.
 
-    Images are drawn as by ``bootstrap_difference``. Two or three seeds are too few to be drawn from (their bootstrap covers four fifths
-    of what it says), so that seeds are a parametric bootstrap: to each draw of images is added t · s / sqrt(n), with s the standard
-    deviation of the n differences of seeds and t from Student's distribution with n - 1 degrees of freedom. Without noise of images this
-    is ``t_interval`` over seeds, without noise of seeds the bootstrap over images.
+    Two or three seeds are too few to be drawn from (their bootstrap covers four fifths of what it says), so that they are a parametric
+    bootstrap: t · s / sqrt(n), with s the standard deviation of the n differences of seeds and t from Student's distribution with n - 1
+    degrees of freedom. To each is added a draw of images (``bootstrap_difference``), shrunken to the share of its variance that images
+    have in all seeds alike, 1 - MS_residual / MS_images of the two-way analysis of variance: what they have in one seed alone is in s.
+    Where images do the same in all seeds this is the bootstrap over images; where they share nothing it is ``t_interval`` over seeds.
 
     Args:
         first, second: (seeds, N) bool.
@@ -133,11 +134,17 @@ def over_seeds_and_images(first: np.ndarray, second: np.ndarray) -> tuple[float,
     from scipy.special import stdtrit
 
     draws, seeds = _draws_of_images(first, second), len(first)
-    if seeds < 2:
+    if seeds < 2 or first.shape[1] < 2:
         return np.nan, np.nan
-    error = 100 * (first.mean(axis=1) - second.mean(axis=1)).std(ddof=1) / np.sqrt(seeds)
+    apart = 100.0 * (first.astype(np.int8) - second.astype(np.int8))
+    by_image, by_seed = apart.mean(axis=0), apart.mean(axis=1)
+    residual = apart - by_image - by_seed[:, None] + apart.mean()
+    of_images = seeds * by_image.var(ddof=1)
+    rest = (residual**2).sum() / ((seeds - 1) * (by_image.size - 1))
+    shared = max(0.0, 1 - rest / of_images) if of_images else 0.0
     levels = (np.random.default_rng(BOOTSTRAP_SEED).permutation(RESAMPLES) + 0.5) / RESAMPLES
-    low, high = np.percentile(draws + error * stdtrit(seeds - 1, levels), [2.5, 97.5])
+    of_seeds = by_seed.std(ddof=1) / np.sqrt(seeds) * stdtrit(seeds - 1, levels)
+    low, high = np.percentile(apart.mean() + of_seeds + np.sqrt(shared) * (draws - apart.mean()), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -112,20 +112,20 @@ def test_the_interval_over_seeds_and_images_has_the_two_intervals_as_its_limits(
     assert np.isnan(paired.over_seeds_and_images(a[:1], b[:1])).all()
 
 
-@pytest.mark.parametrize(("seed_sd", "images"), [(0.0, 1000), (0.01, 1000), (0.03, 300)])
-def test_the_interval_over_seeds_and_images_covers_what_it_says(seed_sd, images, monkeypatch):
+@pytest.mark.parametrize(("seed_sd", "image_sd"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.25), (0.03, 0.25)])
+def test_the_interval_over_seeds_and_images_covers_what_it_says(seed_sd, image_sd, monkeypatch):
     monkeypatch.setattr(paired, "RESAMPLES", 1000)
     rng = np.random.default_rng(7)
-    draws, held = 200, 0
+    draws, held = 300, 0
     for _ in range(draws):
         easy = rng.normal(
-            0.6, 0.12, images
-        )  # an image is as easy in all seeds, and the second method is two points worse
-        a = rng.random((3, images)) < easy + rng.normal(0, seed_sd, (3, 1))
-        b = rng.random((3, images)) < easy - 0.02 + rng.normal(0, seed_sd, (3, 1))
+            0.5, 0.1, 400
+        )  # the second method is two points worse, on some images more and on others less
+        other = easy - 0.02 + rng.normal(0, image_sd, 400)
+        a, b = (rng.random((3, 400)) < each + rng.normal(0, seed_sd, (3, 1)) for each in (easy, other))
         low, high = paired.over_seeds_and_images(a, b)
         held += low <= 2.0 <= high
-    assert 0.92 <= held / draws <= 1.0
+    assert 0.92 <= held / draws <= 0.98
 
 
 def test_two_methods_are_compared_from_their_files(tmp_path):
@@ -137,9 +137,8 @@ def test_two_methods_are_compared_from_their_files(tmp_path):
     assert found.over_images[0] < 11.0 < found.over_images[1]
     expected = stats.ttest_rel([90, 91, 95], [80, 81, 82]).confidence_interval()
     assert found.over_seeds == pytest.approx((expected.low, expected.high))
-    # Which images are right is drawn anew for each seed: the interval of both is wider than that of seeds.
-    assert found.over_both[0] <= found.over_seeds[0] + 0.1
-    assert found.over_both[1] >= found.over_seeds[1] - 0.1
+    # Which images are right is drawn anew for each seed: they share next to nothing, and seeds alone are chance.
+    assert found.over_both == pytest.approx(found.over_seeds, abs=0.5)
     assert found.only_first - found.only_second == pytest.approx((20 + 20 + 26) / 3)
     assert paired.comparable(results, "kd") == [(PAIR, "scratch"), (PAIR, "ofa")]
 

@@ -39,7 +39,7 @@ def test_the_power_that_it_rests_on_is_what_the_study_found(suite, monkeypatch):
     assert STUDY["spreads"] == power.SPREADS
     found = STUDY["rows"][f"{suite}, students and teachers"]["found"]
     monkeypatch.setattr(power, "POWER", found)
-    assert power.detectable_gain(pairs, STUDY["seeds"], 1) == pytest.approx(STUDY["gain"], abs=0.12)
+    assert power.detectable_gain(pairs, STUDY["seeds"], 1) == pytest.approx(STUDY["gain"], abs=0.15)
 
 
 def test_of_few_nets_it_is_the_signed_rank_tests_by_drawing():
