@@ -13,6 +13,7 @@ from scipy import stats
 from kdbench.errors import KdbenchError
 from kdbench.reporting.costs import count_text, student_costs
 from kdbench.reporting.frame import collect
+from kdbench.reporting.html.words import summary
 from kdbench.reporting.leaderboard import Leaderboard, Standing, build_leaderboard
 from kdbench.reporting.prose import paragraph
 from kdbench.reporting.text.leaderboard import (
@@ -101,6 +102,8 @@ def test_an_interval_and_its_p_need_four_teachers_and_four_students():
         assert (own.p < 0.05) == (own.low > 0 or own.high < 0)
         assert own.attainable
     assert "p: that the mean gain over KD is zero" in "\n".join(board.notes)
+    assert "limits for all 3 methods at once (Bonferroni t) are all_low and all_high" in "\n".join(board.notes)
+    assert "(the interval, Holm's correction)" in " ".join(summary(board))
     few = build_leaderboard(factory.frame({pair: row for pair, row in figures.items() if not pair.startswith("t3")}))
     assert np.isnan(by_name(few)["ofa"].low)
     assert "No interval: with 3 teachers and 4 students none would cover what it says" in "\n".join(few.notes)
