@@ -7,10 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdbench.reporting.statistics import RESOLUTION
-
-DRAWS = 2000
-_SEED = 21_081_326
+from kdbench.reporting.statistics import LEAST_NETS, RESOLUTION, crossed_mean
 
 #: One array of seeds for each pair.
 ByPair = Sequence[np.ndarray]
@@ -47,14 +44,25 @@ def performance_profile(gains: ByPair, levels: np.ndarray) -> np.ndarray:
     return np.mean([(pair[:, None] > levels).mean(axis=0) for pair in gains], axis=0)
 
 
-def profile_band(gains: ByPair, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise 95 % limits of the profile when pairs are drawn anew, each with its seeds (percentiles of ``DRAWS`` draws).
+def profile_band(
+    gains: ByPair, levels: np.ndarray, teachers: Sequence[str], students: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Pointwise 95 % limits of the profile, were teachers, students and pairs drawn anew: ``crossed_mean`` at each level.
 
-    rliable draws runs within each task and keeps the tasks; of three seeds that says little, and nothing of other pairs. Pairs that
-    share a teacher or a student count as independent. The same draws are made each time.
+    rliable draws runs within each task and keeps the tasks; of three seeds that says little, and nothing of other pairs. Where all pairs
+    have the same share the limits are that share.
+
+    Args:
+        teachers, students: of each pair.
+
+    Returns:
+        None with fewer than ``LEAST_NETS`` teachers or students.
     """
-    above = np.stack([(pair[:, None] > levels).mean(axis=0) for pair in gains])
-    count = len(above)
-    weights = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), size=DRAWS) / count
-    low, high = np.percentile(weights @ above, [2.5, 97.5], axis=0)
+    if min(len({*teachers}), len({*students})) < LEAST_NETS:
+        return None
+    limits = []
+    for shares in np.stack([(pair[:, None] > levels).mean(axis=0) for pair in gains]).T:
+        mean = crossed_mean(shares, teachers, students)
+        limits.append(mean.interval() if mean else (shares.mean(),) * 2)
+    low, high = np.clip(limits, 0, 1).T
     return low, high

@@ -12,6 +12,7 @@ from kdbench.reporting.hours import gains_at_equal_hours, value_within, with_equ
 from kdbench.reporting.leaderboard import build_leaderboard
 from kdbench.reporting.plots.runs import profile_gains
 from kdbench.reporting.plots.stored import curves_by_hours, learning_curves
+from kdbench.reporting.statistics import crossed_mean
 from kdbench.reporting.text.leaderboard import leaderboard_table, leaderboard_text
 from kdbench.store.reading import Outcomes
 from tests.reporting import factory
@@ -39,9 +40,21 @@ def test_a_performance_profile_counts_runs_within_pairs_first():
     gains = [np.array([1.0, 3.0]), np.array([2.0])]
     levels = np.array([0.0, 1.0, 1.5, 2.0, 3.0])
     assert aggregates.performance_profile(gains, levels).tolist() == [1.0, 0.75, 0.75, 0.25, 0.0]
-    low, high = aggregates.profile_band(gains, levels)
-    # of two pairs, both draws of the one or of the other are 1/4 each, well beyond 2.5 %
-    assert (low.tolist(), high.tolist()) == ([1.0, 0.5, 0.5, 0.0, 0.0], [1.0, 1.0, 1.0, 0.5, 0.0])
+    assert aggregates.profile_band(gains, levels, ["a", "b"], ["x", "y"]) is None
+
+
+def test_a_profiles_band_is_the_interval_of_a_leaderboard_at_each_level():
+    pairs = [(teacher, student) for teacher in "abcd" for student in "wxyz"]
+    teachers, students = zip(*pairs, strict=True)
+    gains = [*np.random.default_rng(0).normal(0.5, 1, (16, 3))]
+    levels = np.array([-9.0, 0.0, 0.7])
+    band = aggregates.profile_band(gains, levels, teachers, students)
+    assert band is not None
+    shares = [(pair > 0.7).mean() for pair in gains]
+    mean = crossed_mean(shares, teachers, students)
+    assert mean is not None
+    assert (band[0][2], band[1][2]) == pytest.approx(np.clip(mean.interval(), 0, 1))
+    assert (band[0][0], band[1][0]) == (1.0, 1.0)
 
 
 def test_a_leaderboards_aggregates_are_over_the_seeds_that_both_have():
@@ -54,7 +67,7 @@ def test_a_leaderboards_aggregates_are_over_the_seeds_that_both_have():
     assert {"improvement", "iqm", "equal_hours"} <= {*leaderboard_table(board).records}
     assert "IQM" not in leaderboard_text(board)
     profile = profile_gains(board.results, board)["ofa"]
-    assert sorted(map(list, profile)) == [[0.0], [1.0, 5.0]]
+    assert {pair: gains.tolist() for pair, gains in profile.items()} == {P1: [1.0, 5.0], P2: [0.0]}
     lower = build_leaderboard(factory.frame(figures), metric="nll")  # in the factory a point of top-1 is 0.01 nats less
     assert next(s for s in lower.standings if s.method == "ofa").improvement == pytest.approx((0.75 + 0.5) / 2)
 

@@ -16,24 +16,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def profile_gains(results: Results, board: Leaderboard) -> dict[str, list[np.ndarray]]:
-    """Gains per seed over the reference, an array for each pair, of the shown methods that have at least two pairs."""
+def profile_gains(results: Results, board: Leaderboard) -> dict[str, dict[str, np.ndarray]]:
+    """Gains per seed over the reference, by method and pair, of the shown methods that have at least two pairs."""
     apart = results.gains_by_seed(board.reference)
     found = {}
     for name in shown_methods(board):
         own = apart[(apart["method"] == name) & (name != board.reference)]
-        pairs = [gains.to_numpy() for _, gains in own.groupby("pair")["value"]]
+        pairs = {str(pair): gains.to_numpy() for pair, gains in own.groupby("pair")["value"]}
         if len(pairs) > 1:
             found[name] = pairs
     return found
 
 
-def profile_plot(results: Results, board: Leaderboard, gains: dict[str, list[np.ndarray]]) -> Figure:
-    """Share of runs with more than a gain, against that gain: a line per method, and its band."""
-    every = np.concatenate([pair for pairs in gains.values() for pair in pairs])
+def profile_plot(results: Results, board: Leaderboard, gains: dict[str, dict[str, np.ndarray]]) -> tuple[Figure, bool]:
+    """Share of runs with more than a gain, against that gain: a line per method, and its band.
+
+    Returns:
+        The figure, and whether there is a band.
+    """
+    every = np.concatenate([pair for pairs in gains.values() for pair in pairs.values()])
     low, high = np.percentile(every, [1, 99])
     margin = 0.05 * (high - low) or 0.5
-    levels = np.linspace(low - margin, high + margin, 200)
+    levels = np.linspace(low - margin, high + margin, 100)
     figure = new_figure(2.6)
     axes = figure.add_subplot()
     tidy(axes)
@@ -41,11 +45,14 @@ def profile_plot(results: Results, board: Leaderboard, gains: dict[str, list[np.
     for name, pairs in gains.items():
         color, dashes = styles[name]
         label = shorten(str(results.method_info[name]["title"]))
-        axes.plot(levels, performance_profile(pairs, levels), color=color, linestyle=dashes, label=label)
-        axes.fill_between(levels, *profile_band(pairs, levels), color=color, alpha=0.12, linewidth=0)
+        axes.plot(levels, performance_profile([*pairs.values()], levels), color=color, linestyle=dashes, label=label)
+        nets = results.pairs.loc[[*pairs]]
+        band = profile_band([*pairs.values()], levels, nets["teacher"].tolist(), nets["student"].tolist())
+        if band is not None:
+            axes.fill_between(levels, *band, color=color, alpha=0.12, linewidth=0)
     axes.axvline(0, color="black", linewidth=0.6, zorder=1)
     axes.set(xlim=(levels[0], levels[-1]), ylim=(0, 1), ylabel="share of runs with more")
     axes.set_xlabel(results.metric.with_unit(f"gain over {board.reference_display}", difference=True))
     handles, _ = axes.get_legend_handles_labels()
     legend_above(figure, handles, 6, handlelength=3.0, columnspacing=1.2, handletextpad=0.8)
-    return figure
+    return figure, bool(axes.collections)
