@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib import rc_context
 
 from benchmarks.sides import FOLDER
-from kdbench.reporting.plots.style import COLORS, STYLE, figure_bytes, new_figure, tidy, write_file
+from kdbench.reporting.plots.style import COLORS, STYLE, figure_bytes, new_figure, tidy
+from kdbench.store.files import write_output
 
 BLUE, ORANGE, GREEN, GREY = COLORS["logits"], COLORS["hint"], COLORS["relation"], "#BBBBBB"
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with rc_context(STYLE):
             figure = draw(options.source)
         if figure is not None:
-            write_file(options.to / f"performance-{name}.png", figure_bytes(figure, "png"))
+            write_output(options.to / f"performance-{name}.png", figure_bytes(figure, "png"))
             print(options.to / f"performance-{name}.png")
     return 0
 

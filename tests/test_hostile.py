@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from kdbench.engine.checkpoint import Position, load_checkpoint, load_checkpoints, save_checkpoint
 from kdbench.errors import KdbenchError
-from kdbench.reporting.published import COLUMNS, load_published
+from kdbench.reporting.figures import COLUMNS, load_published
 from kdbench.store.claims import read_holder
 from kdbench.store.files import DamagedFileError, read_json, write_bytes, write_json
 from kdbench.store.folders import CellFolder

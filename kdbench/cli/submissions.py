@@ -98,9 +98,8 @@ def _plan(request: Request, submission: Submission) -> Plan | None:
     """The plan of today; None for a suite or protocol that is not known here."""
     if submission.suite not in suite_files():  # a name alone: the file of a stranger chooses no path
         return None
-    given = {"suite": submission.suite, "protocol": submission.protocol}
     with contextlib.suppress(KdbenchError):
-        return plan_of(replace(request, **given, split=submission.split))
+        return plan_of(replace(request, suite=submission.suite, protocol=submission.protocol, split=submission.split))
     return None
 
 

@@ -375,7 +375,7 @@ def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _De
         net, counter = TappedNet(spec, num_classes, name).requires_grad_(False), MacCounter()
         info = net.describe(counter)
         if spec.python:
-            build_model(spec, num_classes, name)  # refuses a function that returns the same net once more
+            build_model(spec, num_classes, name, TappedNet)  # refuses a function that returns the same net once more
         return _Description(info, sum(value.numel() for value in net.parameters()), net._own_head, counter.macs)
 
 

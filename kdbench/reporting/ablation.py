@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,7 @@ def ablation_table(
             f"{method} has no variant here, and so nothing to compare; kdbench run --variant NAME={method},KEY=VALUE"
         )
     results = arranged(collect(settings, metric, select), choices)
-    shared = {
+    shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),
         "label": label_of(results, metric, "ablation"),

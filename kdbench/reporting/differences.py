@@ -44,7 +44,7 @@ def difference_table(
     if a.empty and b.empty:
         raise KdbenchError(f"neither {names[0]} nor {names[1]} holds a finished cell with {metric}")
     counted_a, counted_b = (
-        frame.groupby(_KEY)["value"].agg(**{f"n_{name}": "count", f"mean_{name}": "mean"})
+        frame.groupby(_KEY)["value"].agg(n="count", mean="mean").add_suffix(f"_{name}")
         for name, frame in (("a", a), ("b", b))
     )
     both = counted_a.join(counted_b, how="outer").reset_index()

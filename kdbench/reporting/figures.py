@@ -8,8 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from kdbench.errors import KdbenchError
+from kdbench.opening import open_file
 from kdbench.reporting.aliases import METHOD_ALIASES, NET_ALIASES
 from kdbench.reporting.references import find_published
+from kdbench.shown import NAME_LENGTH, printable
 
 COLUMNS = [
     *("paper", "arxiv_id", "table", "dataset", "teacher", "teacher_top1"),
@@ -17,6 +19,7 @@ COLUMNS = [
 ]
 #: Columns that not every file has: empty there, and images of 224 px.
 _OPTIONAL = ["selection", "provenance", "note", "image_size"]
+_LARGEST = {"teacher_top1": 100, "student_top1": 100, "top1": 100, "image_size": 65_536}
 
 
 def load_published(folder: Path | str | None = None) -> pd.DataFrame:
@@ -68,13 +71,22 @@ def normalise_method(name: str) -> str:
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open_file(path.resolve()) as file:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise KdbenchError(f"{path} cannot be read: {error}") from None
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise KdbenchError(f"{path} lacks the columns {', '.join(missing)}")
-    return table.reindex(columns=[*COLUMNS, *_OPTIONAL], fill_value="")
+    table = table.reindex(columns=[*COLUMNS, *_OPTIONAL], fill_value="")
+    for name, largest in _LARGEST.items():
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        wrong = table[name].ne("") & ~numbers.between(0, largest)
+        if wrong.any():
+            place = int(wrong.argmax())
+            shown = printable(table[name].iloc[place], NAME_LENGTH)
+            raise KdbenchError(f"{path}, line {place + 2}: {name} is {shown!r}, expected a number from 0 to {largest}")
+    return table
 
 
 def plain_name(name: str) -> str:

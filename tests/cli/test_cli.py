@@ -243,7 +243,7 @@ def test_verbs_options_and_names_are_completed_in_the_shell() -> None:
 
     assert completions("kdbench", "leader") == ["leaderboard"]
     assert completions("kdbench", "run", "--meth") == ["--methods"]
-    assert completions("kdbench", "run", "dig") == ["digits"]
+    assert completions("kdbench", "run", "digits-") == ["digits-chains"]
     assert completions("kdbench", "run", "--methods", "kd,scr") == ["kd,scratch"]
 
 
@@ -450,7 +450,8 @@ def test_table_is_written_in_every_form(
     assert kdbench(*words, "--to", tmp_path / "table").status == 0
     if form == "csv":  # the others hold the command that made them
         assert (tmp_path / "table").read_text() == said.out
-    said = kdbench(*words, "--to", tmp_path / "nowhere" / "table")
+    assert kdbench(*words, "--to", tmp_path / "new" / "table").status == 0
+    said = kdbench(*words, "--to", tmp_path / "table" / "in-a-file")
     assert said.status == 2
     assert "cannot be written" in said.err
 

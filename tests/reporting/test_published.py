@@ -289,6 +289,11 @@ def test_wrong_folders_and_files_are_refused(tmp_path):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     with pytest.raises(KdbenchError, match=r"bad\.csv lacks the columns paper"):
         load_published(tmp_path)
+    (tmp_path / "bad.csv").unlink()
+    for name, value in (("top1", "780"), ("teacher_top1", "-1"), ("image_size", "abc"), ("student_top1", "n/a")):
+        folder = folder_with(tmp_path, {"method": "KD", "top1": 78.74}, {"method": "DKD", "top1": 79.0} | {name: value})
+        with pytest.raises(KdbenchError, match=f"line 3: {name} is '{value}', expected a number from 0 to"):
+            load_published(folder)
 
 
 @pytest.mark.parametrize("format", WRITERS)

@@ -118,7 +118,10 @@ def pairs_table(board: Leaderboard, name: str, id: str) -> PageTable:
                 Item(str(info["title"])),
                 number(score["mean"], f"{{:.{board.decimals}f}}".format) if score["n"] else Item(str(score["state"])),
                 number(score["sd"], f"{{:.{board.decimals}f}}".format),
-                *(number(float(found.loc[pair].get(name, np.nan)), signed) for found in gains.values()),
+                *(
+                    number(float(found[name].get(pair, np.nan)) if name in found else np.nan, signed)
+                    for found in gains.values()
+                ),
                 Item("", sort="", strip=_strip(own, span, bool(against), signed)),
                 Item(str(score["n"]), sort=float(score["n"])),
             )
