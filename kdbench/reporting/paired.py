@@ -139,12 +139,14 @@ def over_seeds_and_images(first: np.ndarray, second: np.ndarray) -> tuple[float,
     apart = 100.0 * (first.astype(np.int8) - second.astype(np.int8))
     by_image, by_seed = apart.mean(axis=0), apart.mean(axis=1)
     residual = apart - by_image - by_seed[:, None] + apart.mean()
-    of_images = seeds * by_image.var(ddof=1)
+    between = seeds * by_image.var(ddof=1)
     rest = (residual**2).sum() / ((seeds - 1) * (by_image.size - 1))
-    shared = max(0.0, 1 - rest / of_images) if of_images else 0.0
-    levels = (np.random.default_rng(BOOTSTRAP_SEED).permutation(RESAMPLES) + 0.5) / RESAMPLES
-    of_seeds = by_seed.std(ddof=1) / np.sqrt(seeds) * stdtrit(seeds - 1, levels)
-    low, high = np.percentile(apart.mean() + of_seeds + np.sqrt(shared) * (draws - apart.mean()), [2.5, 97.5])
+    shared = max(0.0, 1 - rest / between) if between else 0.0
+    of_seeds = by_seed.std(ddof=1) / np.sqrt(seeds) * stdtrit(seeds - 1, _levels(1000))
+    of_images = np.sqrt(shared) * (np.quantile(draws, _levels(200)) - apart.mean())
+    low, high = apart.mean() + np.percentile(
+        np.add.outer(of_seeds, of_images), [2.5, 97.5]
+    )  # every one with every other
     return float(low), float(high)
 
 
@@ -199,3 +201,8 @@ def _favour(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             f"expected two arrays of one shape with at least one image, got {first.shape} and {second.shape}"
         )
     return np.asarray(first.sum(axis=0).astype(int) - second.sum(axis=0))
+
+
+def _levels(count: int) -> np.ndarray:
+    """Evenly spaced probabilities."""
+    return (np.arange(count) + 0.5) / count
