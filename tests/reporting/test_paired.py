@@ -112,6 +112,7 @@ def test_the_interval_over_seeds_and_images_has_the_two_intervals_as_its_limits(
     assert np.isnan(paired.over_seeds_and_images(a[:1], b[:1])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed_sd", "image_sd"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.25), (0.03, 0.25)])
 def test_the_interval_over_seeds_and_images_covers_what_it_says(seed_sd, image_sd, monkeypatch):
     monkeypatch.setattr(paired, "RESAMPLES", 1000)
