@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kdbench.reporting.power import SPREADS
 from kdbench.reporting.statistics import ALPHA, crossed_mean, holm, signed_rank, t_interval
 from kdbench.suite.suite import load_suite, split_pair
 
 SUITES = ("cifar100", "imagenet1k", "cifar100-32", "cifar100-classic", "digits", "cifar100-tiny")
-#: Standard deviations in points: of an effect of teachers or students, of a pair, of one seed.
-SPREADS = {"net": 0.5, "pair": 0.5, "seed": 0.3}
 #: Effects of (teachers, students).
 WORLDS = {"no effects": (0.0, 0.0), "students": (0.0, 1.0), "students and teachers": (1.0, 1.0)}
 METHODS, SEEDS, GAIN = 12, 3, 0.5

@@ -64,6 +64,7 @@ class Options(TypedDict, total=False):
     compile: bool
     graphs: bool
     log: Names
+    confirm: Names
     max_hours: float | None
     stall: float
     retry_failed: bool
@@ -288,7 +289,17 @@ def _plain(name: str, value: Any) -> Any:
         return value if name == "set" else {key: {"set": {}, **content} for key, content in value.items()}
     if isinstance(value, PathLike):
         value = fspath(value)
-    if name in ("methods", "pairs", "seeds", "train_teachers", "fine_tune_teachers", "log", "plugins", "hooks"):
+    if name in (
+        "methods",
+        "pairs",
+        "seeds",
+        "train_teachers",
+        "fine_tune_teachers",
+        "confirm",
+        "log",
+        "plugins",
+        "hooks",
+    ):
         single = isinstance(value, str | int | PathLike)
         return tuple(str(part) for part in ([value] if single else value))
     return value

@@ -73,6 +73,12 @@ def leaderboard(
         console.damaged(damaged)
         return 0
     form = form_of(form, to)
+    if form in ("csv", "json") and Path(request.out).is_dir():
+        from kdbench.reporting.hours import with_equal_hours
+        from kdbench.store.reading import Outcomes
+
+        outcomes = Outcomes(request.out, damaged)
+        boards = [with_equal_hours(board, outcomes) if not board.message else board for board in boards]
     if prose:
         from kdbench.reporting.prose import paragraph
         from kdbench.reporting.text.markup import STYLES

@@ -132,6 +132,8 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_TRAINING, "--stall", type=values.MINUTES, metavar="MINUTES",
            help="Restart a worker that makes no step for so long (default: 30; 0: never)."),
     Option(_TRAINING, "--retry-failed", is_flag=True, help="Train failed cells again."),
+    Option(_REST, "--confirm", type=values.NAMES, metavar="A,B",
+           help="Methods whose gain is declared now, before it is known: they are tested apart, the rest is exploratory."),
     Option(_REST, "--max-hours", type=values.HOURS, metavar="H",
            help="Refuse a plan that is estimated to take more hours of computing."),
     Option(_REST, "--yes", is_flag=True, help="Do not ask: before more than a day of computing; prune deletes."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import click
 from tabulate import tabulate
@@ -20,6 +21,7 @@ from kdbench.launch.choose import Machine, check_images, check_machine, choose_m
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
+from kdbench.store.declared import Hypothesis, hypotheses_of
 from kdbench.store.folders import CellState, Store
 from kdbench.teachers.readiness import check_weights, state_of, teachers_of
 
@@ -31,7 +33,7 @@ GUESS_MARGIN = 20.0
 STATE_WORDS = {"planned": "pending"}
 
 
-@verb("plan", *CELLS, *TEACHERS, *FILES, *MACHINE, "max_hours")
+@verb("plan", *CELLS, *TEACHERS, *FILES, *MACHINE, "confirm", "max_hours")
 @click.option(
     "--for", "profile", metavar="NAME", help="For GPUs that are not here: h100x8, a100x4, rtx4090, h200, v100."
 )
@@ -57,6 +59,7 @@ def plan(request: Request, profile: str | None, no_probe: bool, all_cells: bool)
     states = store.scan(made.cells)
     missing = _missing(made, states, store)
     made = check_cells(made)
+    declared_by(made, store.root)
     note_untuned(made)
     left = [cell for cell in made.cells if states[cell.folder].state not in ("done", "failed")]
     cohorts: Sequence[Cohort] = []
@@ -198,7 +201,38 @@ def print_plan(
             + (f", {_size(cost.memory_bytes)} of memory for the largest cohort" if cost.memory_bytes else "")
         )
         lines += [f"{cost.busy}: alone it is faster"] if cost.busy else []
+    if detectable := _detectable_line(plan):
+        lines += ["", detectable]
     console.say("\n".join(lines))
+
+
+def declared_by(plan: Plan, root: Path) -> list[Hypothesis]:
+    """See ``hypotheses_of``: what ``--confirm`` adds, of the methods of a plan."""
+    request, methods = plan.request, [*dict.fromkeys(cell.method for cell in plan.cells)]
+    return hypotheses_of(root, plan.suite.name, plan.under.name, request.split, request.confirm, methods)
+
+
+def _detectable_line(plan: Plan) -> str:
+    """What gain over the reference the plan can show; empty where there is nothing to compare."""
+    from kdbench.reporting.power import POWER, SPREADS, detectable_gain
+
+    methods = {cell.method for cell in plan.cells}
+    reference = next((name for name in ("kd", "scratch") if name in methods), "")
+    competing = {cell.method for cell in plan.cells if cell.facts["method_family"] != "baseline"}
+    tested = {*plan.request.confirm} or competing - {reference, "scratch"}
+    if not reference or not tested:
+        return ""
+    pairs = sorted({(cell.teacher.name, cell.student) for cell in plan.cells})
+    seeds = len({cell.seed for cell in plan.cells})
+    gain = detectable_gain(pairs, seeds, len(tested))
+    over = f"{counted(len(pairs), 'pair')}, {counted(seeds, 'seed')} and {counted(len(tested), 'tested method')}"
+    if gain is None:
+        return f"detectable gain over {reference}: none, however large: {over} cannot make a difference significant"
+    return (
+        f"detectable gain over {reference}: {gain:.1f} points (found with probability {POWER:g}, with {over}; noise as "
+        f"results/benchmarks/inference.json assumes it, standard deviations in points: {SPREADS['net']:g} of teachers and of students, "
+        f"{SPREADS['pair']:g} of pairs, {SPREADS['seed']:g} of seeds)"
+    )
 
 
 def _foretold_lines(cost: Foretold) -> list[str]:

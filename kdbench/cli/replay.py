@@ -59,6 +59,7 @@ def replay_command(cell: Cell, request: Request) -> str:
         seeds=(cell.seed,),
         set={name: values for name, values in request.set.items() if name in (cell.method, cell.facts["variant_of"])},
         variants={name: variant for name, variant in request.variants.items() if name == cell.method},
+        confirm=(),
         solo=True,
         retry_failed=True,
     )

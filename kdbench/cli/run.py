@@ -6,11 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.cli import console
 from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, note_untuned, plan_of, verb
-from kdbench.cli.plan import check_cost
+from kdbench.cli.plan import check_cost, declared_by
 from kdbench.cli.progress import make_progress
 from kdbench.cli.replay import command_given, replay_command
 from kdbench.errors import KdbenchError, counted
@@ -29,6 +30,7 @@ from kdbench.matrix.cells import Cell, Plan
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
+from kdbench.store.declared import joined, read_declared, write_declared
 from kdbench.store.folders import CellState, Store
 from kdbench.store.older import taught_with
 from kdbench.store.rows import load_results
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 @verb(
     "run", *CELLS, *TEACHERS, "teacher_tolerance", "accept_teacher", *FILES, *MACHINE,
-    "compile", "graphs", "log", "stall", "retry_failed", "max_hours", "yes",
+    "compile", "graphs", "log", "stall", "retry_failed", "confirm", "max_hours", "yes",
 )  # fmt: skip
 def run(request: Request) -> int:
     """Train what is not done; print the leaderboard.
@@ -129,6 +131,7 @@ def train(request: Request, together: bool = False) -> Run:
             ready_data(plan, console.note, bar)
             check_weights(teachers_of(left), store, request, console.note, bar if request.download else None)
     store.check(writable=True)
+    declare(plan, store.root)
     start = time.monotonic()
     todo = classify_cells(plan, store, console.note)
     if todo.train:
@@ -144,6 +147,22 @@ def train(request: Request, together: bool = False) -> Run:
         summary = summarize(plan, todo, store)
         console.say(f"nothing to train: {len(todo.done)} cells are done already")
     return Run(plan, tuple(summary.done), tuple(summary.failed), time.monotonic() - start)
+
+
+def declare(plan: Plan, root: Path) -> None:
+    """Record the hypotheses of ``--confirm`` beside the cells, before there are any of theirs.
+
+    Raises:
+        KdbenchError: if there are results of them, or a method is not planned.
+    """
+    where = plan.suite.name, plan.under.name
+    added = declared_by(plan, root)
+    if added:
+        write_declared(root, *where, joined([*read_declared(root, *where), *added]))
+        names = ", ".join(each.method for each in added)
+        console.say(
+            f"declared before the run: a gain of {names} over {added[0].against}; everything else is exploratory"
+        )
 
 
 def tell(ran: Run) -> int:

@@ -45,6 +45,7 @@ class Request:
         compile: run nets through ``torch.compile``.
         graphs: on a GPU, record steps as CUDA graphs.
         log: experiment trackers.
+        confirm: methods of which a gain is declared before the run; their tests are corrected for these alone.
         max_hours: refuse a plan of more hours of computing.
         stall: minutes without a step after which a worker is restarted; 0 for never.
         retry_failed: train failed cells again.
@@ -82,6 +83,7 @@ class Request:
     compile: bool = False
     graphs: bool = True
     log: tuple[str, ...] = ()
+    confirm: tuple[str, ...] = ()
     max_hours: float | None = None
     stall: float = 30.0
     retry_failed: bool = False

@@ -36,7 +36,14 @@ def build_caption(results: Results) -> str:
     how += "last epoch" if results.select == "last" else best
     if not results.cells["conclusive"].all():
         how += f". Protocol {identity['protocol']} is too brief for conclusions"
-    return f"{where}. {how}. {spread_text(results)} {coverage_text(results)} {provenance_text(results)}"
+    texts = (
+        spread_text(results),
+        teachers_text(results),
+        declared_text(results),
+        coverage_text(results),
+        provenance_text(results),
+    )
+    return " ".join([f"{where}. {how}.", *filter(None, texts)])
 
 
 def short_caption(results: Results) -> str:
@@ -67,6 +74,32 @@ def spread_text(results: Results) -> str:
         )
     single = "; a figure without ± is one seed's" if (results.scores["n"] == 1).any() else ""
     return f"Mean ± sample standard deviation over {seeds_text(seeds)}{single}."
+
+
+def teachers_text(results: Results) -> str:
+    """That the draw of a teacher is part of no spread, unless students of one pair had several; empty without a taught student."""
+    taught = results.cells[results.cells["value"].notna() & (results.cells["method"] != "scratch")]
+    if taught.empty or (taught.groupby("pair")["teacher_checksum"].nunique() > 1).any():
+        return ""
+    return "Each pair has one trained teacher, whose own chance no spread over seeds shows."
+
+
+def declared_text(results: Results) -> str:
+    """Which gains were declared before their results; empty where none was."""
+    if not results.declared:
+        return ""
+    dates = sorted({each.declared[:10] for each in results.declared})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    by_base: dict[str, list[str]] = {}
+    for each in results.declared:
+        by_base.setdefault(title_of(results, each.against), []).append(title_of(results, each.method))
+    said = "; ".join(f"{join_names(names, 20)} over {base}" for base, names in by_base.items())
+    return f"Declared before the run ({when}): {said}. Everything else is exploratory."
+
+
+def title_of(results: Results, method: str) -> str:
+    """What a method is called, whether there are results of it or not."""
+    return str(results.method_info.get(method, {}).get("display") or method)
 
 
 def coverage_text(results: Results) -> str:
@@ -147,6 +180,9 @@ def data_notes(results: Results) -> list[str]:
     if settings := _settings_texts(results.cells):
         notes.append(f"Settings of their own ({CHANGED}; variants by their names): {'; '.join(settings)}.")
     notes += _not_run_notes(results) + teacher_notes(results)
+    if results.late:
+        names = join_names(title_of(results, each.method) for each in results.late)
+        notes.append(f"Declared only after a first result was there, and so exploratory: {names}.")
     done = results.cells[results.cells["value"].notna()]
     counts = done.groupby(["pair", "method"])["hyperparameters"].nunique()
     if mixed := [f"{method} on {pair}" for pair, method in counts.index[counts > 1]]:

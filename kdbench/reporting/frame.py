@@ -15,6 +15,7 @@ from kdbench.errors import KdbenchError, UnknownNameError
 from kdbench.plugins.entry import FAMILIES as METHOD_FAMILIES
 from kdbench.plugins.metrics import BUILT_IN, METRICS, Metric
 from kdbench.shown import NAME_LENGTH, TEXT_LENGTH, printable, without_homes
+from kdbench.store.declared import Hypothesis, of_text
 from kdbench.store.result import Definition
 from kdbench.store.rows import ABSENT, COLUMNS, NUMBERS
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
@@ -59,6 +60,7 @@ class Results:
         others: cells of methods that were not asked for, on the pairs and seeds that were: tests are corrected for them too.
         held: how many methods, pairs and seeds the store holds.
         baseline: the method that gains are counted from, where one was chosen.
+        declared: hypotheses that were declared before the first result of their method; ``late``: those that were not.
     """
 
     cells: pd.DataFrame
@@ -73,6 +75,8 @@ class Results:
     others: pd.DataFrame
     held: dict[str, int]
     baseline: str = ""
+    declared: tuple[Hypothesis, ...] = ()
+    late: tuple[Hypothesis, ...] = ()
 
     @cached_property
     def method_info(self) -> dict[str, dict[str, Any]]:
@@ -122,10 +126,14 @@ class Results:
 
         The mean over the seeds that both have of the difference per seed (``matched``).
         """
-        apart = matched(pd.concat([self.cells, self.others]), reference, ["value"])
-        wide = apart.groupby(["pair", "method"])["value"].mean().unstack("method")
+        wide = self.gains_by_seed(reference).groupby(["pair", "method"])["value"].mean().unstack("method")
         methods = [*self.methods.index, *sorted({*self.others["method"]} - {*self.methods.index})]
-        return self.metric.sign * wide.reindex(index=self.pairs.index, columns=methods).astype(float)
+        return wide.reindex(index=self.pairs.index, columns=methods).astype(float)
+
+    def gains_by_seed(self, reference: str) -> pd.DataFrame:
+        """Gains over a method on the same pair and seed, a row for each pair, method and seed that both have: ``value``."""
+        apart = matched(pd.concat([self.cells, self.others]), reference, ["value"])
+        return apart.assign(value=self.metric.sign * apart["value"])
 
     def common_means(self, methods: Sequence[str]) -> pd.DataFrame:
         """Means over the seeds that all of ``methods`` have on a pair, pairs x methods; pairs without such a seed are left out."""
@@ -217,6 +225,9 @@ def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> 
     column = metric if select == "last" else f"best_{metric}"
     cells["value"] = cells[column].where(cells["state"] == "done")
     cells, superseded = _latest(cells)
+    declared = [each for each in of_text(cells["declared"]) if each.split in {*cells["split"]}]
+    begun = cells.loc[(cells["state"] == "done") & (cells["finished"] != "")].groupby("method")["finished"].min()
+    late = tuple(each for each in declared if each.method in begun and begun[each.method] < each.declared)
     held = {name: int(cells.loc[cells["state"] != ABSENT, name].nunique()) for name in ("method", "pair", "seed")}
     absent = cells["state"] == ABSENT
     not_run, others, cells = cells[absent], cells[~absent & ~cells["shown"]], cells[~absent & cells["shown"]]
@@ -234,6 +245,8 @@ def collect(frame: pd.DataFrame, metric: str = "top1", select: str = "last") -> 
         not_run=not_run,
         others=others,
         held=held,
+        declared=tuple(each for each in declared if each not in late),
+        late=late,
     )
 
 

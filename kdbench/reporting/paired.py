@@ -1,6 +1,7 @@
 """Within one pair: how sure a figure is over seeds, and whether two methods differ on the same test images.
 
-Three questions that are often mixed up, each with its own answer here:
+One interval answers what a reader asks, another seed and other images at once (``over_seeds_and_images``). Three narrower questions
+are often mixed up with it, each with its own answer here:
 
 - *Another seed?* Student's t over the differences of seeds that both methods have.
 - *Other test images?* The paired bootstrap (``bootstrap_difference``): these networks, other images of the same kind.
@@ -30,6 +31,7 @@ class Comparison:
     Attributes:
         seeds: of which both methods have predictions.
         difference: of the accuracies, mean over those seeds.
+        over_both: ``over_seeds_and_images``; NaN with fewer than two seeds.
         over_images: percentile interval of the paired bootstrap over images.
         over_seeds: Student's t interval of the per-seed differences; NaN with fewer than two seeds.
         only_first, only_second: images that only this one has right, mean over those seeds.
@@ -41,6 +43,7 @@ class Comparison:
     first: str
     seeds: tuple[int, ...]
     difference: float
+    over_both: tuple[float, float]
     over_images: tuple[float, float]
     over_seeds: tuple[float, float]
     only_first: float
@@ -95,14 +98,56 @@ def bootstrap_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, 
     Raises:
         ValueError: for different shapes.
     """
+    low, high = np.percentile(_draws_of_images(first, second), [2.5, 97.5])
+    return float(_favour(first, second).sum() * 100 / first.size), float(low), float(high)
+
+
+def _draws_of_images(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(RESAMPLES,): the difference in points, over images that are drawn anew."""
     per_image = _favour(first, second)
     # An image matters only by its difference, of which there are few values: drawing how often each value occurs is the
     # same as drawing images, and quick for 50,000 of them.
     values, counts = np.unique(per_image, return_counts=True)
     scale = 100 / first.size
     draws = np.random.default_rng(BOOTSTRAP_SEED).multinomial(per_image.size, counts / counts.sum(), size=RESAMPLES)
-    low, high = np.percentile(draws @ values * scale, [2.5, 97.5])
-    return float(per_image.sum() * scale), float(low), float(high)
+    return np.asarray(draws @ values * scale)
+
+
+def over_seeds_and_images(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of the difference of accuracies when seeds and test images are drawn again.
+
+    Two or three seeds are too few to be drawn from (their bootstrap covers four fifths of what it says), so that they are a parametric
+    bootstrap: t · s / sqrt(n), with s the standard deviation of the n differences of seeds and t from Student's distribution with n - 1
+    degrees of freedom. To each is added a draw of images (``bootstrap_difference``), shrunken to the share of its variance that images
+    have in all seeds alike, 1 - MS_residual / MS_images of the two-way analysis of variance: what they have in one seed alone is in s.
+    Where images do the same in all seeds this is the bootstrap over images; where they share nothing it is ``t_interval`` over seeds.
+
+    Args:
+        first, second: (seeds, N) bool.
+
+    Returns:
+        Limits in points; NaN twice with fewer than two seeds.
+
+    Raises:
+        ValueError: for different shapes.
+    """
+    from scipy.special import stdtrit
+
+    draws, seeds = _draws_of_images(first, second), len(first)
+    if seeds < 2 or first.shape[1] < 2:
+        return np.nan, np.nan
+    apart = 100.0 * (first.astype(np.int8) - second.astype(np.int8))
+    by_image, by_seed = apart.mean(axis=0), apart.mean(axis=1)
+    residual = apart - by_image - by_seed[:, None] + apart.mean()
+    between = seeds * by_image.var(ddof=1)
+    rest = (residual**2).sum() / ((seeds - 1) * (by_image.size - 1))
+    shared = max(0.0, 1 - rest / between) if between else 0.0
+    of_seeds = by_seed.std(ddof=1) / np.sqrt(seeds) * stdtrit(seeds - 1, _levels(1000))
+    of_images = np.sqrt(shared) * (np.quantile(draws, _levels(200)) - apart.mean())
+    low, high = apart.mean() + np.percentile(
+        np.add.outer(of_seeds, of_images), [2.5, 97.5]
+    )  # every one with every other
+    return float(low), float(high)
 
 
 def compare_methods(results: Results, outcomes: Outcomes, pair: str, first: str, second: str) -> Comparison | None:
@@ -127,6 +172,7 @@ def compare_methods(results: Results, outcomes: Outcomes, pair: str, first: str,
         first=first,
         seeds=tuple(seeds),
         difference=difference,
+        over_both=over_seeds_and_images(a, b),
         over_images=(low, high),
         over_seeds=t_interval((a.mean(axis=1) - b.mean(axis=1)) * 100),
         only_first=float((a & ~b).sum(axis=1).mean()),
@@ -155,3 +201,8 @@ def _favour(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             f"expected two arrays of one shape with at least one image, got {first.shape} and {second.shape}"
         )
     return np.asarray(first.sum(axis=0).astype(int) - second.sum(axis=0))
+
+
+def _levels(count: int) -> np.ndarray:
+    """Evenly spaced probabilities."""
+    return (np.arange(count) + 0.5) / count

@@ -62,9 +62,14 @@ def _tested(board: Leaderboard, about: Standing) -> str:
         kind = "by a mean with crossed random effects of teachers, students and pairs"
     else:
         kind = "by Wilcoxon's exact signed-rank test (zeros by Pratt)"
+    over = counted(board.tests, "method")
+    if about.hypothesis == "declared":
+        over = f"the {counted(len(board.declared), 'method')} that were declared before the run"
+    elif about.hypothesis:
+        over += ", an exploratory test, which was not declared before the run"
     return (
         f"That the mean gain is zero was tested {kind}, two-sided, at a level of {ALPHA:g} with Holm's correction over "
-        f"{counted(board.tests, 'method')} (n = {counted(about.pairs, 'pair')})."
+        f"{over} (n = {counted(about.pairs, 'pair')})."
     )
 
 

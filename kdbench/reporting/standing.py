@@ -23,14 +23,18 @@ class Standing:
         rank: place by mean gain, equal ones share it; None for baselines and for methods that lack pairs.
         mean: mean of the metric over the method's pairs (means over seeds first).
         gain, low, high: mean gain over the reference, over the pairs that both have, and its 95 % interval (``crossed_mean``).
-        all_low, all_high: limits for all methods of the board at once (Bonferroni).
+        all_low, all_high: limits for all methods of the board at once (Bonferroni t).
+        improvement: probability that a run of it beats one of the reference on the same pair (``probability_of_improvement``).
+        iqm: interquartile mean of the gains per seed, over all pairs and seeds.
+        equal_hours, equal_hours_pairs: mean gain where it may take no more hours than the reference, and over how many pairs.
         shrunken: the gain, drawn towards the mean of all methods' as far as chance spreads them.
         chances: that on another pair it is better, equal or worse, by the tie band.
         gains: (pair, gain) for each of those pairs.
         average_rank: mean place among the ranked methods, over all pairs.
         wins, ties, losses: pairs against the reference, by the tie band.
         p, p_holm: of a gain of zero, by the interval, or by Wilcoxon's signed-rank test where there is none; alone and with Holm's
-            correction over the methods.
+            correction over the methods, of a declared one over those that were declared.
+        hypothesis: ``"declared"`` before its results, or ``"exploratory"``; empty where none was declared.
         smallest_p: the smallest ``p_holm`` that this many pairs can give.
         harmed: (pairs worse than from scratch, pairs that have both).
         gain_over_scratch: mean over the pairs that both have.
@@ -57,6 +61,10 @@ class Standing:
     all_low: float = np.nan
     all_high: float = np.nan
     shrunken: float = np.nan
+    improvement: float = np.nan
+    iqm: float = np.nan
+    equal_hours: float = np.nan
+    equal_hours_pairs: int = 0
     chances: tuple[float, float, float] | None = None
     gains: tuple[tuple[str, float], ...] = ()
     average_rank: float = np.nan
@@ -66,6 +74,7 @@ class Standing:
     p: float | None = None
     p_holm: float | None = None
     smallest_p: float | None = None
+    hypothesis: str = ""
     harmed: tuple[int, int] | None = None
     gain_over_scratch: float = np.nan
     left_out_low: float = np.nan
@@ -104,6 +113,8 @@ class Leaderboard:
     students: tuple[StudentCost, ...] = ()
     #: For how many methods p is corrected: those that the store holds for these pairs and seeds, shown or not.
     tests: int = 0
+    #: Methods whose gain over the reference was declared before its results; p of these is corrected over them alone.
+    declared: tuple[str, ...] = ()
     #: Published figures: without rank, interval and test, each with the title of its row; and where they come from.
     published: tuple[tuple[Standing, Header], ...] = ()
     sources: tuple[Note, ...] = ()

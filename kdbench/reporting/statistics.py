@@ -103,12 +103,22 @@ def crossed_mean(values: Floats, teachers: Sequence[str], students: Sequence[str
     variance = max(sum(parts), 0.85 * float(data.var(ddof=1)) / n)
     if variance <= 0:
         return None
-    by_teacher, by_student = (min(max(part, 0.0), variance) for part in parts[:2])
-    rest = max(variance - by_teacher - by_student, 0.0)
-    spread = by_teacher**2 / (len(counts[0]) - 1) + by_student**2 / (len(counts[1]) - 1)
-    spread += rest**2 / max(n - len(counts[0]) - len(counts[1]) + 1, 1)
-    freedom = max(variance**2 / spread, min(map(len, counts)) - 1)
-    return CrossedMean(float(data.mean()), variance, freedom)
+    by_net = [min(max(part, 0.0), variance) for part in parts[:2]]
+    return CrossedMean(float(data.mean()), variance, crossed_freedom(variance, by_net, counts))
+
+
+def crossed_freedom(variance: float, by_net: Sequence[float], counts: Sequence[np.ndarray]) -> float:
+    """Satterthwaite's degrees of freedom of the variance of a mean over pairs.
+
+    Args:
+        variance: of the mean.
+        by_net: its parts from teachers and from students; the pairs' own is the rest.
+        counts: in how many pairs each teacher is, and each student.
+    """
+    rest = max(variance - sum(by_net), 0.0)
+    spread = sum(part**2 / (len(count) - 1) for part, count in zip(by_net, counts, strict=True))
+    spread += rest**2 / max(int(counts[0].sum()) - sum(map(len, counts)) + 1, 1)
+    return max(variance**2 / spread, min(map(len, counts)) - 1)
 
 
 def shrunken(means: Sequence[CrossedMean]) -> list[float]:

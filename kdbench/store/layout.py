@@ -3,6 +3,7 @@
 ======================================================  ====================================================================
 ``format.json``                                         version of this layout
 ``SUITE/PROTOCOL/TEACHER--STUDENT/METHOD/seedN-HASH/``  a cell (``Cell.folder``); its files are those of ``Folder``
+``SUITE/PROTOCOL/declared.json``                        hypotheses that were declared before their results
 ``teachers/NAME-HASH/``                                 a teacher (``TeacherPlan.folder``), with the same files
 ``datasets/NAME.json``                                  names of classes and superclasses
 ``SUITE/PROTOCOL/.workers/HASH/``                       log of the process that trained a cohort
@@ -142,6 +143,11 @@ def classes_file(root: Path | str, dataset: str) -> Path:
         RefusedFileError: if that is not below the run directory.
     """
     return inside(Path(root), f"datasets/{dataset}.json")
+
+
+def declaration_file(suite: str, protocol: str) -> str:
+    """Where the hypotheses of a suite and protocol are, relative to the run directory."""
+    return f"{suite}/{protocol}/declared.json"
 
 
 def worker_folder(suite: str, protocol: str, config_hash: str) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 from kdbench.errors import KdbenchError, ListedError, counted
 from kdbench.opening import RefusedFileError, inside, open_file, read_file
 from kdbench.shown import TEXT_LENGTH, printable
+from kdbench.store.declared import Hypothesis, joined, read_declared, write_declared
 from kdbench.store.files import DamagedFileError
 from kdbench.store.folders import Store
-from kdbench.store.layout import CLAIM_FILE, FORMAT, FORMAT_FILE, cell_paths
+from kdbench.store.layout import CLAIM_FILE, FORMAT, FORMAT_FILE, cell_paths, declaration_file
 from kdbench.store.result import CellResult, TeacherResult, read_record
 
 #: States of cells that are over.
@@ -32,6 +33,7 @@ class Merge:
         left_out: ``PATH: reason`` of what is not copied.
         twice: cells that several stores have with the same numbers.
         unfinished: number of cells that are not over.
+        declared: by suite and protocol the hypotheses of all stores, each with its first date.
     """
 
     folders: dict[str, Path] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Merge:
     left_out: list[str] = field(default_factory=list)
     twice: int = 0
     unfinished: int = 0
+    declared: dict[tuple[str, str], tuple[Hypothesis, ...]] = field(default_factory=dict)
 
 
 def compare(sources: Sequence[Path]) -> Merge:
@@ -61,6 +64,7 @@ def compare(sources: Sequence[Path]) -> Merge:
 
         for cell in cell_paths(source, odd=odd):
             _take_cell(merge, teachers, store, cell)
+        _take_declared(merge, source)
         for path in sorted(source.glob("datasets/*.json")):
             _take_file(merge, source, path.relative_to(source).as_posix())
     return merge
@@ -93,6 +97,8 @@ def write(merge: Merge, target: Path) -> list[str]:
                 shutil.rmtree(partial / path, ignore_errors=True)
                 del merge.folders[path]
                 left_out.append(printable(f"{error.path}: {error.reason}", TEXT_LENGTH))
+        for where, hypotheses in merge.declared.items():
+            write_declared(partial, *where, hypotheses)
         (partial / FORMAT_FILE).write_text(json.dumps({"format": FORMAT}))
         partial.rename(target)  # over an empty folder too
     finally:
@@ -210,6 +216,15 @@ def _take_file(merge: Merge, source: Path, path: str) -> None:
             merge.conflicts.append(f"{path} differs in {before} and {source}")
     except RefusedFileError as error:
         merge.left_out.append(_line(source, path, error.reason))
+
+
+def _take_declared(merge: Merge, source: Path) -> None:
+    for path in sorted(source.glob(declaration_file("[!.]*", "[!.]*"))):
+        where = path.parts[-3], path.parts[-2]
+        try:
+            merge.declared[where] = joined([*merge.declared.get(where, ()), *read_declared(source, *where)])
+        except DamagedFileError as error:
+            merge.left_out.append(_line(source, declaration_file(*where), error.reason))
 
 
 def _files(source: Path, path: str) -> Iterator[str]:

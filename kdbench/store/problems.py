@@ -65,7 +65,27 @@ def problems_of(
             wrong("the data set is not that of the first cell", "result", "dataset_checksum")
         if root is not None:
             _check_files(cell, root, wrong)
-    return found + _check_means(submission.means, sound)
+    return found + _check_declared(submission, sound) + _check_means(submission.means, sound)
+
+
+def _check_declared(submission: Submission, cells: Sequence[SubmittedCell]) -> list[tuple[Place, str]]:
+    """Hypotheses of another split, and those that were declared after a result of their method."""
+    first: dict[str, str] = {}
+    for cell in cells:
+        if cell.result is not None:
+            method, finished = cell_name(cell.path)["method"], cell.result.provenance.finished
+            first[method] = min(finished, first.get(method, finished))
+    found: list[tuple[Place, str]] = []
+    for i, each in enumerate(submission.hypotheses):
+        place: Place = ("hypotheses", i)
+        if each.split != submission.split:
+            found.append(
+                ((*place, "split"), f"a hypothesis about the {each.split} split, and these are results of another")
+            )
+        if each.method in first and first[each.method] < each.declared:
+            what = f"declared at {each.declared}, after a result of {each.method} ({first[each.method]})"
+            found.append(((*place, "declared"), what))
+    return found
 
 
 Wrong = Callable[..., None]

@@ -17,6 +17,7 @@ from kdbench.errors import KdbenchError
 from kdbench.opening import RefusedFileError, open_file
 from kdbench.plugins.metrics import BUILT_IN
 from kdbench.shown import NAME_LENGTH, TEXT_LENGTH, printable
+from kdbench.store.declared import Hypotheses, as_text, read_declared
 from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder, Store
 from kdbench.store.layout import PAIR, cell_name, cell_paths, folder_in, is_cell_path
@@ -52,13 +53,23 @@ NUMBERS = [
     "teacher_top5",
     *_COST,
 ]
-#: Columns of every frame; metrics of plugins follow them. ``plugin_metrics``: definitions of a cell's, as JSON.
+#: Columns of every frame; metrics of plugins follow them. ``plugin_metrics``: definitions of a cell's, as JSON; ``declared``: the
+#: hypotheses of its suite and protocol, as JSON.
 COLUMNS = [
     *("suite", "protocol", "split", "dataset", "dataset_title", "pair", "teacher", "student"),
     *("teacher_display", "student_display", "teacher_family", "student_family"),
     *("method", "method_display", "method_family", "fidelity", "carries_kd"),
     *("variant_of", "settings", "seed", "state", "reason"),
-    *(*NUMBERS, *_PROVENANCE, "teacher_checksum", "hyperparameters", "config_hash", "path", "plugin_metrics"),
+    *(
+        *NUMBERS,
+        *_PROVENANCE,
+        "teacher_checksum",
+        "hyperparameters",
+        "config_hash",
+        "path",
+        "plugin_metrics",
+        "declared",
+    ),
 ]
 
 
@@ -104,7 +115,7 @@ def planned_results(cells: Iterable[Cell]) -> pd.DataFrame:
         [
             {**cell_name(cell.folder), "teacher": cell.teacher.name, "student": cell.student, "state": "planned"}
             | _described(_Stored.model_validate({"config": cell.config, "hash": cell.hash, "facts": cell.facts}))
-            | {"reason": "", "plugin_metrics": "", "path": cell.folder}
+            | {"reason": "", "plugin_metrics": "", "declared": "", "path": cell.folder}
             for cell in cells
         ]
     )
@@ -127,6 +138,7 @@ def _plugin_columns(definitions: Iterable[str]) -> list[str]:
 
 def _of_submission(path: Path) -> pd.DataFrame:
     submission, _ = read_submission(path)
+    declared = as_text(submission.hypotheses)
     rows = []
     for cell in submission.cells:
         if not is_cell_path(cell.path):
@@ -138,6 +150,7 @@ def _of_submission(path: Path) -> pd.DataFrame:
         row |= _configured(path, content, row)
         row |= {"state": "done", **_measured(cell.result)} if cell.result else {"state": "failed"}
         row |= {"reason": cell.failure.reason} if cell.failure else {}
+        row["declared"] = declared
         rows.append(row)
     return _frame(rows)
 
@@ -183,6 +196,7 @@ class _Line(BaseModel):
     epochs: Annotated[float, Field(ge=0, le=MAX_EPOCHS)] | Literal[""] = ""
     hyperparameters: Json[dict[str, Any]] | Literal[""] = ""
     plugin_metrics: Json[dict[MetricName, Definition]] | Literal[""] = ""
+    declared: Json[Hypotheses] | Literal[""] = ""
 
 
 _NUMBERS = TypeAdapter(dict[str, Measure])
@@ -217,10 +231,18 @@ def _rows(root: Path, suite: str | None, protocol: str | None, damaged: list[str
     def odd(path: str, reason: str) -> None:
         damaged.append(printable(f"{path}: {reason}", TEXT_LENGTH))
 
+    declared: dict[tuple[str, str], str] = {}
     for path in cell_paths(root, suite, protocol, odd):
         row = _row(root, path)
         damaged += [row["damaged"]] if row["damaged"] else []
-        yield row
+        where = row["suite"], row["protocol"]
+        if where not in declared:
+            try:
+                declared[where] = as_text(read_declared(root, *where))
+            except DamagedFileError as error:
+                declared[where] = ""
+                odd(str(error.path).removeprefix(f"{root}/"), error.reason)
+        yield {**row, "declared": declared[where]}
 
 
 def _row(root: Path, path: str) -> dict[str, Any]:
@@ -258,7 +280,14 @@ def _named(path: str) -> dict[str, Any]:
     teacher, _, student = name["pair"].partition("--")
     return {
         **{**name, "teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
-        **{"method_display": name["method"], "state": "planned", "reason": "", "damaged": "", "plugin_metrics": ""},
+        **{
+            "method_display": name["method"],
+            "state": "planned",
+            "reason": "",
+            "damaged": "",
+            "plugin_metrics": "",
+            "declared": "",
+        },
     }
 
 

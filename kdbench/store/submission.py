@@ -25,6 +25,7 @@ from kdbench.errors import KdbenchError, ListedError, NothingError
 from kdbench.opening import RefusedFileError, read_file
 from kdbench.plugins.metrics import BUILT_IN
 from kdbench.shown import TEXT_LENGTH, printable, without_homes
+from kdbench.store.declared import Hypotheses, read_declared
 from kdbench.store.files import DamagedFileError, encode_json, read_json, write_output
 from kdbench.store.folders import Store
 from kdbench.store.layout import cell_name, cell_paths
@@ -79,7 +80,7 @@ class Mean(Record):
 
 
 class Submission(Record):
-    """Results that are handed in; ``kdbench``: the version that wrote the file."""
+    """Results that are handed in; ``kdbench``: the version that wrote the file; ``hypotheses``: declared before their results."""
 
     version: Literal[1] = 1
     kind: Literal["submission"] = "submission"
@@ -87,6 +88,7 @@ class Submission(Record):
     suite: Name
     protocol: Name
     split: Name
+    hypotheses: Hypotheses = ()
     means: Annotated[tuple[Mean, ...], Field(max_length=MOST_CELLS)]
     cells: Annotated[tuple[SubmittedCell, ...], Field(min_length=1, max_length=MOST_CELLS)]
 
@@ -116,10 +118,14 @@ def make_submission(root: Path, suite: str, protocol: str, split: str) -> tuple[
     if not cells:
         raise NothingError(f"{root} holds no finished cell of suite {suite}, protocol {protocol}, split {split}")
     version = importlib.metadata.version("kdbench")
+    try:
+        declared = tuple(each for each in read_declared(root, suite, protocol) if each.split == split)
+    except DamagedFileError as error:
+        declared = ()
+        damaged.append(f"{error.path}: {error.reason}")
+    known: dict[str, Any] = {"suite": suite, "protocol": protocol, "split": split, "hypotheses": declared}
     means = tuple(means_of(cells))
-    return Submission(
-        kdbench=version, suite=suite, protocol=protocol, split=split, means=means, cells=tuple(cells)
-    ), damaged
+    return Submission(kdbench=version, **known, means=means, cells=tuple(cells)), damaged
 
 
 def _submitted(store: Store, path: str, damaged: list[str]) -> SubmittedCell | None:

@@ -16,11 +16,13 @@ from kdbench.cli.progress import format_range, format_time
 from kdbench.forecast import time
 from kdbench.forecast.profiles import ASSUMED_SHARE, PROFILES, Range, find_profile, foretell
 from kdbench.forecast.time import TEST_IMAGES
+from kdbench.launch.execute import summarize
 from kdbench.matrix.cells import make_plan
 from kdbench.matrix.request import Request
 from kdbench.nets.tapped import macs_of
 from kdbench.plugins.registry import catalog
 from kdbench.store import folders
+from kdbench.store.declared import read_declared
 from kdbench.store.folders import Store
 from kdbench.store.result import write_record
 from kdbench.suite.net import zoo_net
@@ -193,3 +195,24 @@ def test_long_times_are_rounded_hours_and_days(seconds: float, text: str) -> Non
 )
 def test_ranges_are_rounded(low: float, high: float, text: str) -> None:
     assert format_range(low, high) == text
+
+
+def test_what_is_declared_is_checked_by_plan_and_recorded_by_run(
+    kdbench: Kdbench, write_suite: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, suite = tmp_path / "runs", write_suite()
+    words = [suite, "--methods", "scratch,kd,dkd,dist", "--memory", 1, "--out", out]
+    said = kdbench("plan", *words, "--confirm", "dkd", "--no-probe")
+    assert "detectable gain over kd: none, however large: 1 pair, 1 seed and 1 tested method cannot" in said.out
+    assert not (out / "tiny").exists()
+    assert "2 tested methods" in kdbench("plan", *words, "--no-probe").out
+
+    monkeypatch.setattr("kdbench.cli.run._train", lambda plan, todo, store, *rest: summarize(plan, todo, store))
+    said = kdbench("run", *words, "--confirm", "dkd")
+    assert "declared before the run: a gain of dkd over kd; everything else is exploratory" in said.out
+    (hypothesis,) = read_declared(out, "tiny", "short")
+    assert hypothesis.what == ("dkd", "kd", "test")
+    assert kdbench("run", *words, "--confirm", "dkd").status == said.status  # the same command goes on
+    assert read_declared(out, "tiny", "short") == (hypothesis,)
+    said = kdbench("plan", *words, "--confirm", "dkdd", "--no-probe")
+    assert (said.status, "'dkdd'" in said.err) == (2, True)

@@ -25,7 +25,7 @@ EVERYTHING = Request(
     out="some where",
     data="d", weights="w", download=True, on="slurm", slurm="time=4:00:00,mem=2G", workers=3, device="cpu", memory=1 / 3,
     solo=True, compile=True, graphs=False, log=("tensorboard", "wandb"), max_hours=0.0, stall=0.1, retry_failed=True,
-    yes=True,
+    yes=True, confirm=("kd", "ofa"),
 )  # fmt: skip
 
 

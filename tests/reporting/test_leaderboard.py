@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +13,15 @@ from scipy import stats
 from kdbench.errors import KdbenchError
 from kdbench.reporting.costs import count_text, student_costs
 from kdbench.reporting.frame import collect
+from kdbench.reporting.html.words import summary
 from kdbench.reporting.leaderboard import Leaderboard, Standing, build_leaderboard
-from kdbench.reporting.text.leaderboard import leaderboard_markdown, leaderboard_rich, leaderboard_text
+from kdbench.reporting.prose import paragraph
+from kdbench.reporting.text.leaderboard import (
+    leaderboard_markdown,
+    leaderboard_rich,
+    leaderboard_table,
+    leaderboard_text,
+)
 from tests.reporting import factory
 
 P1, P2, P3 = "swin_tiny--resnet18", "convnext_tiny--deit_tiny", "swin_tiny--resmlp_12"
@@ -93,6 +102,8 @@ def test_an_interval_and_its_p_need_four_teachers_and_four_students():
         assert (own.p < 0.05) == (own.low > 0 or own.high < 0)
         assert own.attainable
     assert "p: that the mean gain over KD is zero" in "\n".join(board.notes)
+    assert "limits for all 3 methods at once (Bonferroni t) are all_low and all_high" in "\n".join(board.notes)
+    assert "(the interval, Holm's correction)" in " ".join(summary(board))
     few = build_leaderboard(factory.frame({pair: row for pair, row in figures.items() if not pair.startswith("t3")}))
     assert np.isnan(by_name(few)["ofa"].low)
     assert "No interval: with 3 teachers and 4 students none would cover what it says" in "\n".join(few.notes)
@@ -287,3 +298,49 @@ def test_the_terminal_cuts_no_figure(width):
 )
 def test_counts_read(count, text):
     assert count_text(count) == text
+
+
+def hypothesis(method: str, when: str = "2026-01-01T00:00:00Z", against: str = "kd") -> dict[str, str]:
+    return {"method": method, "against": against, "split": "test", "declared": when}
+
+
+def test_what_was_declared_is_corrected_apart_and_the_rest_called_exploratory():
+    plain = many()
+    late = hypothesis("tas", "2026-03-02T00:00:00Z")  # the factory's cells end the day before
+    text = json.dumps([hypothesis("ofa"), hypothesis("crd"), hypothesis("dkd", against="scratch"), late])
+    board, free = build_leaderboard(plain.assign(declared=text)), by_name(build_leaderboard(plain))
+    found = by_name(board)
+    assert board.declared == ("crd", "ofa")
+    # CRD has no results and counts: Holm over two, its p being 1.
+    assert found["ofa"].p_holm == pytest.approx(min(1.0, 2 * found["ofa"].p))
+    assert found["ofa"].smallest_p == pytest.approx(2 * 2.0**-8)
+    for name in ("dkd", "tas"):
+        assert (found[name].p, found[name].p_holm) == (free[name].p, free[name].p_holm)
+    kinds = {name: found[name].hypothesis for name in ("ofa", "dkd", "tas", "kd")}
+    assert kinds == {"ofa": "declared", "dkd": "exploratory", "tas": "exploratory", "kd": ""}
+    assert (
+        "Declared before the run (2026-01-01): OFA, crd over KD; DKD over From scratch. Everything else is exploratory."
+        in board.caption.replace("crd, OFA", "OFA, crd")
+    )
+    notes = "\n".join(board.notes)
+    assert (
+        "with Holm's correction over what was declared before the run alone (crd, OFA); of the others, which are exploratory"
+        in notes
+    )
+    assert "Declared only after a first result was there, and so exploratory: FBT." in notes
+    records = leaderboard_table(board).records.set_index("method")
+    assert records["hypothesis"].to_dict() | kinds == records["hypothesis"].to_dict()
+    assert "exploratory" in leaderboard_text(board)
+    assert "hypothesis" not in leaderboard_text(build_leaderboard(plain))
+    assert "the 2 methods that were declared before the run" in paragraph(board, "ofa")
+    assert "which was not declared before the run" in paragraph(board, "dkd")
+
+
+def test_two_pairs_and_one_teacher_per_pair_are_said():
+    frame = factory.frame({P1: {"kd": [80.0] * 3, "ofa": [81.0] * 3}, P2: {"kd": [80.0] * 3, "ofa": [81.0] * 3}})
+    board = build_leaderboard(frame)
+    assert any(note.startswith("Two pairs: how far pairs differ is poorly known") for note in board.notes)
+    said = "Each pair has one trained teacher, whose own chance no spread over seeds shows."
+    assert said in board.caption
+    several = frame.assign(teacher_checksum=[str(seed) for seed in frame["seed"]])
+    assert said not in build_leaderboard(several).caption

@@ -93,6 +93,42 @@ def test_fewer_than_three_seeds_are_said(count, said):
     assert note.startswith(said)
 
 
+def test_the_interval_over_seeds_and_images_has_the_two_intervals_as_its_limits():
+    rng = np.random.default_rng(3)
+    once = rng.random((2, 1, 2000)) < [[[0.8]], [[0.7]]]
+    a, b = np.repeat(once, 3, axis=1)  # seeds that agree: images alone are chance
+    assert paired.over_seeds_and_images(a, b) == pytest.approx(paired.bootstrap_difference(a, b)[1:], abs=0.05)
+    apart = [
+        0.0,
+        1.0,
+        5.0,
+    ]  # the first is right on every image of its first 30, 31, 35 percent, the second on all of 30
+    b = np.zeros((3, 1000), bool)
+    b[:, :300] = True
+    a = np.arange(1000) < 300 + 10 * np.array(apart)[:, None]
+    low, high = paired.over_seeds_and_images(a, b)
+    by_seed = stats.ttest_1samp(apart, 0).confidence_interval()
+    assert (low, high) == pytest.approx((by_seed.low, by_seed.high), abs=0.15)
+    assert np.isnan(paired.over_seeds_and_images(a[:1], b[:1])).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed_sd", "image_sd"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.25), (0.03, 0.25)])
+def test_the_interval_over_seeds_and_images_covers_what_it_says(seed_sd, image_sd, monkeypatch):
+    monkeypatch.setattr(paired, "RESAMPLES", 1000)
+    rng = np.random.default_rng(7)
+    draws, held = 300, 0
+    for _ in range(draws):
+        easy = rng.normal(
+            0.5, 0.1, 400
+        )  # the second method is two points worse, on some images more and on others less
+        other = easy - 0.02 + rng.normal(0, image_sd, 400)
+        a, b = (rng.random((3, 400)) < each + rng.normal(0, seed_sd, (3, 1)) for each in (easy, other))
+        low, high = paired.over_seeds_and_images(a, b)
+        held += low <= 2.0 <= high
+    assert 0.92 <= held / draws <= 0.98
+
+
 def test_two_methods_are_compared_from_their_files(tmp_path):
     figures = {PAIR: {"scratch": [70.0, 71.0, 72.0], "kd": [80.0, 81.0, 82.0], "ofa": [90.0, 91.0, 95.0]}}
     results = collect(write_store(tmp_path, factory.frame(figures)))
@@ -102,6 +138,8 @@ def test_two_methods_are_compared_from_their_files(tmp_path):
     assert found.over_images[0] < 11.0 < found.over_images[1]
     expected = stats.ttest_rel([90, 91, 95], [80, 81, 82]).confidence_interval()
     assert found.over_seeds == pytest.approx((expected.low, expected.high))
+    # Which images are right is drawn anew for each seed: they share next to nothing, and seeds alone are chance.
+    assert found.over_both == pytest.approx(found.over_seeds, abs=0.5)
     assert found.only_first - found.only_second == pytest.approx((20 + 20 + 26) / 3)
     assert paired.comparable(results, "kd") == [(PAIR, "scratch"), (PAIR, "ofa")]
 

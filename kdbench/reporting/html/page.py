@@ -12,6 +12,7 @@ import pandas as pd
 from kdbench.plugins.metrics import Metric
 from kdbench.reporting.classes import class_scores
 from kdbench.reporting.frame import Results, split_frame
+from kdbench.reporting.hours import with_equal_hours
 from kdbench.reporting.html.classes import CellClasses, classes_table, students_table
 from kdbench.reporting.html.data import blocks_of_files, cells_data, safe_json
 from kdbench.reporting.html.render import render
@@ -130,7 +131,7 @@ def part_of_page(id: str, frame: pd.DataFrame, board: Leaderboard, outcomes: Out
     tables: list[PageTable] = []
     if not results.empty:
         found = [
-            leaderboard_table(board, links, f"{id}-leaderboard"),
+            leaderboard_table(with_equal_hours(board, outcomes), links, f"{id}-leaderboard"),
             matrix_table(frame, results, links, f"{id}-matrix"),
             metrics_table(results, links, f"{id}-metrics"),
             students_table(board, f"{id}-students"),

@@ -17,7 +17,13 @@ from kdbench.reporting.grid import Cell
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.paired import Comparison, comparable, compare_methods
 from kdbench.reporting.table import build_table
-from kdbench.reporting.text.leaderboard import cost_columns, ranking_columns, signed_text
+from kdbench.reporting.text.leaderboard import (
+    EXTENDED_NOTE,
+    cost_columns,
+    extended_columns,
+    ranking_columns,
+    signed_text,
+)
 from kdbench.reporting.text.markup import plain_cell
 from kdbench.store.reading import Outcomes
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
@@ -101,7 +107,8 @@ def filtered(**choice: str) -> str:
 
 
 def leaderboard_table(board: Leaderboard, links: Links, id: str) -> PageTable:
-    columns = [*ranking_columns(board), *cost_columns(board)]
+    extended = extended_columns(board)
+    columns = [*ranking_columns(board), *cost_columns(board), *extended]
     up = {"#", "average rank", "p (Holm)", "pairs harmed", "step time", "method"}
     up |= {"training hours", "peak memory (MiB)", "extra parameters", "kept at inference"}
     columns.sort(key=lambda c: not c.left)  # the name first, so that it stays in sight when the table is moved sideways
@@ -114,7 +121,8 @@ def leaderboard_table(board: Leaderboard, links: Links, id: str) -> PageTable:
             key = column.key(standing)
             row.append(Item(column.text(standing), href, "" if key is None else float(key)))
         rows.append(tuple(row))
-    return PageTable(id, "leaderboard", "Leaderboard", headings, tuple(rows), notes=board.notes)
+    notes = (*board.notes, *([EXTENDED_NOTE] if extended else []))
+    return PageTable(id, "leaderboard", "Leaderboard", headings, tuple(rows), notes=notes)
 
 
 def matrix_table(frame: pd.DataFrame, results: Results, links: Links, id: str) -> PageTable:
@@ -220,8 +228,9 @@ def paired_table(
         return None
     headings = (
         Heading("pair", True, "ascending"), Heading("method", True, "ascending"), Heading("difference (points)"),
-        Heading("95 %, other images"), Heading("95 %, other seeds"), Heading("p, these images", first="ascending"),
-        Heading("only it right"), Heading(f"only {board.reference_display} right"), Heading("seeds"),
+        Heading("95 %, other seeds and images"), Heading("95 %, other images"), Heading("95 %, other seeds"),
+        Heading("p, these images", first="ascending"), Heading("only it right"), Heading(f"only {board.reference_display} right"),
+        Heading("seeds"),
     )  # fmt: skip
     rows = tuple(_paired_row(one, results, links) for one in comparisons)
     notes = sorted({note for one in comparisons for note in one.notes})
@@ -238,7 +247,8 @@ def paired_table(
         intro=intro,
         notes=(
             *notes,
-            "Other images: paired bootstrap over test images of these trained networks. Other seeds: Student's t over the "
+            "Other seeds and images: the interval for a claim about this pair and its one trained teacher; images are drawn anew, seeds by "
+            "Student's t. Other images: paired bootstrap over test images of these trained networks. Other seeds: Student's t over the "
             "differences of matched seeds. p: McNemar's exact test (over several seeds: sign test over images), without "
             "correction for the number of comparisons; it says nothing about another seed.",
         ),
@@ -247,17 +257,20 @@ def paired_table(
 
 def _paired_row(one: Comparison, results: Results, links: Links) -> tuple[Item, ...]:
     href = links.cell(one.pair, one.first)
-    seeds = _span(one.over_seeds) if np.isfinite(one.over_seeds[0]) else ""
     return (
         Item(str(results.pair_info[one.pair]["title"]), href),
         Item(links.titles[one.first], href),
         Item(signed_text(one.difference, 2), href, one.difference),
-        Item(_span(one.over_images), href, one.over_images[0]),
-        Item(seeds, href, one.over_seeds[0] if seeds else ""),
+        *(_limits(limits, href) for limits in (one.over_both, one.over_images, one.over_seeds)),
         Item("<0.001" if one.p < 0.001 else f"{one.p:.3f}", href, one.p),
         *(Item(f"{count:g}", href, count) for count in np.round([one.only_first, one.only_second], 1).tolist()),
         Item(str(len(one.seeds)), href, float(len(one.seeds))),
     )
+
+
+def _limits(limits: tuple[float, float], href: str) -> Item:
+    """An interval, sorted by its lower end; nothing where there is none."""
+    return Item(_span(limits), href, limits[0]) if np.isfinite(limits[0]) else Item("", href, "")
 
 
 def _span(limits: tuple[float, float]) -> str:

@@ -68,14 +68,18 @@ def _significant(board: Leaderboard) -> str:
             "become significant, whatever its size: take the order as a description of these pairs, not as a finding."
         )
     sure = [s for s in tested if s.attainable and s.p_holm is not None and s.p_holm <= ALPHA]
-    better, worse = [s.display for s in sure if s.gain > 0], [s.display for s in sure if s.gain < 0]
+    better, worse = ([_called(s) for s in sure if sign * s.gain > 0] for sign in (1, -1))
+    by_interval = any(np.isfinite(s.low) for s in tested)
+    test = ("the interval" if by_interval else "Wilcoxon's test over pairs") + ", Holm's correction"
     if not sure:
-        return f"No method differs significantly from {board.reference_display} (Wilcoxon's test, Holm's correction)."
+        return f"No method differs significantly from {board.reference_display} ({test})."
     parts = [f"better: {join_names(better)}"] * bool(better) + [f"worse: {join_names(worse)}"] * bool(worse)
-    return (
-        f"Significantly different from {board.reference_display} (Wilcoxon's test over pairs, Holm's correction): "
-        f"{'; '.join(parts)}."
-    )
+    return f"Significantly different from {board.reference_display} ({test}): {'; '.join(parts)}."
+
+
+def _called(standing: Standing) -> str:
+    """With what was not declared before the run marked, where something was."""
+    return f"{standing.display} (exploratory)" if standing.hypothesis == "exploratory" else standing.display
 
 
 def _harmed(board: Leaderboard) -> str:

@@ -13,9 +13,10 @@ from kdbench.errors import KdbenchError, UnknownNameError, counted
 from kdbench.reporting.caption import build_caption, data_notes, join_names, nothing_text
 from kdbench.reporting.frame import Results, collect
 from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
-from kdbench.reporting.plots import matrix, scatter, stored, teacher
+from kdbench.reporting.plots import matrix, runs, scatter, stored, teacher
 from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes
 from kdbench.reporting.ranks import rank_diagram
+from kdbench.reporting.statistics import LEAST_NETS
 from kdbench.reporting.text.markup import html_comment
 from kdbench.shown import printable
 from kdbench.store.files import write_output
@@ -200,10 +201,44 @@ def _curves(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
     caption = (
         f"{results.metric.title} on the {results.identity()['split']} split by epoch"
         + (", mean over seeds; band: lowest to highest seed. " if band else ", one seed: there is no band. ")
-        + (f"The first {len(curves)} of {len(results.pairs)} pairs. " if len(curves) < len(results.pairs) else "")
+        + _first_pairs(results, curves)
         + f"Shown: {shown}. The axis leaves out the first epochs' low figures."
     )
     return stored.curves_plot(results, curves), caption
+
+
+def _hours(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
+    curves = stored.curves_by_hours(results, stored.learning_curves(results, board, outcomes))
+    if not curves:
+        raise _NothingToDrawError("No cell has both a history of this metric and its hours.")
+    caption = (
+        f"{results.metric.title} on the {results.identity()['split']} split by hours of training: at equal hours, read upwards. A cell's "
+        "hours are its share of its cohort's, the teacher's forward passes included; its epochs take equal parts of them. Means over "
+        f"seeds; band: lowest to highest seed. {_first_pairs(results, curves)}Schedules end where the curves do: one that was shortened to "
+        "fewer hours would be higher there."
+    )
+    return stored.curves_plot(results, curves, "hours"), caption
+
+
+def _first_pairs(results: Results, curves: dict[str, dict[str, stored.Curve]]) -> str:
+    return f"The first {len(curves)} of {len(results.pairs)} pairs. " if len(curves) < len(results.pairs) else ""
+
+
+def _profile(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
+    gains = runs.profile_gains(results, board) if board.reference else {}
+    if not gains:
+        raise _NothingToDrawError("No method has gains on two pairs.")
+    shown = join_names(results.method_info[name]["title"] for name in gains)
+    figure, banded = runs.profile_plot(results, board, gains)
+    band = (
+        "Band: pointwise 95 %, were teachers, students and pairs drawn anew (crossed random effects)."
+        if banded
+        else f"No band: there are fewer than {LEAST_NETS} teachers or students, and none would cover what it says."
+    )
+    return figure, (
+        "Performance profile (Agarwal et al. 2021): share of runs, over pairs and seeds, whose gain over "
+        f"{board.reference_display} with the same seed is larger than a level. Shown: {shown}. {band}"
+    )
 
 
 def _calibration(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn:
@@ -229,5 +264,7 @@ PLOTS: dict[str, tuple[str, Callable[[Results, Leaderboard, Outcomes], _Drawn]]]
     "teacher": ("Gain against the teacher's accuracy", _teacher),
     "agreement": ("Accuracy against agreement with the teacher", _agreement),
     "curves": ("Learning curves", _curves),
+    "hours": ("Learning curves against hours", _hours),
+    "profile": ("Performance profiles", _profile),
     "calibration": ("Calibration", _calibration),
 }

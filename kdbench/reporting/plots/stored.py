@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,14 +71,32 @@ def learning_curves(results: Results, board: Leaderboard, outcomes: Outcomes) ->
     return curves
 
 
-def curves_plot(results: Results, curves: dict[str, dict[str, Curve]]) -> Figure:
-    """A panel per pair; mean over seeds as a line, lowest to highest seed as a band."""
+def curves_by_hours(results: Results, curves: dict[str, dict[str, Curve]]) -> dict[str, dict[str, Curve]]:
+    """The curves against hours: a cell's share of its cohort's, mean over seeds, of which each epoch takes an equal part.
+
+    Those of which no hours are known are left out.
+    """
+    done = results.cells[results.cells["value"].notna() & (results.cells["train_seconds"] > 0)]
+    hours = (done.groupby(["pair", "method"])["train_seconds"].mean() / 3600).to_dict()
+    timed = {
+        pair: {
+            name: replace(curve, epochs=curve.epochs * hours[pair, name] / curve.epochs.max())
+            for name, curve in found.items()
+            if (pair, name) in hours
+        }
+        for pair, found in curves.items()
+    }
+    return {pair: found for pair, found in timed.items() if found}
+
+
+def curves_plot(results: Results, curves: dict[str, dict[str, Curve]], over: str = "epoch") -> Figure:
+    """A panel per pair; mean over seeds as a line, lowest to highest seed as a band; ``over``: what the axis counts."""
     from matplotlib.ticker import MaxNLocator
 
     columns = min(3, len(curves))
     figure = new_figure(1.55 * -(-len(curves) // columns) + 0.5)
     title = results.metric.with_unit(results.metric.title)
-    panels = panels_of(figure, len(curves), columns, "epoch", title)
+    panels = panels_of(figure, len(curves), columns, over, title)
     methods = list(dict.fromkeys(name for found in curves.values() for name in found))
     styles = dict(zip(methods, CURVES, strict=False))
     for axes, (pair, found) in zip(panels, curves.items(), strict=True):
@@ -89,7 +107,7 @@ def curves_plot(results: Results, curves: dict[str, dict[str, Curve]]) -> Figure
                 axes.fill_between(curve.epochs, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
         axes.set_title(shorten(str(results.pair_info[pair]["title"]), 32), pad=3)
         axes.set_ylim(*_curve_limits(found))
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=over == "epoch"))
     by_label = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }

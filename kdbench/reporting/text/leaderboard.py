@@ -55,8 +55,19 @@ _NAME = Column("method", lambda s: None, lambda s: s.display + (" (rec.)" if s.r
 #: Columns of the tidy form.
 _RECORDS = (
     *("method", "display", "family", "reconstruction", "rank", "mean", "gain", "low", "high", "all_low", "all_high"),
-    *("shrunken", "chances", "average_rank"),
-    *("wins", "ties", "losses", "p", "p_holm", "smallest_p", "gain_over_scratch", "left_out_low", "left_out_high"),
+    *("shrunken", "chances", "improvement", "iqm", "equal_hours", "equal_hours_pairs", "average_rank"),
+    *(
+        "wins",
+        "ties",
+        "losses",
+        "p",
+        "p_holm",
+        "smallest_p",
+        "hypothesis",
+        "gain_over_scratch",
+        "left_out_low",
+        "left_out_high",
+    ),
     *("step_ratio", "extra_parameters", "inference_parameters", "hours", "peak_memory", "pairs"),
 )
 
@@ -216,6 +227,7 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
                 lambda s: f"{s.wins}/{s.ties}/{s.losses}",
             ),
             Column("p (Holm)", lambda s: s.p_holm, _p_text),
+            *([Column("hypothesis", lambda s: None, lambda s: s.hypothesis, left=True)] if board.declared else []),
             *_where_known(
                 board,
                 Column(
@@ -273,6 +285,37 @@ def cost_columns(board: Leaderboard) -> list[Column]:
             Column("kept at inference", lambda s: s.inference_parameters, lambda s: count_text(s.inference_parameters))
         )
     return known
+
+
+def extended_columns(board: Leaderboard) -> list[Column]:
+    """Aggregates over pairs and seeds, and the gain at equal hours: on the page, in CSV and in JSON, not in a text table."""
+    if not board.reference:
+        return []
+
+    def signed(value: float) -> str:
+        return signed_text(value, board.decimals)
+
+    columns = [
+        Column("P(improvement)", lambda s: s.improvement, lambda s: f"{s.improvement:.2f}"),
+        Column("IQM of gains", lambda s: s.iqm, lambda s: signed(s.iqm)),
+        Column(
+            "gain at equal hours",
+            lambda s: s.equal_hours,
+            lambda s: (
+                f"{signed(s.equal_hours)}{'' if s.equal_hours_pairs == s.pairs else f' ({s.equal_hours_pairs}/{s.pairs})'}"
+            ),
+        ),
+    ]
+    return [column for column in columns if _where_known(board, column)]
+
+
+#: What must be said of ``extended_columns``.
+EXTENDED_NOTE = (
+    "P(improvement): how often one of its runs beats one of the reference on the same pair, over all two-sets of seeds; IQM of gains: mean "
+    "of the middle half over all pairs and seeds (Agarwal et al. 2021). Gain at equal hours: of its last epoch within the hours that the "
+    "reference takes in all on the same pair, seed and device, the teacher's share included; schedules were not shortened to that, so that "
+    "a slower method could do better. None of the three has an interval."
+)
 
 
 def signed_text(value: float, decimals: int) -> str:
