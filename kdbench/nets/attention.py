@@ -19,7 +19,7 @@ def attention_paths(net: nn.Module, taps: Sequence[Tap]) -> list[str]:
     if not all(isinstance(tap, int) for tap in taps):
         return []
     info: Any = net.feature_info
-    paths = [f"{info[int(tap)]['module']}.attn" for tap in taps]
+    paths = [f"{info[int(tap)].get('module')}.attn" for tap in taps]  # classic nets name no modules
     known = {path for path, module in net.named_modules() if type(module) is SelfAttention and module.gate is None}
     return paths if known.issuperset(paths) else []
 

@@ -97,7 +97,7 @@ def test_the_interval_over_seeds_and_images_has_the_two_intervals_as_its_limits(
     rng = np.random.default_rng(3)
     once = rng.random((2, 1, 2000)) < [[[0.8]], [[0.7]]]
     a, b = np.repeat(once, 3, axis=1)  # seeds that agree: images alone are chance
-    assert paired.over_seeds_and_images(a, b) == pytest.approx(paired.bootstrap_difference(a, b)[1:], abs=0.05)
+    assert paired.over_seeds_and_images(a, b) == pytest.approx(paired.bootstrap_difference(a, b)[1:], abs=0.2)
     apart = [
         0.0,
         1.0,
