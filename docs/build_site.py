@@ -27,10 +27,12 @@ from kdbench.plugins.registry import catalog
 ROOT = Path(__file__).parents[1]
 #: Files of the repository that are pages too.
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-#: Pages that nav names as soon as they are written.
-LATER = {"Results": {"Findings": "findings.md"}}
 #: Measured cells: file -> how its methods are called now, where that has changed (results/README.md).
-MEASURED = {"digits-full.csv": {"fitnet": "fitnet-kd"}, "cifar100-32-short.csv": {"fitnet": "fitnet-kd"}}
+MEASURED = {
+    "cifar100-tiny-cpu/cells.csv": {},
+    "digits-full.csv": {"fitnet": "fitnet-kd"},
+    "cifar100-32-short.csv": {"fitnet": "fitnet-kd"},
+}
 #: Code, which stays as it is, or a link to a file.
 _LINK = re.compile(
     r"(?P<code>^ *```.*?^ *```$|`[^`\n]+`)|(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>(?!\w+:|#)[^)\s#]+)(?P<anchor>#[^)\s]*)?\)",
@@ -39,7 +41,7 @@ _LINK = re.compile(
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the methods into the navigation, by family, and the pages of ``LATER`` that are there."""
+    """Put the methods into the navigation, by family."""
     families: dict[str, list[dict[str, str]]] = {}
     for entry in in_order():
         families.setdefault(FAMILIES[entry.family], []).append({entry.display: f"methods/{entry.name}.md"})
@@ -47,7 +49,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         ((title, pages),) = section.items()
         if title == "Methods":
             pages += [{family: members} for family, members in families.items()]
-        pages += [{name: path} for name, path in LATER.get(title, {}).items() if (ROOT / "docs" / path).is_file()]
     return config
 
 
