@@ -79,9 +79,9 @@ def head_has_more(net: Any, classifier: nn.Module, size: tuple[int, int]) -> boo
         return classifier(net.forward_head(final, pre_logits=True))
 
     training, more = net.training, False
+    final = net.forward_features(torch.zeros(2, 3, *size, device="meta"))
     for mode in (True, False):
         net.train(mode)
-        final = net.forward_features(torch.zeros(2, 3, *size, device="meta"))
         with _Operations() as own:
             net.forward_head(final)
         with _Operations() as ours:
