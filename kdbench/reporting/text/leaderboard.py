@@ -56,18 +56,8 @@ _NAME = Column("method", lambda s: None, lambda s: s.display + (" (rec.)" if s.r
 _RECORDS = (
     *("method", "display", "family", "reconstruction", "rank", "mean", "gain", "low", "high", "all_low", "all_high"),
     *("shrunken", "chances", "improvement", "iqm", "equal_hours", "equal_hours_pairs", "average_rank"),
-    *(
-        "wins",
-        "ties",
-        "losses",
-        "p",
-        "p_holm",
-        "smallest_p",
-        "hypothesis",
-        "gain_over_scratch",
-        "left_out_low",
-        "left_out_high",
-    ),
+    *("wins", "ties", "losses", "p", "p_holm", "smallest_p", "hypothesis"),
+    *("gain_over_scratch", "left_out_low", "left_out_high"),
     *("step_ratio", "extra_parameters", "inference_parameters", "hours", "peak_memory", "pairs"),
 )
 
