@@ -53,7 +53,7 @@ def site(request: Request, folder: str, to: str) -> int:
         for frame in split_frame(rows) if len(rows) else []:
             suite, protocol, split = (str(frame[name].iloc[0]) for name in ("suite", "protocol", "split"))
             asked = Request(suite=suite, protocol=protocol, split=split, out=str(path), plugins=request.plugins)
-            found += [Source(part, path, select) for part, select in _as_planned(asked, frame)]
+            found += [Source(part, path, select) for part, select in _as_planned(asked, frame, rows)]
         console.say(f"{counted(len(rows), 'cell')} of {path}")
     if not found:
         raise NothingError(f"{folder} holds no run directory, no CSV file of cells and no submission")
@@ -74,11 +74,18 @@ def site(request: Request, folder: str, to: str) -> int:
     return 0
 
 
-def _as_planned(asked: Request, frame: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
-    """The rows of a suite and protocol with what is planned and not run; as they are where the suite is not known here."""
+def _as_planned(asked: Request, frame: pd.DataFrame, rows: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
+    """The rows of a suite and protocol with what is planned and not run; as they are where the suite is not known here.
+
+    Args:
+        asked: suite, protocol and split.
+        frame: their rows, filled.
+        rows: all that were read.
+    """
     if asked.suite in suite_files():  # a name alone: what is in a stranger's file chooses no path
         try:
-            frames, select, _ = results(asked)
+            own = rows[(rows["suite"] == asked.suite) & (rows["protocol"] == asked.protocol)]
+            frames, select, _ = results(asked, rows=own)
             return [(part, select) for part in frames]
         except KdbenchError:
             pass

@@ -46,9 +46,8 @@ def submit(request: Request, to: str) -> int:
     plan = plan_of(request)
     submission, damaged = make_submission(Path(request.out), plan.suite.name, plan.under.name, request.split)
     write_submission(Path(to), submission)
-    console.say(
-        f"{counted(len(submission.cells), 'cell')} in {to}; {_command('check', to, '--out', request.out)} checks them"
-    )
+    checking = shlex.join(["kdbench", "check", to, "--out", request.out])
+    console.say(f"{counted(len(submission.cells), 'cell')} in {to}; {checking} checks them")
     for line in _missing(submission, plan):
         console.say(f"missing: {line}")
     console.damaged([printable(line, TEXT_LENGTH) for line in damaged])
@@ -90,8 +89,9 @@ def check(request: Request, file: str, store: str | None) -> int:
     return int(bool(problems))
 
 
-def _command(*words: str) -> str:
-    return shlex.join(["kdbench", *words])
+def _names(submission: Submission) -> list[dict[str, Any]]:
+    """What the paths of its cells tell, of those that are some."""
+    return [cell_name(cell.path) for cell in submission.cells if is_cell_path(cell.path)]
 
 
 def _plan(request: Request, submission: Submission) -> Plan | None:
@@ -106,7 +106,7 @@ def _plan(request: Request, submission: Submission) -> Plan | None:
 def _configurations(plan: Plan, submission: Submission) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     """Of every pair and method that is known here, also behind teachers trained or fine-tuned on the spot."""
     request = replace(plan.request, methods=("*",), pairs=("*",), seeds=(0,))
-    teachers = {cell_name(cell.path)["pair"].partition("--")[0] for cell in submission.cells if is_cell_path(cell.path)}
+    teachers = {name["pair"].partition("--")[0] for name in _names(submission)}
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     choices: list[dict[str, Any]] = [{}, *({field: tuple(sorted(teachers))} for field in TEACHERS)]
     for changed in choices:
@@ -120,7 +120,7 @@ def _missing(submission: Submission, plan: Plan | None) -> list[str]:
     """Planned cells, of the suite's own methods and those that were submitted, of which there is nothing."""
     if plan is None:
         return []
-    names = [cell_name(cell.path) for cell in submission.cells if is_cell_path(cell.path)]
+    names = _names(submission)
     there = {(name["pair"], name["method"], name["seed"]) for name in names}
     own = tuple(name for name in dict.fromkeys(name["method"] for name in names) if name in plan.catalog)
     methods = {cell.method for cell in plan.cells}
@@ -150,8 +150,7 @@ def _remarks(
         )
     else:
         known = {method for _, method in planned}
-        names = [cell_name(cell.path) for cell in submission.cells if is_cell_path(cell.path)]
-        strange = sorted({name["method"] for name in names} - known)
+        strange = sorted({name["method"] for name in _names(submission)} - known)
         if strange:
             shown = ", ".join(printable(name, NAME_LENGTH) for name in strange[:10])
             remarks.append(f"not known here, so that identities are compared with nothing: {shown} (--plugin FILE)")

@@ -123,8 +123,17 @@ def build_tables(
         raise KdbenchError(
             "several suites make one table of pairs and methods; --against-published and --ablation take one suite"
         )
-    if ablation or against_published:
-        return _apart(request, metric, select, against_published, ablation, wishes)
+    command = command_published()
+    if against_published:
+        from kdbench.reporting.published import published_ledger
+
+        frames, select, damaged = _run_or_not(request, select)
+        return [published_ledger(frame, select=select, command=command) for frame in frames], damaged
+    if ablation:
+        from kdbench.reporting.ablation import ablation_table
+
+        frames, select, damaged = results(request, select)
+        return [ablation_table(frame, ablation, metric, select, wishes, command=command) for frame in frames], damaged
     parts, damaged = [], []
     for name in (request.suite, *more):
         read = _run_or_not if published else results
@@ -134,14 +143,13 @@ def build_tables(
         parts += [(frame, chosen) for frame in frames]
         damaged += unread
     if not more:
-        command = command_published()
         built = [
             build_table(frame, layout or "pairs", metric, chosen, wishes, command=command) for frame, chosen in parts
         ]
         return built, damaged
     held = [{*frame["method"], *frame["teacher"], *frame["student"], frame["suite"].iloc[0]} for frame, _ in parts]
     built = [
-        build_table(frame, "pairs", metric, chosen, _within(wishes, known), command=command_published())
+        build_table(frame, "pairs", metric, chosen, _within(wishes, known), command=command)
         for (frame, chosen), known in zip(parts, held, strict=True)
     ]
     unknown = [name for name in wishes.names if not any(name in known for known in held)]
@@ -158,22 +166,6 @@ def build_tables(
 def _within(wishes: Choices, known: set[str]) -> Choices:
     """The choices, with those names alone that one suite knows."""
     return replace(wishes, names={name: title for name, title in wishes.names.items() if name in known})
-
-
-def _apart(
-    request: Request, metric: str, select: str | None, against_published: bool, ablation: str, wishes: Choices
-) -> tuple[list[Table], list[str]]:
-    """The ledger, or an ablation."""
-    command = command_published()
-    if against_published:
-        from kdbench.reporting.published import published_ledger
-
-        frames, select, damaged = _run_or_not(request, select)
-        return [published_ledger(frame, select=select, command=command) for frame in frames], damaged
-    from kdbench.reporting.ablation import ablation_table
-
-    frames, select, damaged = results(request, select)
-    return [ablation_table(frame, ablation, metric, select, wishes, command=command) for frame in frames], damaged
 
 
 def _run_or_not(request: Request, select: str | None) -> tuple[Sequence[Any], str, list[str]]:

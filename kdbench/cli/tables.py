@@ -111,7 +111,9 @@ def report(request: Request, to: str, select: str | None) -> int:
     return 0
 
 
-def results(request: Request, select: str | None = None) -> tuple[Sequence[Any], str, list[str]]:
+def results(
+    request: Request, select: str | None = None, rows: pd.DataFrame | None = None
+) -> tuple[Sequence[Any], str, list[str]]:
     """Rows of the run directory, or of the CSV file in its place, that belong to a request; the figure to show; what of the protocol
     is damaged.
 
@@ -119,6 +121,7 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
 
     Args:
         select: ``"last"`` or ``"best"``; None for the protocol's own.
+        rows: of the suite and protocol, where they have been read before.
 
     Raises:
         NothingError: if there is no cell of the suite, protocol and split.
@@ -129,7 +132,7 @@ def results(request: Request, select: str | None = None) -> tuple[Sequence[Any],
     from kdbench.reporting.frame import split_frame
 
     named = plan_of(replace(request, methods=()))
-    rows = load_results(request.out, named.suite.name, named.under.name)
+    rows = load_results(request.out, named.suite.name, named.under.name) if rows is None else rows
     damaged = rows.attrs["damaged"]
     rows = rows[rows["split"] == request.split]
     # methods of plugins that are not here: what the store holds of them is shown

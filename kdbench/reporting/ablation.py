@@ -67,10 +67,10 @@ def ablation_table(
     for pair in means.index:
         column = []
         for name in names:
-            score = results.score_info.get((str(pair), name))
-            known = score is not None and score["state"] == "done"
-            sd = score["sd"] if score is not None and choices.sd else np.nan
-            column.append(Cell("value", score["mean"], sd, decimals) if score is not None and known else Cell("absent"))
+            score = results.score_info.get((str(pair), name), {})
+            known = score.get("state") == "done"
+            sd = score["sd"] if known and choices.sd else np.nan
+            column.append(Cell("value", score["mean"], sd, decimals) if known else Cell("absent"))
         figures.append(mark_best(column, [cell.kind == "value" for cell in column], results.metric.higher_is_better))
     average = [Cell("value", float(common[name].mean()), decimals=decimals) for name in names]
     gained = [Cell("gain", float(gains[name].mean()), decimals=decimals + 1) for name in names]

@@ -53,11 +53,10 @@ def difference_table(
     spread = math.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom) if freedom else np.nan
     both["difference"] = both["mean_b"] - both["mean_a"]
     same = _same(a, b).reindex(pd.MultiIndex.from_frame(both[_KEY])).to_numpy()
-    there = both["difference"].notna().to_numpy()
     both["verdict"] = np.select(
         [both["n_b"].isna(), both["n_a"].isna(), same == True], ["only in A", "only in B", "equal"], ""  # noqa: E712
     )  # fmt: skip
-    tested = there & (both["verdict"] == "").to_numpy()
+    tested = (both["verdict"] == "").to_numpy()
     both["p_holm"] = np.nan
     if tested.any() and spread > 0:
         from scipy.special import stdtr
@@ -69,7 +68,7 @@ def difference_table(
     if not spread > 0:
         both.loc[tested, "verdict"] = "differs"
     shown = both if everything else both[both["verdict"] != "equal"]
-    decimals = metrics_of(fill_frame(first))[metric].decimals
+    decimals = metrics_of(first)[metric].decimals
     noise = f"Standard deviation between seeds, pooled: {spread:.{decimals + 1}f} ({freedom} degrees of freedom)." if freedom else (
         "No cell has two seeds: their noise is not known, and differences are only told."
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def detectable_gain(pairs: Sequence[tuple[str, str]], seeds: int, tests: int) ->
 
 
 def _by_ranks(codes: Sequence[np.ndarray], alone: float, level: float) -> float | None:
-    """By bisection over 2,000 draws of gains, the same for every candidate."""
+    """By bisection over draws of gains, the same for every candidate."""
     size = codes[0].size
     critical = _critical_sum(size, level)
     if critical < 0:
@@ -64,7 +64,13 @@ def _by_ranks(codes: Sequence[np.ndarray], alone: float, level: float) -> float 
         ranks = np.abs(gains).argsort(axis=1).argsort(axis=1) + 1
         return float((np.where(gains < 0, ranks, 0).sum(axis=1) <= critical).mean())
 
-    return _smallest(found, POWER)
+    low, high = 0.0, _LARGEST
+    if found(high) < POWER:
+        return None
+    while high - low > 0.005:
+        middle = (low + high) / 2
+        low, high = (low, middle) if found(middle) >= POWER else (middle, high)
+    return high
 
 
 def _critical_sum(size: int, level: float) -> int:
@@ -73,13 +79,3 @@ def _critical_sum(size: int, level: float) -> int:
     for rank in range(1, size + 1):
         ways = np.convolve(ways, np.r_[1.0, np.zeros(rank - 1), 1.0]) / 2
     return int((2 * ways.cumsum() <= level * (1 + 1e-9)).sum()) - 1
-
-
-def _smallest(function: Callable[[float], float], goal: float) -> float | None:
-    low, high = 0.0, _LARGEST
-    if function(high) < goal:
-        return None
-    while high - low > 0.005:
-        middle = (low + high) / 2
-        low, high = (low, middle) if function(middle) >= goal else (middle, high)
-    return high

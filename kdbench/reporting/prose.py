@@ -96,8 +96,9 @@ def _unsaid(board: Leaderboard, about: Standing) -> list[str]:
     """What these results do not show."""
     results, text = board.results, []
     if about.p is not None and not about.attainable:
+        tests = len(board.declared) if about.hypothesis == "declared" else board.tests
         text.append(
-            f"With {counted(about.pairs, 'pair')} and {counted(board.tests, 'method')} no difference could have been significant (the "
+            f"With {counted(about.pairs, 'pair')} and {counted(tests, 'method')} no difference could have been significant (the "
             f"smallest p is {about.smallest_p:.2g} after correction), which is no evidence that the methods are equal."
         )
     elif about.p_holm is not None and about.p_holm >= ALPHA:

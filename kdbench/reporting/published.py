@@ -28,17 +28,8 @@ from kdbench.reporting.references import citation_of, citations_of
 from kdbench.reporting.statistics import t_interval_of
 
 _RECORD_COLUMNS = [
-    *(
-        "dataset",
-        "kind",
-        "teacher",
-        "student",
-        "method",
-        "fidelity",
-        "published_top1",
-        "published_low",
-        "published_high",
-    ),
+    *("dataset", "kind", "teacher", "student", "method", "fidelity"),
+    *("published_top1", "published_low", "published_high"),
     *("epoch", "ours_top1", "sd", "n", "difference", "verdict", "state", "evidence", "paper", "source", "note"),
 ]
 _GROUPS = {"teacher": "teachers", "scratch": "students from scratch"}

@@ -25,7 +25,7 @@ from kdbench.reporting.frame import Results, collect, common_pairs, fill_frame
 from kdbench.reporting.grid import Cell, Header, Note, Table, letter, mark_best
 from kdbench.reporting.published import published_caption, published_columns, published_scores
 from kdbench.reporting.references import citations_of
-from kdbench.reporting.statistics import ranks_in_rows
+from kdbench.reporting.statistics import RESOLUTION, ranks_in_rows
 from kdbench.suite.net import FAMILIES as NET_FAMILIES
 
 _CSV_COLUMNS = [
@@ -62,8 +62,7 @@ def build_table(
     """
     filled = fill_frame(frame)
     published = published_scores(collect(filled, metric, select)) if choices.published else {}
-    results = collect(renamed(filled, choices.names) if choices.names else filled, metric, select)
-    results = arranged(results, choices)
+    results = arranged(collect(renamed(filled, choices.names), metric, select), choices)
     shared: dict[str, Any] = {
         "command": command,
         "results_hash": results_hash(results),
@@ -274,7 +273,7 @@ class _Builder:
         gain = self.over_scratch[name].dropna()
         if gain.empty:
             return Cell("empty")
-        return Cell("count", coverage=(int((gain < -1e-9).sum()), len(gain)))
+        return Cell("count", coverage=(int((gain < -RESOLUTION).sum()), len(gain)))
 
     # Notes.
 

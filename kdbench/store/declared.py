@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +12,7 @@ from kdbench.errors import KdbenchError, UnknownNameError, counted
 from kdbench.opening import RefusedFileError, inside
 from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.layout import cell_name, cell_paths, declaration_file
-from kdbench.store.result import MOST, Record, read_record, write_record
+from kdbench.store.result import MOST, Record, read_record, timestamp, write_record
 from kdbench.suite.types import Name
 
 
@@ -92,7 +91,7 @@ def hypotheses_of(
             method=method,
             against=against,
             split=split,
-            declared=now or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            declared=now or timestamp(),
         )
         if new.what in known:
             continue

@@ -21,6 +21,8 @@ from kdbench.store.submission import Mean, Submission, SubmittedCell, means_of, 
 
 #: Where in the file something is: keys and positions, as of pydantic's errors.
 Place = tuple[int | str, ...]
+#: Notes what is wrong with a cell, and where below it: ``wrong(what, *below)``.
+Wrong = Callable[..., None]
 #: Figures that are computed twice differ by less.
 _SAME = 1e-6
 
@@ -37,7 +39,7 @@ def problems_of(
         root: the run directory that it was made from, where that is at hand: hashes and accuracies are computed from its files.
     """
     found: list[tuple[Place, str]] = []
-    seen: dict[str, int] = {}
+    seen: set[str] = set()
     data: dict[str, int] = {}
     sound = []
     for i, cell in enumerate(submission.cells):
@@ -52,7 +54,7 @@ def problems_of(
         if cell.path in seen:
             wrong(f"the cell stands twice: {cell.path}", "path")
             continue
-        seen[cell.path] = i
+        seen.add(cell.path)
         sound.append(cell)
         _check_identity(submission, cell, planned, wrong)
         if (cell.result is None) == (cell.failure is None):
@@ -86,9 +88,6 @@ def _check_declared(submission: Submission, cells: Sequence[SubmittedCell]) -> l
             what = f"declared at {each.declared}, after a result of {each.method} ({first[each.method]})"
             found.append(((*place, "declared"), what))
     return found
-
-
-Wrong = Callable[..., None]
 
 
 def _check_identity(

@@ -6,11 +6,12 @@ import functools
 import importlib.metadata
 import platform
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from kdbench.store.result import timestamp
 
 _PACKAGES = ("torch", "torchvision", "timm", "mmengine", "numpy", "pillow")
 
@@ -29,7 +30,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": timestamp(),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -43,6 +44,11 @@ def _possible(scores: dict[str, float | None]) -> dict[str, float | None]:
 _SHARES = frozenset(name for name in BUILT_IN if METRICS[name].unit == "%")
 #: Metric -> value, in its own unit; null where it has none.
 Scores = Annotated[dict[str, Measure | None], Field(max_length=MOST), AfterValidator(_possible)]
+
+
+def timestamp() -> str:
+    """The present time as records have it, in UTC; as text it sorts by time."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 class Record(BaseModel):

@@ -60,16 +60,8 @@ COLUMNS = [
     *("teacher_display", "student_display", "teacher_family", "student_family"),
     *("method", "method_display", "method_family", "fidelity", "carries_kd"),
     *("variant_of", "settings", "seed", "state", "reason"),
-    *(
-        *NUMBERS,
-        *_PROVENANCE,
-        "teacher_checksum",
-        "hyperparameters",
-        "config_hash",
-        "path",
-        "plugin_metrics",
-        "declared",
-    ),
+    *(*NUMBERS, *_PROVENANCE, "teacher_checksum", "hyperparameters"),
+    *("config_hash", "path", "plugin_metrics", "declared"),
 ]
 
 
@@ -278,17 +270,9 @@ def _named(path: str) -> dict[str, Any]:
     """What the row of a cell begins with."""
     name = cell_name(path)
     teacher, _, student = name["pair"].partition("--")
-    return {
-        **{**name, "teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student},
-        **{
-            "method_display": name["method"],
-            "state": "planned",
-            "reason": "",
-            "damaged": "",
-            "plugin_metrics": "",
-            "declared": "",
-        },
-    }
+    nets = {"teacher": teacher, "student": student, "teacher_display": teacher, "student_display": student}
+    blank = dict.fromkeys(("reason", "damaged", "plugin_metrics", "declared"), "")
+    return {**name, **nets, **blank, "method_display": name["method"], "state": "planned"}
 
 
 class _Part(BaseModel):

@@ -15,7 +15,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from json.decoder import scanstring  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -225,7 +224,7 @@ def _member(text: str, at: int, step: int | str) -> tuple[int, int] | None:
         begins = at
         key: int | str = position
         if closing == "}":
-            key, at = scanstring(text, at + 1)
+            key, at = _DECODER.raw_decode(text, at)
             at = _after_space(text, _after_space(text, at) + 1)
         if key == step:
             found = begins, at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -223,6 +224,9 @@ def test_the_paragraph_says_test_n_level_effect_and_what_cannot_be_said():
     ):  # fmt: skip
         assert said in text
     assert paragraph(board).count("OFA gains") == 1  # the leader
+    declared = json.dumps([{"method": "ofa", "against": "kd", "split": "test", "declared": "2020-01-01T00:00:00Z"}])
+    text = paragraph(build_leaderboard(factory.small().assign(declared=declared)), "ofa")
+    assert "With 3 pairs and 1 method no difference could have been significant" in text
     with pytest.raises(UnknownNameError):
         paragraph(board, "ofo")
 

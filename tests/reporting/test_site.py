@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,9 @@ from matplotlib.figure import Figure
 
 from kdbench.cli.parser import main
 from kdbench.reporting.html import page as page_module
+from kdbench.reporting.html.methods import standing_facts
 from kdbench.reporting.html.render import unbroken
+from kdbench.reporting.leaderboard import build_leaderboard
 from kdbench.reporting.plots import draw
 from tests.reporting import factory
 from tests.reporting.test_page import HOSTILE, Page
@@ -32,10 +35,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch.setattr(draw, "PLOTS", {})
     patch.setattr(page_module, "board_figure", lambda board: Figure(figsize=(1, 1)))
     try:
-        for _ in range(2):  # the second one replaces the first
-            assert main(["site", str(root), "--to", str(root / "site")]) == 0
-            (root / "site" / "methods" / "gone.html").write_text("")
-        (root / "site" / "methods" / "gone.html").unlink()
+        assert main(["site", str(root), "--to", str(root / "site")]) == 0
+        (root / "site" / "methods" / "gone.html").write_text("")
+        assert main(["site", str(root), "--to", str(root / "site")]) == 0  # replaces the first
     finally:
         patch.undo()
     return root / "site"
@@ -74,6 +76,13 @@ def test_a_methods_page_shows_every_pair_and_seed(site: Path) -> None:
     assert len([tag for tag, _ in page.elements if tag == "circle"]) == 2 * 3 * 2
     for part in ("arXiv", "reference", "gain over KD", "+1.50", "win/tie/loss", "Published figures"):
         assert part in page.words.replace("\u2011", "-")
+
+
+def test_a_small_p_is_never_printed_as_zero() -> None:
+    board = build_leaderboard(factory.small())
+    standing = next(one for one in board.standings if one.method == "ofa")
+    facts = dict(standing_facts(board, replace(standing, p_holm=1e-5, smallest_p=1e-6)))
+    assert facts["p (Holm)"] == "<0.001"
 
 
 def test_the_first_page_holds_what_ranks_are_computed_from(site: Path) -> None:

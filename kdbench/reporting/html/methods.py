@@ -18,7 +18,7 @@ from kdbench.reporting.html.tables import Heading, Item, PageTable, Strip, numbe
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.published import normalise_method
 from kdbench.reporting.standing import Standing
-from kdbench.reporting.text.leaderboard import signed_text
+from kdbench.reporting.text.leaderboard import p_text, signed_text
 
 #: Classes shown of those with the lowest, and of those with the highest gains.
 MOST_CLASSES = 10
@@ -73,7 +73,7 @@ def standing_facts(board: Leaderboard, standing: Standing) -> list[tuple[str, st
             facts += [("95 % interval", f"[{signed(standing.low)}, {signed(standing.high)}]")]
         facts += [("win/tie/loss", f"{standing.wins}/{standing.ties}/{standing.losses}")]
         if standing.p_holm is not None and standing.attainable:
-            facts += [("p (Holm)", f"{standing.p_holm:.3f}")]
+            facts += [("p (Holm)", p_text(standing.p_holm))]
     if standing.harmed:
         facts += [("pairs harmed", f"{standing.harmed[0]}/{standing.harmed[1]}")]
     costs: tuple[tuple[str, float, Callable[[float], str]], ...] = (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from kdbench.plugins.metrics import Metric
-from kdbench.reporting.classes import class_scores
+from kdbench.reporting.classes import ClassScores, class_scores
 from kdbench.reporting.frame import Results, split_frame
 from kdbench.reporting.hours import with_equal_hours
 from kdbench.reporting.html.classes import CellClasses, classes_table, students_table
@@ -93,7 +94,8 @@ def report_html(
         shown.append(cells)
         boards.append(board)
         metrics |= results.metrics
-        parts.append(part_of_page(f"part-{number}", part, board, outcomes, links))
+        classes = [class_scores(results, outcomes, by) for by in ("superclass", "class")]
+        parts.append(part_of_page(f"part-{number}", part, board, classes, outcomes, links))
     cells = pd.concat(shown, ignore_index=True)
     environment: Counter[tuple[str, str]] = Counter()
     blocks = list(blocks_of_files(outcomes, cells, CellClasses(outcomes), environment))
@@ -121,7 +123,14 @@ def report_html(
     )
 
 
-def part_of_page(id: str, frame: pd.DataFrame, board: Leaderboard, outcomes: Outcomes, links: Links) -> dict[str, Any]:
+def part_of_page(
+    id: str,
+    frame: pd.DataFrame,
+    board: Leaderboard,
+    classes: Sequence[ClassScores],
+    outcomes: Outcomes,
+    links: Links,
+) -> dict[str, Any]:
     """One suite and protocol: the board's picture, summary, tables, plots."""
     results = board.results
     identity = results.identity()
@@ -135,10 +144,7 @@ def part_of_page(id: str, frame: pd.DataFrame, board: Leaderboard, outcomes: Out
             matrix_table(frame, results, links, f"{id}-matrix"),
             metrics_table(results, links, f"{id}-metrics"),
             students_table(board, f"{id}-students"),
-            *(
-                classes_table(results, class_scores(results, outcomes, by), links, f"{id}-{by}")
-                for by in ("superclass", "class")
-            ),
+            *(classes_table(results, scores, links, f"{id}-{scores.by}") for scores in classes),
             paired_table(board, outcomes, links, f"{id}-paired"),
         ]
         tables = [table for table in found if table is not None]

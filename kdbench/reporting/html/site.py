@@ -85,8 +85,8 @@ def write_site(
         id = f"part-{len(boards)}"
         outcomes = Outcomes(source.root, damaged)
         titles = {name: row["title"] for name, row in board.results.method_info.items()}
-        parts.append(part_of_page(id, source.frame, board, outcomes, _SiteLinks(id, titles)))
         classes = tuple(class_scores(board.results, outcomes, by) for by in ("superclass", "class"))
+        parts.append(part_of_page(id, source.frame, board, classes, outcomes, _SiteLinks(id, titles)))
         boards.append(Shown(id, parts[-1]["title"], board, classes))
     pages = {"index.html": _first_page(parts, boards, command)}
     published = load_published()
@@ -128,8 +128,8 @@ def _methods_table(boards: Sequence[Shown]) -> PageTable:
 def _method_page(
     name: str, boards: Sequence[Shown], entry: MethodEntry | None, published: pd.DataFrame, command: str
 ) -> str:
-    own = [shown for shown in boards if any(one.method == name for one in shown.board.standings)]
-    row = next(shown.board.results.method_info[name] for shown in boards if name in shown.board.results.method_info)
+    own = [shown for shown in boards if name in shown.board.results.method_info]
+    row = own[0].board.results.method_info[name]
     return render(
         "method.html.j2",
         title=row["display"],

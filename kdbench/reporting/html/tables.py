@@ -21,6 +21,7 @@ from kdbench.reporting.text.leaderboard import (
     EXTENDED_NOTE,
     cost_columns,
     extended_columns,
+    p_text,
     ranking_columns,
     signed_text,
 )
@@ -262,7 +263,7 @@ def _paired_row(one: Comparison, results: Results, links: Links) -> tuple[Item, 
         Item(links.titles[one.first], href),
         Item(signed_text(one.difference, 2), href, one.difference),
         *(_limits(limits, href) for limits in (one.over_both, one.over_images, one.over_seeds)),
-        Item("<0.001" if one.p < 0.001 else f"{one.p:.3f}", href, one.p),
+        Item(p_text(one.p), href, one.p),
         *(Item(f"{count:g}", href, count) for count in np.round([one.only_first, one.only_second], 1).tolist()),
         Item(str(len(one.seeds)), href, float(len(one.seeds))),
     )

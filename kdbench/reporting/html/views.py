@@ -37,7 +37,7 @@ def board_data(board: Leaderboard, id: str, page_of: Callable[[str], str] = lamb
     for name, reference in (("gain", board.reference), ("scratch", "scratch")):
         apart = matched(done, reference, ["value"]) if reference else pd.DataFrame(columns=[*key, "value"])
         apart = apart.assign(value=results.metric.sign * apart["value"].astype(float))
-        rows = rows.merge(apart.drop_duplicates(key).rename(columns={"value": name}), on=key, how="left")
+        rows = rows.merge(apart.rename(columns={"value": name}), on=key, how="left")
     cells = [
         [places[0][pair], places[1][method], int(seed), *(_short(value) for value in values)]
         for pair, method, seed, *values in rows[[*key, "own", "gain", "scratch"]].itertuples(index=False)

@@ -42,6 +42,7 @@ _SHORT, _TEXT_WIDTH = 18, 24
 _TITLE = 9
 #: Points of characters at 8 pt; of all others 4.25.
 _POINTS = {**dict.fromkeys(".,:;'|il()[]", 2.6), **dict.fromkeys("±+-–→↑↓×MWmw%", 7.0), " ": 2.9}
+_SPACING = r"\setlength{\tabcolsep}{3pt}\renewcommand{\arraystretch}{1.1}"
 # In a paragraph; the end of the row stays what it is.
 _RAGGED = r"\raggedright\let\\\tabularnewline "
 # longtable is for one column alone.
@@ -94,7 +95,7 @@ def _float(whole: Table, parts: Sequence[Table], style: Style, first: bool, note
         rf"\begin{{{environment}}}[tbp]",
         r"\centering",
         r"\footnotesize",
-        *_SPACING,
+        _SPACING,
         *([rf"{caption}\par\medskip"] if whole.caption else []),
     ]
     for number, part in enumerate(parts):
@@ -106,9 +107,6 @@ def _float(whole: Table, parts: Sequence[Table], style: Style, first: bool, note
         lines += [f"{note}\\par" for note in notes]
         lines.append(r"\end{minipage}")
     return [*lines, rf"\end{{{environment}}}"]
-
-
-_SPACING = [r"\setlength{\tabcolsep}{3pt}\renewcommand{\arraystretch}{1.1}"]
 
 
 def _tabular(table: Table, style: Style) -> list[str]:
@@ -132,7 +130,7 @@ def _long(table: Table, style: Style, notes: Sequence[str]) -> list[str]:
     below = [] if table.bare else [r"\par\noindent\raggedright", *(f"{note}\\par" for note in notes)]
     return [
         _ONE_COLUMN,
-        rf"{{\footnotesize{''.join(_SPACING)}\setlength{{\LTcapwidth}}{{\linewidth}}",
+        rf"{{\footnotesize{_SPACING}\setlength{{\LTcapwidth}}{{\linewidth}}",
         rf"\begin{{longtable}}{{{''.join(types)}}}",
         *([caption] if shown else []),
         *head,
@@ -232,10 +230,7 @@ def _body(table: Table, types: Sequence[str], style: Style) -> list[str]:
 def _column_types(table: Table) -> list[str]:
     """``r`` for numbers, ``l`` for text, a paragraph for long text: these share what the others leave of the line."""
     widths = _widths(table)
-    textual = [
-        True,
-        *(any(row[i].kind in ("text", "source") for row in table.cells) for i in range(len(table.columns))),
-    ]
+    textual = [True, *_texts(table)]
     long = [width >= _NARROW and text for width, text in zip(_lengths(table), textual, strict=True)]
     if not table.long:
         long[0] = False
@@ -245,6 +240,11 @@ def _column_types(table: Table) -> list[str]:
         rf"p{{{share:.3f}\linewidth}}" if broken else "l" if text else "r"
         for broken, text in zip(long, textual, strict=True)
     ]
+
+
+def _texts(table: Table) -> list[bool]:
+    """Of each column: whether it holds text."""
+    return [any(row[i].kind in ("text", "source") for row in table.cells) for i in range(len(table.columns))]
 
 
 def _lengths(table: Table) -> list[float]:
@@ -260,12 +260,11 @@ def _lengths(table: Table) -> list[float]:
 def _widths(table: Table) -> list[float]:
     """Points that each column takes at 8 pt, with the gap beside it; long text is broken."""
     first, *lengths = _lengths(table)
-    texts = [any(row[i].kind in ("text", "source") for row in table.cells) for i in range(len(table.columns))]
     return [
         first + _GAP,
         *(
             max([min(length, _NARROW) if text else length, *map(_points, title_lines(_said(header), _TITLE))]) + _GAP
-            for header, length, text in zip(table.columns, lengths, texts, strict=True)
+            for header, length, text in zip(table.columns, lengths, _texts(table), strict=True)
         ),
     ]
 

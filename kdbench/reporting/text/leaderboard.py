@@ -56,18 +56,8 @@ _NAME = Column("method", lambda s: None, lambda s: s.display + (" (rec.)" if s.r
 _RECORDS = (
     *("method", "display", "family", "reconstruction", "rank", "mean", "gain", "low", "high", "all_low", "all_high"),
     *("shrunken", "chances", "improvement", "iqm", "equal_hours", "equal_hours_pairs", "average_rank"),
-    *(
-        "wins",
-        "ties",
-        "losses",
-        "p",
-        "p_holm",
-        "smallest_p",
-        "hypothesis",
-        "gain_over_scratch",
-        "left_out_low",
-        "left_out_high",
-    ),
+    *("wins", "ties", "losses", "p", "p_holm", "smallest_p", "hypothesis"),
+    *("gain_over_scratch", "left_out_low", "left_out_high"),
     *("step_ratio", "extra_parameters", "inference_parameters", "hours", "peak_memory", "pairs"),
 )
 
@@ -140,8 +130,8 @@ def _tabulated(board: Leaderboard, form: str, escape: Callable[[str], str], titl
 
     costs = cost_columns(board)
     bodies = []
+    marks = {id(standing): " " + ",".join(header.marks) for standing, header in board.published}
     for columns in [ranking_columns(board), *([[_NAME, *costs]] if costs else [])]:
-        marks = {id(standing): " " + ",".join(header.marks) for standing, header in board.published}
         rows = [
             [escape(column.text(s) + (marks.get(id(s), "") if column is _NAME else "")) for column in columns]
             for s in (board.standings if columns[1:] == costs else _shown(board))
@@ -226,7 +216,7 @@ def ranking_columns(board: Leaderboard) -> list[Column]:
                 lambda s: None if s.wins is None else s.wins - (s.losses or 0),
                 lambda s: f"{s.wins}/{s.ties}/{s.losses}",
             ),
-            Column("p (Holm)", lambda s: s.p_holm, _p_text),
+            Column("p (Holm)", lambda s: s.p_holm, lambda s: p_text(s.p_holm or 0.0) if s.attainable else "n.a."),
             *([Column("hypothesis", lambda s: None, lambda s: s.hypothesis, left=True)] if board.declared else []),
             *_where_known(
                 board,
@@ -323,8 +313,5 @@ def signed_text(value: float, decimals: int) -> str:
     return text[1:] if float(text) == 0 else text
 
 
-def _p_text(standing: Standing) -> str:
-    if not standing.attainable:
-        return "n.a."
-    p = standing.p_holm or 0.0
+def p_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
