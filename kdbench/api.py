@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from kdbench.errors import KdbenchError, UnknownNameError
@@ -204,6 +205,13 @@ def table(
     metric: str = "top1",
     select: Literal["last", "best"] | None = None,
     against_published: bool = False,
+    published: bool = False,
+    ablation: str = "",
+    ours: str = "",
+    baseline: str = "",
+    order: Sequence[str] = (),
+    rename: Mapping[str, str] = MappingProxyType({}),
+    decimals: int | None = None,
     **options: Unpack[Options],
 ) -> View:
     """Pairs by methods, for a paper.
@@ -214,6 +222,13 @@ def table(
         metric: what is shown.
         select: the last epoch's figure, or the best test epoch's, which is optimistic; None: the protocol's.
         against_published: our figures beside those of papers.
+        published: figures of papers in the same table.
+        ablation: a method whose settings are shown: itself and its variants.
+        ours: the method that stands last, compared with the best other.
+        baseline: what gains are counted from; empty: KD.
+        order: methods that stand first.
+        rename: a method, net or suite to how it is called.
+        decimals: of figures; gains have one more.
         **options: see ``Options``.
 
     Raises:
@@ -221,9 +236,11 @@ def table(
     """
     from kdbench.cli.table import build_tables
 
-    own = {"layout": layout, "metric": metric, "select": select, "against_published": against_published}
+    own: dict[str, Any] = {"layout": layout, "metric": metric, "select": select, "ablation": ablation, "rename": rename}
+    own |= {"against_published": against_published, "published": published}
+    own |= {"ours": ours, "baseline": baseline, "order": order, "decimals": decimals}
     with _asked("table", suite, options, own) as request:
-        tables, damaged = build_tables(request, layout, metric, select, against_published)
+        tables, damaged = build_tables(request, **own)
         return View(tuple(tables), tuple(damaged))
 
 
@@ -259,8 +276,12 @@ def _asked(
     given = {name: _plain(name, value) for name, value in options.items() if value is not None}
     words = words_of({"suite": fspath(suite), **given})
     for name, value in (own or {}).items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            words += [word for key, text in value.items() for word in (option, f"{key}={text}")]
+        elif value is not None and value is not False and value not in ("", (), []):
+            plain = str(value) if isinstance(value, str | int) else ",".join(value)
+            words += [option, *([] if value is True else [plain])]
     command = cli.get_command(Context(cli), verb)
     assert command is not None
     try:

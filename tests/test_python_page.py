@@ -48,3 +48,23 @@ def test_public_functions_are_documented_and_typed(name: str) -> None:
     assert name in kdbench.__all__
     assert inspect.getdoc(function)
     assert function.__annotations__["return"]
+
+
+def test_tables_take_the_choices_of_an_author_as_the_command_line_does() -> None:
+    cells = PAGE.parents[1] / "results" / "measured" / "cifar100-tiny-cpu" / "cells.csv"
+    view = kdbench.table(
+        "cifar100-tiny",
+        out=cells,
+        methods=["kd", "dist", "rsd", "lfcc"],
+        ours="lfcc",
+        baseline="dist",
+        order=["rsd"],
+        rename={"kd": "Vanilla"},
+        decimals=0,
+    )
+    (table,) = view.parts
+    titles = [header.title for header in table.columns]
+    assert titles == ["Teacher", "RSD", "Vanilla", "DIST", "LFCC", "over best other"]
+    assert "--rename kd=Vanilla --ours lfcc --baseline dist --order rsd --decimals 0" in table.command
+    with pytest.raises(kdbench.KdbenchError, match="unknown method 'kdd'"):
+        kdbench.table("cifar100-tiny", out=cells, order=["kdd"])
