@@ -4,7 +4,7 @@ What lies there under a name that we know need not be what we wrote: a link woul
 of the user's, a named pipe would let us wait for ever, a device or a sparse file would fill the memory. So a file is opened only
 if it is a regular one, its last part is never followed as a link, and no folder between it and the root is one; the root itself
 may be a link, since the user named it. New files get random names and are made, never opened, so that nothing can be waiting there.
-Folders of data are made of links more often than not (Hugging Face's cache, choices of images of a larger set): there a link is
+Folders of data are often made of links (Hugging Face's cache, choices of images of a larger set): there a link is
 followed, but only to what lies below the folder that the user named (``followed``).
 This holds for what was received. Who may write into a folder while it is used could exchange a folder between two looks.
 """

@@ -37,7 +37,8 @@ class MiniLMv2(Method):
     the paper. ``relation_heads`` divides the widths of both; 0 takes the largest number up to the teacher's heads that does.
 
     Ours: the paper pretrains language models by this loss alone; here it is added to the supervised one. Of images, all
-    tokens take part, the class token too. Both nets must be ViTs of timm with equally many tokens.
+    tokens take part: as many class tokens as both nets have, and the patches on the smaller grid. Both nets must be ViTs of
+    timm.
     """
 
     display, family, fidelity = "MiniLMv2", "relation", "reconstruction"

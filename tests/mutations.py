@@ -202,7 +202,7 @@ def caught(tree: Path, mutation: Mutation) -> bool:
 
 
 def main(words: list[str]) -> int:
-    """Try them; the number of those that no test noticed decides the status."""
+    """Try the mutations; the status is 1 if no test noticed one of them."""
     chosen = [mutation for mutation in MUTATIONS if not words or mutation.file.startswith(tuple(words))]
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -213,14 +213,8 @@ def main(words: list[str]) -> int:
         for mutation in chosen:
             found = caught(tree, mutation)
             survivors += not found
-            print(
-                "caught  " if found else "SURVIVED",
-                mutation.file,
-                repr(mutation.old),
-                "->",
-                repr(mutation.new),
-                flush=True,
-            )
+            verdict = "caught  " if found else "SURVIVED"
+            print(f"{verdict} {mutation.file} {mutation.old!r} -> {mutation.new!r}", flush=True)
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     return 1 if survivors else 0
 

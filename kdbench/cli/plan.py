@@ -18,12 +18,12 @@ from kdbench.forecast.fit import balance
 from kdbench.forecast.profiles import ASSUMED_SHARE, Foretold, find_profile, foretell
 from kdbench.forecast.time import Estimate, estimate
 from kdbench.launch.choose import Machine, check_images, check_machine, choose_machine, cohorts_of, ready_data
-from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.cells import Cell, Cohort, Plan, teachers_of
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.store.declared import Hypothesis, hypotheses_of
 from kdbench.store.folders import CellState, Store
-from kdbench.teachers.readiness import check_weights, state_of, teachers_of
+from kdbench.teachers.readiness import check_weights, state_of
 
 #: Hours of computing above which a run asks first.
 LONG_RUN_HOURS = 24.0

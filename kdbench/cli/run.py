@@ -26,7 +26,7 @@ from kdbench.launch.choose import (
 from kdbench.launch.execute import Summary, Todo, classify_cells, execute, prepare, summarize
 from kdbench.launch.job import Launcher
 from kdbench.launch.torchrun import launcher_of_environment, together
-from kdbench.matrix.cells import Cell, Plan
+from kdbench.matrix.cells import Cell, Plan, teachers_of
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
@@ -34,7 +34,7 @@ from kdbench.store.declared import joined, read_declared, write_declared
 from kdbench.store.folders import CellState, Store
 from kdbench.store.older import taught_with
 from kdbench.store.rows import load_results
-from kdbench.teachers.readiness import check_accuracies, check_weights, drop_damaged, teachers_of
+from kdbench.teachers.readiness import check_accuracies, check_weights, drop_damaged
 
 if TYPE_CHECKING:
     import pandas as pd

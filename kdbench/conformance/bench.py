@@ -15,7 +15,7 @@ from torch import Tensor
 from kdbench.conformance.findings import Wrong, one_line
 from kdbench.engine.optim import build_optim_wrapper
 from kdbench.engine.teacher import freeze
-from kdbench.method import Batch, Method, NetInfo, Outputs, Task
+from kdbench.method import NEEDS, Batch, Method, NetInfo, Outputs, Task
 from kdbench.nets.tapped import TappedNet, state_hash
 from kdbench.seeding import RandomStream
 from kdbench.suite.net import FAMILIES, NetSpec
@@ -228,9 +228,7 @@ class Trial:
 
     def _hint(self, error: Exception) -> str:
         """What to do about an exception in forward."""
-        missing = ", ".join(
-            sorted({"stages", "embedding", "classifier", "stagewise", "strong", "attention"} - self.needs)
-        )
+        missing = ", ".join(sorted(NEEDS - self.needs - {"logits", "index"}))
         if missing and ("NoneType" in str(error) or isinstance(error, AssertionError)):
             return f"a field of Outputs that needs does not name is None: add what you use to needs ({missing})"
         return "correct it (KDBENCH_DEBUG=1 shows the traceback)"

@@ -135,7 +135,7 @@ def _open_below(data: str, path: str) -> IO[bytes]:
     """Open a regular file, or a link to one in the data folder. The folders above it were looked at when it was listed."""
     try:
         return open_file(Path(path))
-    except RefusedFileError:  # finding the target of every path would take ten times as long
+    except RefusedFileError:  # finding the target of every path takes several times as long
         return open_file(followed(Path(data), Path(path)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
 from kdbench.engine.precision import Precision
 from kdbench.errors import KdbenchError
-from kdbench.method import Batch, Feature, Method, NetInfo, Outputs, Task
+from kdbench.method import NEEDS, Batch, Feature, Method, NetInfo, Outputs, Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.seeding import RandomStream, may_draw_on_host, seed_for
 from kdbench.store.folders import CellFolder
@@ -29,7 +29,7 @@ from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 from kdbench.teachers.foreign import load_body
 
-_OPTIONAL_OUTPUTS = ("stages", "embedding", "classifier", "stagewise", "strong", "attention")
+_OPTIONAL_OUTPUTS = NEEDS.intersection(field.name for field in fields(Outputs)) - {"logits"}
 
 
 @dataclass(frozen=True)

@@ -178,10 +178,8 @@ class StepGraph:
             Exception: whatever the method raises.
         """
         epoch = shared.data.batch.epoch
-        if self.epoch not in (
-            None,
-            epoch,
-        ):  # a step as it is, then anew; before it one for what a new phase has cleared
+        if self.epoch not in (None, epoch):
+            # A step as it is, then anew; before it one for what a new phase has cleared.
             self.replay, self.epoch = None, None
             self.warm = self.warm_steps - (2 if epoch in self.cell.method.phases else 1)
         recordable = shared.static and not isinstance(self.cell.captured, str)

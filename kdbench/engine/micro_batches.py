@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -42,18 +43,17 @@ def rows_of_outputs(outputs: Outputs | None, rows: slice) -> Any:
     """Some rows of what a net computed."""
     if outputs is None:
         return None
-    stages = None
-    if outputs.stages is not None:
-        stages = [stage.each(lambda value: value[rows]) for stage in outputs.stages]
+
+    def cut(features: Sequence[Any] | None) -> Any:
+        return None if features is None else [feature.each(lambda value: value[rows]) for feature in features]
+
     return replace(
         outputs,
         logits=outputs.logits[rows],
-        stages=stages,
+        stages=cut(outputs.stages),
         embedding=None if outputs.embedding is None else outputs.embedding[rows],
         images=None if outputs.images is None else outputs.images[rows],
         strong=rows_of_outputs(outputs.strong, rows),
         heads=None if outputs.heads is None else tuple(head[rows] for head in outputs.heads),
-        attention=None
-        if outputs.attention is None
-        else [each.each(lambda value: value[rows]) for each in outputs.attention],
+        attention=cut(outputs.attention),
     )

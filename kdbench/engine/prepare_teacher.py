@@ -36,57 +36,35 @@ def prepare_teacher(
     device: torch.device,
     emit: Emit,
 ) -> None:
-    """Train a teacher, or load the weights that it comes with, and write its folder.
+    """Train a teacher, load the weights that it comes with, or join it from others, and write its folder.
 
     Raises:
         KdbenchError: if it cannot be trained, or its weights are missing, are others than expected, or do not fit.
     """
+    weights: Weights | None = None
+    notes: list[str] = []
     if teacher.net.ensemble:
-        _join(plan, teacher, store, device, emit)
-        return
-    if teacher.net.weights == "train":
+        begun = time.monotonic()
+        net = _join(plan, teacher, store)
+        made = f"joined from {', '.join(part.name for part in teacher.teachers)}"
+    elif teacher.net.weights == "train":
         train_teacher(plan, teacher, store, device, emit)
         return
-    found = find_weights(teacher.name, teacher.net, plan.request.weights_folder)
-    sha256 = check_file(found)
-    assert found.path is not None
-    origin = {"origin": found.origin, "file": str(found.path), "file_sha256": sha256}
-    if teacher.trained_here:
-        train_teacher(plan, teacher, store, device, emit, found.path, Weights(**origin))
-        return
-    begun = time.monotonic()
-    net = TappedNet(teacher.net, plan.num_classes, teacher.name)
-    notes: list[str] = []
-    used = load_state(net, found.path, *rows_of(plan.suite.dataset), say=notes.append)
+    else:
+        found = find_weights(teacher.name, teacher.net, plan.request.weights_folder)
+        sha256 = check_file(found)
+        assert found.path is not None
+        origin = {"origin": found.origin, "file": str(found.path), "file_sha256": sha256}
+        if teacher.trained_here:
+            train_teacher(plan, teacher, store, device, emit, found.path, Weights(**origin))
+            return
+        begun = time.monotonic()
+        net = TappedNet(teacher.net, plan.num_classes, teacher.name)
+        used = load_state(net, found.path, *rows_of(plan.suite.dataset), say=notes.append)
+        weights = Weights(**origin, **used)
+        made = f"weights of {found.path} loaded"
     for text in notes if parallel.is_first() else ():
         emit({"event": "warning", "cell": teacher.name, "reason": text})
-    made = f"weights of {found.path} loaded"
-    _keep(plan, teacher, store, device, emit, net, made, begun, notes, Weights(**origin, **used))
-
-
-def _join(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device, emit: Emit) -> None:
-    """Make an ensemble of nets that are prepared."""
-    begun = time.monotonic()
-    net = TappedNet(teacher.net, plan.num_classes, teacher.name)
-    for member, part in zip(net.net.members, teacher.teachers, strict=True):
-        member.net.load_state_dict(load_teacher(part, store, plan.num_classes, torch.device("cpu"))[0].net.state_dict())
-    made = f"joined from {', '.join(part.name for part in teacher.teachers)}"
-    _keep(plan, teacher, store, device, emit, net, made, begun)
-
-
-def _keep(
-    plan: Plan,
-    teacher: TeacherPlan,
-    store: Store,
-    device: torch.device,
-    emit: Emit,
-    net: TappedNet,
-    made: str,
-    begun: float,
-    notes: Sequence[str] = (),
-    weights: Weights | None = None,
-) -> None:
-    """Measure a teacher that is not trained, and write its folder; its log tells how it was ``made``, and ``notes``."""
     plan.catalog.load_metrics()
     dataset = plan.dataset(teacher.split)
     split = dataset.measured(teacher.split, plan.under.measured_images_per_class)
@@ -101,6 +79,14 @@ def _keep(
     folder.say("; ".join((f"{made}, top-1 {metrics['top1']:.2f}", *notes)))
     parallel.barrier()
     emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": time.monotonic() - begun})
+
+
+def _join(plan: Plan, teacher: TeacherPlan, store: Store) -> TappedNet:
+    """The ensemble of nets that are prepared."""
+    net = TappedNet(teacher.net, plan.num_classes, teacher.name)
+    for member, part in zip(net.net.members, teacher.teachers, strict=True):
+        member.net.load_state_dict(load_teacher(part, store, plan.num_classes, torch.device("cpu"))[0].net.state_dict())
+    return net
 
 
 def remeasure(plan: Plan, teacher: TeacherPlan, store: Store, device: torch.device) -> dict[str, float]:

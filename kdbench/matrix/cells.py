@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,11 @@ class Cohort:
         return ", ".join(part for part in parts if part)
 
 
+def teachers_of(these: Iterable[Cell | Cohort]) -> list[TeacherPlan]:
+    """The teachers of cells or cohorts in their order, each once, and after those that it depends on."""
+    return list({each.hash: each for one in these for each in one.teacher.chain}.values())
+
+
 @dataclass(frozen=True, repr=False)
 class Plan:
     """The cells of a request. ``skipped`` cells are impossible, ``broken`` ones belong to a plugin that cannot be imported."""
@@ -125,8 +130,8 @@ class Plan:
 
     @property
     def teachers(self) -> list[TeacherPlan]:
-        """Every teacher once, in the order of the cells, each after those that it depends on."""
-        return list({each.hash: each for cell in self.cells for each in cell.teacher.chain}.values())
+        """The teachers of all cells."""
+        return teachers_of(self.cells)
 
     def dataset(self, split: str) -> Dataset:
         """The data set to train on when nets are measured on ``split``, within the request's limit.
@@ -313,10 +318,7 @@ def check_batches(suite: Suite, cells: Sequence[Cell], images: int | None, teach
     """
     trained = {("student", cell.recipe_name): (cell.recipe, images) for cell in cells}
     trained |= {
-        ("teacher", each.recipe_name): (each.recipe, teachers)
-        for cell in cells
-        for each in cell.teacher.chain
-        if each.trained_here
+        ("teacher", each.recipe_name): (each.recipe, teachers) for each in teachers_of(cells) if each.trained_here
     }
     for (kind, name), (recipe, size) in trained.items():
         if size is not None and recipe.batch_size > size:

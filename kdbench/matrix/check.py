@@ -43,9 +43,7 @@ def check_cells(plan: Plan) -> Plan:
     refused: NetError | None = None
     plan.catalog.load_metrics()
     num_classes = plan.num_classes
-    _check_optimizers(
-        [recipe for cell in plan.cells for recipe in (cell.recipe, *(each.recipe for each in cell.teacher.chain))]
-    )
+    _check_optimizers([trained.recipe for trained in (*plan.cells, *plan.teachers)])
     possible: list[Cell] = []
     skipped: list[Cell] = []
     broken: list[Cell] = []

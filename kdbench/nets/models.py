@@ -34,7 +34,6 @@ _IMAGENET: dict[str, Any] = {
     "interpolation": "bilinear",
 }
 
-
 #: Modules with weights that files of the user's have made and that are still there.
 _made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -64,9 +63,8 @@ def build_model(
     elif spec.ensemble:
         net = Ensemble(spec, num_classes, build)
     else:
-        with torch.device(
-            "cpu"
-        ):  # code of the user's may read values, which the device "meta" has not, and keep tensors
+        # Code of the user's may read values, which the device "meta" has not, and keep tensors.
+        with torch.device("cpu"):
             net = _python(spec, num_classes, name)
         net = net.to(torch.get_default_device())
     return net.to(memory_format=torch.channels_last) if spec.memory_format == "channels_last" else net

@@ -209,8 +209,9 @@ class TappedNet(nn.Module):
 
     def _tap(self, inputs: Tensor) -> tuple[Any, list[Feature]]:
         indices = [tap for tap in self.taps if isinstance(tap, int)]
+        paths = self._paths
         kwargs: dict[str, Any] = {"return_prefix_tokens": True} if self._returns_class_tokens else {}
-        with calls_of(self.net, self._paths) as calls:
+        with calls_of(self.net, paths) as calls:
             if indices:
                 final, values = self.net.forward_intermediates(inputs, indices=indices, **kwargs)
             else:
@@ -218,7 +219,7 @@ class TappedNet(nn.Module):
         by_index = dict(zip(indices, values, strict=True))
         stages = []
         for tap in self.taps:
-            if tap in self._paths:
+            if tap in paths:
                 value, class_tokens, _ = self._as_map(str(tap), calls)
                 stages.append(Feature(value, class_tokens, self.layout))
                 continue

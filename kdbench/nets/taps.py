@@ -35,11 +35,10 @@ def calls_of(net: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Call]]:
     calls: dict[str, Call] = {}
 
     def keep(path: str, args: Any, named: Any, returned: Any) -> None:
-        before = calls.pop(path, None)
+        count = calls.pop(path).count if path in calls else 0
+        given = next(iter((*args, *named.values())), None)
         version = returned._version if isinstance(returned, Tensor) and not returned.is_inference() else 0
-        calls[path] = Call(
-            next(iter((*args, *named.values())), None), returned, version, before.count + 1 if before else 1
-        )
+        calls[path] = Call(given, returned, version, count + 1)
 
     handles = [
         net.get_submodule(path).register_forward_hook(

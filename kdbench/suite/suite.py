@@ -6,6 +6,7 @@ import fnmatch
 import importlib.util
 import re
 from collections.abc import Collection, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,9 +68,7 @@ class Suite(Strict):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Suite:
-        for name in self.nets:
-            with at("nets", name):
-                self._check_teachers((name,))
+        self._check_teachers()
         for position, pair in enumerate(self.pairs):
             with at("pairs", position):
                 if pair in self.pairs[:position]:
@@ -109,19 +108,22 @@ class Suite(Strict):
         """The Python files that make nets of the suite, resolved."""
         return frozenset(net.python_file.resolve() for net in self.nets.values() if net.python)
 
-    def _check_teachers(self, chain: tuple[str, ...]) -> None:
+    def _check_teachers(self) -> None:
         """Refuse nets that are taught by themselves, or made of themselves, by whatever way."""
-        net = self.nets.get(chain[-1])
-        for name in net.teachers if net else ():
-            key = "ensemble" if net and name in net.ensemble else "taught_by"
-            if isinstance(net and net.ensemble, dict):
-                raise Contradiction("write the names of nets", "ensemble")
-            if name in chain:
-                raise Contradiction(f"{' <- '.join((*chain, name))}: a net cannot be its own teacher", key)
-            if name not in self.nets:
-                with at(key):
-                    self.net(name)
-            self._check_teachers((*chain, name))
+        for name, net in self.nets.items():
+            if isinstance(net.ensemble, dict):
+                raise Contradiction("write the names of nets", "nets", name, "ensemble")
+            for teacher in net.teachers:
+                if teacher not in self.nets:
+                    with at("nets", name, "ensemble" if teacher in net.ensemble else "taught_by"):
+                        self.net(teacher)
+        try:
+            TopologicalSorter({name: net.teachers for name, net in self.nets.items()}).prepare()
+        except CycleError as error:
+            name, teacher, *rest = reversed(error.args[1])
+            key = "ensemble" if teacher in self.nets[name].ensemble else "taught_by"
+            chain = " <- ".join((name, teacher, *rest))
+            raise Contradiction(f"{chain}: a net cannot be its own teacher", "nets", name, key) from None
 
     def net(self, name: str) -> NetSpec:
         """The net called ``name``: of the suite, of the zoo, or timm's own model of that name."""

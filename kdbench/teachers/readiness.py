@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdbench.datasets.download import file_digest
 from kdbench.errors import KdbenchError, ListedError
-from kdbench.matrix.cells import Cell, Plan
+from kdbench.matrix.cells import Plan
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.opening import inside, read_file
@@ -28,11 +28,6 @@ SMOKE = "smoke"
 Note = Callable[[str], None]
 #: Takes the bytes downloaded so far, and all.
 Progress = Callable[[int, int], None]
-
-
-def teachers_of(cells: Sequence[Cell]) -> list[TeacherPlan]:
-    """The teachers of cells, each once, and after those that it depends on."""
-    return list({each.hash: each for cell in cells for each in cell.teacher.chain}.values())
 
 
 def check_weights(

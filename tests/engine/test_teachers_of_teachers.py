@@ -23,6 +23,7 @@ from kdbench.store.claims import Watch
 from kdbench.store.files import read_json
 from kdbench.store.folders import Store
 from kdbench.suite.net import NetSpec
+from kdbench.suite.problems import first_problem
 from kdbench.suite.suite import Suite, merge
 
 from .conftest import TINY
@@ -81,8 +82,11 @@ def test_a_teacher_is_planned_after_those_that_it_needs_and_depends_on_them() ->
     ],
 )
 def test_a_wrong_ensemble_or_assistant_is_refused(nets: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        Suite.model_validate(merge(merge(TINY, CHANGES), {"nets": nets}))
+    content = merge(merge(TINY, CHANGES), {"nets": nets})
+    with pytest.raises(ValidationError, match=message) as refused:
+        Suite.model_validate(content)
+    place, net, *_ = first_problem(refused.value, Suite, content)[0]
+    assert (place, net in {*nets, "assistant"}) == ("nets", True)
 
 
 def test_an_ensemble_is_no_student() -> None:
