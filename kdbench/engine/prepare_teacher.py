@@ -60,7 +60,6 @@ def prepare_teacher(
     split = dataset.measured(teacher.split, plan.under.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
     if not parallel.is_first():
-        parallel.barrier()
         return
     folder = store.teacher_folder(teacher)
     folder.configure(teacher.hash, teacher.config, {})
@@ -69,7 +68,6 @@ def prepare_teacher(
     folder.say("; ".join((f"weights of {found.path} loaded, top-1 {metrics['top1']:.2f}", *notes)))
     for text in notes:
         emit({"event": "warning", "cell": teacher.name, "reason": text})
-    parallel.barrier()
     emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": time.monotonic() - begun})
 
 

@@ -131,13 +131,19 @@ def perform(
         if left:
             rest = dataclasses.replace(job, members=left)
             before_work(rest)
-            _work(rest, plan, store, device, emit)
+            from kdbench.engine import fate
+
+            with fate.shared():
+                _work(rest, plan, store, device, emit)
 
 
 def perform_together(job: Job) -> None:
     """Do a job that another process has claimed, together with it."""
-    plan, device = _prepare(job)
-    _work(job, plan, Store(job.request.out), device, lambda event: None)
+    from kdbench.engine import fate
+
+    with fate.shared():
+        plan, device = _prepare(job)
+        _work(job, plan, Store(job.request.out), device, lambda event: None)
 
 
 def recipe_of(job: Job) -> Recipe:

@@ -6,13 +6,16 @@ shows progress; it sends each job to the others, which follow until it says that
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import DeviceLostError, KdbenchError
 from kdbench.launch.inprocess import InProcessLauncher
 from kdbench.launch.job import Event, Job, perform_together, recipe_of
 from kdbench.launch.local import LocalLauncher
+from kdbench.launch.worker import STOPPED
 
 
 def launcher_of_environment() -> str | None:
@@ -81,19 +84,34 @@ def together(environment: str, device: str | None, lead: Callable[[], int]) -> i
         the exit status of this process.
     """
     import kdbench.engine.process  # isort: skip  # noqa: F401 - its message comes before a traceback
-    from kdbench.engine import parallel
+    from kdbench.engine import fate, parallel
 
     parallel.join(environment, device)
+    fate.listen()
     try:
         if not parallel.is_first():
-            follow()
+            with ended_by_lost_device():
+                follow()
             return 0
         try:
-            return lead()
+            with ended_by_lost_device():
+                return lead()
         finally:
             parallel.send(None)  # the others return from follow()
     finally:
         parallel.leave()
+
+
+@contextlib.contextmanager
+def ended_by_lost_device() -> Iterator[None]:
+    """End the process where a device is lost in it: nothing of CUDA works any more, nor does an orderly end."""
+    try:
+        yield
+    except DeviceLostError as error:
+        print(f"kdbench: {error}; the same command goes on from the last checkpoints", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STOPPED)
 
 
 def follow() -> None:
