@@ -58,7 +58,7 @@ class Options(TypedDict, total=False):
     on: Literal["local", "slurm", "ray", "inprocess"]
     slurm: str
     workers: int | None
-    device: Literal["cpu", "cuda"] | None
+    device: str | None
     memory: float | None
     solo: bool
     compile: bool

@@ -121,7 +121,7 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_MACHINE, "--slurm", metavar="NAME=VALUE,...", help="For sbatch: partition=gpu,time=4:00:00,gres=gpu:1."),
     Option(_MACHINE, "--workers", type=values.PROCESSES, metavar="N",
            help="Jobs at a time (default: one per GPU, or cores by threads)."),
-    Option(_MACHINE, "--device", metavar="NAME", help="cpu or cuda (default: cuda if there is one; $CUDA_VISIBLE_DEVICES chooses)."),
+    Option(_MACHINE, "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: all GPUs that $CUDA_VISIBLE_DEVICES shows, if any)."),
     Option(_MACHINE, "--memory", type=values.GIBIBYTES, metavar="GIB",
            help="Per worker; larger cohorts are split (default: what is free)."),
     Option(_MACHINE, "--solo", is_flag=True, help="Each cell in a cohort of its own (same numbers, more time)."),

@@ -100,7 +100,7 @@ class CellTrainer:
         self.spec = spec
         self.task = task
         self.steps_per_epoch = steps_per_epoch
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(spec.net_seed)
             student = TappedNet(spec.net, task.num_classes, spec.name)
             if spec.start is not None:

@@ -30,6 +30,7 @@ from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import check_finite, load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.devices import check_device
 from kdbench.matrix.settings import found_of
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import TappedNet, state_hash
@@ -52,10 +53,23 @@ from kdbench.store.result import (
 
 
 def setup(threads: int, device: str | None = None) -> torch.device:
-    """Fix the number of CPU threads (results depend on it in the last bits), keep freed memory, and choose the device."""
+    """Fix the number of CPU threads (results depend on it in the last bits), keep freed memory, and choose the device.
+
+    Raises:
+        KdbenchError: if the device is not there, or there are GPUs that cannot be used and none was named.
+    """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_device(device)
+    chosen = device_of(device)
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of ``--device``, by default a GPU where there is one. No CUDA context is made, and nothing is checked."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def train_teacher(

@@ -39,7 +39,7 @@ class Request:
         on: ``"local"``, ``"slurm"``, ``"ray"`` or ``"inprocess"``.
         slurm: options of sbatch, ``"partition=gpu,time=4:00:00"``.
         workers: jobs at a time.
-        device: ``"cpu"``, ``"cuda"`` ...
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         memory: GiB of the device for each worker.
         solo: train every cell in a cohort of its own.
         compile: run nets through ``torch.compile``.

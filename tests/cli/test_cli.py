@@ -128,7 +128,7 @@ WRONG = [
     ("run --workers ²", "--workers: '²' is not a number of processes"),
     ("run --on moon", "unknown --on 'moon'; valid: "),
     *(
-        (f"{verb} --device {device}", f"--device {device}: expected cpu or cuda")
+        (f"{verb} --device {device}", f"--device {device}: expected cpu, cuda (all")
         for verb in ("run", "plan", "teachers")
         for device in ("gpu", "mps", "cuda:0", "cuda:9")
     ),
