@@ -22,7 +22,7 @@ def index_of(device: str | None) -> int | None:
     """
     if device in (None, "cpu", "cuda"):
         return None
-    match = re.fullmatch(r"cuda:(\d{1,4})", device)
+    match = re.fullmatch(r"cuda:([0-9]{1,4})", device)
     if match is None:
         raise KdbenchError(f"--device {device}: {_EXPECTED}")
     return int(match[1])
