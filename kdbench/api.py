@@ -63,6 +63,9 @@ class Options(TypedDict, total=False):
     solo: bool
     compile: bool
     graphs: bool
+    deterministic: bool
+    cudnn_benchmark: bool
+    loaders: int | None
     log: Names
     max_hours: float | None
     stall: float

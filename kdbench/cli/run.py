@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @verb(
     "run", *CELLS, *TEACHERS, "teacher_tolerance", "accept_teacher", *FILES, *MACHINE,
-    "compile", "graphs", "log", "stall", "retry_failed", "max_hours", "yes",
+    "compile", "graphs", "deterministic", "cudnn_benchmark", "log", "stall", "retry_failed", "max_hours", "yes",
 )  # fmt: skip
 def run(request: Request) -> int:
     """Train what is not done; print the leaderboard.

@@ -22,10 +22,14 @@ from kdbench.plugins.metrics import measure, top1
 
 @torch.no_grad()
 def predict_all(
-    predict: Callable[[Tensor], Tensor], data: Images, view: EvaluationView, device: torch.device
+    predict: Callable[[Tensor], Tensor],
+    data: Images,
+    view: EvaluationView,
+    device: torch.device,
+    loaders: int | None = None,
 ) -> Tensor:
     """Logits (N, C) of a whole split, in batches of raw images in [0, 1]; several processes share the work."""
-    batches = evaluation_batches(data, view, device, parallel.share_of(len(data)))
+    batches = evaluation_batches(data, view, device, parallel.share_of(len(data)), workers=loaders)
     return parallel.join_shares(torch.cat([predict_batch(predict, images) for images in batches]), len(data))
 
 
@@ -46,10 +50,13 @@ def predict_batch(predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor
 
 
 class Evaluated:
-    """A split to evaluate on, with the teacher's logits (N, C) on it, or None."""
+    """A split to evaluate on, with the teacher's logits (N, C) on it, or None, and the number of processes that decode it."""
 
-    def __init__(self, data: Images, teacher_logits: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, data: Images, teacher_logits: Tensor | None, device: torch.device, loaders: int | None = None
+    ) -> None:
         self.dataset = data
+        self.loaders = loaders
         self.labels = data.labels.to(device)
         self.teacher_logits = teacher_logits
 
@@ -89,7 +96,8 @@ class EvaluationLoop(BaseLoop):
         """Logits of cells, and without averaged weights of those that average them, on the whole split."""
         data, count = self.split.dataset, len(self.split.dataset)
         found: dict[tuple[str, bool], list[Tensor]] = {}
-        for images in evaluation_batches(data, view, cohort.device, parallel.share_of(count)):
+        share = parallel.share_of(count)
+        for images in evaluation_batches(data, view, cohort.device, share, workers=self.split.loaders):
             for cell in cells:
                 if cell.key in cohort.failed:
                     continue

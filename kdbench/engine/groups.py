@@ -140,7 +140,8 @@ class Session:
             return make_pipeline(
                 self.data, self.plan.suite.dataset, recipe, self.dataset.num_classes, self.data_seed, self.device,
                 any("strong" in spec.method.needs for spec in specs),
-                rows=parallel.local_rows(recipe.batch_size, recipe.augment.mixes), say=say,
+                rows=parallel.local_rows(recipe.batch_size, recipe.augment.mixes),
+                workers=self.plan.request.loaders, say=say,
             )  # fmt: skip
         except Exception as error:
             if is_out_of_memory(error):
@@ -222,6 +223,9 @@ class Session:
         teacher = None if self.teacher is None else self.teacher.describe()
         cell = CellTrainer(spec, task, teacher, steps, self.device, self.plan.request.compile)
         cell.micro_batches = micro_batches
+        request = self.plan.request
+        chosen = {"deterministic": request.deterministic, "cudnn_benchmark": request.cudnn_benchmark}
+        cell.tuning = {name: True for name, value in chosen.items() if value}
         cell.captured = None if self.plan.request.graphs else False
         return cell
 

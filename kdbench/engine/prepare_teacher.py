@@ -14,6 +14,7 @@ from kdbench.data.transforms import EvaluationView
 from kdbench.data.views import view_of
 from kdbench.engine import parallel
 from kdbench.engine.evaluation import predict_all
+from kdbench.engine.numerics import set_numerics
 from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import check_finite, freeze, load_teacher
 from kdbench.engine.train import train_teacher, write_teacher
@@ -88,7 +89,10 @@ def measure_teacher(
     plan: Plan, teacher: TeacherPlan, net: TappedNet, split: Images, device: torch.device
 ) -> dict[str, float]:
     """Accuracies of a teacher on a split, seen as ``teacher_view`` says."""
-    logits = predict_all(lambda images: net(images).logits, split, teacher_view(plan, teacher), device)
+    set_numerics(teacher.recipe, plan.request)
+    logits = predict_all(
+        lambda images: net(images).logits, split, teacher_view(plan, teacher), device, plan.request.loaders
+    )
     check_finite(teacher.name, logits)
     return measure(logits, split.labels.to(device))
 

@@ -15,6 +15,7 @@ from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.evaluation import Evaluated, predict_all
 from kdbench.engine.groups import Session
+from kdbench.engine.numerics import set_numerics
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.record import (
     cost_of,
@@ -91,6 +92,7 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     plan.catalog.load_metrics()
+    set_numerics(teacher.recipe, plan.request)
     dataset = plan.dataset(teacher.split)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
@@ -109,7 +111,9 @@ def train_teacher(
         emit({"event": "done", "cell": cell.key, "top1": cell.history[-1]["top1"], "seconds": cell.train_seconds})
 
     seed = seed_for("teacher", teacher.name, teacher.seed, "data")
-    session = Session(plan, store.root, dataset, train, Evaluated(split, None, device), device, emit, seed, keep)
+    session = Session(
+        plan, store.root, dataset, train, Evaluated(split, None, device, plan.request.loaders), device, emit, seed, keep
+    )
     session.train([teacher_spec(plan, teacher, store, start)])
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
@@ -130,6 +134,7 @@ def train_cohort(
     """
     plan.catalog.load_metrics()
     first = cohort.cells[0]
+    set_numerics(first.recipe, plan.request)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     dataset = plan.dataset(first.split)
@@ -142,6 +147,7 @@ def train_cohort(
         split,
         view_of(plan.suite.dataset.image_size, cohort.teacher.net, first.recipe),
         device,
+        plan.request.loaders,
     )
     check_finite(cohort.teacher.name, teacher_logits)
     taught = TeacherUsed(
@@ -151,7 +157,7 @@ def train_cohort(
         metrics=scores(measure(teacher_logits, split.labels.to(device))),
     )
     train = dataset.training(plan.under.images_per_class)
-    evaluated, checksum = Evaluated(split, teacher_logits, device), dataset.checksum()
+    evaluated, checksum = Evaluated(split, teacher_logits, device, plan.request.loaders), dataset.checksum()
     cells = {cell.key: cell for cell in cohort.cells}
     observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
     found = found_of(plan.suite, plan.request)

@@ -61,6 +61,10 @@ def check_machine(request: Request) -> None:
         KdbenchError: in one line.
     """
     index = index_of(request.device)
+    if request.deterministic and request.cudnn_benchmark:
+        raise KdbenchError(
+            "--deterministic and --cudnn-benchmark exclude each other: what is fastest differs from run to run"
+        )
     if request.slurm and request.on != "slurm":
         raise KdbenchError(f"--slurm {request.slurm} is for --on slurm, not for --on {request.on}")
     parse_options(request.slurm)

@@ -44,6 +44,9 @@ class Request:
         solo: train every cell in a cohort of its own.
         compile: run nets through ``torch.compile``.
         graphs: on a GPU, record steps as CUDA graphs.
+        deterministic: refuse kernels whose last bits differ from run to run.
+        cudnn_benchmark: let cuDNN time its algorithms and take the fastest.
+        loaders: processes that decode files for each worker; by default one per core, at most eight.
         log: experiment trackers.
         max_hours: refuse a plan of more hours of computing.
         stall: minutes without a step after which a worker is restarted; 0 for never.
@@ -81,6 +84,9 @@ class Request:
     solo: bool = False
     compile: bool = False
     graphs: bool = True
+    deterministic: bool = False
+    cudnn_benchmark: bool = False
+    loaders: int | None = None
     log: tuple[str, ...] = ()
     max_hours: float | None = None
     stall: float = 30.0

@@ -103,7 +103,7 @@ def plan_teacher(
             suite, protocol, limit, protocol.teacher_images_per_class if net.trained_here else None
         ),
         "net": net.identity(),
-        "recipe": recipe.model_dump(mode="json") if net.trained_here else None,
+        "recipe": recipe.identity() if net.trained_here else None,
         "seed": suite.teacher_seed if net.trained_here else None,
         "cpu_threads": suite.cpu_threads,
     }
