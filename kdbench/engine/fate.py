@@ -113,7 +113,7 @@ def _report(error: Exception, sure: bool) -> dict[str, Any]:
     if isinstance(error, CellFailedError):
         return {**report, "kind": "cell", "cell": error.key, "failure": error.failure and asdict(error.failure)}
     if isinstance(error, TooLargeError):
-        return {**report, "kind": "memory", "reason": str(error), "details": error.details}
+        return {**report, "kind": "memory", "reason": str(error), "details": error.details, "smaller": error.smaller}
     return {**report, "kind": "device"} if is_device_lost(error) else report
 
 
@@ -121,7 +121,7 @@ def _raised(report: dict[str, Any]) -> Exception:
     if report["kind"] == "cell":
         return CellFailedError(report["cell"], CellFailure(**report["failure"]) if report["failure"] else None)
     if report["kind"] == "memory":
-        return TooLargeError(report["reason"], report["details"])
+        return TooLargeError(report["reason"], report["details"], report["smaller"])
     if report["kind"] == "device":
         return DeviceLostError(report["reason"])
     where = "" if report["process"] == parallel.rank() else f"process {report['process']}: "

@@ -29,11 +29,18 @@ _LOST = (
 
 
 class TooLargeError(KdbenchError):
-    """Too little memory for these cells on a whole batch: what it was needed for, and the traceback."""
+    """Too little memory for these cells on a whole batch.
 
-    def __init__(self, what: str, details: str) -> None:
+    Args:
+        what: it was needed for.
+        details: the traceback.
+        smaller: whether a part of a batch needs less.
+    """
+
+    def __init__(self, what: str, details: str, smaller: bool) -> None:
         super().__init__(what)
         self.details = details
+        self.smaller = smaller
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -111,6 +118,6 @@ def judge(error: Exception, what: str, epoch: int = 0) -> CellFailure:
         raise error
     details = "".join(traceback.format_exception(error))
     if is_out_of_memory(error):
-        raise TooLargeError(what, details) from error
+        raise TooLargeError(what, details, what.startswith(("a step", "a forward pass"))) from error
     kind = "non-finite loss" if isinstance(error, NonFiniteLossError) else "exception"
     return CellFailure(kind, sentence(error), epoch, details)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,7 @@ class Session:
         over = json.loads(parallel.send(json.dumps(sorted(self._over))) or "")
         left = [spec for spec in specs if spec.key not in over]
         if isinstance(error, TooLargeError):
-            failure = CellFailure("out of memory", str(error), start.epoch, error.details)
-            return self._smaller(left, micro_batches, failure)
+            return self._smaller(left, start, error, micro_batches)
         return [(left, micro_batches)] if left else []
 
     def _pipeline(self, specs: Sequence[TrainingSpec]) -> Pipeline:
@@ -155,23 +154,22 @@ class Session:
             self._record(next(spec for spec in specs if spec.key == error.key), error.failure)
 
     def _smaller(
-        self, specs: list[TrainingSpec], micro_batches: int, failure: CellFailure
+        self, specs: list[TrainingSpec], start: Position, error: TooLargeError, micro_batches: int
     ) -> list[tuple[list[TrainingSpec], int]]:
         """What to try instead of what did not fit: half of the cells, or one cell in twice as many parts of a batch."""
-        what = failure.reason
         if len(specs) > 1:
             half = len(specs) // 2
             for spec in specs:
-                self._say(spec, f"too little memory for {what}: {len(specs)} cells go on in two groups")
+                self._say(spec, f"too little memory for {error}: {len(specs)} cells go on in two groups")
             return [(specs[:half], micro_batches), (specs[half:], micro_batches)]
         for spec in specs:
-            if 2 * micro_batches <= spec.recipe.batch_size // parallel.world_size():
-                self._say(
-                    spec, f"too little memory for {what}: it goes on with each batch in {2 * micro_batches} parts"
-                )
-                return [(specs, 2 * micro_batches)]
-            reason = f"out of memory in {what}, even with one image at a time"
-            self._record(spec, replace(failure, reason=reason))
+            parts = 2 * micro_batches
+            if error.smaller and parts <= spec.recipe.batch_size // parallel.world_size():
+                self._say(spec, f"too little memory for {error}: it goes on with each batch in {parts} parts")
+                return [(specs, parts)]
+            least = "even with one image at a time" if error.smaller else "even alone"
+            reason = f"out of memory in {error}, {least}"
+            self._record(spec, CellFailure("out of memory", reason, start.epoch, error.details))
         return []
 
     def _train_group(
