@@ -53,7 +53,7 @@ def test_the_cell_that_loses_the_gpu_is_found_and_the_others_are_trained(tmp_pat
     assert {folder for folder, failure in failed.items() if failure.kind != "trained"} == {guilty.folder}
     assert (failed[guilty.folder].kind, failed[guilty.folder].reason) == ("device", ASSERT)
     jobs = [job for job in launcher.jobs if job.kind == "cohort" and guilty.folder in job.members]
-    whole = [cohort for cohort in plan.cohorts() if guilty in cohort.cells][0].cells
+    whole = next(cohort for cohort in plan.cohorts() if guilty in cohort.cells).cells
     assert [(len(job.members), job.careful, job.request.graphs) for job in jobs] == [
         (len(whole), False, True),
         (len(whole), False, True),
