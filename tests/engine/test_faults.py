@@ -16,6 +16,7 @@ from kdbench.engine import compiled, evaluation, fate, groups, record
 from kdbench.engine.compiled import Forward
 from kdbench.engine.evaluation import predict_batch
 from kdbench.engine.faults import TooLargeError, is_device_lost, is_out_of_memory, judge
+from kdbench.engine.meters import Meters, NonFiniteLossError
 from kdbench.engine.numerics import set_numerics
 from kdbench.errors import DeviceLostError, KdbenchError
 from kdbench.matrix.request import Request
@@ -177,3 +178,23 @@ def test_tf32_and_the_choice_of_kernels_are_set_and_recorded(monkeypatch: pytest
             assert facts["deterministic"] == torch.backends.cudnn.deterministic == (tf32 == "none")
     finally:
         set_numerics(recipe, Request())
+
+
+def test_a_term_that_overflows_in_float16_is_left_out_until_it_does_so_too_often_in_a_row() -> None:
+    """The scaler skips such a step; with 32-bit floats one step is enough, as no step is skipped."""
+    infinite, fine = {"ce": torch.tensor(float("inf"))}, {"ce": torch.tensor(2.0)}
+
+    def read(meters: Meters, terms: Any) -> dict[str, float]:
+        for term in terms:
+            meters.add(term)
+            meters.steps += 1
+        again = Meters(meters.device, meters.patience)
+        again.load_state_dict(meters.state_dict())
+        return again.read(0)
+
+    cpu = torch.device("cpu")
+    assert read(Meters(cpu, 3), [fine, infinite, infinite, fine]) == {"ce": 2.0}
+    with pytest.raises(NonFiniteLossError, match="'ce' is not finite at epoch 1, step 2"):
+        read(Meters(cpu, 3), [fine, infinite, infinite, infinite, fine])
+    with pytest.raises(NonFiniteLossError, match="'ce' is not finite at epoch 1, step 2"):
+        read(Meters(cpu), [fine, infinite])
