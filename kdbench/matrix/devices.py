@@ -20,7 +20,7 @@ def index_of(device: str | None) -> int | None:
     Raises:
         KdbenchError: for what is no device.
     """
-    if device in (None, "cpu", "cuda"):
+    if device is None or device in ("cpu", "cuda"):
         return None
     match = re.fullmatch(r"cuda:([0-9]{1,4})", device)
     if match is None:
