@@ -41,7 +41,7 @@ def gpu_settings() -> dict[str, Any]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer versions of torch have another name for these, older ones only this
-        tf32 = [name for name, part in (("products", matmul), ("convolutions", cudnn)) if part.allow_tf32]
+        may = {"products": matmul.allow_tf32, "convolutions": cudnn.allow_tf32}
     driver = ""
     with contextlib.suppress(OSError):
         driver = Path("/sys/module/nvidia/version").read_text().strip()
@@ -49,7 +49,7 @@ def gpu_settings() -> dict[str, Any]:
         "cuda": torch.version.cuda or "",
         "cudnn": cudnn.version() or 0,
         "driver": driver,
-        "tf32": tf32,
+        "tf32": [name for name, allowed in may.items() if allowed],
         "cudnn_benchmark": cudnn.benchmark,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
