@@ -15,8 +15,9 @@ from kdbench.data.device import DevicePipeline
 from kdbench.data.images import ImageSet
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position
-from kdbench.engine.cohort import CellFailure, CohortModel
+from kdbench.engine.cohort import CohortModel
 from kdbench.engine.compiled import Forward
+from kdbench.engine.faults import CellFailure
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.teacher import freeze
 from kdbench.method import Task

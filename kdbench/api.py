@@ -59,11 +59,14 @@ class Options(TypedDict, total=False):
     on: Literal["local", "slurm", "ray", "inprocess"]
     slurm: str
     workers: int | None
-    device: Literal["cpu", "cuda"] | None
+    device: str | None
     memory: float | None
     solo: bool
     compile: bool
     graphs: bool
+    deterministic: bool
+    cudnn_benchmark: bool
+    loaders: int | None
     log: Names
     confirm: Names
     max_hours: float | None

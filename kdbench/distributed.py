@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,11 +39,22 @@ def rows_of(process: int, processes: int, size: int) -> Tensor:
     return torch.cat([front, (size - 1 - front).flip(0)])
 
 
+@functools.lru_cache(maxsize=64)
+def _rows_on(device: torch.device, process: int, processes: int, size: int) -> Tensor:
+    """``rows_of`` on a device, which waits for the copy: once, not in every step."""
+    return rows_of(process, processes, size).to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _order_on(device: torch.device, processes: int, size: int) -> Tensor:
+    """Where each row of the global batch stands among those of all processes, one process after the other."""
+    return torch.cat([rows_of(process, processes, size) for process in range(processes)]).argsort().to(device)
+
+
 def _ordered(parts: list[Tensor]) -> Tensor:
     """The rows of all processes, as one process would have them."""
     size = sum(len(part) for part in parts)
-    order = torch.cat([rows_of(process, len(parts), size) for process in range(len(parts))])
-    return torch.cat(parts)[order.argsort().to(parts[0].device)]
+    return torch.cat(parts)[_order_on(parts[0].device, len(parts), size)]
 
 
 def draw_for_batch(draw: Callable[[int], Tensor], count: int) -> Tensor:
@@ -56,7 +68,7 @@ def draw_for_batch(draw: Callable[[int], Tensor], count: int) -> Tensor:
     """
     processes = world_size()
     whole = draw(count * processes)
-    return whole if processes == 1 else whole[rows_of(rank(), processes, count * processes).to(whole.device)]
+    return whole if processes == 1 else whole[_rows_on(whole.device, rank(), processes, count * processes)]
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -74,8 +86,7 @@ class _GatherWithGradient(torch.autograd.Function):
         (gradient,) = gradients
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # it may be shared with another gather
         dist.all_reduce(gradient)
-        rows = rows_of(rank(), world_size(), world_size() * ctx.length)
-        return gradient[rows.to(gradient.device)]
+        return gradient[_rows_on(gradient.device, rank(), world_size(), world_size() * ctx.length)]
 
 
 def gather_batch(value: Tensor) -> Tensor:

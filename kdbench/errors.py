@@ -39,6 +39,10 @@ class UnsupportedPairError(KdbenchError):
     """A method cannot run on this pair; the text is the reason, and the cell is skipped."""
 
 
+class DeviceLostError(Exception):
+    """A GPU's state is lost to this process, which has to end; which cell did it is not known."""
+
+
 class StopRequested(Exception):
     """Work was asked to end (SIGTERM); what there was of it is saved."""
 

@@ -121,13 +121,19 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_MACHINE, "--slurm", metavar="NAME=VALUE,...", help="For sbatch: partition=gpu,time=4:00:00,gres=gpu:1."),
     Option(_MACHINE, "--workers", type=values.PROCESSES, metavar="N",
            help="Jobs at a time (default: one per GPU, or cores by threads)."),
-    Option(_MACHINE, "--device", metavar="NAME", help="cpu or cuda (default: cuda if there is one; $CUDA_VISIBLE_DEVICES chooses)."),
+    Option(_MACHINE, "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: all GPUs that $CUDA_VISIBLE_DEVICES shows, if any)."),
     Option(_MACHINE, "--memory", type=values.GIBIBYTES, metavar="GIB",
            help="Per worker; larger cohorts are split (default: what is free)."),
+    Option(_MACHINE, "--loaders", type=values.LOADERS, metavar="N",
+           help="Processes per worker that decode files (default: one per core, at most 8; 0: the worker itself)."),
     Option(_MACHINE, "--solo", is_flag=True, help="Each cell in a cohort of its own (same numbers, more time)."),
     Option(_TRAINING, "--compile", is_flag=True, help="Run nets through torch.compile (results differ in last bits)."),
     Option(_TRAINING, "--no-graphs", "graphs", is_flag=True, flag_value=False,
            help="Launch every kernel of a step instead of CUDA graphs (same numbers, more time)."),
+    Option(_TRAINING, "--deterministic", is_flag=True,
+           help="The same bits in every run on a GPU; methods without such kernels fail."),
+    Option(_TRAINING, "--cudnn-benchmark", is_flag=True,
+           help="cuDNN times its algorithms first (results differ in last bits from run to run)."),
     Option(_TRAINING, "--log", type=values.NAMES, metavar="NAME,...", help="Some of tensorboard, wandb, mlflow."),
     Option(_TRAINING, "--stall", type=values.MINUTES, metavar="MINUTES",
            help="Restart a worker that makes no step for so long (default: 30; 0: never)."),
@@ -145,7 +151,7 @@ CELLS = (
 )
 TEACHERS = ("train_teachers", "fine_tune_teachers")
 FILES = ("out", "data", "weights", "download")
-MACHINE = ("on", "slurm", "workers", "device", "memory", "solo")
+MACHINE = ("on", "slurm", "workers", "device", "memory", "loaders", "solo")
 
 
 def plan_of(request: Request) -> Plan:

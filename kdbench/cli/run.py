@@ -25,7 +25,7 @@ from kdbench.launch.choose import (
 )
 from kdbench.launch.execute import Summary, Todo, classify_cells, execute, prepare, summarize
 from kdbench.launch.job import Launcher
-from kdbench.launch.torchrun import launcher_of_environment, together
+from kdbench.launch.torchrun import ended_by_lost_device, launcher_of_environment, together
 from kdbench.matrix.cells import Cell, Plan, teachers_of
 from kdbench.matrix.check import check_cells
 from kdbench.matrix.request import Request
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 @verb(
     "run", *CELLS, *TEACHERS, "teacher_tolerance", "accept_teacher", *FILES, *MACHINE,
-    "compile", "graphs", "log", "stall", "retry_failed", "confirm", "max_hours", "yes",
+    "compile", "graphs", "deterministic", "cudnn_benchmark",
+    "log", "stall", "retry_failed", "confirm", "max_hours", "yes",
 )  # fmt: skip
 def run(request: Request) -> int:
     """Train what is not done; print the leaderboard.
@@ -58,7 +59,8 @@ def lead(request: Request, work: Callable[[bool], int]) -> int:
     environment = launcher_of_environment()
     try:
         if environment is None:
-            return work(False)
+            with ended_by_lost_device():
+                return work(False)
         return together(environment, request.device, lambda: work(True))
     except InterruptedRun:
         return 130

@@ -32,7 +32,7 @@ _CELLS = tuple(name for name in CELLS if name not in ("split", "variants", "sett
 
 @verb(
     "tune", *_CELLS, *TEACHERS, "teacher_tolerance", *FILES, *MACHINE,
-    "compile", "graphs", "log", "stall", "retry_failed", "max_hours", "yes",
+    "compile", "graphs", "deterministic", "cudnn_benchmark", "log", "stall", "retry_failed", "max_hours", "yes",
 )  # fmt: skip
 @click.option("--trials", type=TRIALS, required=True, metavar="N", help="Of each method, its own values included.")
 @click.option(

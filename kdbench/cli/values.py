@@ -85,6 +85,7 @@ HOURS, MINUTES, SECONDS = _at_least(0, "hours"), _at_least(0, "minutes"), _at_le
 POINTS = Value(lambda text: _number(text, 0, 100), "a number of points from 0 to 100")
 PROCESSES, IMAGES, CLASSES, TRIALS = _count("processes"), _count("images"), _count("classes"), _count("trials")
 DECIMALS = Value(lambda text: _whole(text, 0, 6), "a number of decimals (0 to 6)")
+LOADERS = Value(lambda text: _whole(text, 0, 1024), "a number of processes from 0 to 1024")
 WHOLE_SEED = Value(lambda text: _whole(text, 0, MAX_SEED), f"a whole number from 0 to {MAX_SEED}")
 
 

@@ -16,7 +16,7 @@ from kdbench.data.transforms import EvaluationView
 from kdbench.engine import parallel
 from kdbench.engine.checkpoint import Position, checkpoint_position, save_checkpoint
 from kdbench.engine.compiled import Forward
-from kdbench.engine.meters import Meters, Stopwatch
+from kdbench.engine.meters import PATIENCE, Meters, Stopwatch
 from kdbench.engine.micro_batches import split_batch
 from kdbench.engine.optim import QuietOptimWrapper, Schedule, build_optim_wrapper
 from kdbench.engine.precision import Precision
@@ -100,7 +100,7 @@ class CellTrainer:
         self.spec = spec
         self.task = task
         self.steps_per_epoch = steps_per_epoch
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(spec.net_seed)
             student = TappedNet(spec.net, task.num_classes, spec.name)
             if spec.start is not None:
@@ -123,9 +123,11 @@ class CellTrainer:
         self.micro_batches = 1
         #: Whether its steps are CUDA graphs: True, the reason why not, False where they are turned off, or None on a CPU.
         self.captured: bool | str | None = None
+        #: Other choices of the run on which last bits depend.
+        self.tuning: dict[str, bool] = {}
         self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch, method.phases)
         self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device, may_draw_on_host(spec.method))
-        self.meters = Meters(device)
+        self.meters = Meters(device, PATIENCE if self.precision.scaler is not None else 1)
         self.losses: dict[str, float] = {}
         self.watch = Stopwatch(device)
         self.history: list[dict[str, float]] = []

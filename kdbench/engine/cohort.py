@@ -6,9 +6,7 @@ The training loop is at the end: ``CohortModel.train_step`` and ``CohortLoop``.
 from __future__ import annotations
 
 import contextlib
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,45 +14,18 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from kdbench.data.batches import Pipeline, TrainingBatch
-from kdbench.engine import parallel
+from kdbench.engine import fate
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import Position
 from kdbench.engine.compiled import Forward
+from kdbench.engine.faults import CellFailure, judge
 from kdbench.engine.graphs import CohortGraphs
-from kdbench.engine.meters import NonFiniteLossError
 from kdbench.engine.shared import Shared
 from kdbench.errors import KdbenchError
 
 
 class SharedStateError(KdbenchError):
     """A method that changed in place what its cohort shares."""
-
-
-class TooLargeError(KdbenchError):
-    """Too little memory for a step of these cells on a whole batch."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory was too small, on a GPU or the host."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower()
-
-
-@dataclass(frozen=True)
-class CellFailure:
-    """Why a cell failed: the kind, a sentence, the number of epochs it had completed, and the traceback."""
-
-    kind: str
-    reason: str
-    epoch: int
-    details: str
-
-    @classmethod
-    def of(cls, error: Exception, epoch: int = 0) -> CellFailure:
-        kind = "non-finite loss" if isinstance(error, NonFiniteLossError) else "exception"
-        kind = "out of memory" if is_out_of_memory(error) else kind
-        sentence = str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
-        lines = sentence.strip().splitlines() or [kind]
-        return cls(kind, lines[0], epoch, "".join(traceback.format_exception(error)))
 
 
 class CohortModel(nn.Module):
@@ -98,17 +69,25 @@ class CohortModel(nn.Module):
         return [cell for cell in self.cells if cell.key not in self.failed]
 
     @contextlib.contextmanager
-    def failing(self, cell: CellTrainer) -> Iterator[None]:
-        """An exception inside the block fails the cell, and no other."""
+    def failing(self, cell: CellTrainer, what: str) -> Iterator[None]:
+        """An exception inside the block, which does ``what``, fails the cell, and no other."""
         try:
             yield
         except Exception as error:
-            self.fail(cell, error)
+            self.fail(cell, error, what)
 
-    def fail(self, cell: CellTrainer, error: Exception) -> None:
-        """Take a cell out of the cohort and report why."""
+    def fail(self, cell: CellTrainer, error: Exception, what: str) -> None:
+        """Take a cell out of the cohort and report why.
+
+        Raises:
+            TooLargeError: if memory was short.
+            DeviceLostError: if the device is lost.
+            CellFailedError: where several processes train the cell, and the others may not know.
+        """
+        failure = judge(error, f"{what} of {cell.key}", self.position.epoch)
+        fate.tell_others(cell.key, failure)
         self.drop(cell)
-        self.on_failure(cell, CellFailure.of(error, self.position.epoch))
+        self.on_failure(cell, failure)
 
     def drop(self, cell: CellTrainer) -> None:
         """Take a cell out of the cohort without a word: another process trains it."""
@@ -123,6 +102,7 @@ class CohortModel(nn.Module):
 
         Raises:
             TooLargeError: if the memory is too small for it.
+            DeviceLostError: if the device is lost.
         """
         users = [cell for cell in self.alive if cell.method.uses_teacher]
         needs = frozenset({"logits"}).union(*(cell.needs for cell in users))
@@ -137,8 +117,7 @@ class CohortModel(nn.Module):
         try:
             return make(data) if self.graphs is None else self.graphs.share(data, make)
         except Exception as error:
-            if is_out_of_memory(error):
-                raise TooLargeError("a forward pass of the teacher") from error
+            judge(error, "a forward pass of the teacher")
             raise
 
     def train_step(self, data: TrainingBatch) -> None:
@@ -159,9 +138,7 @@ class CohortModel(nn.Module):
                             "the method changed the batch or the teacher's outputs in place; clone before writing"
                         )
                 except Exception as error:
-                    if is_out_of_memory(error) and parallel.world_size() == 1:
-                        raise TooLargeError(f"a step of {cell.key}") from error
-                    self.fail(cell, error)
+                    self.fail(cell, error, "a step")
                     if shared.was_changed():
                         shared = self.share(self.pipeline.make(*self.position))
 
@@ -221,7 +198,7 @@ class CohortLoop(BaseLoop):
             cohort.position = Position(epoch, step + 1)
             self.saver.after_step(runner)
         for cell in cohort.alive:
-            with cohort.failing(cell):
+            with cohort.failing(cell, "the end of an epoch"):
                 cell.end_epoch(self.epoch)
         runner.call_hook("after_train_epoch")
         cohort.position = Position(self.epoch + 1)

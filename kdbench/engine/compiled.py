@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from kdbench.engine.faults import is_device_lost, is_out_of_memory
 from kdbench.method import Outputs
 from kdbench.nets.tapped import TappedNet
 
@@ -45,9 +45,9 @@ class Forward:
             return self.net.run(inputs, needs)
         try:
             return self._compiled(inputs, needs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # compilation happens at the first call, and fails in many ways
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
             self._fall_back(error)
             return self.net.run(inputs, needs)
 

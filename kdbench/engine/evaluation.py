@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,23 +16,47 @@ from kdbench.data.views import evaluation_batches
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
+from kdbench.engine.faults import free_memory, is_device_lost, is_out_of_memory, release
 from kdbench.plugins.metrics import measure, top1
 
 
 @torch.no_grad()
 def predict_all(
-    predict: Callable[[Tensor], Tensor], data: Images, view: EvaluationView, device: torch.device
+    predict: Callable[[Tensor], Tensor],
+    data: Images,
+    view: EvaluationView,
+    device: torch.device,
+    loaders: int | None = None,
 ) -> Tensor:
     """Logits (N, C) of a whole split, in batches of raw images in [0, 1]; several processes share the work."""
-    batches = evaluation_batches(data, view, device, parallel.share_of(len(data)))
-    return parallel.join_shares(torch.cat([predict(images) for images in batches]), len(data))
+    batches = evaluation_batches(data, view, device, parallel.share_of(len(data)), workers=loaders)
+    return parallel.join_shares(torch.cat([predict_batch(predict, images) for images in batches]), len(data))
+
+
+def predict_batch(predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Logits (B, C) of a batch; of its halves where memory is too small for it.
+
+    Raises:
+        Exception: what ``predict`` raises, for a lack of memory with a single image only.
+    """
+    try:
+        return predict(images)
+    except Exception as error:
+        if len(images) == 1 or is_device_lost(error) or not is_out_of_memory(error):
+            raise
+        release(error)
+    free_memory(images.device)
+    return torch.cat([predict_batch(predict, half) for half in images.chunk(2)])
 
 
 class Evaluated:
-    """A split to evaluate on, with the teacher's logits (N, C) on it, or None."""
+    """A split to evaluate on, with the teacher's logits (N, C) on it, or None, and the number of processes that decode it."""
 
-    def __init__(self, data: Images, teacher_logits: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, data: Images, teacher_logits: Tensor | None, device: torch.device, loaders: int | None = None
+    ) -> None:
         self.dataset = data
+        self.loaders = loaders
         self.labels = data.labels.to(device)
         self.teacher_logits = teacher_logits
 
@@ -58,7 +83,7 @@ class EvaluationLoop(BaseLoop):
             # images are made once for all cells that see the same
             self._predict(cohort, [cell for cell in cohort.alive if cell.spec.view == view], view)
         for cell in cohort.alive:
-            with cohort.failing(cell):
+            with cohort.failing(cell, "the evaluation"):
                 cell.history.append(self._row(cell))
                 self._report(cell)
         rows = {cell.key: cell.history[-1] for cell in cohort.alive}
@@ -71,17 +96,20 @@ class EvaluationLoop(BaseLoop):
         """Logits of cells, and without averaged weights of those that average them, on the whole split."""
         data, count = self.split.dataset, len(self.split.dataset)
         found: dict[tuple[str, bool], list[Tensor]] = {}
-        for images in evaluation_batches(data, view, cohort.device, parallel.share_of(count)):
+        share = parallel.share_of(count)
+        for images in evaluation_batches(data, view, cohort.device, share, workers=self.split.loaders):
             for cell in cells:
                 if cell.key in cohort.failed:
                     continue
-                with cohort.failing(cell):
+                with cohort.failing(cell, "the evaluation"):
                     for raw in (False, True) if cell.average is not None else (False,):
-                        found.setdefault((cell.key, raw), []).append(cell.predict(images, raw))
+                        found.setdefault((cell.key, raw), []).append(
+                            predict_batch(partial(cell.predict, raw=raw), images)
+                        )
         for cell in cells:
             if cell.key in cohort.failed:
                 continue
-            with cohort.failing(cell):
+            with cohort.failing(cell, "the evaluation"):
                 cell.last_logits = parallel.join_shares(torch.cat(found[cell.key, False]), count)
                 if cell.average is not None:
                     cell.last_raw_logits = parallel.join_shares(torch.cat(found[cell.key, True]), count)

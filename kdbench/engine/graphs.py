@@ -29,6 +29,7 @@ from torch import Tensor
 from kdbench.data.batches import TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
+from kdbench.engine.faults import is_device_lost, sentence
 from kdbench.engine.shared import Shared
 from kdbench.method import Batch
 from kdbench.plugins.hooks import HookEntry
@@ -215,8 +216,10 @@ class StepGraph:
             with torch.enable_grad():
                 replay = self.recorder.record(lambda: cell.compute(batch, *given), cell.stream)
         except Exception as error:  # nothing was executed: the step is still to be done
+            if is_device_lost(error):
+                raise
             cell.optim_wrapper.zero_grad()
-            self._leave(f"cannot be recorded ({_sentence(error)})")
+            self._leave(f"cannot be recorded ({sentence(error)})")
             return
         if self._look(batch, before):
             self.replay, self.cell.captured = replay, True
@@ -302,7 +305,9 @@ class CohortGraphs:
             stream = RandomStream(0, self.cells[0].stream.device, host=False)
             self._replay = self.recorder.record(lambda: made.append(make(stays)), stream)
         except Exception as error:
-            self._leave(f"cannot be recorded ({_sentence(error)})")
+            if is_device_lost(error):
+                raise
+            self._leave(f"cannot be recorded ({sentence(error)})")
             return
         (self._shared,) = made
         self._shared.static = True
@@ -364,8 +369,3 @@ def _tensors(data: TrainingBatch) -> list[Tensor]:
 def _shapes(data: TrainingBatch) -> list[object]:
     shapes = [(value.shape, value.dtype) for value in _tensors(data)]
     return [*shapes, data.strong is None, data.batch.targets is None]
-
-
-def _sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

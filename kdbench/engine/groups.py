@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import gc
+import json
 import tempfile
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,22 @@ import torch
 from kdbench.data.batches import Pipeline
 from kdbench.data.images import Dataset, Images
 from kdbench.data.pipeline import make_pipeline
-from kdbench.engine import parallel
+from kdbench.engine import fate, parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.checkpoint import Position, common_start, load_checkpoints
-from kdbench.engine.cohort import CellFailure, CohortModel, TooLargeError
+from kdbench.engine.cohort import CohortModel
 from kdbench.engine.compiled import Forward
 from kdbench.engine.evaluation import Evaluated
+from kdbench.engine.faults import CellFailure, TooLargeError, free_memory, is_out_of_memory, judge, release
 from kdbench.engine.graphs import graphs_of
 from kdbench.engine.runner import CohortRunner
 from kdbench.engine.saver import Emit
+from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
 from kdbench.method import Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.hooks import HookEntry
 from kdbench.store.claims import ClaimLostError
-
-
-def release(error: BaseException | None) -> None:
-    """Clear the frames that an exception and its causes remember: their variables hold nets that have to be freed."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 @dataclass
@@ -68,65 +62,115 @@ class Session:
     keep: Callable[[CellTrainer], None]
     teacher: TappedNet | None = None
     hooks: Sequence[HookEntry] = ()
+    #: Cells that are done, have failed, or were taken over by another run.
+    _over: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if not parallel.is_first():
             self.emit = lambda event: None
 
-    def train(self, specs: Sequence[TrainingSpec], micro_batches: int = 1) -> None:
+    def train(self, specs: Sequence[TrainingSpec]) -> None:
         """Train, and where memory is too small, in smaller groups, then in parts of a batch, from the last checkpoints on."""
-        recipe = specs[0].recipe
-        strong = any("strong" in spec.method.needs for spec in specs)
-        rows = parallel.local_rows(recipe.batch_size, recipe.augment.mixes)
+        waiting = [(list(specs), 1)]
+        while waiting:
+            members, micro_batches = waiting.pop(0)
+            saved = {spec.key: load_checkpoints(spec.folder) for spec in members}
+            groups = common_start({key: set(states) for key, states in saved.items()})
+            if len(groups) > 1:
+                by_key = {spec.key: spec for spec in members}
+                waiting[:0] = [([by_key[key] for key in keys], micro_batches) for keys in groups.values()]
+                continue
+            (start,) = groups
+            states = {key: found[start] for key, found in saved.items() if start in found}
+            error = self._attempt(members, start, states, micro_batches)
+            if error is not None:
+                saved.clear()
+                states.clear()
+                free_memory(self.device)
+                waiting[:0] = self._instead(members, start, error, micro_batches)
 
+    def _attempt(
+        self, specs: Sequence[TrainingSpec], start: Position, states: Mapping[str, dict[str, Any]], micro_batches: int
+    ) -> TooLargeError | fate.CellFailedError | None:
+        """Train cells from ``start`` to the end; what stood in the way, for which there is something to do instead."""
+        fate.on_end = lambda failed: self._take_out(specs, failed)
+        try:
+            with contextlib.closing(self._pipeline(specs)) as pipeline:  # ends loader processes
+                self._train_group(specs, start, states, pipeline, micro_batches)
+                parallel.barrier()  # the first process has kept the results
+            return None
+        except StopRequested:
+            raise
+        except Exception as raised:
+            error = fate.agreed(raised)
+            if isinstance(error, (TooLargeError, fate.CellFailedError)):
+                release(raised)
+                return error.with_traceback(None)
+            if error is raised:
+                raise
+            raise error from raised
+        finally:
+            fate.on_end = fate.ignore
+
+    def _instead(
+        self,
+        specs: Sequence[TrainingSpec],
+        start: Position,
+        error: TooLargeError | fate.CellFailedError,
+        micro_batches: int,
+    ) -> list[tuple[list[TrainingSpec], int]]:
+        """What is left to do, without the cell that failed, or in smaller groups or batches."""
+        if isinstance(error, fate.CellFailedError):
+            self._take_out(specs, error)
+        over = json.loads(parallel.send(json.dumps(sorted(self._over))) or "")
+        left = [spec for spec in specs if spec.key not in over]
+        if isinstance(error, TooLargeError):
+            return self._smaller(left, start, error, micro_batches)
+        return [(left, micro_batches)] if left else []
+
+    def _pipeline(self, specs: Sequence[TrainingSpec]) -> Pipeline:
         def say(text: str) -> None:
             for spec in specs:
                 spec.folder.say(text)
             self.emit({"event": "warning", "reason": text})
 
-        pipeline = make_pipeline(
-            self.data, self.plan.suite.dataset, recipe, self.dataset.num_classes, self.data_seed, self.device, strong,
-            rows=rows, say=say,
-        )  # fmt: skip
-        saved = {spec.key: load_checkpoints(spec.folder) for spec in specs}
-        groups = common_start({key: set(states) for key, states in saved.items()})
-        by_key = {spec.key: spec for spec in specs}
-        for start, keys in groups.items():
-            states = {key: saved[key][start] for key in keys if start in saved[key]}
-            members = [by_key[key] for key in keys]
-            try:
-                with contextlib.closing(pipeline):  # ends loader processes; they start again where batches are made
-                    self._train_group(members, start, states, pipeline, micro_batches)
-                continue
-            except TooLargeError as error:
-                failure = CellFailure(
-                    "out of memory", str(error), start.epoch, "".join(traceback.format_exception(error))
-                )
-                release(error)
-            states.clear()
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            for smaller, parts in self._smaller(members, micro_batches, recipe.batch_size, failure):
-                self.train(smaller, parts)
+        recipe = specs[0].recipe
+        try:
+            return make_pipeline(
+                self.data, self.plan.suite.dataset, recipe, self.dataset.num_classes, self.data_seed, self.device,
+                any("strong" in spec.method.needs for spec in specs),
+                rows=parallel.local_rows(recipe.batch_size, recipe.augment.mixes),
+                workers=self.plan.request.loaders, say=say,
+            )  # fmt: skip
+        except Exception as error:
+            if is_out_of_memory(error):
+                judge(error, "the data")
+            raise
+
+    def _take_out(self, specs: Sequence[TrainingSpec], error: fate.CellFailedError) -> None:
+        """What is left of a cell that leaves all processes: its failure, unless another run has it."""
+        self._over.add(error.key)
+        if error.failure is not None:
+            self._record(next(spec for spec in specs if spec.key == error.key), error.failure)
 
     def _smaller(
-        self, specs: Sequence[TrainingSpec], micro_batches: int, batch_size: int, failure: CellFailure
-    ) -> list[tuple[Sequence[TrainingSpec], int]]:
+        self, specs: list[TrainingSpec], start: Position, error: TooLargeError, micro_batches: int
+    ) -> list[tuple[list[TrainingSpec], int]]:
         """What to try instead of what did not fit: half of the cells, or one cell in twice as many parts of a batch."""
-        what = failure.reason
         if len(specs) > 1:
             half = len(specs) // 2
             for spec in specs:
-                spec.folder.say(f"too little memory for {what}: {len(specs)} cells go on in two groups")
+                self._say(spec, f"too little memory for {error}: {len(specs)} cells go on in two groups")
             return [(specs[:half], micro_batches), (specs[half:], micro_batches)]
-        (spec,) = specs
-        if 2 * micro_batches > batch_size:
-            reason = f"out of memory in {what}, even with one image at a time"
-            self._record(spec, replace(failure, reason=reason))
-            return []
-        spec.folder.say(f"too little memory for {what}: it goes on with each batch in {2 * micro_batches} parts")
-        return [(specs, 2 * micro_batches)]
+        for spec in specs:
+            parts = 2 * micro_batches
+            if error.smaller and parts <= spec.recipe.batch_size // parallel.world_size():
+                self._say(spec, f"too little memory for {error}: it goes on with each batch in {parts} parts")
+                return [(specs, parts)]
+            least = "even with one image at a time" if error.smaller else "even alone"
+            reason = f"out of memory in {error}, {least}"
+            self._record(spec, CellFailure("out of memory", reason, start.epoch, error.details))
+        return []
 
     def _train_group(
         self,
@@ -142,7 +186,9 @@ class Session:
             try:
                 cells.append(self._build(spec, len(pipeline), micro_batches))
             except Exception as error:
-                self._record(spec, CellFailure.of(error))
+                failure = judge(error, f"building {spec.key}")
+                fate.tell_others(spec.key, failure)
+                self._record(spec, failure)
         if not cells:
             return
         teacher = None
@@ -155,17 +201,19 @@ class Session:
             CohortRunner(
                 cohort, self.split, Path(work_dir), self.emit, states, self.hooks, self.plan.request.log, self.root
             ).train()
-        for cell in cohort.alive:
-            if not parallel.is_first():
-                continue
+        for cell in cohort.alive if parallel.is_first() else ():
             try:
                 self.keep(cell)
-            except OSError:
+                self._over.add(cell.key)
+            except OSError as error:
+                if is_out_of_memory(error):
+                    judge(error, f"measuring {cell.key}")
                 raise
             except ClaimLostError as error:
+                self._over.add(cell.key)
                 self.emit({"event": "lost", "cell": cell.key, "reason": str(error)})
             except Exception as error:
-                cohort.fail(cell, error)
+                self._record(cell.spec, judge(error, f"measuring {cell.key}", cohort.position.epoch))
 
     def _build(self, spec: TrainingSpec, steps: int, micro_batches: int) -> CellTrainer:
         data = self.data
@@ -173,15 +221,23 @@ class Session:
         teacher = None if self.teacher is None else self.teacher.describe()
         cell = CellTrainer(spec, task, teacher, steps, self.device, self.plan.request.compile)
         cell.micro_batches = micro_batches
+        request = self.plan.request
+        chosen = {"deterministic": request.deterministic, "cudnn_benchmark": request.cudnn_benchmark}
+        cell.tuning = {name: True for name, value in chosen.items() if value}
         cell.captured = None if self.plan.request.graphs else False
         return cell
 
-    def _warn(self, cell: CellTrainer, text: str) -> None:
+    @staticmethod
+    def _say(spec: TrainingSpec, text: str) -> None:
         if parallel.is_first():
-            cell.spec.folder.say(text)
+            spec.folder.say(text)
+
+    def _warn(self, cell: CellTrainer, text: str) -> None:
+        self._say(cell.spec, text)
         self.emit({"event": "warning", "reason": text})
 
     def _record(self, spec: TrainingSpec, failure: CellFailure) -> None:
+        self._over.add(spec.key)
         if not parallel.is_first():
             return
         try:

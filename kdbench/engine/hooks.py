@@ -78,7 +78,7 @@ class CellHooks(Hook):
     def before_run(self, runner: Runner) -> None:
         cohort = runner.model
         for cell in cohort.alive:
-            with cohort.failing(cell):
+            with cohort.failing(cell, "a hook"):
                 hooks = [(entry, HOOKS.build({"type": entry.load()})) for entry in self.entries]
                 self._of[cell.key] = (CellRunner(runner, cell), hooks)
         self._call("before_run", runner, lambda cell: {})
@@ -107,7 +107,10 @@ class CellHooks(Hook):
                 continue
             view, hooks = self._of[cell.key]
             for entry, hook in hooks:
-                with cohort.failing(cell), contextlib.nullcontext() if entry.observes else cell.stream.active():
+                with (
+                    cohort.failing(cell, "a hook"),
+                    contextlib.nullcontext() if entry.observes else cell.stream.active(),
+                ):
                     try:
                         getattr(hook, point)(view, **details(cell))
                     except Exception as error:

@@ -17,14 +17,23 @@ class NonFiniteLossError(KdbenchError):
     """A loss term that became NaN or infinite."""
 
 
+#: Steps in a row with a term that is not finite, after which a cell fails whose optimiser skips such steps (float16).
+PATIENCE = 20
+
+
 class Meters:
     """Sums of loss terms on the device, read once an epoch: a step never waits for the device.
 
     ``add`` works on the device alone, on tensors that stay the same while the terms do; who calls it counts ``steps``.
+
+    Args:
+        device: of the terms.
+        patience: steps in a row in which a term may be infinite before it counts as such; until then those are left out.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, patience: int = 1) -> None:
         self.device = device
+        self.patience = patience
         self.names: tuple[str, ...] = ()
         self.steps = 0
         self._allot(())
@@ -35,12 +44,16 @@ class Meters:
         self._sums = torch.zeros(len(names), device=self.device)
         self._first_bad = torch.full((len(names),), -1, device=self.device)
         self._step = torch.full((), self.steps, device=self.device)
+        self._run = torch.zeros(len(names), dtype=torch.int64, device=self.device)
+        self._left_out = torch.zeros(len(names), device=self.device)
 
     def _clear(self) -> None:
         self.steps = 0
         self._sums.zero_()
         self._first_bad.fill_(-1)
         self._step.zero_()
+        self._run.zero_()
+        self._left_out.zero_()
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Add the terms of one step."""
@@ -52,8 +65,14 @@ class Meters:
                 )
             self._allot(names)
         values = torch.stack([term.detach().float().reshape(()) for term in terms.values()], out=self._last)
+        bad, first = ~values.isfinite(), self._step
+        if self.patience > 1:
+            self._left_out += bad
+            self._run.copy_(torch.where(bad, self._run + 1, 0))
+            values = torch.where(bad, 0.0, values)
+            bad, first = self._run >= self.patience, self._step - (self.patience - 1)
         self._sums += values
-        self._first_bad.copy_(torch.where((self._first_bad < 0) & ~values.isfinite(), self._step, self._first_bad))
+        self._first_bad.copy_(torch.where((self._first_bad < 0) & bad, first, self._first_bad))
         self._step += 1
 
     @property
@@ -65,7 +84,8 @@ class Meters:
         """What was added since the last reading; empty when there was nothing."""
         if not self.steps:
             return {}
-        return {"names": list(self.names), "steps": self.steps, "sums": self._sums, "first_bad": self._first_bad}
+        state = {"names": list(self.names), "steps": self.steps, "sums": self._sums, "first_bad": self._first_bad}
+        return state if self.patience == 1 else {**state, "run": self._run, "left_out": self._left_out}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._clear()
@@ -74,6 +94,9 @@ class Meters:
             self._allot(tuple(state["names"]))
             self._sums.copy_(state["sums"])
             self._first_bad.copy_(state["first_bad"])
+            if "run" in state:
+                self._run.copy_(state["run"])
+                self._left_out.copy_(state["left_out"])
 
     def read(self, epoch: int) -> dict[str, float]:
         """Means of the terms over the steps since the last reading.
@@ -84,13 +107,14 @@ class Meters:
         steps, names = self.steps, self.names
         if not steps:
             return {}
-        parallel.average(self._sums)
+        parallel.average(self._sums, self._left_out)
+        left_out = self._left_out.tolist()
         sums, first_bad = self._sums.tolist(), parallel.first_step(self._first_bad).tolist()
         self._clear()
         for name, step in sorted(zip(names, first_bad, strict=True), key=lambda item: item[1]):
             if step >= 0:
                 raise NonFiniteLossError(f"loss term {name!r} is not finite at epoch {epoch + 1}, step {step + 1}")
-        return {name: total / steps for name, total in zip(names, sums, strict=True)}
+        return {name: total / max(1, steps - left) for name, total, left in zip(names, sums, left_out, strict=True)}
 
 
 class Stopwatch:

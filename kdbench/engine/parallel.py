@@ -1,12 +1,15 @@
 """Several processes that train one cohort: each steps on its rows of the global batch, gradients are averaged (DDP).
 
-The process group is mmengine's where there are GPUs (``torchrun`` and Slurm), torch's own with gloo on a CPU.
+Their group is NCCL's where there are GPUs, and gloo's on a CPU. A group that broke is left, and the same processes form another.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,13 +17,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
-from mmengine.dist import init_dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from kdbench.distributed import draw_for_batch, rank, rows_of, world_size
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, counted
 
 #: Minutes after which a process that waits for the others within a job gives up.
 TIMEOUT_MINUTES = 30
@@ -29,8 +31,28 @@ TIMEOUT_MINUTES = 30
 WAITING_DAYS = 30
 
 
-#: All processes, for what is said between jobs.
-_between_jobs: Any = None
+@dataclass
+class _Processes:
+    """What this process knows of the others.
+
+    Attributes:
+        store: by which they found each other. It outlives groups: ``number`` counts those that were formed.
+        board: the same store by another connection, for the thread that looks for reports while ``store`` is waited for.
+        between_jobs: the group for what is said between jobs.
+        aside: the group for decisions within a job, which GPUs do not wait for; None for the group itself.
+    """
+
+    store: Any
+    board: Any
+    backend: str
+    rank: int
+    size: int
+    number: int = 0
+    between_jobs: Any = None
+    aside: Any = None
+
+
+_processes: _Processes | None = None
 
 
 def join(launcher: str, device: str | None) -> torch.device:
@@ -40,31 +62,112 @@ def join(launcher: str, device: str | None) -> torch.device:
         the device of this process.
 
     Raises:
-        KdbenchError: if the processes cannot find each other.
+        KdbenchError: if the processes cannot find each other, or this one has no GPU of its own.
     """
-    global _between_jobs
-    timeout = timedelta(minutes=TIMEOUT_MINUTES)
+    global _processes
     cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(own_gpu(launcher, os.environ, torch.cuda.device_count()))
     try:
-        if cuda:
-            init_dist(launcher, backend="nccl", timeout=timeout.total_seconds())
-        else:
-            if launcher == "slurm":
-                os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"])
-            dist.init_process_group("gloo", timeout=timeout)
-        _between_jobs = dist.new_group(backend="gloo", timeout=timedelta(days=WAITING_DAYS))
-    except (RuntimeError, ValueError, KeyError, dist.DistError) as error:
+        if launcher == "slurm":
+            _follow_slurm()
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=TIMEOUT_MINUTES)))
+        board = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, False, wait_for_workers=False
+        )
+        attempt = "/".join(os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))
+        store, board = (dist.PrefixStore(f"kdbench/{attempt}", each) for each in (store, board))
+        _processes = _Processes(store, board, "nccl" if cuda else "gloo", rank, size)
+        _form(_processes)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise KdbenchError(f"the processes of this run cannot find each other: {str(error).splitlines()[0]}") from None
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
+def own_gpu(launcher: str, environment: Mapping[str, str], count: int) -> int:
+    """The GPU of this process among the ``count`` that it sees.
+
+    Slurm may show each task its own alone; torchrun shows all of a machine to all.
+
+    Raises:
+        KdbenchError: if there is none.
+    """
+    place = int(environment.get("LOCAL_RANK" if launcher == "pytorch" else "SLURM_LOCALID", "0"))
+    if launcher == "slurm" and count == 1:
+        return 0
+    if place >= count:
+        raise KdbenchError(
+            f"process {place} of this machine has no GPU of its own: {counted(count, 'GPU')} for at least "
+            f"{place + 1} processes; start {count}, or use --device cpu"
+        )
+    return place
+
+
+def _follow_slurm() -> None:
+    """Say in torch's words what Slurm says in its own."""
+    os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"])
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if "MASTER_ADDR" not in os.environ:
+        names = subprocess.run(
+            ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        os.environ["MASTER_ADDR"] = names.stdout.split()[0] if names.stdout.split() else "localhost"
+
+
+def _form(processes: _Processes) -> None:
+    dist.init_process_group(
+        processes.backend,
+        store=dist.PrefixStore(f"group-{processes.number}", processes.store),
+        rank=processes.rank,
+        world_size=processes.size,
+        timeout=timedelta(minutes=TIMEOUT_MINUTES),
+    )
+    processes.between_jobs = dist.new_group(backend="gloo", timeout=timedelta(days=WAITING_DAYS))
+    if processes.backend != "gloo":
+        processes.aside = dist.new_group(backend="gloo", timeout=timedelta(minutes=TIMEOUT_MINUTES))
+
+
+def form_again() -> None:
+    """Leave the group, and form the next one with the same processes. All of them have to do it."""
+    assert _processes is not None
+    _leave_group(_processes)
+    _processes.number += 1
+    _form(_processes)
+
+
+def group_number() -> int:
+    """How many groups the processes have left; -1 where there are no others."""
+    return -1 if _processes is None else _processes.number
+
+
+def report(text: str) -> str:
+    """Tell the other processes why this one leaves the group; what the first of those that do so said is returned."""
+    assert _processes is not None
+    return str(_processes.board.compare_set(f"report-{_processes.number}", "", text), "utf-8")
+
+
+def reported() -> str | None:
+    """What the first process that left the group said, if one did."""
+    if _processes is None or not _processes.board.check([key := f"report-{_processes.number}"]):
+        return None
+    return str(_processes.board.get(key), "utf-8")
+
+
 def leave() -> None:
     """End the process group, if there is one."""
-    global _between_jobs
-    _between_jobs = None
-    if dist.is_available() and dist.is_initialized():
-        gc.collect()  # wrapped modules in cycles of references hold the group's threads
-        dist.destroy_process_group()
+    global _processes
+    if _processes is not None:
+        _leave_group(_processes)
+        _processes = None
+
+
+def _leave_group(processes: _Processes) -> None:
+    processes.between_jobs = processes.aside = None
+    gc.collect()  # wrapped modules in cycles of references hold the group's threads
+    dist.destroy_process_group()
 
 
 def is_first() -> bool:
@@ -143,10 +246,10 @@ def barrier() -> None:
 
 def agree(decision: bool) -> bool:
     """The first process's decision, for all: their clocks differ."""
-    if world_size() == 1:
+    if _processes is None:
         return decision
     box = [decision]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_processes.aside)
     return box[0]
 
 
@@ -272,6 +375,6 @@ def sync_student(net: nn.Module, device: torch.device) -> nn.Module:
 def send(text: str | None) -> str | None:
     """Give a text from the first process to all; others pass anything."""
     box = [text]
-    if world_size() > 1:
-        dist.broadcast_object_list(box, src=0, group=_between_jobs)
+    if _processes is not None:
+        dist.broadcast_object_list(box, src=0, group=_processes.between_jobs)
     return box[0]

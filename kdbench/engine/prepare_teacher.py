@@ -14,6 +14,7 @@ from kdbench.data.transforms import EvaluationView
 from kdbench.data.views import view_of
 from kdbench.engine import parallel
 from kdbench.engine.evaluation import predict_all
+from kdbench.engine.numerics import set_numerics
 from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import check_finite, freeze, load_teacher
 from kdbench.engine.train import train_teacher, write_teacher
@@ -70,14 +71,12 @@ def prepare_teacher(
     split = dataset.measured(teacher.split, plan.under.measured_images_per_class)
     metrics = measure_teacher(plan, teacher, freeze(net.to(device)), split, device)
     if not parallel.is_first():
-        parallel.barrier()
         return
     folder = store.teacher_folder(teacher)
     folder.configure(teacher.hash, teacher.config, {})
     write_teacher(plan, teacher, store, dataset, net, scores(metrics), device, weights)
     folder.failed.unlink(missing_ok=True)
     folder.say("; ".join((f"{made}, top-1 {metrics['top1']:.2f}", *notes)))
-    parallel.barrier()
     emit({"event": "done", "cell": teacher.name, "top1": metrics["top1"], "seconds": time.monotonic() - begun})
 
 
@@ -106,7 +105,10 @@ def measure_teacher(
     plan: Plan, teacher: TeacherPlan, net: TappedNet, split: Images, device: torch.device
 ) -> dict[str, float]:
     """Accuracies of a teacher on a split, seen as ``teacher_view`` says."""
-    logits = predict_all(lambda images: net(images).logits, split, teacher_view(plan, teacher), device)
+    set_numerics(teacher.recipe, plan.request)
+    logits = predict_all(
+        lambda images: net(images).logits, split, teacher_view(plan, teacher), device, plan.request.loaders
+    )
     check_finite(teacher.name, logits)
     return measure(logits, split.labels.to(device))
 

@@ -67,6 +67,7 @@ def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) 
     cell.distiller.eval()
     inference = inference_cost(cell.predict, cell.student.input_size, device, cell.measured.method)
     tuning: dict[str, Any] = {"compile": True} if cell.forward_pass.compile else {}
+    tuning.update(cell.tuning)
     if cell.forward_pass.fell_back:
         tuning["compile"] = f"fell back: {cell.forward_pass.fell_back}"
     if cell.captured is not None:

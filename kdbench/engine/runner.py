@@ -100,7 +100,7 @@ class CohortRunner(Runner):
             state = self.states.pop(cell.key, None)
             if state is None:
                 continue
-            with cohort.failing(cell):
+            with cohort.failing(cell, "the resumption"):
                 cell.restore(state)
                 if parallel.is_first():
                     epoch, step = cohort.position

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.runner import Runner
 
-from kdbench.engine import parallel
+from kdbench.engine import fate, parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.errors import StopRequested
 from kdbench.store.claims import ClaimLostError
@@ -108,10 +108,9 @@ class Saver:
                     cell.save(position, state)
                     written.append(cell)
                 except ClaimLostError as error:
-                    if parallel.world_size() > 1:  # the others cannot be told; all of them end
-                        raise RuntimeError(str(error)) from error
-                    cohort.drop(cell)
                     self.emit({"event": "lost", "cell": cell.key, "reason": str(error)})
+                    fate.tell_others(cell.key, None)
+                    cohort.drop(cell)
             parallel.barrier()
             for cell in written:
                 cell.drop_old_checkpoints(position)

@@ -15,6 +15,7 @@ from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer, TrainingSpec
 from kdbench.engine.evaluation import Evaluated, predict_all
 from kdbench.engine.groups import Session
+from kdbench.engine.numerics import set_numerics
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.record import (
     cost_of,
@@ -30,6 +31,7 @@ from kdbench.engine.saver import Emit
 from kdbench.engine.teacher import check_finite, load_teacher, save_weights
 from kdbench.errors import KdbenchError
 from kdbench.matrix.cells import Cell, Cohort, Plan
+from kdbench.matrix.devices import check_device
 from kdbench.matrix.settings import found_of
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.nets.tapped import TappedNet, state_hash
@@ -52,10 +54,23 @@ from kdbench.store.result import (
 
 
 def setup(threads: int, device: str | None = None) -> torch.device:
-    """Fix the number of CPU threads (results depend on it in the last bits), keep freed memory, and choose the device."""
+    """Fix the number of CPU threads (results depend on it in the last bits), keep freed memory, and choose the device.
+
+    Raises:
+        KdbenchError: if the device is not there, or there are GPUs that cannot be used and none was named.
+    """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_device(device)
+    chosen = device_of(device)
+    if chosen.index is not None:
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of ``--device``, by default a GPU where there is one. No CUDA context is made, and nothing is checked."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def train_teacher(
@@ -77,6 +92,7 @@ def train_teacher(
         KdbenchError: if its training failed.
     """
     plan.catalog.load_metrics()
+    set_numerics(teacher.recipe, plan.request)
     dataset = plan.dataset(teacher.split)
     folder = store.teacher_folder(teacher)
     if parallel.is_first():
@@ -96,9 +112,8 @@ def train_teacher(
 
     seed = seed_for("teacher", teacher.name, teacher.seed, "data")
     taught = load_teacher(teacher.teachers[0], store, dataset.num_classes, device)[0] if teacher.net.taught_by else None
-    session = Session(
-        plan, store.root, dataset, train, Evaluated(split, None, device), device, emit, seed, keep, taught
-    )
+    evaluated = Evaluated(split, None, device, plan.request.loaders)
+    session = Session(plan, store.root, dataset, train, evaluated, device, emit, seed, keep, taught)
     session.train([teacher_spec(plan, teacher, store, start)])
     parallel.barrier()
     if store.result_of_teacher(teacher) is None and folder.failed.exists():  # else another process has taken it over
@@ -119,6 +134,7 @@ def train_cohort(
     """
     plan.catalog.load_metrics()
     first = cohort.cells[0]
+    set_numerics(first.recipe, plan.request)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     dataset = plan.dataset(first.split)
@@ -131,6 +147,7 @@ def train_cohort(
         split,
         view_of(plan.suite.dataset.image_size, cohort.teacher.net, first.recipe),
         device,
+        plan.request.loaders,
     )
     check_finite(cohort.teacher.name, teacher_logits)
     taught = TeacherUsed(
@@ -140,7 +157,7 @@ def train_cohort(
         metrics=scores(measure(teacher_logits, split.labels.to(device))),
     )
     train = dataset.training(plan.under.images_per_class)
-    evaluated, checksum = Evaluated(split, teacher_logits, device), dataset.checksum()
+    evaluated, checksum = Evaluated(split, teacher_logits, device, plan.request.loaders), dataset.checksum()
     cells = {cell.key: cell for cell in cohort.cells}
     observers = {hook.name: hook.source for hook in plan.hooks if hook.observes}
     found = found_of(plan.suite, plan.request)

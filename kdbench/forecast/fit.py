@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,20 +101,36 @@ def training_images(plan: Plan, split: str, limit: int | None) -> int:
     return len(plan.dataset(split).training(limit)) if known is None else known
 
 
-def available(device: str | None, workers: int) -> float:
-    """Bytes that a cohort may take: of the fullest GPU, or of the host's memory for each worker. Infinite if not known."""
-    if _is_gpu(device):
-        import torch
+def available(gpus: Sequence[str], workers: int) -> float:
+    """Bytes that a cohort may take, for each worker: of the host's memory, or of a GPU's. Infinite if not known.
 
-        per_gpu = -(-workers // max(1, torch.cuda.device_count()))
-        free = min(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
-        return USABLE * free / per_gpu
+    A cohort that meets a GPU with less goes on there in smaller groups.
+
+    Args:
+        gpus: those that the workers share, as ``$CUDA_VISIBLE_DEVICES`` names them; none for the CPU.
+    """
+    if gpus:
+        free = free_on(gpus)
+        return USABLE * statistics.median(free) / -(-workers // len(gpus)) if free else float("inf")
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return float("inf")
     return USABLE * free / max(1, workers)
+
+
+def free_on(gpus: Sequence[str]) -> list[int]:
+    """Free bytes of GPUs, told by a process of its own, which keeps no context on them; nothing where it fails."""
+    code = "import json, torch; print(json.dumps([torch.cuda.mem_get_info(n)[0] for n in range(torch.cuda.device_count())]))"
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    try:
+        return list(map(int, json.loads(told.stdout)))
+    except ValueError:
+        return []
 
 
 def _is_gpu(device: str | None) -> bool:

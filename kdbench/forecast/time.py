@@ -76,7 +76,9 @@ def estimate(
     """
     from kdbench.engine import train
 
-    timing = _Timing(plan, states, train.setup(plan.suite.cpu_threads, plan.request.device), probe, progress)
+    request = plan.request  # a run that follows must find no context on its GPUs
+    device = train.setup(plan.suite.cpu_threads, request.device) if probe else train.device_of(request.device)
+    timing = _Timing(plan, states, device, probe, progress)
     teachers = list({each.hash: each for cohort in cohorts for each in cohort.teacher.chain}.values())
     jobs = []
     for teacher in teachers:

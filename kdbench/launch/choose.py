@@ -14,12 +14,10 @@ from kdbench.launch.job import Launcher
 from kdbench.launch.remote import check_installed
 from kdbench.launch.slurm import parse_options
 from kdbench.matrix.cells import Cell, Cohort, Plan, check_batches
+from kdbench.matrix.devices import check_device, gpus_of, index_of
 from kdbench.matrix.request import Request
 from kdbench.store.folders import CellState
 from kdbench.suite.datasets import find_dataset
-
-#: What ``--device`` takes. Which GPU is the launcher's choice, among those that $CUDA_VISIBLE_DEVICES shows.
-DEVICES = ("cpu", "cuda")
 
 #: Above this many cells, estimating their memory takes so long that a progress note is due.
 MANY_CELLS = 100
@@ -53,16 +51,7 @@ def choose_machine(request: Request, plan: Plan, together: bool = False) -> Mach
         return Machine(request.on, request.workers)
     if request.on == "slurm":
         return Machine("slurm", 1)  # Slurm knows how many; cohorts stay whole
-    return Machine(request.on, gpus_of(request) or max(1, (os.cpu_count() or 1) // plan.suite.cpu_threads))
-
-
-def gpus_of(request: Request) -> int:
-    """Number of GPUs that the workers of this machine share."""
-    if request.device not in (None, "cuda"):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
+    return Machine(request.on, len(gpus_of(request.device)) or max(1, (os.cpu_count() or 1) // plan.suite.cpu_threads))
 
 
 def check_machine(request: Request) -> None:
@@ -71,22 +60,22 @@ def check_machine(request: Request) -> None:
     Raises:
         KdbenchError: in one line.
     """
-    if request.device is not None and request.device not in DEVICES:
+    index = index_of(request.device)
+    if request.deterministic and request.cudnn_benchmark:
         raise KdbenchError(
-            f"--device {request.device}: expected {' or '.join(DEVICES)}; $CUDA_VISIBLE_DEVICES chooses among GPUs"
+            "--deterministic and --cudnn-benchmark exclude each other: what is fastest differs from run to run"
         )
     if request.slurm and request.on != "slurm":
         raise KdbenchError(f"--slurm {request.slurm} is for --on slurm, not for --on {request.on}")
     parse_options(request.slurm)
     if request.on in ("slurm", "ray"):
+        if index is not None:
+            raise KdbenchError(
+                f"--device {request.device}: --on {request.on} chooses GPUs itself; expected cpu or cuda"
+            )
         check_installed({"slurm": "submitit", "ray": "ray"}[request.on], request.on)
-    elif request.device == "cuda":
-        import torch
-
-        try:
-            torch.cuda.init()
-        except (RuntimeError, AssertionError) as error:
-            raise KdbenchError(f"--device cuda: {str(error).splitlines()[0]}") from None
+    else:
+        check_device(request.device)
 
 
 def ready_data(plan: Plan, note: Callable[[str], None], progress: Callable[[int, int], None]) -> None:
@@ -160,7 +149,7 @@ def cohorts_of(
     if request.memory:
         limit = request.memory * 2**30
     else:
-        limit = available(request.device, machine.workers) if machine.is_here else float("inf")
+        limit = available(gpus_of(request.device), machine.workers) if machine.is_here else float("inf")
     if len(cells) > MANY_CELLS:
         progress(f"estimating the memory of {counted(len(cells), 'cell')}")
     return fit(estimated(cohorts), limit, estimated)
@@ -172,7 +161,7 @@ def launcher_of(plan: Plan, machine: Machine) -> Launcher:
     if machine.on == "together":
         from kdbench.launch.torchrun import TogetherLauncher
 
-        return TogetherLauncher()
+        return TogetherLauncher(gpus_of(request.device)[:1])
     if machine.on == "inprocess":
         from kdbench.launch.inprocess import InProcessLauncher
 
@@ -184,8 +173,7 @@ def launcher_of(plan: Plan, machine: Machine) -> Launcher:
     if machine.on == "ray":
         from kdbench.launch.ray import RayLauncher
 
-        cpu = request.device not in (None, "cuda")
-        return RayLauncher(request.workers, cpu, plan.suite.cpu_threads)
+        return RayLauncher(request.workers, request.device == "cpu", plan.suite.cpu_threads)
     from kdbench.launch.local import LocalLauncher
 
-    return LocalLauncher(machine.workers, gpus_of(request))
+    return LocalLauncher(machine.workers, gpus_of(request.device))

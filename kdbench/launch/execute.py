@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from kdbench.teachers.readiness import raise_all
 MAX_CRASHES = 2
 #: The same for jobs that are pre-empted.
 MAX_STOPS = 20
+#: Jobs of a task that lost their GPU, before its cells are trained one at a time to find the one that does it.
+MAX_LOSSES = 1
 #: Seconds between two checks of what other runs have claimed.
 RECHECK_SECONDS = 2.0
 
@@ -149,12 +151,19 @@ class _Task:
     checked: float = float("-inf")
     crashes: int = 0
     mark: Any = None
+    losses: int = 0
+    running: tuple[str, ...] = ()  # members of the job that runs
     shared: bool = False  # another run has, or had, some of its cells
     reported: set[str] = field(default_factory=set)  # cells whose end was reported
 
     @property
     def is_teacher(self) -> bool:
         return not self.cells
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether its cells are trained one at a time, to find the one that loses the GPU."""
+        return self.losses > MAX_LOSSES
 
 
 class _Run:
@@ -224,7 +233,10 @@ class _Run:
                 free = self._free(task)
                 if free:
                     job = dataclasses.replace(task.job, members=free)
-                    task.state = "running"
+                    if task.is_careful:
+                        request = dataclasses.replace(job.request, graphs=False)
+                        job = dataclasses.replace(job, members=free[:1], careful=True, request=request)
+                    task.state, task.running = "running", job.members
                     running += 1
                     self.follower.event({"event": "started", "job": job.name})
                     self.launcher.submit(job)
@@ -247,9 +259,19 @@ class _Run:
             return
         error = event["error"]
         if (event.get("crashed") or event.get("stopped")) and self._may_go_on(task, bool(event.get("stopped"))):
-            self.follower.event({"event": "restarted", "job": task.job.name, "error": error})
-            task.state, task.checked = "waiting", float("-inf")
+            self._again(task, error)
             return
+        if event.get("broken") and not task.is_careful:
+            task.losses += 1
+            self._again(task, error)
+            return
+        if task.is_careful and task.cells and not event.get("full"):
+            if error is not None:
+                kind = "device" if event.get("broken") else "crash"
+                self._fail(task, kind, error, task.job.log, only=task.running)
+            if not self._settled(task) and (task.shared or all(map(self._is_over, task.running))):
+                task.state, task.checked = "waiting", float("-inf")
+                return
         if error is None and task.shared and not self._settled(task):
             task.shared = False
             self._wait(task)
@@ -314,9 +336,17 @@ class _Run:
         if error is None:
             shutil.rmtree(task.job.events, ignore_errors=True)
 
-    def _fail(self, task: _Task, kind: str, reason: str, log: str | None = None) -> None:
-        """Record why a whole cohort stopped, for its unfinished cells."""
+    def _again(self, task: _Task, error: str) -> None:
+        self.follower.event({"event": "restarted", "job": task.job.name, "error": error})
+        task.state, task.checked = "waiting", float("-inf")
+
+    def _fail(
+        self, task: _Task, kind: str, reason: str, log: str | None = None, only: Collection[str] | None = None
+    ) -> None:
+        """Record why a whole cohort stopped, or some of its cells, for those that are unfinished."""
         for cell in self._open(task):
+            if only is not None and cell.folder not in only:
+                continue
             folder = self.store.cell(cell)
             folder.say(f"failed ({kind}): {reason}" + (f"; see {log}" if log else ""))
             try:

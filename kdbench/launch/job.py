@@ -38,6 +38,7 @@ class Job:
         log: file, below the run directory, for what the worker prints.
         ticket: names the job among all jobs of all runs; a later attempt of it takes over what an earlier one held.
         memory: bytes that the cohort of ``cells`` cells is likely to take, to be compared with what it took.
+        careful: whether CUDA waits for each kernel, so that an error is raised where it happens.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job:
     ticket: str = ""
     memory: int = 0
     cells: int = 0
+    careful: bool = False
 
     @property
     def events(self) -> Path:
@@ -85,7 +87,8 @@ class Launcher(Protocol):
 
     def poll(self, seconds: float) -> list[Event]:
         """Wait up to ``seconds`` for events. The last event of a job is ``finished``, with ``error`` None or a sentence, and
-        with ``crashed`` (its process died), ``stopped`` (it was asked to end, and saved its work) or ``full`` (no space)."""
+        with ``crashed`` (its process died), ``stopped`` (it was asked to end, and saved its work), ``full`` (no space) or
+        ``broken`` (its GPU was lost to it)."""
 
     def cancel(self) -> None:
         """Stop everything that runs; what is saved stays."""
@@ -131,13 +134,19 @@ def perform(
         if left:
             rest = dataclasses.replace(job, members=left)
             before_work(rest)
-            _work(rest, plan, store, device, emit)
+            from kdbench.engine import fate
+
+            with fate.shared():
+                _work(rest, plan, store, device, emit)
 
 
 def perform_together(job: Job) -> None:
     """Do a job that another process has claimed, together with it."""
-    plan, device = _prepare(job)
-    _work(job, plan, Store(job.request.out), device, lambda event: None)
+    from kdbench.engine import fate
+
+    with fate.shared():
+        plan, device = _prepare(job)
+        _work(job, plan, Store(job.request.out), device, lambda event: None)
 
 
 def recipe_of(job: Job) -> Recipe:

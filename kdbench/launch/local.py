@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kdbench.errors import counted
@@ -28,10 +29,10 @@ class LocalLauncher:
 
     Args:
         workers: number of processes at a time.
-        gpus: number of GPUs; worker k sees GPU k modulo ``gpus`` only.
+        gpus: GPUs as ``$CUDA_VISIBLE_DEVICES`` names them; worker k sees one of them only, k modulo their number.
     """
 
-    def __init__(self, workers: int, gpus: int = 0) -> None:
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
         self.capacity = workers
         self.gpus = gpus
         self._events: queue.Queue[Event] = queue.Queue()
@@ -43,11 +44,10 @@ class LocalLauncher:
 
     def submit(self, job: Job) -> None:
         slot = next(n for n in range(self.capacity) if n not in self._slots.values())
-        environment = {}
-        if self.gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)] if visible[0] else str(slot % self.gpus)
-        process = start_worker(job, environment)
+        environment = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+        # Said, so that a worker whose CUDA does not start refuses instead of training on the CPU.
+        request = dataclasses.replace(job.request, device="cuda" if self.gpus else "cpu")
+        process = start_worker(dataclasses.replace(job, request=request), environment)
         self._processes[job.name] = process
         self._slots[job.name] = slot
         self._heard[job.name] = time.monotonic()
@@ -113,7 +113,12 @@ def start_worker(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[s
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(job.threads)), **environment},
+        env={
+            **os.environ,
+            **dict.fromkeys(_THREAD_VARIABLES, str(job.threads)),
+            **({"CUDA_LAUNCH_BLOCKING": "1"} if job.careful else {}),
+            **environment,
+        },
         text=True,
         start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends its workers in order
     )
@@ -128,7 +133,7 @@ def follow(job: Job, process: subprocess.Popen[str], on_event: Callable[[Event],
     """Pass on a worker's events until it ends.
 
     Returns:
-        how it ended: ``error``, ``crashed``, ``stopped``, ``full``.
+        how it ended: ``error``, ``crashed``, ``stopped``, ``full``, ``broken``.
     """
     assert process.stdout is not None
     assert process.stderr is not None
@@ -152,7 +157,7 @@ def follow(job: Job, process: subprocess.Popen[str], on_event: Callable[[Event],
                 stream.close()
     if end is None and status:
         return {"error": _describe_end(status, early, log, before, job.stall), "crashed": True}
-    return {"crashed": False, **{name: (end or {}).get(name) for name in ("error", "stopped", "full")}}
+    return {"crashed": False, **{name: (end or {}).get(name) for name in ("error", "stopped", "full", "broken")}}
 
 
 def format_minutes(seconds: float) -> str:

@@ -39,7 +39,7 @@ class Carry:
     """
 
     def __call__(self, text: str) -> str:
-        """Returns how it ended, as JSON: ``error``, ``crashed``, ``stopped``, ``full``."""
+        """Returns how it ended, as JSON: ``error``, ``crashed``, ``stopped``, ``full``, ``broken``."""
         job = Job.from_json(text)
         process = self._process = start_worker(job, {})
         try:
@@ -115,7 +115,8 @@ def parse_event(line: bytes | str) -> Event | None:
 
 def finished(name: str, end: Event) -> Event:
     """The last event of a job, from how it ended; see ``Launcher.poll``."""
-    return {"event": "finished", "job": name, **{key: end.get(key) for key in ("error", "crashed", "stopped", "full")}}
+    keys = ("error", "crashed", "stopped", "full", "broken")
+    return {"event": "finished", "job": name, **{key: end.get(key) for key in keys}}
 
 
 def check_installed(package: str, extra: str) -> None:

@@ -6,13 +6,17 @@ shows progress; it sends each job to the others, which follow until it says that
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import DeviceLostError, KdbenchError
 from kdbench.launch.inprocess import InProcessLauncher
 from kdbench.launch.job import Event, Job, perform_together, recipe_of
 from kdbench.launch.local import LocalLauncher
+from kdbench.launch.worker import STOPPED
+from kdbench.matrix.devices import index_of
 
 
 def launcher_of_environment() -> str | None:
@@ -30,11 +34,14 @@ class TogetherLauncher(InProcessLauncher):
 
     A job whose batches the processes cannot share equally runs in a separate process while the others wait: with the figures and
     the speed of a single process.
+
+    Args:
+        gpus: the GPU of such a process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
         super().__init__()
-        self._apart = LocalLauncher(1)
+        self._apart = LocalLauncher(1, gpus)
         self._running_apart = 0
 
     def submit(self, job: Job) -> None:
@@ -81,19 +88,36 @@ def together(environment: str, device: str | None, lead: Callable[[], int]) -> i
         the exit status of this process.
     """
     import kdbench.engine.process  # isort: skip  # noqa: F401 - its message comes before a traceback
-    from kdbench.engine import parallel
+    from kdbench.engine import fate, parallel
 
+    if index_of(device) is not None:
+        raise KdbenchError(f"--device {device} is one GPU, and each of several processes has its own: --device cuda")
     parallel.join(environment, device)
+    fate.listen()
     try:
         if not parallel.is_first():
-            follow()
+            with ended_by_lost_device():
+                follow()
             return 0
         try:
-            return lead()
+            with ended_by_lost_device():
+                return lead()
         finally:
             parallel.send(None)  # the others return from follow()
     finally:
         parallel.leave()
+
+
+@contextlib.contextmanager
+def ended_by_lost_device() -> Iterator[None]:
+    """End the process where a device is lost in it: nothing of CUDA works any more, nor does an orderly end."""
+    try:
+        yield
+    except DeviceLostError as error:
+        print(f"kdbench: {error}; the same command goes on from the last checkpoints", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(STOPPED)
 
 
 def follow() -> None:

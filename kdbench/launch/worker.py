@@ -79,7 +79,7 @@ def main() -> int:
         return 1
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The imports below take seconds; the parent's disappearance is noticed meanwhile.
-    from kdbench.errors import KdbenchError, StopRequested
+    from kdbench.errors import DeviceLostError, KdbenchError, StopRequested
     from kdbench.launch.job import JOBS_FOLDER, Job, perform
 
     job = Job.from_json(request)
@@ -112,6 +112,9 @@ def main() -> int:
     except StopRequested:
         end.update(error="it was asked to end, and saved its work", stopped=True)
         status = STOPPED
+    except DeviceLostError as error:
+        traceback.print_exc()
+        end.update(error=str(error), broken=True)
     except KdbenchError as error:
         end.update(error=str(error))
     except OSError as error:

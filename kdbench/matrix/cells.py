@@ -262,7 +262,7 @@ def _cells_of_pair(
         "dataset": dataset_config(suite, protocol, request.limit, protocol.images_per_class),
         "teacher": {"name": teacher.name, "hash": teacher.hash},
         "student": {"name": student, "net": net.identity()},
-        "recipe": {"name": recipe_name, **recipe.model_dump(mode="json")},
+        "recipe": {"name": recipe_name, **recipe.identity()},
         "hooks": [[hook.name, hook.source] for hook in hooks if not hook.observes],
         "cpu_threads": suite.cpu_threads,
     }

@@ -39,11 +39,14 @@ class Request:
         on: ``"local"``, ``"slurm"``, ``"ray"`` or ``"inprocess"``.
         slurm: options of sbatch, ``"partition=gpu,time=4:00:00"``.
         workers: jobs at a time.
-        device: ``"cpu"``, ``"cuda"`` ...
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         memory: GiB of the device for each worker.
         solo: train every cell in a cohort of its own.
         compile: run nets through ``torch.compile``.
         graphs: on a GPU, record steps as CUDA graphs.
+        deterministic: refuse kernels whose last bits differ from run to run.
+        cudnn_benchmark: let cuDNN time its algorithms and take the fastest.
+        loaders: processes that decode files for each worker; by default one per core, at most eight.
         log: experiment trackers.
         confirm: methods of which a gain is declared before the run; their tests are corrected for these alone.
         max_hours: refuse a plan of more hours of computing.
@@ -82,6 +85,9 @@ class Request:
     solo: bool = False
     compile: bool = False
     graphs: bool = True
+    deterministic: bool = False
+    cudnn_benchmark: bool = False
+    loaders: int | None = None
     log: tuple[str, ...] = ()
     confirm: tuple[str, ...] = ()
     max_hours: float | None = None

@@ -114,7 +114,7 @@ def plan_teacher(
         "split": split,
         "dataset": dataset_config(suite, protocol, limit, protocol.teacher_images_per_class if trained else None),
         "net": net.identity(),
-        "recipe": recipe.model_dump(mode="json") if trained else None,
+        "recipe": recipe.identity() if trained else None,
         "seed": suite.teacher_seed if trained else None,
         "cpu_threads": suite.cpu_threads,
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,28 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "device": device_name(device),
         "device_type": device.type,
+        "gpu": gpu_settings() if device.type == "cuda" else {},
         "threads": torch.get_num_threads(),
         "finished": timestamp(),
+    }
+
+
+def gpu_settings() -> dict[str, Any]:
+    """Versions of CUDA, cuDNN and the driver, and the settings of theirs on which last bits depend."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions of torch have another name for these, older ones only this
+        may = {"products": matmul.allow_tf32, "convolutions": cudnn.allow_tf32}
+    driver = ""
+    with contextlib.suppress(OSError):
+        driver = Path("/sys/module/nvidia/version").read_text().strip()
+    return {
+        "cuda": torch.version.cuda or "",
+        "cudnn": cudnn.version() or 0,
+        "driver": driver,
+        "tf32": [name for name, allowed in may.items() if allowed],
+        "cudnn_benchmark": cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 

@@ -140,7 +140,8 @@ class Cost(Record):
 
 class Provenance(Record):
     """What a number was computed with. ``commit`` and ``dirty`` are null where kdbench did not run from a clone; ``observers`` are
-    hooks that only observe, each with the hash of its source; ``search`` is how its hyper-parameters were found (``Found.record``)."""
+    hooks that only observe, each with the hash of its source; ``search`` is how its hyper-parameters were found (``Found.record``);
+    ``gpu`` has the versions and settings of CUDA's libraries."""
 
     kdbench: Text
     commit: Text | None
@@ -153,6 +154,7 @@ class Provenance(Record):
     finished: Text
     observers: Annotated[dict[str, str], Field(max_length=MOST)] = {}
     search: Annotated[dict[str, Any], Field(max_length=MOST)] = {}
+    gpu: Annotated[dict[str, Any], Field(max_length=MOST)] = {}
 
 
 class Weights(Record):

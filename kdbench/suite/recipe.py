@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -122,6 +122,10 @@ class ScheduleSpec(Strict):
     per: Literal["epoch", "step"] = "epoch"
 
 
+#: Fields that were added later, with their defaults: where they have them, identities are as they were.
+_LATER = {"tf32": "convolutions"}
+
+
 class Recipe(Strict):
     """How a kind of student, or a teacher, is trained.
 
@@ -138,6 +142,7 @@ class Recipe(Strict):
         pipeline: ``device`` makes batches on the device, ``exact`` with timm's own transforms in loader processes.
         precision: of forward passes: ``bfloat16`` and ``float16`` use autocast, ``float16`` with loss scaling.
         evaluate_every: epochs from one evaluation to the next; the last epoch is always evaluated.
+        tf32: what may round 32-bit floats to TF32 on a GPU: torch's default is ``convolutions`` alone; ``all`` adds products.
         sync_bn: BatchNorm over the global batch where several processes train a cohort.
     """
 
@@ -156,6 +161,12 @@ class Recipe(Strict):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     evaluate_every: Count = 1
     sync_bn: bool = False
+    tf32: Literal["none", "convolutions", "all"] = "convolutions"
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on. Fields that were added later are in it where they have not their default."""
+        content = self.model_dump(mode="json")
+        return {name: value for name, value in content.items() if name not in _LATER or value != _LATER[name]}
 
     @property
     def evaluations(self) -> int:

@@ -38,6 +38,25 @@ def test_a_benchmark_writes_its_ratios_with_device_and_versions(
     assert found["settings"].get("same_numbers", True)
 
 
+def test_checks_of_a_gpu_run_without_one_as_far_as_they_can_and_an_error_stops_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import gpu
+
+    def raises(options: gpu.Options) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setitem(gpu.CHECKS, "busy", (raises, False))
+    file = tmp_path / "gpu.json"
+    only = ["memory", "busy", "random_streams"]
+    assert gpu.main(["--device", "cpu", "--to", str(file), "--only", *only]) == 1
+    found = json.loads(file.read_text())
+    assert [entry["check"] for entry in found["checks"]] == ["busy", "random_streams"]
+    assert found["checks"][0]["error"] == "ValueError: broken"
+    assert found["checks"][1]["found"]["torch alone"] > 0
+    assert found["machine"]["device_type"] == "cpu"
+
+
 SIDE = """
 import json, sys
 request = json.loads(sys.stdin.readline())

@@ -161,7 +161,7 @@ WRONG = [
     ("--trials 2 --to no/where.yaml", "--to no/where.yaml cannot be written"),
     ("--trials 2 --to .", "--to . cannot be written"),
     ("--trials 2 --search-seed x", "--search-seed: 'x' is not a whole number"),
-    ("--trials 2 --device moon", "--device moon: expected cpu or cuda"),
+    ("--trials 2 --device moon", "--device moon: expected cpu, cuda (all"),
 ]
 
 

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdbench.data.device import DevicePipeline
 from kdbench.datasets.load import load_dataset
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.cohort import CellFailure, CohortModel
+from kdbench.engine.cohort import CohortModel
 from kdbench.engine.compiled import Forward
+from kdbench.engine.faults import CellFailure
 from kdbench.engine.teacher import freeze
 from kdbench.engine.train import spec_of
 from kdbench.method import Method, Task

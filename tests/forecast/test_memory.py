@@ -124,7 +124,7 @@ def test_measured_peaks_refine_estimates_of_the_same_kind_of_device(lab: Lab) ->
 
 
 def test_the_hosts_memory_is_shared_by_its_workers() -> None:
-    assert available("cpu", 4) == pytest.approx(available("cpu", 1) / 4, rel=0.2)
+    assert available((), 4) == pytest.approx(available((), 1) / 4, rel=0.2)
 
 
 def test_every_optimizer_with_one_state_has_one() -> None:

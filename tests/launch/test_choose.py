@@ -6,10 +6,8 @@ import os
 from typing import Any
 
 import pytest
-import torch
 
 from kdbench.errors import KdbenchError
-from kdbench.launch import choose
 from kdbench.launch.choose import Machine, check_machine, choose_machine, cohorts_of
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
@@ -56,15 +54,7 @@ def test_memory_of_a_request_limits_cohorts_and_that_of_this_machine_only_those_
 def test_options_that_do_not_fit_the_engine_and_devices_that_are_not_there_are_refused() -> None:
     with pytest.raises(KdbenchError, match="--slurm time=5 is for --on slurm, not for --on local"):
         check_machine(Request(slurm="time=5"))
-    for device in ("gpu", "mps", "cuda:0", "cuda:9", "CUDA", ""):
-        with pytest.raises(KdbenchError, match=f"--device {device}: expected cpu or cuda; "):
+    for device in ("gpu", "mps", "cuda:", "cuda:-1", "CUDA", ""):
+        with pytest.raises(KdbenchError, match=f"--device {device}: expected cpu, cuda "):
             check_machine(Request(device=device))
     check_machine(Request(device="cpu"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_a_gpu_that_is_not_there_is_refused_unless_jobs_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(KdbenchError, match=r"--device cuda: [^\n]+$"):
-        check_machine(Request(device="cuda"))
-    monkeypatch.setattr(choose, "check_installed", lambda *package: None)
-    check_machine(Request(device="cuda", on="slurm"))

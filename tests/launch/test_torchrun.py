@@ -15,7 +15,9 @@ from timm.layers import DropPath
 from torch import nn
 
 from kdbench import distributed
-from kdbench.engine import parallel
+from kdbench.engine import fate, parallel
+from kdbench.engine.faults import CellFailure, TooLargeError
+from kdbench.errors import DeviceLostError, KdbenchError
 from kdbench.plugins.registry import catalog
 from kdbench.store.rows import load_results
 
@@ -49,23 +51,86 @@ default_protocol: only
 """
 
 
-def run(folder: Path, methods: str, pairs: str, processes: int, text: str = SUITE) -> Path:
+#: Each fails in the last of the processes alone, in another place.
+BREAKING = """
+import torch
+from kdbench import Method, register_method
+from kdbench.distributed import rank, world_size
+
+LAST = lambda: rank() == world_size() - 1
+
+class Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ValueError("backward is broken")
+
+class Breaks(Method):
+    def forward(self, batch, student, teacher):
+        loss = batch.task_loss(student.logits)
+        if batch.progress > 0.3 and LAST():
+            loss = self.break_down(loss)
+        return {"ce": loss}
+
+    def break_down(self, loss):
+        return loss
+
+@register_method("in-forward")
+class InForward(Breaks):
+    def break_down(self, loss):
+        raise ValueError("forward is broken")
+
+@register_method("in-backward")
+class InBackward(Breaks):
+    def break_down(self, loss):
+        return Fails.apply(loss)
+
+@register_method("in-memory")
+class InMemory(Breaks):
+    def break_down(self, loss):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+@register_method("in-building")
+class InBuilding(Breaks):
+    def __init__(self, student, teacher, task):
+        super().__init__(student, teacher, task)
+        if LAST() and world_size() > 1:
+            raise ValueError("building is broken")
+
+@register_method("in-evaluation")
+class InEvaluation(Breaks):
+    def predict(self, outputs):
+        if LAST():
+            raise ValueError("evaluation is broken")
+        return outputs.logits
+"""
+
+
+def run(
+    folder: Path, methods: str, pairs: str, processes: int, text: str = SUITE, plugin: str = "", status: int = 0
+) -> Path:
     suite = folder / "together.yaml"
     suite.write_text(text)
     out = folder / f"with-{processes}"
     command = ["-m", "kdbench", "run", str(suite), "--methods", methods, "--pairs", pairs, "--out", str(out)]
     command += ["--device", "cpu", "--on", "inprocess"]
+    if plugin:
+        (folder / "breaking.py").write_text(plugin)
+        command += ["--plugin", str(folder / "breaking.py")]
     torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     words = [sys.executable, *(torchrun if processes > 1 else []), *command]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert ended.returncode == status, ended.stdout[-3000:] + ended.stderr[-3000:]
     return out
 
 
 def compare(one: Path, two: Path) -> None:
     first, second = (load_results(out).set_index("path").sort_index() for out in (one, two))
-    assert (first["state"] == second["state"]).all()
+    assert (first["state"] == second.loc[first.index, "state"]).all()
     for path in first.index[first["state"] == "done"]:
         results = [json.loads((out / path / "result.json").read_text()) for out in (one, two)]
         for name, value in results[0]["losses"].items():
@@ -77,8 +142,76 @@ def compare(one: Path, two: Path) -> None:
 
 @pytest.mark.xdist_group("two processes")
 def test_torchrun_with_two_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
-    methods = "scratch,kd,crd,cc,mgd"
-    compare(run(tmp_path, methods, "mlp--vit", 1), run(tmp_path, methods, "mlp--vit", 2))
+    """With one method that fails, in one of the processes alone where there are two."""
+    methods = "scratch,kd,crd,cc,mgd,in-forward"
+    outs = [run(tmp_path, methods, "mlp--vit", processes, plugin=BREAKING, status=1) for processes in (1, 2)]
+    compare(*outs)
+    for out in outs:
+        assert reasons(out) == {"in-forward": "ValueError: forward is broken"}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("two processes")
+def test_whatever_fails_in_one_process_is_in_the_files_of_its_cell_and_costs_no_other_cell(tmp_path: Path) -> None:
+    guilty = "in-forward,in-backward,in-memory,in-building,in-evaluation"
+    without = run(tmp_path, "scratch,kd,crd", "mlp--vit", 1)
+    out = run(tmp_path, f"scratch,{guilty},kd,crd", "mlp--vit", 2, plugin=BREAKING, status=1)
+    compare(without, out)
+    found = reasons(out)
+    assert found.pop("in-memory").startswith("out of memory in a step of mlp--vit/in-memory")
+    assert found == {
+        f"in-{place}": f"ValueError: {place} is broken" for place in ("forward", "backward", "building", "evaluation")
+    }
+
+
+def reasons(out: Path) -> dict[str, str]:
+    """Why cells failed, by method."""
+    rows = load_results(out)
+    return {row.method: row.reason for row in rows[rows["state"] == "failed"].itertuples()}
+
+
+def test_a_process_that_is_told_why_another_left_says_the_same_and_not_what_it_met_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first report counts; a process without one of its own waits for it."""
+    failure = CellFailure("exception", "ValueError: broken", 1, "traceback")
+    board: list[str] = []
+    formed: list[int] = []
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(parallel, "rank", lambda: 0)
+    monkeypatch.setattr(parallel, "reported", lambda: board[0] if board else None)
+    monkeypatch.setattr(parallel, "report", lambda text: board.append(text) or board[0])
+    monkeypatch.setattr(parallel, "form_again", lambda: formed.append(1))
+    monkeypatch.setattr(fate, "REPORT_SECONDS", 0.0)
+    guilty = fate.CellFailedError("cell", failure)
+    assert fate.agreed(guilty) is guilty
+    left = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    innocent = fate.CellFailedError("other", CellFailure("exception", str(left), 1, ""))
+    innocent.__context__ = left
+    told = fate.agreed(innocent)
+    assert isinstance(told, fate.CellFailedError)
+    assert (told.key, told.failure) == ("cell", failure)
+    for error, expected in (
+        (TooLargeError("a step of cell", "traceback", True), TooLargeError),
+        (OSError("no space"), fate.SharedError),
+        (RuntimeError("CUDA error: device-side assert triggered"), DeviceLostError),
+    ):
+        board.clear()
+        formed.clear()
+        assert isinstance(fate.agreed(error), expected)
+        told = fate.agreed(left)
+        assert type(told) is expected
+        assert "cell" in str(told) or str(error) in str(told)
+        assert len(formed) == (0 if expected is DeviceLostError else 2)
+
+
+def test_each_process_has_the_gpu_of_its_place_or_the_only_one_that_slurm_shows_it() -> None:
+    assert parallel.own_gpu("pytorch", {"LOCAL_RANK": "1"}, 2) == 1
+    assert parallel.own_gpu("slurm", {"SLURM_LOCALID": "3"}, 4) == 3
+    assert parallel.own_gpu("slurm", {"SLURM_LOCALID": "3"}, 1) == 0
+    for launcher, name, count in (("pytorch", "LOCAL_RANK", 1), ("slurm", "SLURM_LOCALID", 2)):
+        with pytest.raises(KdbenchError, match=f"process 3 of this machine has no GPU of its own: {count} GPU"):
+            parallel.own_gpu(launcher, {name: "3"}, count)
 
 
 @pytest.mark.slow
@@ -119,6 +252,9 @@ def test_stochastic_depth_of_two_processes_is_that_of_one(monkeypatch: pytest.Mo
         rows = distributed.rows_of(process, 2, len(value))
         torch.manual_seed(3)
         assert torch.equal(layer(value[rows]), whole[rows])
+        with monkeypatch.context() as later:  # positions come to the device once: each copy makes the host wait for it
+            later.setattr(distributed, "rows_of", lambda *given: pytest.fail("a copy in every step"))
+            layer(value[rows])
 
 
 @pytest.mark.slow

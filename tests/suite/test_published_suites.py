@@ -114,7 +114,9 @@ def test_paper_and_as_released_differ_in_what_the_protocols_page_lists(suite: st
         assert ours.optimizer.honour_no_weight_decay
         assert not theirs.optimizer.honour_no_weight_decay
         assert ours.model_dump(exclude={"optimizer"}) == theirs.model_dump(exclude={"optimizer"})
-    for protocol in (paper, released):
+        narrow = chosen.under("paper-bf16").recipes[name]
+        assert narrow == ours.model_copy(update={"precision": "bfloat16"}) != ours
+    for protocol in (paper, released, chosen.protocols["paper-bf16"]):
         assert protocol.pairs == ("*",)
         assert (protocol.images_per_class, protocol.measured_images_per_class) == (None, None)
 

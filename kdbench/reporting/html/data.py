@@ -162,8 +162,13 @@ def _files(outcomes: Outcomes, path: str, environment: Counter[tuple[str, str]])
         found["config"] = read_json(folder.config)["config"]
     with _telling(outcomes):
         result = read_record(folder.result, CellResult)
-        ran_on = result.provenance.model_dump(exclude={"versions", "observers", "finished", "dirty"}, exclude_none=True)
-        ran_on |= {**result.provenance.versions, "uncommitted changes": "yes" if result.provenance.dirty else "no"}
+        apart = {"versions", "observers", "finished", "dirty", "gpu"}
+        ran_on = result.provenance.model_dump(exclude=apart, exclude_none=True)
+        ran_on |= {
+            **result.provenance.versions,
+            **result.provenance.gpu,
+            "uncommitted changes": "yes" if result.provenance.dirty else "no",
+        }
         environment.update((name, str(value)) for name, value in ran_on.items())
         found["result"] = result.model_dump(mode="json")
     with _telling(outcomes):
