@@ -9,7 +9,9 @@ those run that need no GPU. The images are made up.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,7 +19,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +32,10 @@ from kdbench.engine.faults import TooLargeError, free_memory, release
 from kdbench.engine.graphs import CohortGraphs, Recorder
 from kdbench.engine.numerics import set_numerics
 from kdbench.errors import KdbenchError
+from kdbench.launch.mps import start_service
+from kdbench.matrix.check import lacking
 from kdbench.matrix.request import Request
+from kdbench.method import Method
 from kdbench.nets.tapped import describe
 from kdbench.plugins.registry import catalog
 from kdbench.seeding import RandomStream
@@ -37,7 +43,10 @@ from kdbench.seeding import RandomStream
 SIX = ("scratch", "kd", "fitnet", "dist", "ofa", "lfcc")
 #: A pair of each kind of student.
 PAIRS = ("resnet-l--vit-s", "vit-l--resnet-s", "mixer-l--convnext-s", "vit-l--resmlp-s")
+PRECISIONS = ("float32", "bfloat16", "float16")
 IMAGES = 2048
+#: Of each process of ``matrix``.
+MATRIX_STEPS = 100
 #: Steps until libraries have set themselves up and optimisers have their states.
 WARM = 3
 
@@ -54,23 +63,38 @@ class Options:
         return self.device.type == "cuda"
 
 
-def cohort_of(options: Options, pair: str, methods: Sequence[str], batch: int = 128, **recipe: Any) -> CohortModel:
+def cohort_of(options: Options, pair: str, methods: Sequence[str], batch: int = 128, **changes: Any) -> CohortModel:
     """Untrained cells of a pair; methods that it does not suit are left out."""
-    setting = make_setting(pair, options.device, batch, IMAGES, **recipe)
-    teacher, pipeline, known = make_teacher(setting), make_pipeline(setting), catalog()
-    student = describe(setting.student, CLASSES, "student")
-    fitting = [name for name in methods if known[name].load().supports(student, teacher.describe()) is None]
+    setting = make_setting(pair, options.device, batch, **{"images": IMAGES, **changes})
+    teacher, pipeline = make_teacher(setting), make_pipeline(setting)
+    nets = describe(setting.student, CLASSES, "student"), teacher.describe()
+    loaded: dict[str, type[Method]] = {name: catalog()[name].load() for name in methods}
+    fitting = [name for name, cls in loaded.items() if (lacking(cls, *nets) or cls.supports(*nets)) is None]
     return make_cohort(setting, fitting, pipeline, teacher, settings={"crd": {"num_negatives": 512}})
 
 
-def timed(options: Options, step: Stepper) -> dict[str, float]:
+def record(model: CohortModel, options: Options) -> None:
+    """Let the steps of a cohort be recorded as CUDA graphs, as a run does."""
+    model.graphs = CohortGraphs(model.cells, Recorder(options.device), lambda cell, text: None)
+
+
+def timed(options: Options, step: Stepper, warm: int = WARM) -> dict[str, float]:
     """Milliseconds per step, and how many of them the host needs to launch it."""
     clock = wall_clock(options.device)
-    step(WARM)
+    step(warm)
     begun = clock()
     step(options.steps)
     host, wall = time.perf_counter() - begun, clock() - begun
     return {"wall_ms": round(1e3 * wall / options.steps, 3), "host_ms": round(1e3 * host / options.steps, 3)}
+
+
+def side_by_side(work: Callable[[Options, Any], Any], options: Options, tasks: Sequence[Any]) -> list[Any]:
+    """What ``work`` finds for each task, one process per core: nothing is timed there."""
+    processes = min(len(tasks), os.cpu_count() or 1)
+    if processes == 1:
+        return [work(options, task) for task in tasks]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(work, [options] * len(tasks), tasks))
 
 
 @contextlib.contextmanager
@@ -88,46 +112,123 @@ def no_waiting(options: Options) -> Iterator[None]:
 
 def methods(options: Options) -> dict[str, Any]:
     """Every method takes steps on each kind of pair in each precision, none waits for the GPU, and all terms are finite."""
-    found = {}
-    for pair in PAIRS if options.cuda else PAIRS[:1]:
-        for precision in ("float32", "bfloat16", "float16") if options.cuda else ("float32",):
-            wrong = {}
-            for name in catalog():
-                model = cohort_of(options, pair, [name], 32, precision=precision)
-                if not model.cells:
-                    continue
-                step = Stepper(model)
-                try:
-                    step(2)
-                    with no_waiting(options):
-                        step(2)
-                    model.cells[0].end_epoch(0)
-                except Exception as error:
-                    wrong[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            found[f"{pair}, {precision}"] = wrong or "all"
-    return found
+    pairs, precisions = (PAIRS, PRECISIONS) if options.cuda else (PAIRS[:1], PRECISIONS[:1])
+    tasks = [(pair, precision) for pair in pairs for precision in precisions]
+    found = side_by_side(_wrong, options, tasks)
+    return {", ".join(task): wrong or "all" for task, wrong in zip(tasks, found, strict=True)}
+
+
+def _wrong(options: Options, task: tuple[str, str]) -> dict[str, str]:
+    pair, precision = task
+    wrong = {}
+    for name in catalog():
+        model = cohort_of(options, pair, [name], 32, precision=precision)
+        if not model.cells:
+            continue
+        step = Stepper(model)
+        try:
+            step(2)
+            with no_waiting(options):
+                step(2)
+            model.cells[0].end_epoch(0)
+        except Exception as error:
+            wrong[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return wrong
 
 
 def busy(options: Options) -> dict[str, Any]:
-    """Cohorts of six in batches of 128 and 512: wall and host time of a step, and the share of it in which a kernel runs."""
+    """Cohorts of six, as they are and recorded: wall and host time of a step, its kernels, and wall time / time of the kernels."""
     found: dict[str, Any] = {}
-    for pair in PAIRS[:2]:
-        for batch in (128, 512):
-            step = Stepper(cohort_of(options, pair, SIX, batch))
-            entry: dict[str, Any] = timed(options, step)
+    for pair, precision, batch in itertools.product(PAIRS[:2], PRECISIONS[:2], (128, 512)):
+        for recorded in (False, True) if options.cuda else (False,):
+            model = cohort_of(options, pair, SIX, batch, precision=precision)
+            if recorded:
+                record(model, options)
+            step = Stepper(model)
+            entry: dict[str, Any] = timed(options, step, 2 * WARM)
             if options.cuda:
-                from torch.profiler import ProfilerActivity, profile
-
-                clock = wall_clock(options.device)
-                with profile(activities=[ProfilerActivity.CUDA]) as trace:
-                    begun = clock()
-                    step(3)
-                    wall = clock() - begun
-                kernels = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-                entry["kernels_per_step"] = len(kernels) / 3
-                entry["busy"] = round(sum(event.self_device_time_total for event in kernels) / 1e6 / wall, 3)
-            found[f"{pair}, batch {batch}"] = entry
+                entry |= kernels(step, options)
+                entry["over_kernels"] = round(entry["wall_ms"] / entry["kernels_ms"], 3)
+                refused = {cell.key: cell.captured for cell in model.cells if isinstance(cell.captured, str)}
+                entry |= {"not recorded": refused} if refused else {}
+            found[f"{pair}, {precision}, batch {batch}, {'recorded' if recorded else 'as they are'}"] = entry
     return found
+
+
+def kernels(step: Stepper, options: Options, steps: int = 3) -> dict[str, float]:
+    """How many kernels a step has, and the milliseconds that they take together."""
+    from torch.profiler import ProfilerActivity, profile
+
+    clock = wall_clock(options.device)
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        step(steps)
+        clock()
+    found = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    total = sum(event.self_device_time_total for event in found)
+    return {"kernels": len(found) // steps, "kernels_ms": round(total / 1e3 / steps, 3)}
+
+
+def matrix(options: Options) -> dict[str, Any]:
+    """All methods on one pair: cohorts in eight processes that share the GPU, against one eager cell after the other."""
+    names = tuple(catalog())
+    alone = {}
+    for name in names:
+        model = cohort_of(options, PAIRS[0], [name])
+        if model.cells:
+            alone[name] = timed(replace(options, steps=3), Stepper(model))["wall_ms"]
+    free_memory(options.device)
+    fitting, workers = tuple(alone), 8
+    tasks = [fitting[first::workers] for first in range(workers)]
+    os.environ.update(start_service())
+    context = multiprocessing.get_context("spawn")
+    barrier, ends = context.Barrier(workers + 1), context.Queue()
+    processes = [context.Process(target=_share, args=(options, task, barrier, ends)) for task in tasks]
+    for process in processes:
+        process.start()
+    barrier.wait(300)
+    begun = time.perf_counter()
+    with busy_percent() as percent:
+        finished = [ends.get(timeout=300) - begun for _ in processes]
+        wall = time.perf_counter() - begun
+    for process in processes:
+        process.join()
+    eager, shared = sum(alone.values()), 1e3 * wall / MATRIX_STEPS
+    return {
+        "methods": len(fitting),
+        "eager_ms": round(eager, 1),
+        "shared_ms": round(shared, 1),
+        "ratio": round(eager / shared, 2),
+        "first_and_last_end_s": [round(min(finished), 2), round(max(finished), 2)],
+        "gpu_busy_percent": percent,
+        "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ,
+        "eager_ms_of": alone,
+    }
+
+
+def _share(options: Options, names: Sequence[str], barrier: Any, ends: Any) -> None:
+    """Steps of a recorded cohort, begun together with other processes."""
+    model = cohort_of(options, PAIRS[0], names)
+    record(model, options)
+    step, clock = Stepper(model), wall_clock(options.device)
+    step(2 * WARM)
+    clock()
+    barrier.wait(300)
+    step(MATRIX_STEPS)
+    clock()
+    ends.put(time.perf_counter())  # the same clock in all processes of a machine
+
+
+@contextlib.contextmanager
+def busy_percent() -> Iterator[list[int]]:
+    """What the driver says of how busy the GPU is in the block, five times a second."""
+    found: list[int] = []
+    words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield found
+        finally:
+            process.terminate()
+            found += [int(line) for line in process.communicate()[0].split()]
 
 
 def random_streams(options: Options) -> dict[str, float]:
@@ -154,19 +255,21 @@ def settings(options: Options) -> dict[str, Any]:
     return found
 
 
-def graphs(options: Options) -> dict[str, Any]:
-    """Recorded steps against steps as they are, in bfloat16: times, and what was not recorded."""
+def large(options: Options) -> dict[str, Any]:
+    """A cohort of six at 224 px (ResNet-50 to DeiT-Tiny, batch 64): float32 without and with TF32, and bfloat16."""
     found: dict[str, Any] = {}
-    for batch in (128, 512):
-        for recorded in (False, True):
-            model = cohort_of(options, PAIRS[0], SIX, batch, precision="bfloat16")
-            if recorded:
-                model.graphs = CohortGraphs(model.cells, Recorder(options.device), lambda cell, text: None)
-            entry: dict[str, Any] = timed(options, Stepper(model))
-            entry["not recorded"] = {
-                cell.key: cell.captured for cell in model.cells if cell.captured not in (True, None)
-            }
-            found[f"batch {batch}, {'recorded' if recorded else 'as they are'}"] = entry
+    same: dict[str, Any] = {"augment": {"flip": True}, "pipeline": "device", "suite": "imagenet1k", "images": 256}
+    for name, recipe in (
+        ("float32", {"tf32": "none"}),
+        ("float32 with TF32", {"tf32": "all"}),
+        ("bfloat16", {"precision": "bfloat16"}),
+    ):
+        model = cohort_of(options, "resnet50--deit_tiny", SIX, 64, **same, **recipe)
+        set_numerics(model.cells[0].spec.recipe, Request())
+        record(model, options)
+        found[name] = timed(options, Stepper(model), 2 * WARM)
+    set_numerics(model.cells[0].spec.recipe, Request())
+    found["bfloat16 is faster"] = round(found["float32"]["wall_ms"] / found["bfloat16"]["wall_ms"], 2)
     return found
 
 
@@ -190,8 +293,19 @@ def memory(options: Options) -> dict[str, Any]:
 
 def determinism(options: Options) -> dict[str, Any]:
     """With --deterministic two runs of every method end with the same bits; those without such kernels are named."""
+    names = tuple(catalog())
+    parts = min(8, os.cpu_count() or 1) if options.cuda else 1
+    found = side_by_side(_differing, options, [names[first::parts] for first in range(parts)])
+    return {
+        "refused": {name: why for refused, _ in found for name, why in refused.items()},
+        "differ": sorted(name for _, differ in found for name in differ),
+    }
+
+
+def _differing(options: Options, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
     refused, differ = {}, []
-    for name in catalog():
+    for name in names:
         ends = []
         try:
             for _ in range(2):
@@ -207,33 +321,35 @@ def determinism(options: Options) -> dict[str, Any]:
                 set_numerics(model.cells[0].spec.recipe, Request())
         if not torch.equal(*ends):
             differ.append(name)
-    return {"refused": refused, "differ": differ}
+    return refused, differ
 
 
 def runs(options: Options) -> dict[str, str]:
     """The smoke protocol of digits runs by each name of the device, and stops in one line for one that is not there."""
-    found = {}
-    for device in ("cuda", "cuda:0", "cuda:99"):
-        with tempfile.TemporaryDirectory() as out:
-            words = [sys.executable, "-m", "kdbench", "run", "digits", "--protocol", "smoke", "--methods", "scratch,kd"]
-            ended = subprocess.run(
-                [*words, "--device", device, "--out", out], capture_output=True, text=True, check=False, timeout=300
+    with tempfile.TemporaryDirectory() as out:
+        started = {
+            device: subprocess.Popen(
+                [sys.executable, "-m", "kdbench", "run", "digits", "--protocol", "smoke", "--methods", "scratch,kd",
+                 "--device", device, "--out", f"{out}/{device}"],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
-        last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
-        found[device] = f"status {ended.returncode}: {''.join(last)}"
-    return found
+            for device in ("cuda", "cuda:0", "cuda:99")
+        }  # fmt: skip
+        said = {device: process.communicate(timeout=300)[0].strip() for device, process in started.items()}
+    return {device: f"status {started[device].returncode}: {text.splitlines()[-1]}" for device, text in said.items()}
 
 
 #: What runs, in this order, and whether it needs a GPU.
 CHECKS: dict[str, tuple[Callable[[Options], Any], bool]] = {
     "methods": (methods, False),
     "runs": (runs, True),
+    "determinism": (determinism, False),
+    "memory": (memory, True),
     "busy": (busy, False),
-    "graphs": (graphs, True),
     "random_streams": (random_streams, False),
     "settings": (settings, True),
-    "memory": (memory, True),
-    "determinism": (determinism, False),
+    "large": (large, True),
+    "matrix": (matrix, True),
 }
 
 
@@ -244,7 +360,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguing.add_argument("--steps", type=int, default=30, help="timed steps")
     given = arguing.parse_args(arguments)
     options = Options(torch.device(given.device), given.steps)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts, for determinism
     head = machine(options.device)
     found = []
     for name in given.only:
@@ -263,9 +378,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  {json.dumps(entry.get('found', entry.get('error')))}  ({entry['seconds']} s)", flush=True)
         found.append(entry)
         free_memory(options.device)
-    if given.to is not None:
-        given.to.parent.mkdir(parents=True, exist_ok=True)
-        given.to.write_text(json.dumps({"benchmark": "gpu", "machine": head, "checks": found}, indent=2) + "\n")
+        if given.to is not None:  # now: the machine may be taken away
+            given.to.parent.mkdir(parents=True, exist_ok=True)
+            given.to.write_text(json.dumps({"benchmark": "gpu", "machine": head, "checks": found}, indent=2) + "\n")
     return int(any("error" in entry for entry in found))
 
 

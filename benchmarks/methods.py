@@ -47,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     head = machine(device)
     pipeline, teacher = make_pipeline(setting, make_images(images)), make_teacher(setting)
-    pipeline.strong_view = any("strong" in catalog()[name].needs for name in methods)
     model = make_cohort(setting, methods, pipeline, teacher)
     model.train()
     cells = {cell.key: cell for cell in model.alive}

@@ -1,4 +1,4 @@
-"""What the benchmarks train: a pair of the suite cifar100-32 on made-up images of CIFAR-100's size, as the engine builds it."""
+"""What the benchmarks train: a pair of a suite, cifar100-32 unless said, on made-up images of its size, as the engine builds it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import Recipe
 from kdbench.suite.suite import load_suite
 
-SUITE, CLASSES, SIZE = "cifar100-32", 100, 32
+SUITE, CLASSES = "cifar100-32", 100
 
 #: A residual net of ResNet-18's width and depth, for 32 px (He et al. 2016 as CIFAR codes have it: 11.2 million parameters).
 RESNET18 = NetSpec(
@@ -47,6 +47,7 @@ class Setting:
         images: number of training images, made up.
         device: where it is trained.
         threads: of the CPU.
+        size: of the images, px.
     """
 
     teacher: NetSpec
@@ -55,6 +56,7 @@ class Setting:
     images: int
     device: torch.device
     threads: int = 1
+    size: int = 32
 
     def describe(self) -> dict[str, Any]:
         """What a result says about it."""
@@ -71,28 +73,34 @@ class Setting:
 
 
 def make_setting(
-    pair: str, device: torch.device, batch_size: int = 128, images: int = 50_000, threads: int = 1, **recipe: Any
+    pair: str,
+    device: torch.device,
+    batch_size: int = 128,
+    images: int = 50_000,
+    threads: int = 1,
+    suite: str = SUITE,
+    **recipe: Any,
 ) -> Setting:
-    """A pair of the suite, ``resnet18`` being a net too; the recipe is that of residual nets, with changes."""
+    """A pair of a suite (in cifar100-32 ``resnet18`` is a net too); the recipe is that of its CNNs, with changes."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as a run does
-    suite = load_suite(SUITE)
-    nets = {**suite.nets, "resnet18": RESNET18}
+    found = load_suite(suite)
+    nets = {"resnet18": RESNET18, **found.nets}
     teacher, student = (nets[name] for name in pair.split("--"))
-    chosen = Recipe.model_validate({**suite.recipes["cnn"].model_dump(), "batch_size": batch_size, **recipe})
-    return Setting(teacher, student, chosen, images, device, threads)
+    chosen = Recipe.model_validate({**found.recipes["cnn"].model_dump(), "batch_size": batch_size, **recipe})
+    return Setting(teacher, student, chosen, images, device, threads, found.dataset.image_size or 32)
 
 
-def make_images(count: int) -> ImageSet:
+def make_images(count: int, size: int = 32) -> ImageSet:
     """Noise with labels in turn: speed does not depend on what images show."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
     return ImageSet(pixels, torch.arange(count) % CLASSES)
 
 
 def make_pipeline(setting: Setting, data: ImageSet | None = None) -> DevicePipeline:
     """Batches of the setting."""
-    return DevicePipeline(data or make_images(setting.images), setting.recipe, CLASSES, 0, setting.device)
+    return DevicePipeline(data or make_images(setting.images, setting.size), setting.recipe, CLASSES, 0, setting.device)
 
 
 def make_teacher(setting: Setting) -> TappedNet:
@@ -109,8 +117,9 @@ def make_cohort(
     folder: Path | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> CohortModel:
-    """A cohort as a run has it, of one cell per method. A failure of a cell ends the benchmark."""
+    """A cohort as a run has it, of one cell per method, with the views that they need. A failure of a cell ends the benchmark."""
     known = catalog()
+    pipeline.strong_view = any("strong" in known[name].needs for name in methods)
     labels = pipeline.dataset.labels.cpu()
     task = Task(CLASSES, len(labels), labels, "cifar100", setting.recipe.epochs)
     info = teacher.describe()

@@ -25,6 +25,5 @@ def set_numerics(recipe: Recipe, request: Request) -> None:
     if request.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(request.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # costs a kernel for each new tensor; none is read unwritten
-    )
+    # Costs a kernel for each new tensor; none is read unwritten.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module's class

@@ -76,8 +76,8 @@ def join(launcher: str, device: str | None) -> torch.device:
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, False, wait_for_workers=False
         )
         attempt = "/".join(os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))
-        store, board = (dist.PrefixStore(f"kdbench/{attempt}", each) for each in (store, board))
-        _processes = _Processes(store, board, "nccl" if cuda else "gloo", rank, size)
+        own, other = (dist.PrefixStore(f"kdbench/{attempt}", each) for each in (store, board))
+        _processes = _Processes(own, other, "nccl" if cuda else "gloo", rank, size)
         _form(_processes)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise KdbenchError(f"the processes of this run cannot find each other: {str(error).splitlines()[0]}") from None

@@ -110,8 +110,8 @@ def available(gpus: Sequence[str], workers: int) -> float:
         gpus: those that the workers share, as ``$CUDA_VISIBLE_DEVICES`` names them; none for the CPU.
     """
     if gpus:
-        free = free_on(gpus)
-        return USABLE * statistics.median(free) / -(-workers // len(gpus)) if free else float("inf")
+        of_gpus = free_on(gpus)
+        return USABLE * statistics.median(of_gpus) / -(-workers // len(gpus)) if of_gpus else float("inf")
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

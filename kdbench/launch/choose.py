@@ -11,6 +11,7 @@ from pathlib import Path
 from kdbench.errors import KdbenchError, counted
 from kdbench.forecast.fit import available, balance, estimate_memory, fit
 from kdbench.launch.job import Launcher
+from kdbench.launch.mps import can_share
 from kdbench.launch.remote import check_installed
 from kdbench.launch.slurm import parse_options
 from kdbench.matrix.cells import Cell, Cohort, Plan, check_batches
@@ -19,6 +20,8 @@ from kdbench.matrix.request import Request
 from kdbench.store.folders import CellState
 from kdbench.suite.datasets import find_dataset
 
+#: That share a GPU by default, each on a core of its own.
+WORKERS_PER_GPU = 8
 #: Above this many cells, estimating their memory takes so long that a progress note is due.
 MANY_CELLS = 100
 
@@ -40,7 +43,10 @@ class Machine:
 
 
 def choose_machine(request: Request, plan: Plan, together: bool = False) -> Machine:
-    """Where a plan runs; by default one worker per GPU, or as many as there are cores for the suite's threads.
+    """Where a plan runs; by default with as many workers as there are cores for the suite's threads.
+
+    On GPUs there is one worker for each, or up to ``WORKERS_PER_GPU`` where its images lie on the device (small nets, whose
+    kernels leave most of a GPU idle) and MPS lets them share it.
 
     Args:
         together: whether several processes share every job (torchrun).
@@ -51,7 +57,12 @@ def choose_machine(request: Request, plan: Plan, together: bool = False) -> Mach
         return Machine(request.on, request.workers)
     if request.on == "slurm":
         return Machine("slurm", 1)  # Slurm knows how many; cohorts stay whole
-    return Machine(request.on, len(gpus_of(request.device)) or max(1, (os.cpu_count() or 1) // plan.suite.cpu_threads))
+    gpus = gpus_of(request.device)
+    workers = max(1, (os.cpu_count() or 1) // plan.suite.cpu_threads)
+    if gpus:
+        alone = find_dataset(plan.suite.dataset.name).streams or not can_share(gpus)
+        workers = len(gpus) * (1 if alone else min(WORKERS_PER_GPU, max(1, workers // len(gpus))))
+    return Machine(request.on, workers)
 
 
 def check_machine(request: Request) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kdbench.errors import counted
 from kdbench.launch.job import Event, Job
+from kdbench.launch.mps import WITHOUT, can_share, start_service
 from kdbench.opening import open_file
 
 #: Seconds that a worker has to save its work when it is asked to end.
@@ -29,7 +30,8 @@ class LocalLauncher:
 
     Args:
         workers: number of processes at a time.
-        gpus: GPUs as ``$CUDA_VISIBLE_DEVICES`` names them; worker k sees one of them only, k modulo their number.
+        gpus: GPUs as ``$CUDA_VISIBLE_DEVICES`` names them; worker k sees one of them only, k modulo their number. Several
+            workers of one GPU share it through MPS where that can be started.
     """
 
     def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
@@ -45,6 +47,9 @@ class LocalLauncher:
     def submit(self, job: Job) -> None:
         slot = next(n for n in range(self.capacity) if n not in self._slots.values())
         environment = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+        if self.capacity > len(self.gpus) > 0 and can_share(self.gpus):
+            # A fault under MPS ends all processes on the GPU: a job that looks for the guilty cell goes without.
+            environment |= WITHOUT if job.careful else start_service()
         # Said, so that a worker whose CUDA does not start refuses instead of training on the CPU.
         request = dataclasses.replace(job.request, device="cuda" if self.gpus else "cpu")
         process = start_worker(dataclasses.replace(job, request=request), environment)

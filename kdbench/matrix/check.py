@@ -43,7 +43,7 @@ def check_cells(plan: Plan) -> Plan:
     refused: NetError | None = None
     plan.catalog.load_metrics()
     num_classes = plan.num_classes
-    _check_optimizers([trained.recipe for trained in (*plan.cells, *plan.teachers)])
+    _check_optimizers([*(cell.recipe for cell in plan.cells), *(teacher.recipe for teacher in plan.teachers)])
     possible: list[Cell] = []
     skipped: list[Cell] = []
     broken: list[Cell] = []
