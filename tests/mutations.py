@@ -1,20 +1,24 @@
 """Break one place of the code at a time, and see that the tests notice: ``python tests/mutations.py [WORD...]``.
 
-Works on a copy of the tree. With words, only places in files whose path begins with one of them. Prints each place and whether it was
-caught; the status is 1 if one was not. Without a GPU, an hour or more.
+Works on a copy of the tree. With words, only places in files whose path begins with one of them. Writes into ``mutations.json`` which test
+noticed each place; the status is 1 if none noticed one. Half an hour on one core.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+VERDICTS = Path(__file__).with_suffix(".json")
 
 
 class Mutation(NamedTuple):
@@ -25,12 +29,18 @@ class Mutation(NamedTuple):
     new: str
     tests: str
 
+    @property
+    def title(self) -> str:
+        """How the verdicts name it."""
+        return f"{self.file}: {self.old} -> {self.new}"
+
 
 _LOGITS = "tests/methods/test_golden.py tests/methods/test_logit_methods.py tests/methods/test_core_methods.py"
 _RELATIONS = "tests/methods/test_golden.py tests/methods/test_relation_methods.py"
 _HINTS = "tests/methods/test_golden.py tests/methods/test_hint_methods.py"
 _BLOCKS = "tests/methods/test_blocks.py tests/methods/test_golden.py"
-_COHORT = "tests/engine/test_guarantees.py"
+_GUARANTEES = "tests/engine/test_guarantees.py::test_"
+_RECIPES = "tests/engine/test_recipes.py::test_"
 _STATISTICS = "tests/reporting/test_statistics.py"
 _PAIRED = "tests/reporting/test_paired.py"
 _FRAME = "tests/reporting/test_frame.py tests/reporting/test_matching.py tests/reporting/test_table.py"
@@ -106,35 +116,43 @@ MUTATIONS = (
         "kdbench/engine/cohort.py",
         "cohort.position = Position(epoch, step + 1)",
         "cohort.position = Position(epoch, step)",
-        _COHORT,
+        f"{_GUARANTEES}work_that_is_asked_to_end_goes_on_from_the_step_it_was_in",
     ),
     Mutation(
         "kdbench/engine/cohort.py",
         "        self.drop(cell)\n        self.on_failure",
         "        self.on_failure",
-        _COHORT,
+        f"{_GUARANTEES}a_failing_plugin_fails_alone",
     ),
     Mutation(
         "kdbench/engine/cohort.py",
         "                    if shared.was_changed():\n                        shared = self.share",
         "                    if False:\n                        shared = self.share",
-        _COHORT,
+        f"{_GUARANTEES}writing_into_the_input_that_students_share_is_noticed",
     ),
     Mutation(
         "kdbench/engine/cohort.py",
         "or self.epoch == self.max_epochs:",
         "or self.epoch > self.max_epochs:",
-        f"{_COHORT} tests/engine/test_recipes.py",
+        f"{_GUARANTEES}the_default_figure_is_the_last_epochs_and_the_best_has_its_own_name",
     ),
     Mutation(
-        "kdbench/engine/cell.py", "torch.manual_seed(spec.net_seed)", "torch.manual_seed(spec.method_seed)", _COHORT
+        "kdbench/engine/cell.py",
+        "torch.manual_seed(spec.net_seed)",
+        "torch.manual_seed(spec.method_seed)",
+        f"{_GUARANTEES}initial_weights_and_batches_do_not_depend_on_the_method",
     ),
-    Mutation("kdbench/engine/cell.py", '"stream": self.stream.state_dict(),', '"stream": {},', _COHORT),
+    Mutation(
+        "kdbench/engine/cell.py",
+        '"stream": self.stream.state_dict(),',
+        '"stream": {},',
+        f"{_GUARANTEES}resume_ends_with_the_numbers_of_an_uninterrupted_run",
+    ),
     Mutation(
         "kdbench/engine/cell.py",
         "return self.distiller if self.average is None else self.average.module",
         "return self.distiller",
-        "tests/engine/test_recipes.py",
+        f"{_RECIPES}averaged_weights_follow_the_weights_and_are_what_is_measured",
     ),
     # store
     Mutation("kdbench/store/files.py", "if not (once and _link(temporary, path)):", "if True:", _FILES),
@@ -188,33 +206,46 @@ MUTATIONS = (
 )
 
 
-def caught(tree: Path, mutation: Mutation) -> bool:
-    """Whether a test fails on the mutated tree, which is as before afterwards."""
+def copy_of(root: Path, tree: Path) -> None:
+    """A tree from which ``kdbench`` is imported whole: packages that lie elsewhere are linked below ``kdbench/``."""
+    left_out = (".git", ".venv", "__pycache__", "site", "runs", "*.egg-info")
+    shutil.copytree(root, tree, ignore=shutil.ignore_patterns(*left_out))
+    packages = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-dir"]
+    for package, folder in packages.items():
+        if package != folder:
+            (tree / package.replace(".", "/")).symlink_to(tree / folder)
+
+
+def noticed_by(tree: Path, mutation: Mutation) -> str | None:
+    """The test that fails on the mutated tree, which is as before afterwards."""
     path = tree / mutation.file
     before = path.read_text(encoding="utf-8")
     path.write_text(before.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", *mutation.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-rfE", "--tb=no", *mutation.tests.split()]
         environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=tree, env=environment, capture_output=True).returncode == 1
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     finally:
         path.write_text(before, encoding="utf-8")
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{mutation.title}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return failed[1] if failed else None
 
 
 def main(words: list[str]) -> int:
     """Try the mutations; the status is 1 if no test noticed one of them."""
     chosen = [mutation for mutation in MUTATIONS if not words or mutation.file.startswith(tuple(words))]
-    survivors = 0
+    known = json.loads(VERDICTS.read_text(encoding="utf-8")) if VERDICTS.is_file() else {}
+    verdicts = {mutation.title: known[mutation.title] for mutation in MUTATIONS if mutation.title in known}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "kdbench"
-        shutil.copytree(
-            ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "site", "runs", "*.egg-info")
-        )
+        copy_of(ROOT, tree)
         for mutation in chosen:
-            found = caught(tree, mutation)
-            survivors += not found
-            verdict = "caught  " if found else "SURVIVED"
-            print(f"{verdict} {mutation.file} {mutation.old!r} -> {mutation.new!r}", flush=True)
+            verdicts[mutation.title] = noticed_by(tree, mutation)
+            print(f"{mutation.title}\n    {verdicts[mutation.title] or 'NOT NOTICED'}", flush=True)
+            VERDICTS.write_text(json.dumps(verdicts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    survivors = sum(verdicts[mutation.title] is None for mutation in chosen)
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     return 1 if survivors else 0
 
