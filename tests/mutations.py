@@ -6,16 +6,21 @@ noticed each place; the status is 1 if none noticed one. Half an hour on one cor
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
+import multiprocessing
 import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 VERDICTS = Path(__file__).with_suffix(".json")
@@ -222,15 +227,33 @@ def noticed_by(tree: Path, mutation: Mutation) -> str | None:
     before = path.read_text(encoding="utf-8")
     path.write_text(before.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-rfE", "--tb=no", *mutation.tests.split()]
-        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+        # A child of this process, which has imported the libraries and nothing of the tree.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+            return pool.submit(first_failure, tree, mutation.tests.split()).result()
     finally:
         path.write_text(before, encoding="utf-8")
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"{mutation.title}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    return failed[1] if failed else None
+
+
+def first_failure(tree: Path, tests: list[str]) -> str | None:
+    """Run tests in this process until one fails."""
+    found = []
+
+    class Listener:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            if report.failed:
+                found.append(report.nodeid)
+
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = sys.path[0] = str(tree)
+    sys.dont_write_bytecode = True  # what is broken and what is mended may have one size and time
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = pytest.main(
+            ["-n", "0", "-x", "-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests], plugins=[Listener()]
+        )
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(said.getvalue())
+    return found[0] if found else None
 
 
 def main(words: list[str]) -> int:
@@ -238,6 +261,17 @@ def main(words: list[str]) -> int:
     chosen = [mutation for mutation in MUTATIONS if not words or mutation.file.startswith(tuple(words))]
     known = json.loads(VERDICTS.read_text(encoding="utf-8")) if VERDICTS.is_file() else {}
     verdicts = {mutation.title: known[mutation.title] for mutation in MUTATIONS if mutation.title in known}
+    for library in (
+        "torch",
+        "torchvision",
+        "timm",
+        "mmengine.runner",
+        "pandas",
+        "scipy.stats",
+        "seaborn",
+        "sklearn.datasets",
+    ):
+        importlib.import_module(library)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "kdbench"
         copy_of(ROOT, tree)
