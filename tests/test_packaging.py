@@ -66,6 +66,7 @@ def test_the_wheel_alone_trains_and_shows_in_an_empty_folder(tmp_path: Path) -> 
 
     assert str(tmp_path / "installed") in kdbench("show", "ofa"), "another kdbench answered"
     assert "OFA-KD, Table 2" in kdbench("table", "cifar100", "--against-published")
+    assert "OFA-KD" in kdbench("table", "cifar100", "--published")
     kdbench("run", "digits", "--protocol", "smoke", "--yes")
     kdbench("report", "digits", "--protocol", "smoke", "--to", "report.html")
     assert (empty / "report.html").stat().st_size > 100_000
