@@ -82,8 +82,10 @@ MUTATIONS = (
         "distance_weight * distance + angle",
         _GOLDEN,
     ),
-    Mutation("methods/sp.py", "torch.linalg.vector_norm(gram, dim=1", "torch.linalg.vector_norm(gram, dim=0", _GOLDEN),
-    Mutation("methods/pkt.py", "inner_products(unit, unit) + 1) / 2", "inner_products(unit, unit) + 1) / 1", _GOLDEN),
+    Mutation(
+        "methods/sp.py", "torch.linalg.vector_norm(gram, dim=1", "torch.linalg.vector_norm(gram, ord=1, dim=1", _GOLDEN
+    ),
+    Mutation("methods/pkt.py", "inner_products(unit, unit) + 1) / 2", "inner_products(unit, unit) + 2) / 2", _GOLDEN),
     Mutation("methods/cc.py", "delta[:-1] * delta[1:]", "delta[1:] * delta[1:]", _GOLDEN),
     Mutation("methods/crd.py", "slope[:, 0] -= 1", "slope[:, 0] -= 0", _GOLDEN),
     Mutation(
