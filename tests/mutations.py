@@ -1,6 +1,6 @@
 """Break one place of the code at a time, and see that the tests notice: ``python tests/mutations.py [WORD...]``.
 
-Works on a copy of the tree. With words, only places in files whose path begins with one of them. Writes into ``mutations.json`` which test
+Works on a copy of the tree. With words, only places whose title (file, old, new) begins with one. Writes into ``mutations.json`` which test
 noticed each place; the status is 1 if none noticed one. Half an hour on one core.
 """
 
@@ -134,7 +134,7 @@ MUTATIONS = (
         "kdbench/engine/cohort.py",
         "                    if shared.was_changed():\n                        shared = self.share",
         "                    if False:\n                        shared = self.share",
-        f"{_GUARANTEES}writing_into_the_input_that_students_share_is_noticed",
+        f"{_GUARANTEES}a_failing_plugin_fails_alone",
     ),
     Mutation(
         "kdbench/engine/cohort.py",
@@ -259,7 +259,7 @@ def first_failure(tree: Path, tests: list[str]) -> str | None:
 
 def main(words: list[str]) -> int:
     """Try the mutations; the status is 1 if no test noticed one of them."""
-    chosen = [mutation for mutation in MUTATIONS if not words or mutation.file.startswith(tuple(words))]
+    chosen = [mutation for mutation in MUTATIONS if not words or mutation.title.startswith(tuple(words))]
     known = json.loads(VERDICTS.read_text(encoding="utf-8")) if VERDICTS.is_file() else {}
     verdicts = {mutation.title: known[mutation.title] for mutation in MUTATIONS if mutation.title in known}
     for library in (
