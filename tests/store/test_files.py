@@ -22,6 +22,15 @@ def test_file_is_replaced_whole(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["file"]
 
 
+def test_a_file_that_is_written_once_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"first", once=True)
+    with pytest.raises(FileExistsError):
+        write_bytes(path, b"second", once=True)
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 def test_crash_before_the_rename_leaves_the_old_file_and_no_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
