@@ -54,6 +54,11 @@ def test_with_ties_the_signed_rank_test_counts_all_signs(values):
     assert statistics.signed_rank(values)[0] == pytest.approx(expected)
 
 
+def test_zeros_are_ranked_and_then_dropped_by_hand():
+    # The others have ranks 4, 5, 6, -7; of their 16 signs five give 7 or less: none, 4, 5, 6, 7. Smallest: 2 / 16.
+    assert statistics.signed_rank([0, 0, 0, 1, 2, 3, -4]) == pytest.approx((0.625, 0.125))
+
+
 def test_the_smallest_possible_p_is_reached_by_differences_of_one_sign():
     for n in range(1, 12):
         p, smallest = statistics.signed_rank(np.arange(1.0, n + 1))

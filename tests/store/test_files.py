@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -85,3 +86,12 @@ def test_file_that_was_cut_or_altered_is_told_from_a_sound_one(
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DamagedFileError, match="is damaged"):
         read_json(path)
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_a_number_that_is_not_finite_is_damage_even_under_a_sound_checksum(tmp_path: Path, number: bytes) -> None:
+    body = b'{\n "top1": ' + number
+    checksum = hashlib.sha256(body).hexdigest().encode()
+    (tmp_path / "x.json").write_bytes(body + b',\n "file_checksum": "' + checksum + b'"\n}\n')
+    with pytest.raises(DamagedFileError, match="is no number of JSON"):
+        read_json(tmp_path / "x.json")
