@@ -20,7 +20,11 @@ def attention_paths(net: nn.Module, taps: Sequence[Tap]) -> list[str]:
         return []
     info: Any = net.feature_info
     paths = [f"{info[int(tap)].get('module')}.attn" for tap in taps]  # classic nets name no modules
-    known = {path for path, module in net.named_modules() if type(module) is SelfAttention and module.gate is None}
+    known = {
+        path
+        for path, module in net.named_modules()
+        if type(module) is SelfAttention and getattr(module, "gate", None) is None
+    }
     return paths if known.issuperset(paths) else []
 
 
