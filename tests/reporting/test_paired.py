@@ -110,8 +110,7 @@ def test_the_interval_over_seeds_and_images_has_the_two_intervals_as_its_limits(
 
 
 @pytest.mark.parametrize(("seed_sd", "image_effect"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.8), (0.03, 0.8)])
-def test_the_interval_over_seeds_and_images_covers_what_it_says(seed_sd, image_effect, monkeypatch):
-    monkeypatch.setattr(paired, "RESAMPLES", 10)  # the bootstrap takes no part
+def test_the_interval_over_seeds_and_images_covers_what_it_says(seed_sd, image_effect):
     found = within_pair(seeds=3, seed_sd=seed_sd, image_effect=image_effect, draws=1000)
     assert 0.92 <= found["seeds and images"] <= 0.98
 
