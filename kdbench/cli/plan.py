@@ -15,7 +15,7 @@ from kdbench.cli.progress import format_range, format_time, rounded
 from kdbench.cli.replay import command_given
 from kdbench.errors import KdbenchError, counted
 from kdbench.forecast.fit import balance
-from kdbench.forecast.profiles import ASSUMED_SHARE, Foretold, find_profile, foretell
+from kdbench.forecast.profiles import Foretold, find_profile, foretell
 from kdbench.forecast.time import Estimate, estimate
 from kdbench.launch.choose import Machine, check_images, check_machine, choose_machine, cohorts_of, ready_data
 from kdbench.matrix.cells import Cell, Cohort, Plan, teachers_of
@@ -239,14 +239,13 @@ def _foretold_lines(cost: Foretold) -> list[str]:
     """What a plan would take elsewhere, and what was assumed."""
     shares = [
         f"{100 * low:.0f} to {100 * high:.0f} % of {cost.profile.tera[precision]:g} TFLOP/s ({precision})"
-        for precision in cost.precisions
-        for low, high in [ASSUMED_SHARE[precision]]
+        for precision, (low, high) in cost.shares.items()
     ]
     return [
         f"\nestimate for {counted(cost.workers, 'GPU')}, {cost.profile.title}: "
         f"{format_range(cost.wall.low, cost.wall.high)}; {format_range(cost.compute.low, cost.compute.high)} of computing, "
         f"{_size(cost.disk_bytes)} of disk",
-        f"assumed, not measured: {', '.join(shares)}. Counted: forward and backward passes of students, forward passes of teachers; "
+        f"assumed shares of the peak: {', '.join(shares)}. Counted: forward and backward passes of students, forward passes of teachers; "
         "not what methods add, nor reading images",
         f"weights, gradients and optimiser states of the largest cohort: {_size(cost.trained_bytes)} of {cost.profile.memory:g} GB; "
         "activations come on top, and what does not fit is trained in parts",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from kdbench.data.hostmemory import free_host_memory
 from kdbench.data.images import Images, ImageSet
 from kdbench.data.loader import TIMEOUT, Loader
 from kdbench.data.resample import FILTERS, resize_and_centre
@@ -22,6 +23,8 @@ from kdbench.suite.recipe import Recipe
 EVALUATION_BATCH = 250
 #: Images that a loader process works on at a time.
 _PART_SIZE = 50
+#: Of the host's free memory, that decoded images may take: each worker of a machine may keep as much.
+KEPT_SHARE = 0.1
 
 
 def view_of(image_size: int | None, net: NetSpec, recipe: Recipe) -> EvaluationView:
@@ -64,13 +67,17 @@ def evaluation_batches(
             set admits.
     """
     chosen = range(len(images)) if positions is None else positions
-    if isinstance(images, ImageSet) and (view.size is None or (not view.exact and view.interpolation in FILTERS)):
+    if not decodes(images, view):
+        assert isinstance(images, ImageSet)
         return _in_memory(images, view, device, chosen)
-    if view.size is None:
-        raise KdbenchError("images in files have many sizes: an evaluation needs a size (px)")
-    if workers is None and len(chosen) <= EVALUATION_BATCH:
-        workers = 0
-    return _by_pillow(images, view, device, chosen, workers, timeout, say or logging.getLogger(__name__).warning)
+    return _shown(decoded(images, view, chosen, workers=workers, timeout=timeout, say=say), device)
+
+
+def decodes(images: Images, view: EvaluationView) -> bool:
+    """Whether a view is made image by image on the host, not from images in memory on the device."""
+    return not isinstance(images, ImageSet) or not (
+        view.size is None or (not view.exact and view.interpolation in FILTERS)
+    )
 
 
 def _in_memory(images: ImageSet, view: EvaluationView, device: torch.device, chosen: range) -> Iterator[Tensor]:
@@ -83,26 +90,65 @@ def _in_memory(images: ImageSet, view: EvaluationView, device: torch.device, cho
             yield resize_and_centre(part, shorter, view.size, view.interpolation == "bicubic").div_(255)
 
 
-def _by_pillow(
+def decoded(
     images: Images,
     view: EvaluationView,
-    device: torch.device,
-    chosen: range,
-    workers: int | None,
-    timeout: float,
-    say: Say,
+    positions: range,
+    *,
+    workers: int | None = None,
+    timeout: float = TIMEOUT,
+    say: Say | None = None,
 ) -> Iterator[Tensor]:
-    failures = FailureCount(images, say)
+    """What ``evaluation_batches`` shows of images that are decoded on the host, as bytes (b, 3, h, w) there."""
+    if view.size is None:
+        raise KdbenchError("images in files have many sizes: an evaluation needs a size (px)")
+    if workers is None and len(positions) <= EVALUATION_BATCH:
+        workers = 0
+    failures = FailureCount(images, say or logging.getLogger(__name__).warning)
     loader: Loader[range, Part] = Loader(EvaluationWork(images, view), workers, timeout)
-    batches = (chosen[start : start + EVALUATION_BATCH] for start in range(0, len(chosen), EVALUATION_BATCH))
+    batches = (positions[start : start + EVALUATION_BATCH] for start in range(0, len(positions), EVALUATION_BATCH))
     jobs = ([batch[at : at + _PART_SIZE] for at in range(0, len(batch), _PART_SIZE)] for batch in batches)
     try:
         for parts in loader.batches(jobs, ahead=-(-2 * loader.workers * _PART_SIZE // EVALUATION_BATCH)):
             for part in parts:
                 failures.take(part.failures)
-            batch = torch.cat([part.images for part in parts])
-            if device.type == "cuda":
-                batch = batch.pin_memory()
-            yield batch.to(device, non_blocking=True).float() / 255
+            yield torch.cat([part.images for part in parts])
     finally:
         loader.close()
+
+
+def _shown(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    for batch in batches:
+        yield (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True).float() / 255
+
+
+class KeptImages:
+    """``evaluation_batches`` of one split, again and again: what has to be decoded stays in the host's memory as bytes.
+
+    Args:
+        images: the split.
+        device: where batches are wanted.
+        workers: see ``evaluation_batches``.
+    """
+
+    def __init__(self, images: Images, device: torch.device, workers: int | None) -> None:
+        self.images, self.device, self.workers = images, device, workers
+        self._kept: dict[tuple[EvaluationView, range], list[Tensor]] = {}
+
+    def batches(self, view: EvaluationView, positions: range) -> Iterator[Tensor]:
+        """See ``evaluation_batches``. Nothing stays that would take more than ``KEPT_SHARE`` of the free memory."""
+        if not decodes(self.images, view):
+            return evaluation_batches(self.images, view, self.device, positions)
+        kept = self._kept.get((view, positions))
+        return _shown(self._decode(view, positions) if kept is None else kept, self.device)
+
+    def _decode(self, view: EvaluationView, positions: range) -> Iterator[Tensor]:
+        batches = decoded(self.images, view, positions, workers=self.workers)
+        if len(positions) * 3 * (view.size or 0) ** 2 > KEPT_SHARE * free_host_memory():
+            yield from batches
+            return
+        made = []
+        for batch in batches:
+            made.append(batch)
+            yield batch
+        self._kept[view, positions] = made

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdbench.data.images import Images
 from kdbench.data.transforms import EvaluationView
-from kdbench.data.views import evaluation_batches
+from kdbench.data.views import KeptImages, evaluation_batches
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cohort import CohortModel
@@ -50,13 +50,13 @@ def predict_batch(predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor
 
 
 class Evaluated:
-    """A split to evaluate on, with the teacher's logits (N, C) on it, or None, and the number of processes that decode it."""
+    """A split to evaluate on, with the teacher's logits (N, C) on it, or None; ``loaders`` processes decode its images, once."""
 
     def __init__(
         self, data: Images, teacher_logits: Tensor | None, device: torch.device, loaders: int | None = None
     ) -> None:
         self.dataset = data
-        self.loaders = loaders
+        self.images = KeptImages(data, device, loaders)
         self.labels = data.labels.to(device)
         self.teacher_logits = teacher_logits
 
@@ -94,10 +94,10 @@ class EvaluationLoop(BaseLoop):
     @torch.no_grad()
     def _predict(self, cohort: CohortModel, cells: Sequence[CellTrainer], view: EvaluationView) -> None:
         """Logits of cells, and without averaged weights of those that average them, on the whole split."""
-        data, count = self.split.dataset, len(self.split.dataset)
+        count = len(self.split.dataset)
         found: dict[tuple[str, bool], list[Tensor]] = {}
         share = parallel.share_of(count)
-        for images in evaluation_batches(data, view, cohort.device, share, workers=self.split.loaders):
+        for images in self.split.images.batches(view, share):
             for cell in cells:
                 if cell.key in cohort.failed:
                     continue

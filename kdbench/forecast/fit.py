@@ -9,8 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from kdbench.data.hostmemory import free_host_memory
 from kdbench.matrix.cells import Cohort, Plan
 from kdbench.store.folders import CellState
 
@@ -112,12 +112,7 @@ def available(gpus: Sequence[str], workers: int) -> float:
     if gpus:
         of_gpus = free_on(gpus)
         return USABLE * statistics.median(of_gpus) / -(-workers // len(gpus)) if of_gpus else float("inf")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return float("inf")
-    return USABLE * free / max(1, workers)
+    return USABLE * free_host_memory() / max(1, workers)
 
 
 def free_on(gpus: Sequence[str]) -> list[int]:

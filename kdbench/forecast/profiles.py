@@ -12,11 +12,17 @@ from kdbench.matrix.cells import Cohort, Plan
 from kdbench.matrix.teachers import TeacherPlan
 from kdbench.store.folders import Store
 from kdbench.suite.net import NetSpec
+from kdbench.suite.recipe import Recipe
 
 #: Operations of a multiply-add; forward passes that forward and backward together are worth.
 OPERATIONS, TRAINING = 2, 3
 #: Shares of the peak that training is assumed to reach, by precision: from nets of depthwise convolutions to large products.
-ASSUMED_SHARE = {"float32": (0.2, 0.6), "bfloat16": (0.05, 0.4), "float16": (0.05, 0.4)}
+#: Cohorts of ResNet-50 to DeiT-Tiny reached 0.31 in float32 and 0.05 in bfloat16 on an H200 (results/benchmarks/gpu.json).
+_LARGE = {"float32": (0.2, 0.6), "bfloat16": (0.05, 0.4), "float16": (0.05, 0.4)}
+#: Of small images, whose kernels do not fill a GPU: 0.12 to 0.27, and 0.013 to 0.028, there.
+_SMALL = {"float32": (0.08, 0.3), "bfloat16": (0.01, 0.05), "float16": (0.01, 0.05)}
+#: Pixels from which images are not small.
+_SIDE = 64
 MOST_GPUS = 4096
 #: Bytes that weight, gradient and the two states of Adam take per parameter.
 TRAINED_BYTES = 16
@@ -68,7 +74,7 @@ class Foretold:
     compute: Range
     disk_bytes: int
     trained_bytes: int
-    precisions: tuple[str, ...]
+    shares: Mapping[str, tuple[float, float]]
 
 
 def find_profile(text: str) -> tuple[Profile, int]:
@@ -125,8 +131,14 @@ def foretell(plan: Plan, cohorts: Sequence[Cohort], store: Store, profile: Profi
         sum(jobs.values(), Range(0.0, 0.0)),
         disk_bytes(plan, cohorts),
         trained,
-        tuple(dict.fromkeys(recipe.precision for recipe in recipes)),
+        {recipe.precision: assumed_share(plan, recipe) for recipe in recipes},
     )
+
+
+def assumed_share(plan: Plan, recipe: Recipe) -> tuple[float, float]:
+    """The least and the largest share of its peak that a GPU is assumed to reach."""
+    side = plan.suite.dataset.image_size or 0  # small sets have a size of their own
+    return (_LARGE if side >= _SIDE else _SMALL)[recipe.precision]
 
 
 def _teacher(plan: Plan, teacher: TeacherPlan, profile: Profile) -> Range:
@@ -135,7 +147,7 @@ def _teacher(plan: Plan, teacher: TeacherPlan, profile: Profile) -> Range:
     passes = TRAINING * recipe.epochs * _per_epoch(images, recipe.batch_size) + recipe.evaluations * measured_images(
         plan
     )
-    return _seconds(passes * _operations(plan, teacher.net, teacher.name), recipe.precision, profile)
+    return _seconds(passes * _operations(plan, teacher.net, teacher.name), plan, recipe, profile)
 
 
 def _cohort(plan: Plan, cohort: Cohort, profile: Profile) -> Range:
@@ -151,7 +163,7 @@ def _cohort(plan: Plan, cohort: Cohort, profile: Profile) -> Range:
         total += passes * _operations(plan, cell.student_net, cell.student)
     if any(plan.catalog[cell.method].uses_teacher for cell in cohort.cells):
         total += views * seen * _operations(plan, cohort.teacher.net, cohort.teacher.name)
-    return _seconds(total, recipe.precision, profile)
+    return _seconds(total, plan, recipe, profile)
 
 
 def _per_epoch(images: int, batch_size: int) -> int:
@@ -165,9 +177,9 @@ def _operations(plan: Plan, net: NetSpec, name: str) -> float:
     return float(OPERATIONS * macs_of(net, plan.num_classes, name))
 
 
-def _seconds(operations: float, precision: str, profile: Profile) -> Range:
-    low, high = ASSUMED_SHARE[precision]
-    peak = 1e12 * profile.tera[precision]
+def _seconds(operations: float, plan: Plan, recipe: Recipe, profile: Profile) -> Range:
+    low, high = assumed_share(plan, recipe)
+    peak = 1e12 * profile.tera[recipe.precision]
     return Range(operations / (high * peak), operations / (low * peak))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 _CONTROL = "nvidia-cuda-mps-control"
 _PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 #: Where a service is found that was started without this variable.
-_USUAL = "/tmp/nvidia-mps"
+_USUAL = "/tmp/nvidia-mps"  # noqa: S108 - NVIDIA's choice
 #: No service is found here: a process has its GPU to itself as far as faults go, and shares it in turns.
 WITHOUT = {_PIPES: os.devnull}
 

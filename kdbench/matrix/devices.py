@@ -52,7 +52,8 @@ def check_device(device: str | None) -> None:
         KdbenchError: in one line.
     """
     index = index_of(device)
-    if device == "cpu":
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
+    if device == "cpu" or (device is None and (hidden or not (_DRIVER.is_dir() and any(_DRIVER.iterdir())))):
         return
     import torch
 
@@ -63,8 +64,7 @@ def check_device(device: str | None) -> None:
         reason = str(error).splitlines()[0]
     count = torch.cuda.device_count()
     if device is None:
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
-        if (reason or not count) and not hidden and _DRIVER.is_dir() and any(_DRIVER.iterdir()):
+        if reason or not count:
             why = reason or "CUDA shows none"
             raise KdbenchError(f"this machine has a GPU that cannot be used ({why}); --device cpu trains without it")
         return

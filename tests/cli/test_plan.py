@@ -14,7 +14,7 @@ import pytest
 from kdbench.cli.parser import main
 from kdbench.cli.progress import format_range, format_time
 from kdbench.forecast import time
-from kdbench.forecast.profiles import ASSUMED_SHARE, PROFILES, Range, find_profile, foretell
+from kdbench.forecast.profiles import PROFILES, Range, find_profile, foretell
 from kdbench.forecast.time import TEST_IMAGES
 from kdbench.launch.execute import summarize
 from kdbench.matrix.cells import make_plan
@@ -74,7 +74,7 @@ def test_a_plan_for_other_hardware_needs_no_data(kdbench: Kdbench, files_suite: 
     assert re.match(
         r"estimate for 8 GPUs, H100 SXM: [\d.]+ to [\d.]+ (seconds|hours); .* of computing, \d+ MB of disk", line
     )
-    assert "assumed, not measured: 20 to 60 % of 67 TFLOP/s (float32)" in said.out
+    assert "assumed shares of the peak: 8 to 30 % of 67 TFLOP/s (float32)" in said.out
     assert "missing: ImageNet-1K lies in files" in said.out
     assert not (tmp_path / "runs").exists()
 
@@ -139,14 +139,14 @@ def test_hours_are_operations_by_the_peak_and_its_share(write_suite: Callable[..
     evaluated = 2 * TEST_IMAGES
     cells = 2 * (3 * seen * student + evaluated * student) * 2
     job = found.jobs[cohort.name]
-    assert job.low == pytest.approx((cells + 2 * seen * teacher) / (0.6 * 15.7e12))
-    assert job.high == pytest.approx(3 * job.low)
+    assert job.low == pytest.approx((cells + 2 * seen * teacher) / (0.3 * 15.7e12))
+    assert job.high == pytest.approx(0.3 / 0.08 * job.low)
     own = found.jobs["teacher cnn"]  # nine whole batches of all 997 images
-    assert own.low == pytest.approx(2 * (3 * 2 * 900 + evaluated) * teacher / (0.6 * 15.7e12))
+    assert own.low == pytest.approx(2 * (3 * 2 * 900 + evaluated) * teacher / (0.3 * 15.7e12))
     assert (found.wall, found.compute) == (Range(own.low + job.low, own.high + job.high),) * 2
     without = replace(cohort, cells=cohort.cells[:1])
     assert foretell(plan, [without], Store(tmp_path), PROFILES["v100"], 1).jobs[without.name].low == pytest.approx(
-        cells / 2 / (0.6 * 15.7e12)
+        cells / 2 / (0.3 * 15.7e12)
     )
 
 
@@ -158,7 +158,7 @@ def test_operations_are_those_of_the_net_and_counted_once() -> None:
 
 def test_every_profile_knows_every_precision() -> None:
     for profile in PROFILES.values():
-        assert {*profile.tera} == {*ASSUMED_SHARE} == {"float32", "bfloat16", "float16"}
+        assert {*profile.tera} == {"float32", "bfloat16", "float16"}
     assert find_profile("rtx4090") == (PROFILES["rtx4090"], 1)
     assert find_profile("rtx4090x2") == (PROFILES["rtx4090"], 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from kdbench.data.exact import ExactPipeline
 from kdbench.data.images import FileSet, Images, ImageSet
 from kdbench.data.pipeline import make_pipeline
 from kdbench.data.transforms import EvaluationView, training_transform
-from kdbench.data.views import evaluation_batches
+from kdbench.data.views import KeptImages, decoded, evaluation_batches
 from kdbench.errors import KdbenchError
 from kdbench.seeding import seed_for
 from kdbench.suite.dataset import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
@@ -285,6 +286,26 @@ def test_evaluation_keeps_native_images_as_they_are_and_to_the_positions_asked_f
         assert torch.equal(evaluate(data, view, range(5, 23), workers=0), evaluate(data, view, workers=0)[5:23])
         sizes = [len(batch) for batch in evaluation_batches(data, view, CPU, range(5, 23), workers=0)]
         assert sizes == [8, 8, 2]
+
+
+@pytest.mark.parametrize(("free", "times"), [(float("inf"), [20, 4]), (20 * 3 * 32**2 * 9.9, [20, 20, 4])])
+def test_images_are_decoded_once_where_memory_allows_it(
+    monkeypatch: pytest.MonkeyPatch, free: float, times: list[int]
+) -> None:
+    made: list[int] = []
+
+    def counted(images: Images, view: EvaluationView, positions: range, **more: Any) -> Iterator[Tensor]:
+        made.append(len(positions))
+        return decoded(images, view, positions, **more)
+
+    view, parts = EvaluationView(32), (range(20), range(20), range(5, 9), range(5, 9))
+    expected = [evaluate(files(), view, positions) for positions in parts]
+    monkeypatch.setattr("kdbench.data.views.free_host_memory", lambda: free)
+    monkeypatch.setattr("kdbench.data.views.decoded", counted)
+    kept = KeptImages(files(), CPU, 0)
+    for positions, images in zip(parts, expected, strict=True):
+        assert torch.equal(torch.cat(list(kept.batches(view, positions))), images)
+    assert made == times
 
 
 def test_a_test_image_that_does_not_decode_is_black_or_stops_the_run() -> None:
