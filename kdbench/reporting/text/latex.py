@@ -32,8 +32,8 @@ _FIT = r"\leavevmode\ifdim\wd2>\linewidth\ifdefined\resizebox\resizebox{\linewid
 
 #: Points of a line, and of one of two columns.
 LINE, COLUMN = 380, 200
-#: Rows of 10.5 pt on a page of 9 inches, what stands around a float left out.
-PAGE = 58
+#: Rows of 10.5 pt on a page of the standard article, what stands around a float left out.
+PAGE = 49
 #: Lines of notes under a float; more stand in the text after it, where they may run over pages.
 MAX_NOTE_LINES = 12
 #: Points between columns; of text that is long, and of the narrowest column that it is broken to.
