@@ -81,13 +81,14 @@ def make_setting(
     suite: str = SUITE,
     **recipe: Any,
 ) -> Setting:
-    """A pair of a suite (in cifar100-32 ``resnet18`` is a net too); the recipe is that of its CNNs, with changes."""
+    """A pair of a suite (in cifar100-32 ``resnet18`` is a net too); the recipe is that of its CNNs, or its first, with changes."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as a run does
     found = load_suite(suite)
     nets = {"resnet18": RESNET18, **found.nets}
     teacher, student = (nets[name] for name in pair.split("--"))
-    chosen = Recipe.model_validate({**found.recipes["cnn"].model_dump(), "batch_size": batch_size, **recipe})
+    base = found.recipes.get("cnn") or next(iter(found.recipes.values()))
+    chosen = Recipe.model_validate({**base.model_dump(), "batch_size": batch_size, **recipe})
     return Setting(teacher, student, chosen, images, device, threads, found.dataset.image_size or 32)
 
 

@@ -266,12 +266,15 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     """``module`` with averaged gradients where several processes train it, else as it is."""
     if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         module,
         device_ids=None if device.type == "cpu" else [torch.cuda.current_device()],
-        broadcast_buffers=False,  # banks are kept equal by their methods, statistics by average_statistics
         find_unused_parameters=True,  # a method need not use the student's own head (SimKD)
     )
+    # Banks are kept equal by their methods, statistics by average_statistics. No argument says so in all versions of torch: the
+    # one of this name is deprecated in new ones, and old ones do not know its successor.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 class JointBatchNorm(_BatchNorm):

@@ -111,7 +111,6 @@ class Saver:
                     self.emit({"event": "lost", "cell": cell.key, "reason": str(error)})
                     fate.tell_others(cell.key, None)
                     cohort.drop(cell)
-            parallel.barrier()
             for cell in written:
                 cell.drop_old_checkpoints(position)
         except OSError as error:

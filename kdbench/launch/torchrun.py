@@ -87,7 +87,9 @@ def together(environment: str, device: str | None, lead: Callable[[], int]) -> i
     Returns:
         the exit status of this process.
     """
-    import kdbench.engine.process  # isort: skip  # noqa: F401 - its message comes before a traceback
+    # All of the engine before there is a group: torch has functions with the default ``group=dist.group.WORLD``. Imported later,
+    # they would hold the group, whose connections then outlive it, and nobody would notice that this process left.
+    import kdbench.engine.prepare_teacher  # noqa: F401
     from kdbench.engine import fate, parallel
 
     if index_of(device) is not None:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 from kdbench.errors import KdbenchError
 from kdbench.method import Outputs
@@ -69,27 +70,33 @@ def same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def head_has_more(net: Any, classifier: nn.Module, size: tuple[int, int]) -> bool:
+def head_has_more(net: Any, classifier: nn.Module, final: Any) -> bool:
     """Whether the head of a timm net is more than its classifier after the pooling, in training or in evaluation.
 
-    Told from the operations of both, on the device "meta": VOLO adds a second classifier, some nets drop out between the two.
+    Told from the operations of both, on the device "meta": VOLO adds a second classifier, some nets drop out between the two. Who
+    counts operations meanwhile does not count these.
+
+    Args:
+        final: what ``forward_features`` returned for an image.
     """
 
     def taken_apart(final: Any) -> Tensor:
         return classifier(net.forward_head(final, pre_logits=True))
 
     training, more = net.training, False
-    final = net.forward_features(torch.zeros(2, 3, *size, device="meta"))
-    for mode in (True, False):
-        net.train(mode)
-        with _Operations() as own:
-            net.forward_head(final)
-        with _Operations() as ours:
-            try:
-                taken_apart(final)
-            except (RuntimeError, TypeError):  # a convolution, which wants a map
-                more = True
-        more = more or own.names != ours.names
+    # BatchNorm in training wants more than one image
+    final = tree_map_only(Tensor, lambda value: value.expand(2, *value.shape[1:]), final)
+    with _disable_current_modes():
+        for mode in (True, False):
+            net.train(mode)
+            with _Operations() as own:
+                net.forward_head(final)
+            with _Operations() as ours:
+                try:
+                    taken_apart(final)
+                except (RuntimeError, TypeError):  # a convolution, which wants a map
+                    more = True
+            more = more or own.names != ours.names
     net.train(training)
     return more
 

@@ -63,7 +63,8 @@ class TappedNet(nn.Module):
         self.num_classes = num_classes
         self.classifier_paths = classifier_paths(self.net, spec, num_classes, self.name)
         self.taps: tuple[Tap, ...] = ()
-        self._own_head = False
+        #: Whether the net's own head runs; None on the device "meta" until something has been run.
+        self._own_head: bool | None = False
         self.attention_paths: list[str] = []
         if spec.timm:
             self.taps = timm_taps(self.net, spec.taps, self.input_size, self.name)
@@ -76,7 +77,7 @@ class TappedNet(nn.Module):
             if len(self.classifiers) > 1:
                 self._own_head = True
             elif self.mean.device.type == "meta":
-                self._own_head = head_has_more(self.net, self.classifiers[0], self.input_size)
+                self._own_head = None
             else:
                 self._own_head = _described(spec, num_classes, self.name).own_head
             check_own_forward(self.net, self.run, spec, num_classes, self.input_size, self.name)
@@ -136,6 +137,8 @@ class TappedNet(nn.Module):
 
         Most heads are a pooling and one layer. Others run as the net has them, and the embedding is what enters its classifiers.
         """
+        if self._own_head is None:
+            self._own_head = head_has_more(self.net, self.classifiers[0], final)
         if not self._own_head:
             embedding = self.net.forward_head(final, pre_logits=True)
             return self.classifiers[0](embedding), embedding, None
@@ -243,13 +246,16 @@ class TappedNet(nn.Module):
         training = self.training
         self.eval()
         inputs = self.preprocess(torch.zeros(1, 3, *self.input_size, device=self.mean.device))
-        can_step = bool(self.spec.timm) and not self._own_head and can_run_stagewise(self.net, self.taps)
         states: list[State] = []
         lacks, layouts = self._lacks(inputs)
         needs = {"logits", "stages", "embedding"} - lacks.keys()
         with torch.no_grad():
             with watching or nullcontext():
                 outputs = self.run(inputs, needs)
+            if self.spec.timm and self.classifier is None:
+                several = f"{len(self.classifiers)} classifiers" if len(self.classifiers) > 1 else "a head of its own"
+                lacks["classifier"] = f"net {self.name} has {several}: no single layer gives its logits"
+            can_step = bool(self.spec.timm) and not self._own_head and can_run_stagewise(self.net, self.taps)
             for number in range(NUM_STAGES) if can_step else ():
                 states.append(self.stagewise.stage(number, states[-1]) if number else self.stagewise.stem(inputs))
         self.train(training)
@@ -290,9 +296,6 @@ class TappedNet(nn.Module):
             return dict.fromkeys(NEEDS - {"logits", "index", "strong"}, reason), ()
         if not self.attention_paths:
             lacks["attention"] = f"the stages of net {self.name} do not end in the blocks of a ViT of timm"
-        if self.spec.timm and self.classifier is None:
-            several = f"{len(self.classifiers)} classifiers" if len(self.classifiers) > 1 else "a head of its own"
-            lacks["classifier"] = f"net {self.name} has {several}: no single layer gives its logits"
         paths = self._paths
         if self.spec.timm and not paths:
             return lacks, ()
@@ -377,7 +380,7 @@ def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _De
         info = net.describe(counter)
         if spec.python:
             build_model(spec, num_classes, name, TappedNet)  # refuses a function that returns the same net once more
-        return _Description(info, sum(value.numel() for value in net.parameters()), net._own_head, counter.macs)
+        return _Description(info, sum(value.numel() for value in net.parameters()), bool(net._own_head), counter.macs)
 
 
 def state_hash(module: nn.Module) -> str:

@@ -125,6 +125,7 @@ def run(
     words = [sys.executable, *(torchrun if processes > 1 else []), *command]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == status, ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert "FutureWarning" not in ended.stderr, ended.stderr[-3000:]
     return out
 
 
@@ -203,6 +204,36 @@ def test_a_process_that_is_told_why_another_left_says_the_same_and_not_what_it_m
         assert type(told) is expected
         assert "cell" in str(told) or str(error) in str(told)
         assert len(formed) == (0 if expected is DeviceLostError else 2)
+
+
+#: Imports what any job imports, between joining and leaving.
+LEAVING = """
+import gc, importlib, pkgutil, weakref
+import torch.distributed as dist
+from kdbench.launch.torchrun import together
+
+groups = []
+
+def lead():
+    import kdbench.engine
+    for module in pkgutil.iter_modules(kdbench.engine.__path__, "kdbench.engine."):
+        importlib.import_module(module.name)
+    groups.append(weakref.ref(dist.group.WORLD))
+    return 0
+
+together("pytorch", "cpu", lead)
+gc.collect()
+assert groups[0]() is None
+"""
+
+
+def test_nothing_holds_a_group_that_is_left_so_that_the_others_notice(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    words = ["torch.distributed.run", "--nproc_per_node=1", "--master_port=0", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    words = [sys.executable, "-m", *words, str(tmp_path / "leaving.py")]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
 
 
 def test_each_process_has_the_gpu_of_its_place_or_the_only_one_that_slurm_shows_it() -> None:
