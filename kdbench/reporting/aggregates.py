@@ -49,8 +49,10 @@ def profile_band(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Pointwise 95 % limits of the profile, were teachers, students and pairs drawn anew: ``crossed_mean`` at each level.
 
-    rliable draws runs within each task and keeps the tasks; of three seeds that says little, and nothing of other pairs. Where all pairs
-    have the same share the limits are that share.
+    The limits are symmetric on the scale of arcsin sqrt(share), on which the variance of a share does not depend on the share (Bartlett
+    1947): on the share's own scale they cover too little near 0 and 1. Where all pairs have the same share they count as independent.
+    rliable draws runs within each task and keeps the tasks; of three seeds that says little, and nothing of other pairs.
+    ``python -m benchmarks.inference`` measures what the band covers.
 
     Args:
         teachers, students: of each pair.
@@ -60,9 +62,13 @@ def profile_band(
     """
     if min(len({*teachers}), len({*students})) < LEAST_NETS:
         return None
+    from scipy.special import stdtrit
+
     limits = []
     for shares in np.stack([(pair[:, None] > levels).mean(axis=0) for pair in gains]).T:
-        mean = crossed_mean(shares, teachers, students)
-        limits.append(mean.interval() if mean else (shares.mean(),) * 2)
-    low, high = np.clip(limits, 0, 1).T
+        share, mean = shares.mean(), crossed_mean(shares, teachers, students)
+        size, freedom = (share * (1 - share) / mean.variance, mean.freedom) if mean else (shares.size, shares.size - 1)
+        middle, half = np.arcsin(np.sqrt(share)), stdtrit(freedom, 0.975) / (2 * np.sqrt(size))
+        limits.append(np.sin(np.clip([middle - half, middle + half], 0, np.pi / 2)) ** 2)
+    low, high = np.transpose(limits)
     return low, high
