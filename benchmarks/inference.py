@@ -18,12 +18,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import ndtr, stdtrit
 
-from kdbench.reporting.aggregates import profile_band
 from kdbench.reporting.paired import over_seeds_and_images
 from kdbench.reporting.power import SPREADS
-from kdbench.reporting.statistics import ALPHA, crossed_mean, holm, signed_rank, t_interval
+from kdbench.reporting.statistics import ALPHA, LEAST_NETS, crossed_mean, holm, signed_rank, t_interval
 from kdbench.suite.suite import load_suite, split_pair
 
 SUITES = ("cifar100", "imagenet1k", "cifar100-32", "cifar100-classic", "digits", "cifar100-tiny")
@@ -35,6 +34,34 @@ LEVELS = np.array([-0.5, 0.0, 0.5])
 #: Within a pair: standard deviation of a seed's probability to be right, and how far half of the images favour one of the methods.
 PREDICTIONS = {"seeds": (0.02, 0.0), "images": (0.0, 0.8), "seeds and images": (0.02, 0.8)}
 IMAGES = 1000
+
+
+def profile_band(
+    gains: Sequence[np.ndarray], levels: np.ndarray, teachers: Sequence[str], students: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Pointwise 95 % limits of the profile, were teachers, students and pairs drawn anew: ``crossed_mean`` at each level.
+
+    The limits are symmetric on the scale of arcsin sqrt(share), on which the variance of a share does not depend on the share (Bartlett
+    1947): on the share's own scale they cover too little near 0 and 1. Where all pairs have the same share they count as independent.
+    rliable draws runs within each task and keeps the tasks; of three seeds that says little, and nothing of other pairs.
+    It covers too little, so that no plot shows it.
+
+    Args:
+        teachers, students: of each pair.
+
+    Returns:
+        None with fewer than ``LEAST_NETS`` teachers or students.
+    """
+    if min(len({*teachers}), len({*students})) < LEAST_NETS:
+        return None
+    limits = []
+    for shares in np.stack([(pair[:, None] > levels).mean(axis=0) for pair in gains]).T:
+        share, mean = shares.mean(), crossed_mean(shares, teachers, students)
+        size, freedom = (share * (1 - share) / mean.variance, mean.freedom) if mean else (shares.size, shares.size - 1)
+        middle, half = np.arcsin(np.sqrt(share)), stdtrit(freedom, 0.975) / (2 * np.sqrt(size))
+        limits.append(np.sin(np.clip([middle - half, middle + half], 0, np.pi / 2)) ** 2)
+    low, high = np.transpose(limits)
+    return low, high
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdbench.reporting.statistics import LEAST_NETS, RESOLUTION, crossed_mean
+from kdbench.reporting.statistics import RESOLUTION
 
 #: One array of seeds for each pair.
 ByPair = Sequence[np.ndarray]
@@ -42,33 +42,3 @@ def interquartile_mean(values: np.ndarray) -> float:
 def performance_profile(gains: ByPair, levels: np.ndarray) -> np.ndarray:
     """Share of runs above each level (section 4.2, eq. for the run-score distribution): 1/M sum_m 1/N_m sum_n [x_mn > level]."""
     return np.mean([(pair[:, None] > levels).mean(axis=0) for pair in gains], axis=0)
-
-
-def profile_band(
-    gains: ByPair, levels: np.ndarray, teachers: Sequence[str], students: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Pointwise 95 % limits of the profile, were teachers, students and pairs drawn anew: ``crossed_mean`` at each level.
-
-    The limits are symmetric on the scale of arcsin sqrt(share), on which the variance of a share does not depend on the share (Bartlett
-    1947): on the share's own scale they cover too little near 0 and 1. Where all pairs have the same share they count as independent.
-    rliable draws runs within each task and keeps the tasks; of three seeds that says little, and nothing of other pairs.
-    ``python -m benchmarks.inference`` measures what the band covers.
-
-    Args:
-        teachers, students: of each pair.
-
-    Returns:
-        None with fewer than ``LEAST_NETS`` teachers or students.
-    """
-    if min(len({*teachers}), len({*students})) < LEAST_NETS:
-        return None
-    from scipy.special import stdtrit
-
-    limits = []
-    for shares in np.stack([(pair[:, None] > levels).mean(axis=0) for pair in gains]).T:
-        share, mean = shares.mean(), crossed_mean(shares, teachers, students)
-        size, freedom = (share * (1 - share) / mean.variance, mean.freedom) if mean else (shares.size, shares.size - 1)
-        middle, half = np.arcsin(np.sqrt(share)), stdtrit(freedom, 0.975) / (2 * np.sqrt(size))
-        limits.append(np.sin(np.clip([middle - half, middle + half], 0, np.pi / 2)) ** 2)
-    low, high = np.transpose(limits)
-    return low, high

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.inference import profile_band
 from kdbench.reporting import aggregates
 from kdbench.reporting.frame import collect
 from kdbench.reporting.hours import gains_at_equal_hours, value_within, with_equal_hours
@@ -40,7 +41,7 @@ def test_a_performance_profile_counts_runs_within_pairs_first():
     gains = [np.array([1.0, 3.0]), np.array([2.0])]
     levels = np.array([0.0, 1.0, 1.5, 2.0, 3.0])
     assert aggregates.performance_profile(gains, levels).tolist() == [1.0, 0.75, 0.75, 0.25, 0.0]
-    assert aggregates.profile_band(gains, levels, ["a", "b"], ["x", "y"]) is None
+    assert profile_band(gains, levels, ["a", "b"], ["x", "y"]) is None
 
 
 def test_a_profiles_band_is_the_interval_of_a_leaderboard_at_each_level_on_the_scale_of_arcsines():
@@ -48,7 +49,7 @@ def test_a_profiles_band_is_the_interval_of_a_leaderboard_at_each_level_on_the_s
     teachers, students = zip(*pairs, strict=True)
     gains = [*np.random.default_rng(0).normal(0.5, 1, (16, 3))]
     levels = np.array([-9.0, 0.0, 0.7])
-    band = aggregates.profile_band(gains, levels, teachers, students)
+    band = profile_band(gains, levels, teachers, students)
     assert band is not None
     shares = [(pair > 0.7).mean() for pair in gains]
     mean = crossed_mean(shares, teachers, students)
