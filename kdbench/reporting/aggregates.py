@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kdbench.reporting.statistics import LEAST_NETS, RESOLUTION, crossed_mean
+from kdbench.reporting.statistics import RESOLUTION
 
 #: One array of seeds for each pair.
 ByPair = Sequence[np.ndarray]
@@ -42,27 +42,3 @@ def interquartile_mean(values: np.ndarray) -> float:
 def performance_profile(gains: ByPair, levels: np.ndarray) -> np.ndarray:
     """Share of runs above each level (section 4.2, eq. for the run-score distribution): 1/M sum_m 1/N_m sum_n [x_mn > level]."""
     return np.mean([(pair[:, None] > levels).mean(axis=0) for pair in gains], axis=0)
-
-
-def profile_band(
-    gains: ByPair, levels: np.ndarray, teachers: Sequence[str], students: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Pointwise 95 % limits of the profile, were teachers, students and pairs drawn anew: ``crossed_mean`` at each level.
-
-    rliable draws runs within each task and keeps the tasks; of three seeds that says little, and nothing of other pairs. Where all pairs
-    have the same share the limits are that share.
-
-    Args:
-        teachers, students: of each pair.
-
-    Returns:
-        None with fewer than ``LEAST_NETS`` teachers or students.
-    """
-    if min(len({*teachers}), len({*students})) < LEAST_NETS:
-        return None
-    limits = []
-    for shares in np.stack([(pair[:, None] > levels).mean(axis=0) for pair in gains]).T:
-        mean = crossed_mean(shares, teachers, students)
-        limits.append(mean.interval() if mean else (shares.mean(),) * 2)
-    low, high = np.clip(limits, 0, 1).T
-    return low, high

@@ -287,8 +287,12 @@ def _as_dicts(table: pd.DataFrame) -> dict[Any, dict[str, Any]]:
 
 
 def _latest(cells: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Keep one row per cell: a done one before others, then the one that finished last."""
+    """Keep one row per cell: a done one before others, then the one that finished last; the number of other results.
+
+    The same result from two files is one.
+    """
     identity = ["pair", "method", "seed"]
+    cells = cells.drop_duplicates([*identity, "state", "config_hash", "finished", "value"])
     if not cells.duplicated(identity).any():
         return cells, 0
     order = cells.assign(_done=cells["state"] == "done").sort_values([*identity, "_done", "finished", "config_hash"])

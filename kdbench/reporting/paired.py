@@ -22,6 +22,8 @@ from kdbench.store.reading import Outcomes
 
 RESAMPLES = 10_000
 BOOTSTRAP_SEED = 20_150_309
+#: Quantile of the normal distribution at 0.975.
+NORMAL = 1.959964
 
 
 @dataclass(frozen=True)
@@ -98,56 +100,52 @@ def bootstrap_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, 
     Raises:
         ValueError: for different shapes.
     """
-    low, high = np.percentile(_draws_of_images(first, second), [2.5, 97.5])
-    return float(_favour(first, second).sum() * 100 / first.size), float(low), float(high)
-
-
-def _draws_of_images(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(RESAMPLES,): the difference in points, over images that are drawn anew."""
     per_image = _favour(first, second)
     # An image matters only by its difference, of which there are few values: drawing how often each value occurs is the
     # same as drawing images, and quick for 50,000 of them.
     values, counts = np.unique(per_image, return_counts=True)
     scale = 100 / first.size
     draws = np.random.default_rng(BOOTSTRAP_SEED).multinomial(per_image.size, counts / counts.sum(), size=RESAMPLES)
-    return np.asarray(draws @ values * scale)
+    low, high = np.percentile(draws @ values * scale, [2.5, 97.5])
+    return float(per_image.sum() * scale), float(low), float(high)
 
 
 def over_seeds_and_images(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the difference of accuracies when seeds and test images are drawn again.
+    """95 % interval of the difference of accuracies, were seeds and test images drawn again.
 
-    Two or three seeds are too few to be drawn from (their bootstrap covers four fifths of what it says), so that they are a parametric
-    bootstrap: t · s / sqrt(n), with s the standard deviation of the n differences of seeds and t from Student's distribution with n - 1
-    degrees of freedom. To each is added a draw of images (``bootstrap_difference``), shrunken to the share of its variance that images
-    have in all seeds alike, 1 - MS_residual / MS_images of the two-way analysis of variance: what they have in one seed alone is in s.
-    Where images do the same in all seeds this is the bootstrap over images; where they share nothing it is ``t_interval`` over seeds.
+    The variance of the difference has two parts: s^2 / n of its n values by seed, which holds what images do in one seed alone, and
+    max(0, MS_images - MS_residual) / (n N) of the two-way analysis of variance, what images do in all seeds alike. The quantile is the
+    mean of Student's t with n - 1 degrees of freedom and of the normal one, weighted by these variances (Cochran and Cox 1950,
+    section 4.14). Where images do the same in all seeds this is the normal interval over images; where they share nothing it is
+    ``t_interval`` over seeds. ``python -m benchmarks.inference`` measures what it covers.
 
     Args:
         first, second: (seeds, N) bool.
 
     Returns:
-        Limits in points; NaN twice with fewer than two seeds.
+        Limits in points; NaN twice with fewer than two seeds or images.
 
     Raises:
         ValueError: for different shapes.
     """
     from scipy.special import stdtrit
 
-    draws, seeds = _draws_of_images(first, second), len(first)
-    if seeds < 2 or first.shape[1] < 2:
+    difference = _favour(first, second).sum() * 100 / first.size
+    seeds, images = first.shape
+    if min(seeds, images) < 2:
         return np.nan, np.nan
     apart = 100.0 * (first.astype(np.int8) - second.astype(np.int8))
-    by_image, by_seed = apart.mean(axis=0), apart.mean(axis=1)
-    residual = apart - by_image - by_seed[:, None] + apart.mean()
-    between = seeds * by_image.var(ddof=1)
-    rest = (residual**2).sum() / ((seeds - 1) * (by_image.size - 1))
-    shared = max(0.0, 1 - rest / between) if between else 0.0
-    of_seeds = by_seed.std(ddof=1) / np.sqrt(seeds) * stdtrit(seeds - 1, _levels(1000))
-    of_images = np.sqrt(shared) * (np.quantile(draws, _levels(200)) - apart.mean())
-    low, high = apart.mean() + np.percentile(
-        np.add.outer(of_seeds, of_images), [2.5, 97.5]
-    )  # every one with every other
-    return float(low), float(high)
+    by_seed, by_image = apart.mean(axis=1), apart.mean(axis=0)
+    residual = apart - by_image - by_seed[:, None] + difference
+    of_residual = (residual**2).sum() / ((seeds - 1) * (images - 1))
+    of_seeds = by_seed.var(ddof=1) / seeds
+    of_images = max(0.0, seeds * by_image.var(ddof=1) - of_residual) / apart.size
+    variance = of_seeds + of_images
+    if not variance:
+        return float(difference), float(difference)
+    quantile = (of_seeds * stdtrit(seeds - 1, 0.975) + of_images * NORMAL) / variance
+    half = quantile * np.sqrt(variance)
+    return float(difference - half), float(difference + half)
 
 
 def compare_methods(results: Results, outcomes: Outcomes, pair: str, first: str, second: str) -> Comparison | None:
@@ -201,8 +199,3 @@ def _favour(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             f"expected two arrays of one shape with at least one image, got {first.shape} and {second.shape}"
         )
     return np.asarray(first.sum(axis=0).astype(int) - second.sum(axis=0))
-
-
-def _levels(count: int) -> np.ndarray:
-    """Evenly spaced probabilities."""
-    return (np.arange(count) + 0.5) / count

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.inference import profile_band
 from kdbench.reporting import aggregates
 from kdbench.reporting.frame import collect
 from kdbench.reporting.hours import gains_at_equal_hours, value_within, with_equal_hours
@@ -40,21 +41,26 @@ def test_a_performance_profile_counts_runs_within_pairs_first():
     gains = [np.array([1.0, 3.0]), np.array([2.0])]
     levels = np.array([0.0, 1.0, 1.5, 2.0, 3.0])
     assert aggregates.performance_profile(gains, levels).tolist() == [1.0, 0.75, 0.75, 0.25, 0.0]
-    assert aggregates.profile_band(gains, levels, ["a", "b"], ["x", "y"]) is None
+    assert profile_band(gains, levels, ["a", "b"], ["x", "y"]) is None
 
 
-def test_a_profiles_band_is_the_interval_of_a_leaderboard_at_each_level():
+def test_a_profiles_band_is_the_interval_of_a_leaderboard_at_each_level_on_the_scale_of_arcsines():
     pairs = [(teacher, student) for teacher in "abcd" for student in "wxyz"]
     teachers, students = zip(*pairs, strict=True)
     gains = [*np.random.default_rng(0).normal(0.5, 1, (16, 3))]
     levels = np.array([-9.0, 0.0, 0.7])
-    band = aggregates.profile_band(gains, levels, teachers, students)
+    band = profile_band(gains, levels, teachers, students)
     assert band is not None
     shares = [(pair > 0.7).mean() for pair in gains]
     mean = crossed_mean(shares, teachers, students)
     assert mean is not None
-    assert (band[0][2], band[1][2]) == pytest.approx(np.clip(mean.interval(), 0, 1))
-    assert (band[0][0], band[1][0]) == (1.0, 1.0)
+    # d arcsin(sqrt(s)) = ds / (2 sqrt(s (1 - s)))
+    low, high = mean.interval()
+    half = (high - low) / 2 / (2 * np.sqrt(mean.mean * (1 - mean.mean)))
+    middle = np.arcsin(np.sqrt(mean.mean))
+    assert (band[0][2], band[1][2]) == pytest.approx((np.sin(middle - half) ** 2, np.sin(middle + half) ** 2))
+    # no run of any pair is below: as of 16 independent pairs
+    assert (band[0][0], band[1][0]) == pytest.approx((np.cos(stats.t.ppf(0.975, 15) / 8) ** 2, 1.0))
 
 
 def test_a_leaderboards_aggregates_are_over_the_seeds_that_both_have():

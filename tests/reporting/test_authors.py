@@ -299,17 +299,18 @@ def test_published_figures_are_listed_and_shown_alone(kdbench, tmp_path):
     assert "80.54" in shown.out
 
 
-def document(tmp_path, bodies: list[str], citations, columns: str) -> tuple[str, str]:
-    """Compile bodies in an article of 10 pt that is as wide as a conference's; the log, and what pdffonts says."""
+def document(tmp_path, bodies: list[str], citations, columns: str, names: bool) -> tuple[str, str]:
+    """Compile bodies in an article of 10 pt that is as wide as a conference's, citing by authors' names or by numbers; the
+    log, and what pdffonts says."""
     (tmp_path / "refs.bib").write_text(bibtex(citations) + "\n", encoding="utf-8")
     width = {"": "5.5in", "twocolumn": "6.875in"}[columns]
     text = "\n\nText.\n\n".join(bodies)
     (tmp_path / "t.tex").write_text(
         f"\\documentclass[10pt,{columns}]{{article}}\n\\usepackage[textwidth={width},textheight=9in]{{geometry}}\n"
-        "\\usepackage{booktabs,longtable,graphicx}\n"
+        f"\\usepackage{{{'natbib,' * names}booktabs,longtable,graphicx}}\n"
         # what is scaled would be smaller than 8 pt
         "\\let\\scaled\\resizebox\\renewcommand{\\resizebox}[3]{\\typeout{SCALED}\\scaled{#1}{#2}{#3}}\n"
-        f"\\begin{{document}}\n{text}\n\\bibliographystyle{{plain}}\\bibliography{{refs}}\n\\end{{document}}\n",
+        f"\\begin{{document}}\n{text}\n\\bibliographystyle{{plain{'nat' * names}}}\\bibliography{{refs}}\n\\end{{document}}\n",
         encoding="utf-8",
     )
     tex = ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
@@ -322,8 +323,8 @@ def document(tmp_path, bodies: list[str], citations, columns: str) -> tuple[str,
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("pdflatex") and shutil.which("pdffonts")), reason="needs pdflatex and pdffonts")
-@pytest.mark.parametrize("columns", ["", "twocolumn"])
-def test_every_layout_compiles_unscaled_in_a_conferences_article(tmp_path, columns):
+@pytest.mark.parametrize(("columns", "names"), [("", False), ("", True), ("twocolumn", False)])
+def test_every_layout_compiles_unscaled_in_a_conferences_article(tmp_path, columns, names):
     from tests.reporting.test_published import CIFAR_PAIRS, field_frame
 
     methods = ["scratch", "kd", "fitnet", "crd", "dkd", "dist", "rsd", "ofa"]
@@ -347,7 +348,7 @@ def test_every_layout_compiles_unscaled_in_a_conferences_article(tmp_path, colum
         difference_table(frames[0], frames[0].assign(top1=frames[0]["top1"] + 1), ("A", "B"), "top1", "last", False),
     ]
     bodies = [*(render(table, "latex") for table in tables), render_leaderboard(board, "latex")]
-    log, fonts = document(tmp_path, bodies, [c for table in tables for c in table.citations], columns)
+    log, fonts = document(tmp_path, bodies, [c for table in tables for c in table.citations], columns, names)
     for fault in ("Overfull", "SCALED", "Citation", "Float too large", "undefined references"):
         assert fault not in log
     assert "Type 3" not in fonts

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.inference import within_pair
 from kdbench.reporting import paired
 from kdbench.reporting.frame import collect
 from kdbench.store.reading import Outcomes
@@ -98,11 +99,7 @@ def test_the_interval_over_seeds_and_images_has_the_two_intervals_as_its_limits(
     once = rng.random((2, 1, 2000)) < [[[0.8]], [[0.7]]]
     a, b = np.repeat(once, 3, axis=1)  # seeds that agree: images alone are chance
     assert paired.over_seeds_and_images(a, b) == pytest.approx(paired.bootstrap_difference(a, b)[1:], abs=0.2)
-    apart = [
-        0.0,
-        1.0,
-        5.0,
-    ]  # the first is right on every image of its first 30, 31, 35 percent, the second on all of 30
+    apart = [0.0, 1.0, 5.0]  # the first is right on its first 30, 31, 35 percent of images, the second on 30 always
     b = np.zeros((3, 1000), bool)
     b[:, :300] = True
     a = np.arange(1000) < 300 + 10 * np.array(apart)[:, None]
@@ -112,21 +109,10 @@ def test_the_interval_over_seeds_and_images_has_the_two_intervals_as_its_limits(
     assert np.isnan(paired.over_seeds_and_images(a[:1], b[:1])).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("seed_sd", "image_sd"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.25), (0.03, 0.25)])
-def test_the_interval_over_seeds_and_images_covers_what_it_says(seed_sd, image_sd, monkeypatch):
-    monkeypatch.setattr(paired, "RESAMPLES", 1000)
-    rng = np.random.default_rng(7)
-    draws, held = 300, 0
-    for _ in range(draws):
-        easy = rng.normal(
-            0.5, 0.1, 400
-        )  # the second method is two points worse, on some images more and on others less
-        other = easy - 0.02 + rng.normal(0, image_sd, 400)
-        a, b = (rng.random((3, 400)) < each + rng.normal(0, seed_sd, (3, 1)) for each in (easy, other))
-        low, high = paired.over_seeds_and_images(a, b)
-        held += low <= 2.0 <= high
-    assert 0.92 <= held / draws <= 0.98
+@pytest.mark.parametrize(("seed_sd", "image_effect"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.8), (0.03, 0.8)])
+def test_the_interval_over_seeds_and_images_covers_what_it_says(seed_sd, image_effect):
+    found = within_pair(seeds=3, seed_sd=seed_sd, image_effect=image_effect, draws=1000)
+    assert 0.92 <= found["seeds and images"] <= 0.98
 
 
 def test_two_methods_are_compared_from_their_files(tmp_path):

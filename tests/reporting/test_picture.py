@@ -28,9 +28,9 @@ def test_another_ending_is_refused(tmp_path):
         draw_leaderboard(build_leaderboard(factory.small()), tmp_path / "board.txt")
 
 
-def test_the_picture_says_data_protocol_seeds_pairs_and_figures(tmp_path):
+def test_the_picture_says_suite_protocol_seeds_pairs_and_figures(tmp_path):
     text = draw_leaderboard(build_leaderboard(factory.small()), tmp_path / "board.svg").read_text()
-    for part in ("digits, protocol short: gain over KD", "3 pairs, 2 seeds.", "+1.50", "2/0/1", "n.a."):
+    for part in ("toy, protocol short: gain over KD", "3 pairs, 2 seeds.", "+1.50", "2/0/1", "n.a."):
         assert part in text
     for name in ("1.  OFA", "From scratch", "white: reconstruction"):
         assert name in text

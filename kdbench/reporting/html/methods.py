@@ -40,9 +40,15 @@ def method_facts(name: str, row: Mapping[str, Any], entry: MethodEntry | None) -
     if entry is None:
         return [*facts, ("source", "a plugin that is not here")]
     cited = entry.citation
-    paper = f"{cited['authors']}: {cited['title']}. {cited['venue']}, {cited['year']}" if cited else entry.paper
+    paper = f"{_names(cited['authors'])}: {cited['title']}. {cited['venue']}, {cited['year']}" if cited else entry.paper
     facts += [("paper", paper), ("arXiv", cited.get("arxiv", "")), ("variant of", entry.variant_of)]
     return [(term, text) for term, text in facts if text]
+
+
+def _names(authors: str) -> str:
+    """ "Surname, Given and Surname, Given" as people write it."""
+    names = [" ".join(reversed(name.strip("{}").split(", "))) for name in authors.split(" and ")]
+    return ", ".join(names).replace(", others", " and others")
 
 
 def method_part(name: str, shown: Shown) -> dict[str, Any]:

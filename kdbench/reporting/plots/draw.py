@@ -16,7 +16,6 @@ from kdbench.reporting.leaderboard import Leaderboard, build_leaderboard
 from kdbench.reporting.plots import matrix, runs, scatter, stored, teacher
 from kdbench.reporting.plots.style import FORMATS, drawn_in, figure_bytes
 from kdbench.reporting.ranks import rank_diagram
-from kdbench.reporting.statistics import LEAST_NETS
 from kdbench.reporting.text.markup import html_comment
 from kdbench.shown import printable
 from kdbench.store.files import write_output
@@ -229,15 +228,10 @@ def _profile(results: Results, board: Leaderboard, outcomes: Outcomes) -> _Drawn
     if not gains:
         raise _NothingToDrawError("No method has gains on two pairs.")
     shown = join_names(results.method_info[name]["title"] for name in gains)
-    figure, banded = runs.profile_plot(results, board, gains)
-    band = (
-        "Band: pointwise 95 %, were teachers, students and pairs drawn anew (crossed random effects)."
-        if banded
-        else f"No band: there are fewer than {LEAST_NETS} teachers or students, and none would cover what it says."
-    )
-    return figure, (
+    return runs.profile_plot(results, board, gains), (
         "Performance profile (Agarwal et al. 2021): share of runs, over pairs and seeds, whose gain over "
-        f"{board.reference_display} with the same seed is larger than a level. Shown: {shown}. {band}"
+        f"{board.reference_display} with the same seed is larger than a level. Shown: {shown}. No band: none was found that "
+        "covers what it says."
     )
 
 

@@ -86,7 +86,7 @@ def _figure(board: Leaderboard) -> Figure:
     _draw_columns(axes, board, standings)
     over = f"gain over {board.reference_display}" if board.reference else f"mean {board.metric.title.lower()}"
     identity = board.results.identity()
-    title = f"{identity['dataset']}, protocol {identity['protocol']}: {over}"
+    title = f"{identity['suite']}, protocol {identity['protocol']}: {over}"
     figure.text(0.012, 1 - 0.1 / height, title, va="top", fontsize=11, fontweight="bold")
     figure.text(0.012, 0.08 / height, "\n".join(caption), va="bottom", fontsize=7.5, linespacing=1.25)
     return figure

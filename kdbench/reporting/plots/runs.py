@@ -1,4 +1,4 @@
-"""Plots over single runs: performance profiles with a band."""
+"""Plots over single runs: performance profiles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdbench.reporting.aggregates import performance_profile, profile_band
+from kdbench.reporting.aggregates import performance_profile
 from kdbench.reporting.frame import Results
 from kdbench.reporting.leaderboard import Leaderboard
 from kdbench.reporting.plots.stored import shown_methods
@@ -28,12 +28,8 @@ def profile_gains(results: Results, board: Leaderboard) -> dict[str, dict[str, n
     return found
 
 
-def profile_plot(results: Results, board: Leaderboard, gains: dict[str, dict[str, np.ndarray]]) -> tuple[Figure, bool]:
-    """Share of runs with more than a gain, against that gain: a line per method, and its band.
-
-    Returns:
-        The figure, and whether there is a band.
-    """
+def profile_plot(results: Results, board: Leaderboard, gains: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Share of runs with more than a gain, against that gain: a line per method."""
     every = np.concatenate([pair for pairs in gains.values() for pair in pairs.values()])
     low, high = np.percentile(every, [1, 99])
     margin = 0.05 * (high - low) or 0.5
@@ -46,13 +42,9 @@ def profile_plot(results: Results, board: Leaderboard, gains: dict[str, dict[str
         color, dashes = styles[name]
         label = shorten(str(results.method_info[name]["title"]))
         axes.plot(levels, performance_profile([*pairs.values()], levels), color=color, linestyle=dashes, label=label)
-        nets = results.pairs.loc[[*pairs]]
-        band = profile_band([*pairs.values()], levels, nets["teacher"].tolist(), nets["student"].tolist())
-        if band is not None:
-            axes.fill_between(levels, *band, color=color, alpha=0.12, linewidth=0)
     axes.axvline(0, color="black", linewidth=0.6, zorder=1)
     axes.set(xlim=(levels[0], levels[-1]), ylim=(0, 1), ylabel="share of runs with more")
     axes.set_xlabel(results.metric.with_unit(f"gain over {board.reference_display}", difference=True))
     handles, _ = axes.get_legend_handles_labels()
     legend_above(figure, handles, 6, handlelength=3.0, columnspacing=1.2, handletextpad=0.8)
-    return figure, bool(axes.collections)
+    return figure

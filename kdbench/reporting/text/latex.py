@@ -7,6 +7,8 @@ column have, becomes panels below each other; in a narrower layout, or for long 
 from __future__ import annotations
 
 import itertools
+import re
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,22 +28,29 @@ from kdbench.reporting.text.markup import (
 )
 
 # A table wider than the line is scaled where graphicx is there to do it; without it, it is set as it is.
-_FIT = r"\ifdim\wd2>\linewidth\ifdefined\resizebox\resizebox{\linewidth}{!}{\box2}\else\box2\fi\else\box2\fi"
+_FIT = r"\leavevmode\ifdim\wd2>\linewidth\ifdefined\resizebox\resizebox{\linewidth}{!}{\box2}\else\box2\fi\else\box2\fi"
 
 #: Points of a line, and of one of two columns.
 LINE, COLUMN = 380, 200
-#: Lines of a float, caption and notes not counted: more do not fit on a page.
-MAX_LINES = 46
+#: Rows of 10.5 pt on a page of the standard article, what stands around a float left out.
+PAGE = 49
 #: Lines of notes under a float; more stand in the text after it, where they may run over pages.
 MAX_NOTE_LINES = 12
-#: Points between columns, and of the narrowest column of long text.
-_GAP, _NARROW = 6, 60
+#: Points between columns; of text that is long, and of the narrowest column that it is broken to.
+_GAP, _NARROW, _NARROWEST = 6, 60, 50
 #: Characters of text in a cell that may not be broken, and of a line of long text.
 _SHORT, _TEXT_WIDTH = 18, 24
 #: Characters of a line of a column's title.
 _TITLE = 9
 #: Points of characters at 8 pt; of all others 4.25.
-_POINTS = {**dict.fromkeys(".,:;'|il()[]", 2.6), **dict.fromkeys("±+-–→↑↓×MWmw%", 7.0), " ": 2.9}
+_POINTS = {
+    **dict.fromkeys(string.ascii_uppercase, 6.0),
+    **dict.fromkeys(".,:;'|ijl()[]", 2.6),
+    **dict.fromkeys("frstI", 3.3),
+    **dict.fromkeys("±+-–→↑↓×MWmw%", 7.0),
+    " ": 2.9,
+}
+_COMMAND = re.compile(r"\\\w+|[{}$]")
 _SPACING = r"\setlength{\tabcolsep}{3pt}\renewcommand{\arraystretch}{1.1}"
 # In a paragraph; the end of the row stays what it is.
 _RAGGED = r"\raggedright\let\\\tabularnewline "
@@ -58,12 +67,13 @@ def write_latex(table: Table) -> str:
     comments = [f"% {one_line(table.command)}", f"% results {table.results_hash}; needs {needs}"]
     if table.message:
         return "\n".join([*comments, rf"\emph{{{style.escape(table.message)}}}"]) + "\n"
-    table = _cited(table)
-    notes = note_lines(table, style)
+    papers = _papers(table, style)
+    table = _uncited(table)
+    notes = [*note_lines(table, style), *([papers] if papers else [])]
     if table.long:
         lines = _long(table, style, notes)
     elif table.bare:
-        lines = _tabular(table, style)
+        lines = [f"% {papers}"] * bool(papers) + _tabular(table, style)
     else:
         lines = _floated(table, style, notes)
     if any(r"\cite{" in line for line in lines):
@@ -72,8 +82,9 @@ def write_latex(table: Table) -> str:
 
 
 def _floated(table: Table, style: Style, notes: list[str]) -> list[str]:
-    floats = _floats(table)
-    apart = sum(-(-len(note) // 90) for note in notes) > MAX_NOTE_LINES
+    of_notes = sum(-(-len(_COMMAND.sub("", note)) // 90) for note in notes)
+    apart = of_notes > MAX_NOTE_LINES
+    floats = _floats(table, PAGE - 1.2 * -(-len(table.caption) // 85) - (0 if apart else of_notes))
     lines = []
     for number, parts in enumerate(floats):
         under = [] if apart or number < len(floats) - 1 else notes
@@ -147,21 +158,22 @@ def _long(table: Table, style: Style, notes: Sequence[str]) -> list[str]:
     ]
 
 
-def _floats(table: Table) -> list[list[Table]]:
-    """The panels of each float: as many as a page holds; one that is longer than a page is cut by rows."""
+def _floats(table: Table, room: float) -> list[list[Table]]:
+    """The panels of each float: as many as ``room``, in lines, holds; one that is longer is cut by rows."""
     heights = [max([1, *(-(-len(cell.text) // _TEXT_WIDTH) for cell in row)]) for row in table.cells]
     groups = sum(header.group != before.group for before, header in itertools.pairwise(table.rows)) + 1
+    head = max((len(title_lines(_said(header), _TITLE)) for header in table.columns), default=1)
+    head += any(header.group for header in table.columns) + 2  # two for rules and the space between panels
     parts = panels(table)
-    limit = MAX_LINES - max(0, len(table.caption) // 95 - 3)  # a caption of more than three lines
-    if (together := limit // (sum(heights) + groups + 3)) > 0:
+    if (together := int(room / (sum(heights) + 1.5 * groups + head))) > 0:
         return [parts[i : i + together] for i in range(0, len(parts), together)]
-    edges, used = [0], 0
+    edges, used = [0], float(head)
     for i, height in enumerate(heights):
-        height += i == edges[-1] or table.rows[i].group != table.rows[i - 1].group
-        if used + height > MAX_LINES - 6:
+        rows = height + 1.5 * (i == edges[-1] or table.rows[i].group != table.rows[i - 1].group)
+        if used + rows > room:
             edges.append(i)
-            used = 0
-        used += height
+            used = float(head)
+        used += rows
     edges.append(len(heights))
     return [
         [replace(part, rows=part.rows[start:end], cells=part.cells[start:end])]
@@ -175,14 +187,24 @@ def panels(table: Table) -> list[Table]:
     return cut(table, _widths(table), LINE)
 
 
-def _cited(table: Table) -> Table:
-    """The table with papers cited, in place of notes that name them."""
-    keys = {note.mark: note.cites for note in table.notes if note.cites}
+def _papers(table: Table, style: Style) -> str:
+    """Who is cited for which title. In a note, since the names of authors, which natbib prints, would widen rows and columns."""
+    keys = _keys(table)
+    cited: dict[str, list[str]] = {}
+    for header in (*table.rows, *table.columns):
+        own = replace(header, marks=tuple(mark for mark in header.marks if mark not in keys), better="")
+        found = [header.cites, *(keys[mark] for mark in header.marks if mark in keys)]
+        cited.setdefault(title_markup(own, style), []).extend(filter(None, found))
+    said = [rf"{title}~\cite{{{','.join(dict.fromkeys(found))}}}" for title, found in cited.items() if found]
+    return f"Papers: {'; '.join(said)}." if said else ""
+
+
+def _uncited(table: Table) -> Table:
+    """The table without what ``_papers`` says; cells that name papers cite them."""
+    keys = _keys(table)
 
     def header(of: Header) -> Header:
-        found = ",".join([of.cites, *(keys[mark] for mark in of.marks if mark in keys)]).split(",")
-        marks = tuple(mark for mark in of.marks if mark not in keys)
-        return replace(of, marks=marks, cites=",".join(dict.fromkeys(filter(None, found))))
+        return replace(of, marks=tuple(mark for mark in of.marks if mark not in keys), cites="")
 
     def cell(of: Cell) -> Cell:
         found = [keys[mark] for mark in of.marks if mark in keys]
@@ -195,6 +217,11 @@ def _cited(table: Table) -> Table:
         cells=tuple(tuple(map(cell, row)) for row in table.cells),
         notes=tuple(note for note in table.notes if not note.cites),
     )
+
+
+def _keys(table: Table) -> dict[str, str]:
+    """BibTeX keys by the mark of the note that they stand for."""
+    return {note.mark: note.cites for note in table.notes if note.cites}
 
 
 def _head(table: Table, types: Sequence[str], style: Style) -> list[str]:
@@ -217,10 +244,10 @@ def _body(table: Table, types: Sequence[str], style: Style) -> list[str]:
     for group, rows in groups_of(table):
         lines.append(r"\midrule")
         if group:
-            lines.append(rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\textit{{{style.escape(group)}}}}} \\")
+            lines.append(rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\textit{{{style.escape(group)}}}}} \\*")
         for header, row in rows:
             cells = (_cell(cell, kind, style) for cell, kind in zip(row, types[1:], strict=True))
-            title = _cite(title_markup(header, style), header.cites)
+            title = title_markup(header, style)
             if types[0] != "l":
                 title = _RAGGED + title
             lines.append(" & ".join([title, *cells]) + r" \\")
@@ -231,11 +258,15 @@ def _column_types(table: Table) -> list[str]:
     """``r`` for numbers, ``l`` for text, a paragraph for long text: these share what the others leave of the line."""
     widths = _widths(table)
     textual = [True, *_texts(table)]
-    long = [width >= _NARROW and text for width, text in zip(_lengths(table), textual, strict=True)]
+    citing = [False, *(any(row[i].cites for row in table.cells) for i in range(len(table.columns)))]
+    long = [
+        text and (width >= _NARROW or cites)
+        for width, text, cites in zip(_lengths(table), textual, citing, strict=True)
+    ]
     if not table.long:
         long[0] = False
     rest = LINE - sum(width for width, broken in zip(widths, long, strict=True) if not broken)
-    share = max(rest / max(sum(long), 1) - _GAP, _NARROW) / LINE
+    share = max(rest / max(sum(long), 1) - _GAP, _NARROWEST) / LINE
     return [
         rf"p{{{share:.3f}\linewidth}}" if broken else "l" if text else "r"
         for broken, text in zip(long, textual, strict=True)
@@ -252,7 +283,7 @@ def _lengths(table: Table) -> list[float]:
     titles = max((_points(_said(header)) for header in table.rows), default=0.0)
     return [
         max(titles, _points(table.corner)),
-        *(max((_points(plain_cell(row[i]) + _numbers(row[i].cites)) + 3 * len(row[i].marks) for row in table.cells), default=0.0)
+        *(max((_points(plain_cell(row[i])) + 3 * len(row[i].marks) for row in table.cells), default=0.0)
           for i in range(len(table.columns))),
     ]  # fmt: skip
 
@@ -274,13 +305,8 @@ def _points(text: str) -> float:
 
 
 def _said(header: Header) -> str:
-    """A title as wide as it is printed: a citation is a number in brackets."""
-    return title_markup(replace(header, marks=()), STYLES["text"]) + "*" * len(header.marks) + _numbers(header.cites)
-
-
-def _numbers(cites: str) -> str:
-    """As wide as what BibTeX makes of keys."""
-    return f" [{', '.join(['00'] * len(cites.split(',')))}]" if cites else ""
+    """A title as wide as it is printed."""
+    return title_markup(replace(header, marks=()), STYLES["text"]) + "*" * len(header.marks)
 
 
 def _column_title(header: Header, kind: str, style: Style) -> str:
@@ -289,7 +315,6 @@ def _column_title(header: Header, kind: str, style: Style) -> str:
     lines = [style.escape(line) for line in title_lines(title_markup(plain, STYLES["text"]), _TITLE)]
     if header.marks:
         lines[-1] += style.raised(",".join(map(style.escape, header.marks)))
-    lines[-1] = _cite(lines[-1], header.cites)
     if len(lines) == 1:
         return lines[0]
     side = "r" if kind == "r" else "l"
@@ -297,11 +322,9 @@ def _column_title(header: Header, kind: str, style: Style) -> str:
 
 
 def _cell(cell: Cell, kind: str, style: Style) -> str:
-    text = _cite(cell_markup(cell, style), cell.cites)
+    text = cell_markup(cell, style)
+    if cell.cites:
+        text = (text + "~" if text else "") + rf"\cite{{{cell.cites}}}"
     if kind.startswith("p") and text:
         return _RAGGED + text
     return text.replace("-", "$-$", 1) if cell.kind in ("value", "gain") and cell.value < 0 else text
-
-
-def _cite(text: str, keys: str) -> str:
-    return (text + "~" if text else "") + rf"\cite{{{keys}}}" if keys else text
