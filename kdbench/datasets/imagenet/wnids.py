@@ -76,5 +76,5 @@ def _timm_file(name: str) -> Path:
     found = importlib.util.find_spec("timm")
     path = Path(found.origin).parent / "data" / "_info" / name if found and found.origin else None
     if path is None or not path.is_file():
-        raise KdbenchError(f"timm's list of ImageNet classes ({name}) is not where timm 1.0.20 and later have it")
+        raise KdbenchError(f"timm's list of ImageNet classes ({name}) is not where timm 1.0.21 and later have it")
     return path
