@@ -270,6 +270,7 @@ def test_settings_of_another_suite_are_refused(found: Path, kdbench: Kdbench) ->
 # In processes of their own
 
 
+@pytest.mark.slow
 def test_killed_search_goes_on_and_finds_the_same(suite: Path, kdbench: Kdbench) -> None:
     words = ["tune", str(suite), "--methods", "kd", "--trials", "2", "--device", "cpu", "--on", "inprocess", "--solo"]
     command = [sys.executable, "-m", "kdbench", *words, "--out", "killed", "--to", "killed.yaml"]

@@ -25,6 +25,22 @@ pytestmark = pytest.mark.usefixtures("forget_plugins")
 BUILT_IN = catalog()
 #: Each family once on either side.
 THREE = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"))
+#: Methods of every kind, which are checked by default; the others by name.
+FEW = {
+    "scratch",
+    "kd",
+    "fitnet",
+    "rkd",
+    "crd",
+    "ofa",
+    "lfcc",
+    "simkd",
+    "mlld",
+    "minilmv2",
+    "deit",
+    "fitnet-two-stage",
+    "srrl",
+}
 
 PLUGIN = '''
 import random, sys, time, warnings
@@ -84,7 +100,14 @@ def failures_of(path: Path, pairs=THREE, name: str = "mine") -> list[Failure]:
     return check_method(catalog([str(path)])[name], pairs=pairs)
 
 
-@pytest.mark.parametrize(("name", "pair"), list(zip(BUILT_IN, itertools.cycle(THREE), strict=False)), ids=str)
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        pytest.param(name, pair, marks=[] if name in FEW else [pytest.mark.slow])
+        for name, pair in zip(BUILT_IN, itertools.cycle(THREE), strict=False)
+    ],
+    ids=str,
+)
 def test_every_built_in_method_passes_all_checks_on_one_kind_of_pair(name: str, pair: Pair) -> None:
     pair = Pair("vit", "vit") if "attention" in BUILT_IN[name].needs else pair
     assert [str(failure) for failure in check_method(BUILT_IN[name], pairs=(pair,))] == []
@@ -505,6 +528,7 @@ def test_examine_tells_its_progress_and_time(write) -> None:
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_says_what_failed_and_goes_on_with_the_next_method(write, capsys) -> None:
     files = [
         write("broken", TOP="raise RuntimeError('boom')"),

@@ -94,6 +94,7 @@ def test_only_a_few_batches_are_under_way() -> None:
     pipe.close()
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdbench.data.views.EVALUATION_BATCH", 6)
     monkeypatch.setattr("kdbench.data.views._PART_SIZE", 2)

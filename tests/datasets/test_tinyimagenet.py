@@ -82,6 +82,7 @@ def test_copies_that_are_not_whole_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_suite_is_planned_for_it_and_for_what_it_holds(kdbench: Callable[..., Said], tmp_path: Path) -> None:
     words = (
         "plan",

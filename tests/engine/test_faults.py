@@ -107,6 +107,7 @@ def test_a_net_that_meets_short_memory_or_a_lost_device_does_not_count_as_one_th
         assert found.value is each
 
 
+@pytest.mark.slow
 def test_short_memory_while_cells_are_built_evaluated_or_measured_makes_smaller_groups(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_every_method_is_recorded_and_ends_where_plain_steps_end(lab: Lab, names
     assert recorder.recorded == 1 + len(names) + len(READ_THE_EPOCH.intersection(names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", few(["cnn--vit", "vit--cnn"]))
 def test_a_whole_run_gives_the_same_results_and_says_that_it_was_recorded(lab: Lab, on_cpu: OnCpu, pair: str) -> None:
     plan = lab.plan(["scratch", "kd", "crd"], pair, recipe={"ema": 0.9})
@@ -191,6 +192,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_a_method_that_cannot_be_recorded_runs_as_it_is_and_says_why(
     lab: Lab, on_cpu: OnCpu, write_plugin: Callable[[str, str], str]
 ) -> None:

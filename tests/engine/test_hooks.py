@@ -129,6 +129,7 @@ def test_a_hook_that_raises_for_every_cell_of_a_cohort_leaves_other_cohorts_alon
     assert states == {(0, "scratch"): "done", (0, "kd"): "done", (1, "scratch"): "failed", (1, "kd"): "failed"}
 
 
+@pytest.mark.slow
 def test_a_hook_gives_the_same_numbers_alone_in_a_cohort_and_after_an_interruption(lab: Lab, write_hook: Write) -> None:
     plan = lab.plan(["scratch", "kd"], hooks=(write_hook(SHRINK),))
     together = lab.train(plan, "together")

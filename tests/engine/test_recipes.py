@@ -227,6 +227,7 @@ def test_a_cell_that_does_not_fit_goes_on_in_parts_of_the_same_batch(
     assert "it goes on with each batch in 4 parts" in log
 
 
+@pytest.mark.slow
 def test_a_cohort_that_does_not_fit_goes_on_in_smaller_groups_with_the_same_numbers(
     lab: Lab, write_plugin: Callable[[str, str], str]
 ) -> None:

@@ -620,6 +620,7 @@ def test_wall_time_is_that_of_workers_who_take_the_jobs_in_order(
 # In processes of their own
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_goes_on_from_its_checkpoint_with_the_same_numbers(
     copied: tuple[Path, Path], kdbench: Kdbench, tmp_path: Path
 ) -> None:

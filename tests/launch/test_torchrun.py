@@ -141,6 +141,7 @@ def compare(one: Path, two: Path) -> None:
         assert results[1]["cost"]["processes"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("two processes")
 def test_torchrun_with_two_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
     """With one method that fails, in one of the processes alone where there are two."""
@@ -227,6 +228,7 @@ assert groups[0]() is None
 """
 
 
+@pytest.mark.slow
 def test_nothing_holds_a_group_that_is_left_so_that_the_others_notice(tmp_path: Path) -> None:
     (tmp_path / "leaving.py").write_text(LEAVING)
     words = ["torch.distributed.run", "--nproc_per_node=1", "--master_port=0", "--standalone"]

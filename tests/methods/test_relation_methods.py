@@ -449,6 +449,7 @@ def work(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_and_gradients_of_one_on_the_joint_batch(tmp_path):
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     found = torch.load(tmp_path / "found.pt")

@@ -23,8 +23,6 @@ from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.registry import catalog
 from kdbench.suite.net import NetSpec
 
-pytestmark = pytest.mark.xdist_group("two_processes")  # they share one start of two processes
-
 CLASSES, BATCH, SAMPLES = 5, 8, 24
 STUDENT = NetSpec(
     timm="vit_32px_small", family="vit", args={"patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}

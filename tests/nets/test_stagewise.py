@@ -68,7 +68,7 @@ def run(net: TappedNet, inputs: torch.Tensor) -> tuple[list[Any], torch.Tensor, 
     return states, *net.stagewise.head(states[-1])
 
 
-@pytest.mark.parametrize("name", few(ALL, 10))
+@pytest.mark.parametrize("name", few(ALL, 5))
 @torch.no_grad()
 def test_stages_one_after_the_other_equal_the_nets_own_forward(name: str) -> None:
     net = build(ALL[name], name)
@@ -87,7 +87,7 @@ def test_stages_one_after_the_other_equal_the_nets_own_forward(name: str) -> Non
         assert (state.class_tokens is None) == (stage.class_tokens is None)
 
 
-@pytest.mark.parametrize("name", few(ALL, 10))
+@pytest.mark.parametrize("name", few(ALL, 5))
 @torch.no_grad()
 def test_a_state_survives_the_way_to_a_map_and_back(name: str) -> None:
     net = build(ALL[name], name)
@@ -100,7 +100,7 @@ def test_a_state_survives_the_way_to_a_map_and_back(name: str) -> None:
         assert (rebuilt.grid, rebuilt.layout) == (state.grid, state.layout)
 
 
-@pytest.mark.parametrize("name", few(ALL, 10))
+@pytest.mark.parametrize("name", few(ALL, 5))
 @torch.no_grad()
 def test_input_shapes_are_known_on_the_meta_device(name: str) -> None:
     info = describe(ALL[name], 7, name)

@@ -45,6 +45,7 @@ class Tells(Hook):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("one_file")
 def test_a_method_a_metric_and_a_hook_in_one_file_reach_everything(
     kdbench: Callable[..., Any], write_suite: Callable[..., Path], tmp_path: Path

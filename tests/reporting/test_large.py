@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from kdbench.store.rows import load_results
 from tests.reporting.large import large_plan, write_large
 
@@ -17,6 +19,7 @@ def test_a_written_store_is_read_back_as_planned(tmp_path: Path) -> None:
     assert rows["top1"].between(50, 90.01).all()
 
 
+@pytest.mark.slow
 def test_report_and_plots_are_written_from_the_command_line(kdbench, tmp_path: Path, monkeypatch) -> None:
     from kdbench.reporting.plots import draw
 

@@ -211,6 +211,7 @@ def test_cells_that_were_never_run_are_counted(kdbench: Callable[..., Said], run
     assert " not run." in said.out
 
 
+@pytest.mark.slow
 def test_no_pdf_has_type_3_fonts(runs: Path, tmp_path: Path, kdbench: Callable[..., Said]) -> None:
     kdbench("leaderboard", "digits", "--out", runs, "--to", tmp_path / "board.pdf")
     content = (tmp_path / "board.pdf").read_bytes()

@@ -280,6 +280,7 @@ def test_long_histories_keep_their_last_epoch(tmp_path: Path) -> None:
     assert len(kept) <= 200
 
 
+@pytest.mark.slow
 def test_ten_thousand_cells_make_a_page_of_a_few_megabytes(tmp_path: Path) -> None:
     methods = {f"m{i}": [50.0 + i % 7, 51.0, 52.0, 53.0, 54.0] for i in range(38)}
     frame = factory.frame({f"t{i % 5}--s{i}": {"scratch": [40.0] * 5, "kd": [50.0] * 5, **methods} for i in range(50)})

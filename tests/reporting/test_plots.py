@@ -244,6 +244,7 @@ def test_unknown_formats_are_refused(tmp_path: Path) -> None:
         write_plots(factory.small(), tmp_path, tmp_path, ("gif",))
 
 
+@pytest.mark.slow
 def test_drawing_leaves_no_figure_open_and_no_setting_changed(tmp_path: Path) -> None:
     code = (
         "import sys, matplotlib; before = dict(matplotlib.rcParams)\n"

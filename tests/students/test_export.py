@@ -367,6 +367,7 @@ def test_loading_leaves_the_random_numbers_of_others_alone(exported: Path) -> No
 # ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kd", "simkd", "half"])
 def test_the_graph_gives_torchs_logits_for_any_number_of_images(trained: Trained, tmp_path: Path, name: str) -> None:
     pytest.importorskip("onnx")

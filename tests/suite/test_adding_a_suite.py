@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-suite.md"
 
 
+@pytest.mark.slow
 def test_the_suite_of_the_guide_is_planned_on_a_folder_with_two_images_a_class(
     kdbench: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -276,6 +276,7 @@ def test_every_layout_that_is_refused_can_be_converted(foreign: Path, tmp_path: 
         assert all(torch.equal(found[key], state[key]) for key in state), path
 
 
+@pytest.mark.slow
 def test_the_command_that_a_refusal_names_works_as_it_stands(
     foreign: Path, kdbench: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
