@@ -16,11 +16,12 @@ import torch
 from benchmarks.common import Spread
 from benchmarks.memory import Saved
 from benchmarks.sides import Finding, added, ratio
+from tests.few import few
 
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("cohort", []), ("overhead", []), ("methods", ["--methods", "crd"]), ("scaling", [])],
+    few([("cohort", []), ("overhead", []), ("methods", ["--methods", "crd"]), ("scaling", [])]),
 )
 def test_a_benchmark_writes_its_ratios_with_device_and_versions(
     name: str, arguments: list[str], tmp_path: Path

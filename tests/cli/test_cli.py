@@ -26,6 +26,7 @@ from kdbench.store.layout import FORMAT
 from kdbench.store.result import write_record
 from kdbench.suite.suite import load_suite
 from tests.conftest import Said, tiny
+from tests.few import few
 from tests.records import cell_result
 
 Kdbench = Callable[..., Said]
@@ -67,7 +68,7 @@ def imported(*words: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [
+    few([(words,) for words in [
         ("--help",), ("run", "--help"), ("list",), ("list", "methods"), ("list", "pairs", "--json"), ("status",),
         ("list", "methods", "--suite", "cifar100"), ("show", "ofa", "--suite", "cifar100", "--as-tuned"),
         ("status", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
@@ -75,7 +76,7 @@ def imported(*words: str) -> list[str]:
         ("table", "SUITE", "--protocol", "seeds", "--out", "RUNS", "--format", "latex"),
         ("leaderboard", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
         ("run", "--methods", "kdd"),
-    ],
+    ]], 7),
 )  # fmt: skip
 def test_verbs_that_train_nothing_import_nothing_heavy(
     filled: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
@@ -439,7 +440,7 @@ def test_results_of_an_older_configuration_are_told_and_not_shown(
     assert "stale: 12 results of other configurations" in said.out
 
 
-@pytest.mark.parametrize("layout", ["pairs", "methods"])
+@pytest.mark.parametrize("layout", few(["pairs", "methods"]))
 @pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv", "html"])
 def test_table_is_written_in_every_form(
     kdbench: Kdbench, filled: tuple[Path, Path], tmp_path: Path, form: str, layout: str
