@@ -9,6 +9,7 @@ import pytest
 
 from kdbench.store.rows import load_results
 from tests.conftest import Said
+from tests.few import few
 from tests.reporting.large import large_plan, write_large
 
 
@@ -22,7 +23,7 @@ def stores(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    "words", [["table"], ["table", "--format", "latex"], ["leaderboard"], ["table", "--methods", "kd,scratch"]]
+    "words", few([["table"], ["leaderboard"], ["table", "--format", "latex"], ["table", "--methods", "kd,scratch"]], 2)
 )
 def test_a_csv_file_gives_the_same_tables(
     kdbench: Callable[..., Said], stores: tuple[Path, Path], words: list[str]
@@ -52,6 +53,7 @@ def test_pairs_and_seeds_choose_rows_of_a_csv_file(kdbench: Callable[..., Said],
     assert not [other for other in rows["pair"].unique() if other != pair and other in said.out]
 
 
+@pytest.mark.slow
 def test_plots_and_report_of_a_csv_file_do_without_curves_and_predictions(
     kdbench: Callable[..., Said], stores: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from tests.records import cell_result
 Kdbench = Callable[..., Said]
 
 
+@pytest.mark.slow
 def test_plan_reads_each_result_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(load_suite("digits"), Request(protocol="full"), catalog())
     store = Store(tmp_path / "runs")

@@ -223,7 +223,7 @@ def test_a_method_that_reads_the_epoch_is_recorded_in_each(
     assert on_cpu.made[-1].recorder.recorded == 1 + 3  # the teacher, three epochs
 
 
-@pytest.mark.parametrize("failing", [{2}, {2, 3}])  # the first recording is the teacher's
+@pytest.mark.parametrize("failing", few([{2}, {2, 3}]))  # the first recording is the teacher's
 def test_a_recording_that_fails_loses_no_step(lab: Lab, on_cpu: OnCpu, failing: set[int]) -> None:
     class Fails(TapeRecorder):
         """Some recordings fail when gradients are there and the optimiser is about to use them."""

@@ -99,6 +99,7 @@ def processes(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.xdist_group("two processes")
 def test_two_processes_give_the_losses_and_gradients_of_one_on_the_whole_batch(name, processes) -> None:

@@ -186,6 +186,7 @@ def test_a_protocol_without_cells_says_what_there_is(kdbench: Callable[..., Said
     assert kdbench("table", "digits", "--protocol", "smokey", "--out", runs).status == 2
 
 
+@pytest.mark.slow
 def test_the_format_is_that_of_the_files_ending(kdbench: Callable[..., Said], runs: Path, tmp_path: Path) -> None:
     begins = {"a.tex": "%", "a.csv": "suite,", "a.md": "<!--", "a.html": "<!--", "a.json": "{"}
     for verb in ("table", "leaderboard"):

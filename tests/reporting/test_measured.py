@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 
 MEASURED = Path(__file__).parents[2] / "results" / "measured"
+#: Of each folder what people read; the same in other formats by name.
 COMMANDS = [
-    pytest.param(page.parent, line, id=f"{page.parent.name}: {line}")
+    pytest.param(
+        page.parent,
+        line,
+        id=f"{page.parent.name}: {line}",
+        marks=[] if line.endswith(".md") else [pytest.mark.slow],
+    )
     for page in sorted(MEASURED.glob("*/README.md"))
     for line in page.read_text(encoding="utf-8").splitlines()
     if line.startswith(("kdbench table ", "kdbench leaderboard ")) and not line.endswith(".png")

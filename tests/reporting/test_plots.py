@@ -23,6 +23,7 @@ from kdbench.reporting.plots.teacher import teacher_points
 from kdbench.reporting.ranks import cliques, rank_diagram
 from kdbench.reporting.statistics import holm, signed_rank
 from kdbench.store.reading import Outcomes
+from tests.few import few
 from tests.reporting import factory
 from tests.reporting.stored import write_store
 
@@ -231,7 +232,7 @@ LITTLE = {
 }
 
 
-@pytest.mark.parametrize("name", LITTLE)
+@pytest.mark.parametrize("name", few(LITTLE, 4))
 def test_every_store_gives_a_drawing_or_a_reason(tmp_path: Path, name: str) -> None:
     for plot in draw_plots(LITTLE[name], tmp_path):
         assert plot.caption
