@@ -206,6 +206,12 @@ def test_a_method_sees_only_what_it_declared_whatever_its_company_needs(
                 "non-finite loss",
                 "loss term 'bad' is not finite at epoch 1, step 3",
             ),
+            (
+                "vandal",
+                "teacher.logits.zero_()\nreturn {'ce': batch.task_loss(student.logits)}",
+                "exception",
+                "the method changed the batch or the teacher's outputs in place; clone before writing",
+            ),
             ("boom", "raise ValueError('wrong shape')", "exception", "ValueError: wrong shape"),
             (
                 "memory",
@@ -220,12 +226,6 @@ def test_a_method_sees_only_what_it_declared_whatever_its_company_needs(
                 "loss term 'ce' must be a scalar tensor, got (20,)",
             ),
             ("nothing", "return {}", "exception", "forward must return a dict of named loss terms, got dict"),
-            (
-                "vandal",
-                "teacher.logits.zero_()\nreturn {'ce': batch.task_loss(student.logits)}",
-                "exception",
-                "the method changed the batch or the teacher's outputs in place; clone before writing",
-            ),
         ],
         2,
     ),
