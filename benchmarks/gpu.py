@@ -341,18 +341,7 @@ def runs(options: Options) -> dict[str, list[str]]:
             for device in ("cuda", "cuda:0", "cuda:99")
         }  # fmt: skip
         said = {device: process.communicate(timeout=300)[0].strip() for device, process in started.items()}
-    return {
-        device: [
-            f"status {started[device].returncode}",
-            *(text.splitlines()[-1:] if device == "cuda:99" else failed(text)),
-        ]
-        for device, text in said.items()
-    }
-
-
-def failed(text: str) -> list[str]:
-    """What a run says of cells that failed."""
-    return [line.strip() for line in text.splitlines() if line.strip().startswith(("failed:", "why:"))]
+    return {device: [f"status {started[device].returncode}", *text.splitlines()[-3:]] for device, text in said.items()}
 
 
 #: What runs, in this order, and whether it needs a GPU.
