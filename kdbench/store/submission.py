@@ -137,7 +137,8 @@ def _submitted(store: Store, path: str, damaged: list[str]) -> SubmittedCell | N
         damaged.append(found.problem)
     if found.result is not None:
         predictions = read_predictions(folder, lambda file, reason: damaged.append(f"{file}: {reason}"))
-        known |= {"result": found.result, "result_sha256": result_hash(found.result)}
+        whole = CellResult.model_validate(found.result.model_dump(mode="json"))  # with every field of today
+        known |= {"result": whole, "result_sha256": result_hash(whole)}
         if predictions is not None:
             content = read_file(folder.predictions, ARCHIVE_BYTES)
             known |= {"predictions_sha256": hashlib.sha256(content).hexdigest(), "images": len(predictions.correct)}
@@ -150,8 +151,8 @@ def _submitted(store: Store, path: str, damaged: list[str]) -> SubmittedCell | N
 
 
 def result_hash(result: CellResult) -> str:
-    """The SHA-256 of the file that holds a result."""
-    return hashlib.sha256(encode_json(result.model_dump(mode="json"))).hexdigest()
+    """The SHA-256 of a result as a submission holds it; fields that are younger than the submission do not count."""
+    return hashlib.sha256(encode_json(result.model_dump(mode="json", exclude_unset=True))).hexdigest()
 
 
 def means_of(cells: Iterable[SubmittedCell]) -> Iterator[Mean]:

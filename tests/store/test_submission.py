@@ -20,7 +20,14 @@ from kdbench.store.files import write_json
 from kdbench.store.problems import problems_of
 from kdbench.store.result import CellMetrics, Failure, write_record
 from kdbench.store.rows import load_results
-from kdbench.store.submission import line_of, make_submission, read_submission, schema, write_submission
+from kdbench.store.submission import (
+    line_of,
+    make_submission,
+    read_submission,
+    result_hash,
+    schema,
+    write_submission,
+)
 from tests.records import cell_result
 
 PAIR, IMAGES = "swin_tiny--resnet18", 200
@@ -216,3 +223,10 @@ def test_submit_says_what_is_missing_and_refuses_another_ending(
     assert "expected a name that ends with .json" in capsys.readouterr().err
     assert main(["submit", "digits", "--to", str(tmp_path / "x.json"), "--out", str(tmp_path)]) == 1
     assert "holds no finished cell of suite digits" in capsys.readouterr().err
+
+
+def test_the_committed_submission_is_sound_whatever_fields_results_have_got_since() -> None:
+    path = Path(__file__).parents[2] / "results" / "measured" / "cifar100-tiny-cpu" / "submission.json"
+    for cell in read_submission(path)[0].cells:
+        assert cell.result is not None
+        assert cell.result_sha256 == result_hash(cell.result)
