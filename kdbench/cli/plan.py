@@ -45,7 +45,7 @@ def plan(request: Request, profile: str | None, no_probe: bool, all_cells: bool)
 
     The status is 2 where data or weights are missing; the plan is shown all the same.
     """
-    gc.set_threshold(50_000)  # importing torch and timm makes many objects and no garbage: looking for it takes a second
+    gc.set_threshold(50_000)  # imports make many objects and no garbage: looking for it takes a second
     gpus = None
     if profile is not None:
         gpus = find_profile(profile)
