@@ -16,11 +16,11 @@ class KDHead(Method):
     """Li and Jin, Shadow Knowledge Distillation: Bridging Offline and Online Knowledge Transfer, NeurIPS 2022: KD with reversed
     distillation into the teacher's head.
 
-    A baseline of that paper, its KD† (head): the pre-trained teacher learns with the student, by mutual learning (DML), and
-    only its classifier is updated. Student and head each have the supervised loss and the KL divergence to the other's
-    predictions, lambda = 1; the paper's tau is 4. ``ce_weight`` and ``kd_weight`` belong to the student and are KD's;
-    ``reverse_weight`` is the lambda of the head, whose supervised loss has weight 1. At ``reverse_weight`` 0 the head is
-    fine-tuned by the labels alone.
+    A baseline of that paper, KD† (head) in table 1 of its submitted version: the pre-trained teacher learns with the student,
+    by mutual learning (DML), and only its classifier is updated. Student and head each have the supervised loss and the KL
+    divergence to the other's predictions, lambda = 1; the paper's tau is 4. ``ce_weight`` and ``kd_weight`` belong to the
+    student and are KD's; ``reverse_weight`` is the lambda of the head, whose supervised loss has weight 1. At
+    ``reverse_weight`` 0 the head is fine-tuned by the labels alone.
 
     SHAKE itself has another head, which is not here: as released, convolutions that fuse three stages of the teacher, below its
     frozen classifier.
