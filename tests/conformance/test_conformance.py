@@ -41,6 +41,7 @@ FEW = {
     "deit",
     "fitnet-two-stage",
     "srrl",
+    "kd-head",
 }
 
 PLUGIN = '''
