@@ -29,17 +29,15 @@ from kdbench.suite.zoo import ZOO
 #: Extra parameters of the methods, as docs/methods.py counts them.
 COSTS = Path(kdbench.plugins.__path__[0], "method_costs.json")
 
-KINDS = ("methods", "pairs", "suites", "nets", "datasets", "published")
+KINDS = ("methods", "pairs", "suites", "protocols", "nets", "datasets", "published")
 #: Width of a column of prose, in characters.
 PROSE = 52
-#: Width of the table of methods, and of its column of taps.
-WIDTH, TAPS = 120, 10
 
 
 @verb("list", "plugins")
 @click.argument("what", required=False, type=OneOf((*KINDS, "schema")))
 @click.option(
-    "--suite", metavar="SUITE", help="List pairs, or methods as set, of this suite (default: pairs of all suites)."
+    "--suite", metavar="SUITE", help="List pairs, protocols, or methods as set, of this suite (default: of all suites)."
 )
 @click.option("--pair", metavar="T--S", help="With --suite: list methods as set for this pair (default: its first).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -76,7 +74,7 @@ def list_all(
             console.say(f"{kind}: {', '.join(dict.fromkeys(row.get('name') or row['pair'] for row in rows))}")
         console.say(f"\nkdbench list {'|'.join(KINDS)} tells more about each.")
     else:
-        console.say(_table(what, content[what]))
+        console.say(_table(what, content[what], with_settings=suite is not None))
     return console.plugin_errors(methods.errors)
 
 
@@ -126,13 +124,13 @@ def show(request: Request, method: str, suite: str, pair: str | None) -> int:
     return console.plugin_errors(plan.catalog.errors)
 
 
-def _table(what: str, rows: Sequence[dict[str, Any]]) -> str:
+def _table(what: str, rows: Sequence[dict[str, Any]], with_settings: bool) -> str:
     if not rows:
         return f"no {what}"
     if what == "methods":
-        return _methods_table(rows)
+        return _settings_table(rows) if with_settings else _methods_table(rows)
     missing = "any" if what == "datasets" else ""
-    widths = [PROSE if key in ("images", "source", "title", "protocols") else None for key in rows[0]]
+    widths = [PROSE if key in ("images", "source", "title", "description") else None for key in rows[0]]
     return tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths, missingval=missing)
 
 
@@ -154,10 +152,9 @@ def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str
             }
             for entry in sorted(methods.values(), key=lambda entry: (list(FAMILIES).index(entry.family), entry.name))
         ]
-    if kind == "suites":
-        return [_suite_row(load_suite(name)) for name in suite_files()]
-    if kind == "pairs":
-        return [row for name in ([suite] if suite else suite_files()) for row in _pair_rows(load_suite(name))]
+    if kind in ("suites", "pairs", "protocols"):
+        rows_of = {"suites": _suite_rows, "pairs": _pair_rows, "protocols": _protocol_rows}[kind]
+        return [row for name in ([suite] if suite else suite_files()) for row in rows_of(load_suite(name))]
     if kind == "published":
         return _published_rows()
     if kind == "nets":
@@ -184,17 +181,24 @@ def _published_rows() -> list[dict[str, Any]]:
     ]
 
 
-def _suite_row(suite: Suite) -> dict[str, Any]:
-    return {
-        "name": suite.name,
-        "title": suite.title,
-        "dataset": suite.dataset.name,
-        "pairs": len(suite.pairs),
-        "protocols": "; ".join(
-            f"{name}{' (default)' if name == suite.default_protocol else ''}: {protocol.description}"
-            for name, protocol in suite.protocols.items()
-        ),
-    }
+def _suite_rows(suite: Suite) -> Sequence[dict[str, Any]]:
+    return [
+        {
+            "name": suite.name,
+            "title": suite.title,
+            "dataset": suite.dataset.name,
+            "pairs": len(suite.pairs),
+            "protocols": " ".join(suite.protocols),
+            "default": suite.default_protocol,
+        }
+    ]
+
+
+def _protocol_rows(suite: Suite) -> Sequence[dict[str, Any]]:
+    return [
+        {"name": name, "suite": suite.name, "description": protocol.description}
+        for name, protocol in suite.protocols.items()
+    ]
 
 
 def _pair_rows(suite: Suite) -> Sequence[dict[str, Any]]:
@@ -213,7 +217,7 @@ def _pair_rows(suite: Suite) -> Sequence[dict[str, Any]]:
 
 
 def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Methods in 120 columns, the two columns of prose as wide as the others leave room for."""
+    """Methods, a line each."""
     short = [
         {
             "name": row["name"],
@@ -221,23 +225,38 @@ def _methods_table(rows: Sequence[dict[str, Any]]) -> str:
             "fidelity": row["fidelity"],
             "taps": " ".join(tap for tap in row["needs"] if tap != "logits") or "-",
             "extra": short_count(row["extra_parameters"]["usual"] if row["extra_parameters"] else None),
-            "paper": row["paper"],
+            "paper": _cited(row["citation"]) or "-",
+        }
+        for row in rows
+    ]
+    aligned = ["right" if key == "extra" else "left" for key in short[0]]
+    table = tabulate(short, headers="keys", tablefmt="simple", disable_numparse=True, colalign=aligned)
+    return (
+        f"{table}\n\nextra: trainable parameters that a method adds for Swin-T to ResNet18 with 100 classes\n"
+        "hyper-parameters: kdbench show METHOD, or kdbench list methods --suite SUITE"
+    )
+
+
+def _settings_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Methods with their hyper-parameters."""
+    short = [
+        {
+            "name": row["name"],
+            "fidelity": row["fidelity"],
             "hyper-parameters": ", ".join(f"{key}={value}" for key, value in row["hyperparameters"].items()) or "-",
         }
         for row in rows
     ]
-    # tabulate gives a heading two spaces more than its letters
-    taken = sum(max(len(key) + 2, *(len(row[key]) for row in short)) for key in ("name", "family", "fidelity", "extra"))
-    prose = max(20, (WIDTH - taken - TAPS - 2 * 6) // 2)
-    table = tabulate(
-        short,
-        headers="keys",
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=("left", "left", "left", "left", "right", "left", "left"),
-        maxcolwidths=[None, None, None, TAPS, None, prose, prose],
-    )
-    return f"{table}\n\nextra: trainable parameters that a method adds for Swin-T to ResNet18 with 100 classes"
+    return tabulate(short, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=[None, None, 84])
+
+
+def _cited(citation: Mapping[str, Any]) -> str:
+    """A paper in a few words: ``Hao et al., NeurIPS 2023``."""
+    if not citation:
+        return ""
+    first, *others = (author.partition(",")[0] for author in citation["authors"].split(" and "))
+    authors = f"{first} et al." if len(others) > 1 else " and ".join((first, *others))
+    return f"{authors}, {citation['venue']} {citation['year']}"
 
 
 @functools.lru_cache(maxsize=1)

@@ -299,6 +299,15 @@ def test_plugin_with_a_syntax_error_is_told_with_its_traceback_and_the_listing_g
     assert "SyntaxError" in said.err
 
 
+def test_lists_have_a_line_for_each_suite_and_protocol_and_fit_120_columns(kdbench: Kdbench) -> None:
+    for words in (("suites",), ("protocols",), ("methods",), ("methods", "--suite", "digits")):
+        assert max(map(len, kdbench("list", *words).out.splitlines())) <= 120, words
+    assert len([line for line in kdbench("list", "suites").out.splitlines() if line.startswith("digits ")]) == 1
+    rows = json.loads(kdbench("list", "protocols", "--suite", "digits", "--json").out)
+    assert [row["name"] for row in rows] == ["smoke", "short", "full"]
+    assert rows[0]["description"].startswith("two epochs")
+
+
 def test_plugin_that_raises_at_import_is_told_by_the_plan_with_its_traceback(
     kdbench: Kdbench, write_suite: Callable[..., Path], write_plugin: Callable[..., Path], tmp_path: Path
 ) -> None:
