@@ -31,7 +31,7 @@ COSTS = Path(kdbench.plugins.__path__[0], "method_costs.json")
 
 KINDS = ("methods", "pairs", "suites", "protocols", "nets", "datasets", "published")
 #: Width of a column of prose, in characters.
-PROSE = 52
+PROSE = 44
 
 
 @verb("list", "plugins")
