@@ -228,13 +228,12 @@ def test_ctrl_c_ends_any_verb_in_one_line(kdbench: Kdbench, monkeypatch: pytest.
     assert (said.status, said.out, said.err.strip()) == (130, "", "kdbench: interrupted")
 
 
-def test_verbs_options_and_names_are_completed_in_the_shell() -> None:
+def test_verbs_options_and_names_are_completed_in_the_shell(kdbench: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
     def completions(*words: str) -> list[str]:
-        environment = {**os.environ, "_KDBENCH_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words)}
-        environment["COMP_CWORD"] = str(len(words) - 1)
-        command = [sys.executable, "-m", "kdbench"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return [line.split(",", 1)[1] for line in done.stdout.splitlines()]
+        monkeypatch.setenv("_KDBENCH_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", " ".join(words))
+        monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+        return [line.split(",", 1)[1] for line in kdbench().out.splitlines()]
 
     assert completions("kdbench", "leader") == ["leaderboard"]
     assert completions("kdbench", "run", "--meth") == ["--methods"]

@@ -357,12 +357,12 @@ UNSOUND = {
         },
         "stage_numbers(",
     ),
-    "settings: one that does nothing": ("settings", {"SETTING": "gamma: float = 0.3"}, "gamma makes no difference"),
     "settings: a switch that does nothing": (
         "settings",
         {"SETTING": "sharp: bool = True"},
         "sharp makes no difference",
     ),
+    "settings: one that does nothing": ("settings", {"SETTING": "gamma: float = 0.3"}, "gamma makes no difference"),
     "settings: one that takes its default only": (
         "settings",
         {"SETTING": "depth: int = 3", "INIT": "if depth != 3:\n    raise ValueError(depth)"},
