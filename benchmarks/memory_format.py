@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import kdbench.engine.process  # noqa: F401 - first, so that its message comes before a traceback
 from benchmarks.common import machine, parser
 from benchmarks.sides import Finding, Timing, add_arguments, finish, measure, ratio
+from kdbench.engine.compiled import Forward
 from kdbench.engine.process import keep_freed_memory
 from kdbench.engine.teacher import freeze
 from kdbench.nets.tapped import TappedNet
@@ -28,6 +29,7 @@ FORMATS: tuple[Literal["contiguous"], Literal["channels_last"]] = ("contiguous",
 MOST_PIXELS = 128 * 64 * 64
 #: How often the work is done for one measurement.
 TIMES = 3
+LOGITS = frozenset({"logits"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,12 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     timings: dict[str, Timing] = {}
     batches: dict[str, int] = {}
     for suite in map(load_suite, options.suites):
-        for name, teaches in _roles(suite).items():
-            size = 2 if options.quick else _batch_size(suite, name, device)
+        for name, teaches in roles(suite).items():
+            size = 2 if options.quick else batch_size(suite, name, device)
             batches[f"{suite.name} {name}"] = size
             title = f"{suite.name}, {name}, {'forward pass' if teaches else 'training step'}"
             works = {
-                memory_format: (forward if teaches else training_step)(_net(suite, name, memory_format, device), size)
+                memory_format: (forward if teaches else training_step)(
+                    make_net(suite, name, memory_format, device), size
+                )
                 for memory_format in FORMATS
             }
             found = measure(works, 1 if options.quick else options.repeats, device)
@@ -65,47 +69,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def training_step(net: TappedNet, size: int) -> Callable[[], object]:
+def training_step(net: TappedNet, size: int, compile: bool = False) -> Callable[[], object]:
     """Forward pass, cross-entropy, backward pass and a step of SGD, ``TIMES`` times."""
     net.train()
-    images, labels = _batch(net, size)
+    run = Forward(net, compile)
+    images, labels = make_batch(net, size)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
 
     def steps() -> None:
         for _ in range(TIMES):
             optimizer.zero_grad()
-            F.cross_entropy(net(images).logits, labels).backward()
+            F.cross_entropy(run(net.preprocess(images), LOGITS).logits, labels).backward()
             optimizer.step()
 
     return steps
 
 
-def forward(net: TappedNet, size: int) -> Callable[[], object]:
+def forward(net: TappedNet, size: int, compile: bool = False) -> Callable[[], object]:
     """What a teacher does for a batch, ``TIMES`` times."""
     freeze(net)
-    images, _ = _batch(net, size)
+    run = Forward(net, compile)
+    images, _ = make_batch(net, size)
 
     @torch.no_grad()
     def passes() -> None:
         for _ in range(TIMES):
-            net(images)
+            run(net.preprocess(images), LOGITS)
 
     return passes
 
 
-def _batch(net: TappedNet, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(net: TappedNet, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, and labels in turn."""
     device = net.mean.device
     return torch.rand(size, 3, *net.input_size, device=device), torch.arange(size, device=device) % 10
 
 
-def _roles(suite: Suite) -> dict[str, bool]:
+def roles(suite: Suite) -> dict[str, bool]:
     """Whether each net of the pairs teaches; one that also learns is judged as a student."""
     pairs = [split_pair(pair) for pair in suite.pairs]
     students = {student for _, student in pairs}
     return {name: name not in students for pair in pairs for name in pair}
 
 
-def _batch_size(suite: Suite, name: str, device: torch.device) -> int:
+def batch_size(suite: Suite, name: str, device: torch.device) -> int:
     """That of the recipe under the default protocol."""
     protocol, net = suite.under(suite.default_protocol), suite.net(name)
     assert net.family is not None
@@ -116,9 +123,10 @@ def _batch_size(suite: Suite, name: str, device: torch.device) -> int:
     return min(size, max(4, MOST_PIXELS // (height * width)))
 
 
-def _net(
+def make_net(
     suite: Suite, name: str, memory_format: Literal["contiguous", "channels_last"], device: torch.device
 ) -> TappedNet:
+    """A net of a suite, in a memory format, with weights as drawn."""
     torch.manual_seed(0)
     spec = suite.net(name).model_copy(update={"memory_format": memory_format})
     return TappedNet(spec, suite.dataset.width, name).to(device)

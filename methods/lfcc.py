@@ -106,7 +106,7 @@ class LFCC(Method):
         for number, space in zip(self.stages, self.compact, strict=True):
             embeddings += space(student.stages[number - 1], teacher.stages[number - 1])
         # (2, stages and scales, world * B, dim): one gather for all of them
-        joint = gather_batch(torch.stack(embeddings, dim=1)).permute(2, 1, 0, 3)
+        joint = gather_batch(F.normalize(torch.stack(embeddings, dim=1), dim=-1)).permute(2, 1, 0, 3)
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),
             "kd": self.kd_weight * kl_divergence(student.logits, teacher.logits, self.temperature),
@@ -165,7 +165,7 @@ class CompactSpace(nn.Module):
         self.teacher_linear = nn.ModuleList(nn.Linear(teacher.channels * g**2, dim) for g in scales)
 
     def forward(self, student: Feature, teacher: Feature) -> list[Tensor]:
-        """For each scale the unit-length embeddings (B, 2, dim), student first."""
+        """For each scale the embeddings (B, 2, dim), student first."""
         smooth = [student.map] * len(self.scales) if self.low_pass is None else self.low_pass(student.map)
         pairs = []
         for g, value, student_linear, teacher_linear in zip(
@@ -175,5 +175,5 @@ class CompactSpace(nn.Module):
                 linear(F.adaptive_avg_pool2d(pooled, g).flatten(1))
                 for linear, pooled in ((student_linear, value), (teacher_linear, teacher.map))
             ]
-            pairs.append(F.normalize(torch.stack(embeddings, dim=1), dim=-1))
+            pairs.append(torch.stack(embeddings, dim=1))
         return pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -20,18 +21,28 @@ _GRID = 7
 
 
 def ofa_loss(
-    student_logits: Tensor, teacher_logits: Tensor, target_mask: Tensor, eps: float, temperature: float = 1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target_mask: Tensor,
+    eps: float | Sequence[float],
+    temperature: float = 1.0,
 ) -> Tensor:
     """OFA loss (Hao et al., arXiv:2310.19444; the exponent is the paper's gamma).
 
     -sum_c [(p_t + m)^eps - m] log p_s, mean over the batch. Logits (B, C); ``target_mask`` m (B, C) is one-hot. With
     eps = 1 it is the cross-entropy with the teacher's distribution, whose gradient is that of KD; no factor T^2, as in
     the code.
+
+    Several exits at once: student's logits (E, B, C), E exponents, losses (E,).
     """
-    student_log = F.log_softmax(student_logits / temperature, dim=1)
-    teacher_prob = F.softmax(teacher_logits / temperature, dim=1)
-    coefficient = (teacher_prob + target_mask) ** eps - target_mask
-    return -(coefficient * student_log).sum(dim=1).mean()
+    student_log = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher_prob = F.softmax(teacher_logits / temperature, dim=-1)
+    if isinstance(eps, float):
+        coefficient = (teacher_prob + target_mask) ** eps - target_mask
+    else:
+        each = {value: (teacher_prob + target_mask) ** value - target_mask for value in dict.fromkeys(eps)}
+        coefficient = torch.stack([each[value] for value in eps])
+    return -(coefficient * student_log).sum(dim=-1).mean(dim=-1)
 
 
 @register_method("ofa")
@@ -91,7 +102,7 @@ class OFA(Method):
         super().__init__(student, teacher, task)
         stage_numbers(stages=stages)
         self.stages = tuple(stages)
-        *self.stage_eps, self.final_eps = _exponents(eps, len(self.stages))
+        self.eps = _exponents(eps, len(self.stages))
         self.temperature = temperature
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
@@ -102,15 +113,16 @@ class OFA(Method):
     def forward(self, batch: Batch, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
         assert student.stages is not None
         mask = one_hot(batch.hard_labels, student.logits.shape[1], teacher.logits.dtype)
-        stage_loss = student.logits.new_zeros(())
-        for number, exit_branch, eps in zip(self.stages, self.branches, self.stage_eps, strict=True):
-            logits = exit_branch(student.stages[number - 1])
-            stage_loss = stage_loss + ofa_loss(logits, teacher.logits, mask, eps, self.temperature)
-        final_loss = ofa_loss(student.logits, teacher.logits, mask, self.final_eps, self.temperature)
+        exits = [
+            exit_branch(student.stages[number - 1])
+            for number, exit_branch in zip(self.stages, self.branches, strict=True)
+        ]
+        losses = ofa_loss(torch.stack([*exits, student.logits]), teacher.logits, mask, self.eps, self.temperature)
+        *stage_losses, final_loss = losses.unbind()
         return {
             "ce": self.ce_weight * batch.task_loss(student.logits),
             "kd": self.kd_weight * final_loss,
-            "ofa": self.ofa_weight * stage_loss,
+            "ofa": self.ofa_weight * sum(stage_losses, losses.new_zeros(())),
         }
 
 

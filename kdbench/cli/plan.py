@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ def plan(request: Request, profile: str | None, no_probe: bool, all_cells: bool)
 
     The status is 2 where data or weights are missing; the plan is shown all the same.
     """
+    gc.set_threshold(50_000)  # imports make many objects and no garbage: looking for it takes a second
     gpus = None
     if profile is not None:
         gpus = find_profile(profile)

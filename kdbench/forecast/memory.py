@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdbench.data.views import EVALUATION_BATCH
 from kdbench.matrix.cells import Cell, Cohort, Plan
 from kdbench.method import Batch, Method, NetInfo, Outputs, Task
+from kdbench.nets.meta import without_data
 from kdbench.nets.models import preprocessing_of
 from kdbench.nets.tapped import TappedNet
 from kdbench.suite.net import NetSpec
@@ -144,7 +145,7 @@ def _without_data() -> Iterator[None]:
     autocast = torch.autocast
     torch.autocast = lambda *arguments, **options: nullcontext()  # type: ignore[misc, assignment]
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), without_data():
             yield
     finally:
         torch.autocast = autocast  # type: ignore[misc]

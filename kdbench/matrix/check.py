@@ -101,6 +101,7 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
     import torch
 
     from kdbench.method import NEEDS, Task
+    from kdbench.nets.meta import without_data
 
     cls: Any = entry.load()
     unknown = sorted({*cls.needs, *cls.predict_needs} - NEEDS)
@@ -110,7 +111,7 @@ def _refusal(cell: Cell, entry: MethodEntry, student: NetInfo, teacher: NetInfo,
         reason = lacking(cls, student, teacher) or cls.supports(student, teacher)
         if reason is not None:
             return str(reason)
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), without_data():
             labels = torch.zeros(1024, dtype=torch.int64)
             cls(
                 student,

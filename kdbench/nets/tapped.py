@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import KdbenchError
-from kdbench.method import NEEDS, NUM_STAGES, Feature, NetInfo, Outputs, StageInfo
+from kdbench.method import NEEDS, Feature, NetInfo, Outputs, StageInfo
 from kdbench.nets.attention import attention_inside, attention_paths
 from kdbench.nets.cost import MacCounter
 from kdbench.nets.families import family_of
 from kdbench.nets.heads import LinearConvolution, check_own_forward, classifier_paths, head_has_more, same_memory
+from kdbench.nets.meta import without_data
 from kdbench.nets.models import NetError, build_model, configuration_of
-from kdbench.nets.stagewise import StagewiseNet, State, can_run_stagewise
+from kdbench.nets.stagewise import StagewiseNet, can_run_stagewise
 from kdbench.nets.taps import Call, as_map, calls_of, check_paths, check_taps, described, preactivations, timm_taps
 from kdbench.suite.net import NetSpec, Tap
 
@@ -246,7 +247,6 @@ class TappedNet(nn.Module):
         training = self.training
         self.eval()
         inputs = self.preprocess(torch.zeros(1, 3, *self.input_size, device=self.mean.device))
-        states: list[State] = []
         lacks, layouts = self._lacks(inputs)
         needs = {"logits", "stages", "embedding"} - lacks.keys()
         with torch.no_grad():
@@ -256,33 +256,35 @@ class TappedNet(nn.Module):
                 several = f"{len(self.classifiers)} classifiers" if len(self.classifiers) > 1 else "a head of its own"
                 lacks["classifier"] = f"net {self.name} has {several}: no single layer gives its logits"
             can_step = bool(self.spec.timm) and not self._own_head and can_run_stagewise(self.net, self.taps)
-            for number in range(NUM_STAGES) if can_step else ():
-                states.append(self.stagewise.stage(number, states[-1]) if number else self.stagewise.stem(inputs))
+            entry = self.stagewise.stem(inputs) if can_step else None
         self.train(training)
         for number, stage in enumerate(outputs.stages or (), 1):
             if not isinstance(stage.map, Tensor) or stage.map.ndim != 4:
                 found = tuple(stage.map.shape) if isinstance(stage.map, Tensor) else described(stage.map)
                 raise NetError(f"net {self.name}: stage {number} has shape {found}, not (B, c, h, w); set its taps")
+        stages = tuple(
+            StageInfo(
+                stage.channels,
+                *stage.size,
+                self.layout,
+                0 if stage.class_tokens is None else stage.class_tokens.shape[1],
+            )
+            for stage in outputs.stages or ()
+        )
+        stage_inputs: tuple[StageInfo, ...] = ()
+        if entry is not None:  # the other stages take what the one before them puts out
+            first = StageInfo(entry.map.shape[1], *entry.grid, self.layout, entry.num_class_tokens)
+            stage_inputs = (first, *stages[:-1])
         return NetInfo(
             name=self.name,
             family=self.family,
-            stages=tuple(
-                StageInfo(
-                    stage.channels,
-                    *stage.size,
-                    self.layout,
-                    0 if stage.class_tokens is None else stage.class_tokens.shape[1],
-                )
-                for stage in outputs.stages or ()
-            ),
+            stages=stages,
             embedding_dim=0 if outputs.embedding is None else outputs.embedding.shape[-1],
             num_classes=outputs.logits.shape[-1],
             input_size=self.input_size,
             stagewise=can_step,
             linear_classifier="classifier" not in lacks and isinstance(self.classifier, (nn.Linear, LinearConvolution)),
-            stage_inputs=tuple(
-                StageInfo(state.map.shape[1], *state.grid, self.layout, state.num_class_tokens) for state in states
-            ),
+            stage_inputs=stage_inputs,
             lacks=lacks,
             layouts=layouts,
         )
@@ -365,7 +367,8 @@ def _describe(content: str, num_classes: int, name: str) -> _Description:
     spec = NetSpec.model_validate(json.loads(content))
     try:
         # the forward of a net of the user's may read values
-        return _describe_on("cpu" if spec.python else "meta", spec, num_classes, name)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu") if spec.python else without_data():
+            return _describe_now(spec, num_classes, name)
     except KdbenchError:
         raise
     except (Exception, SystemExit) as error:  # architectures differ in many ways
@@ -373,14 +376,13 @@ def _describe(content: str, num_classes: int, name: str) -> _Description:
         raise NetError(f"net {name}: {spec.model} cannot be run ({type(error).__name__}: {error})", details) from error
 
 
-def _describe_on(device: str, spec: NetSpec, num_classes: int, name: str) -> _Description:
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        # torch's counter of operations stumbles over a parameter that a module returns, unless it needs no gradient
-        net, counter = TappedNet(spec, num_classes, name).requires_grad_(False), MacCounter()
-        info = net.describe(counter)
-        if spec.python:
-            build_model(spec, num_classes, name, TappedNet)  # refuses a function that returns the same net once more
-        return _Description(info, sum(value.numel() for value in net.parameters()), bool(net._own_head), counter.macs)
+def _describe_now(spec: NetSpec, num_classes: int, name: str) -> _Description:
+    # torch's counter of operations stumbles over a parameter that a module returns, unless it needs no gradient
+    net, counter = TappedNet(spec, num_classes, name).requires_grad_(False), MacCounter()
+    info = net.describe(counter)
+    if spec.python:
+        build_model(spec, num_classes, name, TappedNet)  # refuses a function that returns the same net once more
+    return _Description(info, sum(value.numel() for value in net.parameters()), bool(net._own_head), counter.macs)
 
 
 def state_hash(module: nn.Module) -> str:

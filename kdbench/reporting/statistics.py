@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import pandas as pd
 
 Floats: TypeAlias = "Sequence[float] | np.ndarray"
 
@@ -211,6 +210,8 @@ def leave_one_out(gains: Floats, *groupings: Sequence[str]) -> tuple[float, floa
 
 def ranks_in_rows(values: np.ndarray, higher_is_better: bool) -> np.ndarray:
     """Rank the columns within each row, 1 for the best; equal values share the mean of their places. No NaN allowed."""
+    import pandas as pd
+
     return pd.DataFrame(np.round(_finite(values) / RESOLUTION)).rank(axis=1, ascending=not higher_is_better).to_numpy()
 
 

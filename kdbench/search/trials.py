@@ -140,7 +140,7 @@ class Search:
         found = self.found
         return (
             f"Suite {found.suite}, protocol {found.protocol}: top-1 of the last epoch on held-out images, mean over "
-            f"{len(found.pairs)} pairs x {len(found.seeds)} seeds. {found.sampler} search, seed {found.search_seed}, the method's own "
+            f"pairs ({len(found.pairs)}) and seeds ({len(found.seeds)}). {found.sampler.capitalize()} search, seed {found.search_seed}, the method's own "
             "values among the trials; of equal trials the method's own, then the first, is best."
         )
 

@@ -79,7 +79,7 @@ def _find_timm(teacher: str, net: NetSpec, folder: Path | None) -> Weights:
     import kdbench.nets.small  # noqa: F401 - registers the 32 px nets with timm
 
     base = net.timm.split(".")[0]
-    known = [name for name in timm.list_pretrained() if name.split(".")[0] == base]
+    known = [name for name in timm.list_pretrained(f"{base}*") if name.split(".")[0] == base]
     if net.timm not in known:
         hint = nearest(net.timm, known) if known else f"it has none of {base}"
         raise KdbenchError(f"teacher {teacher}: timm has no weights {net.timm}; {hint}")
