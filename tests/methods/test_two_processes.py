@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.distributed import rows_of
-from kdbench.engine.teacher import freeze
 from kdbench.method import Batch, Task
 from kdbench.nets.tapped import TappedNet
 from kdbench.plugins.registry import catalog
@@ -51,7 +50,7 @@ def nets() -> tuple[TappedNet, TappedNet]:
     for net in (student, teacher):
         classifier: Any = net.classifier
         nn.init.normal_(classifier.weight, std=0.2)
-    return student.train(), freeze(teacher)
+    return student.train(), teacher.eval().requires_grad_(False)
 
 
 def two_steps(name: str, rows: Tensor) -> dict[str, Tensor]:
