@@ -36,9 +36,9 @@ _INTRODUCTION = """\
 
 <!-- Written by python docs/fields.py; do not edit. -->
 
-Every field of a suite's file ([adding-a-suite.md](adding-a-suite.md)). An unknown field, a value of a wrong type and what
-contradicts itself are refused with file and line. Editors that know YAML's language server complete and check them:
-`kdbench list schema > suite.schema.json`, and as the first line of the suite's file
+Every field of a suite's file ([adding-a-suite.md](adding-a-suite.md)). Unknown fields, wrong types and contradictions are refused
+with file and line. Editors with a YAML language server complete and check fields, after
+`kdbench list schema > suite.schema.json`, if the suite's file begins with
 
 ```yaml
 # yaml-language-server: $schema=suite.schema.json

@@ -47,20 +47,19 @@ _INTRODUCTION = """\
 
 <!-- Written by python docs/methods.py; do not edit. -->
 
-Every method that comes with kdbench, from its own file in [methods/](../methods). `kdbench list methods` prints the
-short form, [adding-a-method.md](adding-a-method.md) tells how to add one.
+Every method of kdbench, each from one file in [methods/](../methods). `kdbench list methods` prints a short form;
+[adding-a-method.md](adding-a-method.md) says how to add one.
 
-**Fidelity** says how far the code is backed: `reference` equals official code numerically (each section names its files);
-`paper` follows the equations of the paper; `reconstruction` was made from an abstract or a summary, with choices of our
-own that its notes name, so that figures of the paper must not be set beside its results as if they were reproduced.
+**Fidelity** says how far the code is backed: `reference` equals official code numerically; `paper` follows the equations of
+the paper; `reconstruction` was made from an abstract or a summary, or for other data, with choices of our own that its notes
+name: its results do not reproduce the paper's.
 
-**Compared with** names the official code, and its commit where it was noted, whose values and gradients on fixed inputs the
-tests demand in double precision, to a relative 1e-9. The functions and modules that are named belong to the method's file;
-what differs around them stands in the notes.
+**Compared with** names the official code, and its commit where known, whose values and gradients on fixed inputs the method's
+functions and modules reproduce in double precision, to a relative 1e-9. The notes say what differs around them.
 
-**Extra parameters** are trained with the student and left behind afterwards, unless the notes say otherwise. They are
-those of two pairs with 100 classes: *usual* is Swin-T to ResNet18 at 224 px (the student has 11.2 million parameters),
-*small* is `vit_32px_large` to `resnet_32px_small`.
+**Extra parameters** are trained with the student and dropped afterwards, unless the notes say otherwise. They are counted for
+two pairs with 100 classes: *usual* is Swin-T to ResNet18 at 224 px (the student has 11.2 million parameters), *small* is
+`vit_32px_large` to `resnet_32px_small`.
 """
 
 

@@ -40,5 +40,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--protocol", default="short")
+    parser.add_argument("--pairs", help="some of the protocol's, as TEACHER--STUDENT,...")
     parser.add_argument("--limit", type=int, help="images of each split, to try it quickly")
     print(compare(**vars(parser.parse_args())))

@@ -38,7 +38,7 @@ class AT(Method):
     token nets are their patch tokens, class tokens dropped. Needs no projector: widths may differ.
 
     Traps: the mean over positions makes the loss shrink with the resolution, so the weight of 32 px maps (up to
-    32 x 32) is small for 224 px nets (56 x 56) and wants retuning there. An odd ``p`` lets features of opposite sign
+    32 x 32) is small for 224 px nets (56 x 56) and needs retuning there. An odd ``p`` lets features of opposite sign
     cancel, as in the reference code (the paper takes absolute values, the same for even ``p`` and after a ReLU).
     """
 

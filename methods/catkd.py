@@ -47,8 +47,8 @@ class CATKD(Method):
 
     Ours for heterogeneous pairs: stage 4 lies before the final normalisation of ViT, Swin, MLP and ConvNeXt, so every
     map first goes through ``embedding_map``: then, for every net, the mean of the class maps is the logits less their
-    bias, as the paper requires. A ViT's classifier was trained on the class token: its patch tokens are not its
-    evidence, and only the mean of these maps, not their layout, is what it decides by.
+    bias, as the paper requires. A ViT's classifier was trained on the class token, so only the mean of its class
+    maps, not their layout, enters its decision.
 
     Trap: on a 1 x 1 map normalisation leaves only signs, and the term teaches nothing.
     """

@@ -27,7 +27,7 @@ class FitNet(Method):
     Ours: pairs whose grids do not divide each other.
 
     Trap: features are not normalised, so the loss has the scale of the teacher's features, which differs by orders of
-    magnitude between architectures. A bad figure for a ConvNeXt teacher is a property of the method.
+    magnitude between architectures. Bad results with a ConvNeXt teacher are a property of the method.
     """
 
     display, family, fidelity = "FitNet", "hint", "paper"

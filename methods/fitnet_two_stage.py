@@ -23,8 +23,8 @@ class FitNetTwoStage(Method):
 
     Ours: the norm is a mean over elements; the regressor is ``fitnet``'s for any kind of pair, where the paper's is a
     convolution; KD is the KL divergence times tau^2, which has the gradient of the cross-entropy times tau^2; a number of epochs
-    in place of early stopping on a validation set. lambda changes between epochs. Whatever the upper part has as running
-    statistics of batch normalisation is updated in the first stage too, and again in the second.
+    in place of early stopping on a validation set. lambda changes between epochs. Running statistics of
+    BatchNorm layers above the guided one are updated in the first stage too.
     """
 
     display, family, fidelity = "FitNet (two stages)", "hint", "paper"

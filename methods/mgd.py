@@ -37,7 +37,7 @@ class MGD(Method):
     neighbours up) before the mask, so that the whole map of the teacher is generated; class tokens are dropped.
 
     Trap: the error is summed over the map and not normalised: the term grows with the teacher's width, grid and scale
-    (the CIFAR weight belongs to a 512 x 4 x 4 map), so the weight wants retuning for a wide teacher on a 14 x 14 grid.
+    (the CIFAR weight belongs to a 512 x 4 x 4 map), so the weight needs retuning for a wide teacher on a 14 x 14 grid.
     """
 
     display, family, fidelity = "MGD", "hint", "paper"

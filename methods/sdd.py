@@ -161,8 +161,8 @@ class SDDKD(ScaleDecoupled):
 
     Ours for heterogeneous pairs: stage 4 lies before the final normalisation of ViT, Swin, MLP and ConvNeXt, which does
     not commute with pooling, so every map first goes through ``embedding_map``: its mean through the classifier is the
-    net's logits, for every net. A ViT's classifier was trained on the class token: the layout of its class maps is
-    that of its patch tokens, only their mean what it decides by.
+    net's logits, for every net. A ViT's classifier was trained on the class token, so only the mean of its class
+    maps, not their layout, enters its decision.
     """
 
     display = "SD-DKD"

@@ -86,8 +86,8 @@ class WTTM(Method):
 
     TTM with each sample weighted by how unsure its teacher is, by a factor of up to C^(1 - gamma) (40 with 100 classes
     and gamma 0.2, 251 with 1,000), so that the weights of TTM and WTTM are not comparable. The defaults (gamma 0.2,
-    weight 4) are the only ones that the official code gives, for VGG13 to VGG8 on CIFAR-100, and there they stand
-    beside CRD with a weight of 0.8. It has none for WTTM alone and none for ImageNet: the defaults apply untried.
+    weight 4) are the only ones that the official code gives, for VGG13 to VGG8 on CIFAR-100, where they are
+    used with CRD of weight 0.8. It has none for WTTM alone and none for ImageNet: the defaults apply untried.
     """
 
     display, family, fidelity = "WTTM", "logits", "reference"

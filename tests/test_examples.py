@@ -80,7 +80,7 @@ def test_a_method_with_its_metric_and_hook_runs_from_one_file(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_methods_are_compared_after_equal_tuning(tmp_path: Path) -> None:
-    words = ("--trials", "2", "--protocol", "smoke", "--limit", "60")
+    words = ("--trials", "2", "--protocol", "smoke", "--pairs", "mixer-l--resnet-s", "--limit", "60")
     said = python(EXAMPLES / "tuned_comparison.py", *words, folder=tmp_path)
     assert "KD" in said
     assert "DIST" in said

@@ -34,17 +34,19 @@ PICTURES = (".png", ".svg", ".pdf")
 @format_option
 @select_option
 @metric_option
-@click.option("--published", is_flag=True, help="Published figures below ours: without rank, interval and test.")
+@click.option("--published", is_flag=True, help="Add published figures below ours, without rank, interval or test.")
 @baseline_option
 @rename_option
-@click.option("--prose", is_flag=True, help="A paragraph for a paper: what was tested, found, and cannot be said.")
+@click.option(
+    "--prose", is_flag=True, help="Write a paragraph for a paper: what was tested, what was found, what cannot be said."
+)
 @click.option("--ours", default="", metavar="NAME", help="The method that --prose is about (default: the leader).")
 @bib_option
 @click.option(
     "--to",
     type=PATH,
     metavar="FILE",
-    help="Write to a file, in the format of its ending; .png, .svg and .pdf draw a picture.",
+    help="Write to a file in the format of its ending; .png, .svg and .pdf draw a picture.",
 )
 def leaderboard(
     request: Request, form: str | None, to: str | None, prose: bool, ours: str, bib: str | None, **given: Any

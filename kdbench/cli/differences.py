@@ -14,7 +14,7 @@ from kdbench.store.rows import load_results
 @click.command("diff", cls=Verb, epilog=EPILOG, options_metavar="[OPTIONS]")
 @click.argument("first", type=PATH, metavar="A")
 @click.argument("second", type=PATH, metavar="B")
-@click.option("--all", "everything", is_flag=True, help="Show what is equal too.")
+@click.option("--all", "everything", is_flag=True, help="Show equal figures too.")
 @click.option("--select", type=OneOf(("last", "best")), default="last", help="Which epoch's figure (default: last).")
 @metric_option
 @format_option

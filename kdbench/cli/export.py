@@ -15,13 +15,15 @@ from kdbench.store.folders import Store
 
 @verb("export", "plugins", "out")
 @click.argument("cell", type=PATH)
-@click.option("--to", type=PATH, required=True, metavar="DIR", help="A new folder.")
-@click.option("--onnx", is_flag=True, help="Also as an ONNX graph, compared with torch (extra: kdbench[onnx]).")
+@click.option("--to", type=PATH, required=True, metavar="DIR", help="Where to write it: a new folder.")
+@click.option("--onnx", is_flag=True, help="Also write an ONNX graph, compared with torch (extra: kdbench[onnx]).")
 def export(request: Request, cell: str, to: str, onnx: bool) -> int:
-    """Write the student of a finished cell for use elsewhere: kdbench.load_student(DIR) loads it.
+    """Export the student of a finished cell.
 
-    CELL is a cell's folder, or TEACHER--STUDENT/METHOD/seedN, with SUITE/PROTOCOL/ before it and -HASH behind it where that is not
-    enough.
+    kdbench.load_student(DIR) loads it.
+
+    CELL is a cell's folder, or TEACHER--STUDENT/METHOD/seedN; where that is ambiguous, with SUITE/PROTOCOL/ before it and -HASH
+    after it.
     """
     from kdbench.students.export import export_student, find_cell  # torch
 

@@ -38,14 +38,19 @@ WIDTH, TAPS = 120, 10
 
 @verb("list", "plugins")
 @click.argument("what", required=False, type=OneOf((*KINDS, "schema")))
-@click.option("--suite", metavar="SUITE", help="Whose pairs to list (default: of all suites); methods as set there.")
-@click.option("--pair", metavar="T--S", help="With --suite: methods as set for this pair (default: its first).")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--bibtex", "as_bibtex", is_flag=True, help="The papers of the methods, as BibTeX.")
+@click.option(
+    "--suite", metavar="SUITE", help="List pairs, or methods as set, of this suite (default: pairs of all suites)."
+)
+@click.option("--pair", metavar="T--S", help="With --suite: list methods as set for this pair (default: its first).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--bibtex", "as_bibtex", is_flag=True, help="Print the papers of the methods as BibTeX.")
 def list_all(
     request: Request, what: str | None, suite: str | None, pair: str | None, as_json: bool, as_bibtex: bool
 ) -> int:
-    """List methods, pairs, suites, nets, data sets or published figures, or print the JSON Schema of a suite's file (schema)."""
+    """List methods, pairs, suites, nets and more.
+
+    published lists the papers whose figures are shipped; schema prints the JSON Schema of a suite's file.
+    """
     if what == "schema":
         console.say(json.dumps(suite_schema(), indent=1))
         return 0
@@ -82,7 +87,7 @@ def list_all(
 )
 @click.option("--pair", metavar="T--S", help="A pair or a glob (default: the protocol's).")
 def show(request: Request, method: str, suite: str, pair: str | None) -> int:
-    """Show a method, and what its hyper-parameters are on a suite.
+    """Show a method and its hyper-parameters on a suite.
 
     METHOD is the name of a method or a variant, or a glob. Pairs on which hyper-parameters differ are shown apart.
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "--suite",
     "suite",
     metavar="NAME",
-    help="Check them on this suite's nets (pairs: --pairs, or its protocol's), not on tiny ones.",
+    help="Check on the nets of this suite's pairs (--pairs, or its protocol's) instead of tiny ones.",
 )
 def test(request: Request, methods: tuple[str, ...], suite: str | None) -> int:
     """Check methods against the contract.

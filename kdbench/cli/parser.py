@@ -17,7 +17,7 @@ import click
 from kdbench.cli import console
 from kdbench.errors import KdbenchError, NothingError, UnknownNameError, nearest
 
-EPILOG = """Exit status: 0 all done; 1 some cells failed; 2 the request is wrong; 130 interrupted.
+EPILOG = """Exit status: 0 done; 1 something failed; 2 the request is wrong; 130 interrupted.
 
 Shell completion: eval "$(_KDBENCH_COMPLETE=bash_source kdbench)" (or zsh_source, fish_source)."""
 
@@ -73,7 +73,7 @@ class _Verbs(click.Group):
 def cli(context: click.Context) -> None:
     """Benchmark suite for knowledge distillation between different architectures.
 
-    kdbench run with nothing else trains the suite "digits" on this machine, in minutes, and prints a leaderboard.
+    Start with "kdbench run": it trains the suite "digits" on this machine, in minutes, and prints a leaderboard.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

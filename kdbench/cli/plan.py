@@ -36,12 +36,12 @@ STATE_WORDS = {"planned": "pending"}
 
 @verb("plan", *CELLS, *TEACHERS, *FILES, *MACHINE, "confirm", "max_hours")
 @click.option(
-    "--for", "profile", metavar="NAME", help="For GPUs that are not here: h100x8, a100x4, rtx4090, h200, v100."
+    "--for", "profile", metavar="NAME", help="Estimate for GPUs elsewhere: h100x8, a100x4, rtx4090, h200, v100."
 )
-@click.option("--no-probe", is_flag=True, help="Estimate without timing a few steps.")
+@click.option("--no-probe", is_flag=True, help="Estimate without timing any step here.")
 @click.option("--cells", "all_cells", is_flag=True, help="List every cell.")
 def plan(request: Request, profile: str | None, no_probe: bool, all_cells: bool) -> int:
-    """Show what would be trained, and what it costs.
+    """Show what would be trained, and at what cost.
 
     The status is 2 where data or weights are missing; the plan is shown all the same.
     """

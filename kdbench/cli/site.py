@@ -32,7 +32,7 @@ _BEGINNING = 4096
 @click.argument("folder", type=PATH)
 @click.option("--to", type=PATH, required=True, metavar="FOLDER", help="A new folder, or an earlier site to replace.")
 def site(request: Request, folder: str, to: str) -> int:
-    """Write a static site of all results in FOLDER: every suite, every method.
+    """Write a static site of all results in FOLDER.
 
     FOLDER holds run directories, CSV files of cells, and files of kdbench submit, at any depth; other files are passed over.
     """

@@ -46,9 +46,11 @@ TAIL_BYTES = 65536
     flag_value=5.0,
     type=SECONDS,
     metavar="[SECONDS]",
-    help="Show it until nothing is pending (default: every 5 seconds).",
+    help="Keep showing until nothing is pending (default: every 5 seconds).",
 )
-@click.option("--stale", "list_stale", is_flag=True, help="List results of older configurations, and what differs.")
+@click.option(
+    "--stale", "list_stale", is_flag=True, help="List stale results, of older configurations, and what differs."
+)
 def status(request: Request, watch: float | None, list_stale: bool) -> int:
     """Count done, running, failed and pending cells."""
     store = Store(request.out)

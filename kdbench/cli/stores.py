@@ -23,12 +23,11 @@ from kdbench.store.rows import damaged_in
 @click.command("merge", cls=Verb, epilog=EPILOG, options_metavar="[OPTIONS]")
 @click.argument("stores", nargs=-1, required=True, metavar="DIR DIR...", type=PATH)
 @click.option("--to", type=PATH, required=True, metavar="DIR", help="A new run directory.")
-@click.option("--keep-first", is_flag=True, help="Where they contradict each other, take what the first of them has.")
+@click.option("--keep-first", is_flag=True, help="Where run directories contradict each other, keep the first.")
 def merge(stores: tuple[str, ...], to: str, keep_first: bool) -> int:
     """Join run directories of several machines into a new one.
 
-    Finished cells and teachers are copied as they are. Where two of them say different things of the same, all of it is listed and
-    nothing is written.
+    Finished cells and teachers are copied as they are. Conflicts are listed, and then nothing is written.
     """
     target = Path(to)
     check_target(target)
@@ -59,8 +58,8 @@ def merge(stores: tuple[str, ...], to: str, keep_first: bool) -> int:
 def prune(request: Request) -> int:
     """Show what is stale, failed or unused; delete it with --yes.
 
-    Stale are cells of the suite and protocol whose method, recipe, nets or data are others now; unused are teachers that no cell
-    of the run directory names and the suite does not need.
+    A cell of the suite and protocol is stale when its method, recipe, nets or data have changed since. A teacher is unused when
+    no cell of the run directory names it and the suite does not need it.
     """
     store = Store(request.out)
     store.check()

@@ -37,9 +37,12 @@ _MOST_MISSING = 10
 
 
 @verb("submit", "suite", "protocol", "split", "plugins", "out")
-@click.option("--to", type=PATH, required=True, metavar="FILE.json", help="The file to hand in.")
+@click.option("--to", type=PATH, required=True, metavar="FILE.json", help="The file to submit.")
 def submit(request: Request, to: str) -> int:
-    """Write the results of a suite and protocol as one file to hand in."""
+    """Write the results of a suite to submit, as one file.
+
+    The file holds every cell of one protocol and split, finished or failed.
+    """
     if Path(to).suffix.lower() != ".json":
         raise KdbenchError(f"--to {to}: expected a name that ends with .json")
     Store(request.out).check()
@@ -57,12 +60,13 @@ def submit(request: Request, to: str) -> int:
 @verb("check", "plugins")
 @click.argument("file", type=PATH)
 @click.option(
-    "--out", "store", type=PATH, metavar="DIR", help="The run directory that it was made from, to compare every file."
+    "--out", "store", type=PATH, metavar="DIR", help="Run directory that it was made from, to compare every file."
 )
 def check(request: Request, file: str, store: str | None) -> int:
-    """Check a file of kdbench submit: what is wrong, line by line, and what is missing.
+    """Check a file written by kdbench submit.
 
-    Means, hashes and identities are computed anew, and figures must be possible. With --out, predictions too.
+    Says what is wrong, line by line, and what is missing. Means, hashes and identities are computed anew; with --out
+    predictions are compared too.
     """
     if store is not None:
         if not Path(store).is_dir():

@@ -38,13 +38,17 @@ def _renamed(context: click.Context, parameter: click.Parameter, given: tuple[st
 
 
 rename_option = click.option(
-    "--rename", multiple=True, callback=_renamed, metavar="NAME=TEXT", help="How a method, net or suite is called."
+    "--rename",
+    multiple=True,
+    callback=_renamed,
+    metavar="NAME=TEXT",
+    help="Display name of a method, net or suite; may be repeated.",
 )
 baseline_option = click.option(
     "--baseline", default="", metavar="NAME", help="Count gains from this method, not from KD."
 )
 bib_option = click.option(
-    "--bib", type=PATH, metavar="FILE", help="Write the papers as BibTeX; a table in LaTeX cites them."
+    "--bib", type=PATH, metavar="FILE", help="Also write the papers as BibTeX, which a table in LaTeX cites."
 )
 
 
@@ -52,24 +56,26 @@ bib_option = click.option(
 @click.argument("more", nargs=-1, metavar="[SUITE...]")
 @format_option
 @click.option(
-    "--layout", type=OneOf(("pairs", "methods")), help="What the rows are (default: pairs; of several suites methods)."
+    "--layout",
+    type=OneOf(("pairs", "methods")),
+    help="What the rows are (default: pairs; methods with several suites).",
 )
 @select_option
 @metric_option
-@click.option("--published", is_flag=True, help="Published figures beside ours, or alone where there are none.")
-@click.option(
-    "--against-published", is_flag=True, help="Our figures beside those of papers, with their sources, or these alone."
-)
-@click.option("--ablation", default="", metavar="METHOD", help="The settings of one method: itself and its variants.")
-@click.option("--ours", default="", metavar="NAME", help="The method that stands last, compared with the best other.")
+@click.option("--published", is_flag=True, help="Add rows of published figures.")
+@click.option("--against-published", is_flag=True, help="Compare with published figures one by one, with sources.")
+@click.option("--ablation", default="", metavar="METHOD", help="Compare a method with its variants.")
+@click.option("--ours", default="", metavar="NAME", help="Put this method last, and compare it with the best other.")
 @baseline_option
-@click.option("--order", type=NAMES, default="", metavar="NAME,...", help="Methods that stand first, in this order.")
+@click.option("--order", type=NAMES, default="", metavar="NAME,...", help="Put these methods first, in this order.")
 @rename_option
-@click.option("--decimals", type=DECIMALS, metavar="N", help="Of figures; gains have one more.")
-@click.option("--no-sd", "sd", is_flag=True, flag_value=False, default=True, help="Without standard deviations.")
-@click.option("--caption", type=OneOf(("full", "short", "none")), default="full", help="Default: full.")
-@click.option("--label", default="", metavar="NAME", help="LaTeX's label, without tab:.")
-@click.option("--bare", is_flag=True, help="Nothing but rows and columns: no float, caption or notes.")
+@click.option("--decimals", type=DECIMALS, metavar="N", help="Decimals of figures; gains have one more.")
+@click.option("--no-sd", "sd", is_flag=True, flag_value=False, default=True, help="Leave out standard deviations.")
+@click.option(
+    "--caption", type=OneOf(("full", "short", "none")), default="full", help="Length of the caption (default: full)."
+)
+@click.option("--label", default="", metavar="NAME", help="Label in LaTeX, without tab:.")
+@click.option("--bare", is_flag=True, help="Rows and columns only: no float, caption or notes.")
 @bib_option
 @to_option
 def table(request: Request, **given: Any) -> int:

@@ -35,22 +35,25 @@ select_option = click.option(
     type=OneOf(("last", "best")),
     help="The last epoch's figure, or the best test epoch's, which is optimistic (default: the protocol's).",
 )
-metric_option = click.option("--metric", default="top1", metavar="NAME", help="Default: top1.")
-to_option = click.option("--to", type=PATH, metavar="FILE", help="Write to a file, in the format of its ending.")
+metric_option = click.option("--metric", default="top1", metavar="NAME", help="Which metric (default: top1).")
+to_option = click.option("--to", type=PATH, metavar="FILE", help="Write to a file in the format of its ending.")
 format_option = click.option(
-    "--format", "form", type=OneOf([*FORMATS.values()]), help="Default: that of --to's ending, else text."
+    "--format",
+    "form",
+    type=OneOf([*FORMATS.values()]),
+    help="Output format (default: that of --to's ending, else text).",
 )
 
 
 @verb("classes", *CELLS, "out")
-@click.option("--by", type=OneOf(("class", "superclass")), default="class", help="Default: class.")
+@click.option("--by", type=OneOf(("class", "superclass")), default="class", help="What the rows are (default: class).")
 @click.option(
     "--show",
     type=OneOf(("accuracy", "gain")),
     default="accuracy",
     help="Accuracy in percent (default), or gain over KD in points.",
 )
-@click.option("--worst", type=CLASSES, metavar="N", help="Only the N classes that are lowest, lowest first.")
+@click.option("--worst", type=CLASSES, metavar="N", help="Only the N lowest classes, lowest first.")
 @format_option
 @to_option
 def classes(request: Request, by: str, show: str, worst: int | None, form: str | None, to: str | None) -> int:
@@ -68,14 +71,14 @@ def classes(request: Request, by: str, show: str, worst: int | None, form: str |
 
 
 @verb("plots", *CELLS, "out")
-@click.option("--to", type=PATH, metavar="FOLDER", required=True, help="Where to write them.")
+@click.option("--to", type=PATH, metavar="FOLDER", required=True, help="Where to write the figures.")
 @click.option(
     "--format",
     "forms",
     type=NAMES,
     default="png,svg,pdf",
     metavar="NAME,...",
-    help="Some of png, svg, pdf (default: all).",
+    help="File formats: png, svg, pdf (default: all).",
 )
 @select_option
 @metric_option
@@ -95,7 +98,9 @@ def plots(request: Request, to: str, forms: tuple[str, ...], select: str | None,
 
 
 @verb("report", *CELLS, "out")
-@click.option("--to", type=PATH, default="report.html", metavar="FILE", help="Default: report.html.")
+@click.option(
+    "--to", type=PATH, default="report.html", metavar="FILE", help="Where to write it (default: report.html)."
+)
 @select_option
 def report(request: Request, to: str, select: str | None) -> int:
     """Write one HTML page with tables, plots and every cell."""

@@ -35,17 +35,17 @@ from kdbench.teachers.weights import Weights, fetch_weights, find_weights
     "--fine-tune", is_flag=False, flag_value="all", type=NAMES, default="", metavar="[NAME,...]",
     help="Fine-tune teachers now, as --fine-tune-teachers (default: all).",
 )  # fmt: skip
-@click.option("--verify", is_flag=True, help="Measure all teachers again.")
+@click.option("--verify", is_flag=True, help="Evaluate all teachers again.")
 @click.option(
     "--convert",
     nargs=2,
     type=PATH,
     default=None,
     metavar="IN OUT",
-    help="Take the tensors out of a file that needs code to be loaded.",
+    help="Write the tensors of a file that cannot be loaded without running code.",
 )
-@click.option("--trust", is_flag=True, help="Let --convert run the code inside IN, in a process of its own.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--trust", is_flag=True, help="Allow --convert to run the code inside IN, in a process of its own.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def teachers(
     request: Request,
     fetch: bool,

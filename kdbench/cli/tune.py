@@ -34,20 +34,22 @@ _CELLS = tuple(name for name in CELLS if name not in ("split", "variants", "sett
     "tune", *_CELLS, *TEACHERS, "teacher_tolerance", *FILES, *MACHINE,
     "compile", "graphs", "deterministic", "cudnn_benchmark", "log", "stall", "retry_failed", "max_hours", "yes",
 )  # fmt: skip
-@click.option("--trials", type=TRIALS, required=True, metavar="N", help="Of each method, its own values included.")
+@click.option(
+    "--trials", type=TRIALS, required=True, metavar="N", help="Trials of each method; the first has its own values."
+)
 @click.option(
     "--space", type=PATH, metavar="FILE", help="What to search (default: the ranges that the methods declare)."
 )
 @click.option("--sampler", type=OneOf(SAMPLERS), default="random", metavar="NAME", help="random (default) or optuna.")
-@click.option("--search-seed", type=WHOLE_SEED, default=0, metavar="N", help="Of what is drawn (default: 0).")
+@click.option("--search-seed", type=WHOLE_SEED, default=0, metavar="N", help="Seed of the search (default: 0).")
+@click.option("--split", type=OneOf(("validation",)), default="validation", metavar="NAME", help="Always validation.")
 @click.option(
-    "--split", type=OneOf(("validation",)), default="validation", metavar="NAME", help="validation, and no other."
+    "--to", type=PATH, default="best.yaml", metavar="FILE", help="Where to write the best values (default: best.yaml)."
 )
-@click.option("--to", type=PATH, default="best.yaml", metavar="FILE", help="Default: best.yaml.")
 def tune(request: Request, trials: int, space: str | None, sampler: str, search_seed: int, split: str, to: str) -> int:
-    """Search hyper-parameters, with equal budgets, on held-out images.
+    """Search hyper-parameters on held-out images.
 
-    kdbench run --settings best.yaml uses what was found.
+    Every method has the same number of trials. kdbench run --settings best.yaml uses what was found.
     """
 
     def work(together: bool) -> int:

@@ -11,13 +11,13 @@ from kdbench.errors import KdbenchError
 #: Name of each check -> what a method that passes it does. In the order in which they run.
 CHECKS: dict[str, str] = {
     "import": "its file can be imported and registers a subclass of Method",
-    "declaration": "its class attributes and hyper-parameters have the names, types and values that the contract knows",
-    "build": "it is built for all nine kinds of pair, or supports() gives a reason; nothing is created after __init__",
+    "declaration": "its class attributes and hyper-parameters have names, types and values that the contract allows",
+    "build": "it can be built for all nine kinds of pair, or supports() gives a reason; nothing is created after __init__",
     "terms": "forward returns a dict of finite scalar tensors under the same names in every step, also after mixup",
     "student": "the gradient reaches the student's backbone and is finite",
     "teacher": "the teacher gets no gradient, stays in eval mode and keeps every parameter and buffer",
-    "parameters": "each of its trainable parameters gets a finite gradient and sits in a group of the optimiser",
-    "in place": "it writes into nothing that it was given: batch, images, outputs of the teacher",
+    "parameters": "each of its trainable parameters gets a finite gradient and is in a parameter group of the optimiser",
+    "in place": "it changes none of its inputs in place: batch, images, the teacher's outputs",
     "batch of one": "it runs on a single image, with finite terms and gradients and the same names of terms",
     "batch size": "its terms keep their order of magnitude in a batch of 128 instead of 8, or follows_batch names them",
     "learning": "the loss falls when one batch is repeated",

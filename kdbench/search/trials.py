@@ -140,8 +140,9 @@ class Search:
         found = self.found
         return (
             f"Suite {found.suite}, protocol {found.protocol}: top-1 of the last epoch on held-out images, mean over "
-            f"pairs ({len(found.pairs)}) and seeds ({len(found.seeds)}). {found.sampler.capitalize()} search, seed {found.search_seed}, the method's own "
-            "values among the trials; of equal trials the method's own, then the first, is best."
+            f"pairs ({len(found.pairs)}) and seeds ({len(found.seeds)}). {found.sampler.capitalize()} search, "
+            f"seed {found.search_seed}, the method's own values among the trials; "
+            "of equal trials the method's own, then the first, is best."
         )
 
     def __str__(self) -> str:

@@ -20,18 +20,17 @@ class DatasetSpec(Strict):
     """The data of a suite.
 
     Attributes:
-        name: of the data set (``kdbench list datasets``).
-        images_per_class: of students; teachers train on the whole training split.
+        name: name of the data set (``kdbench list datasets``).
+        images_per_class: training images of each class for students; teachers train on the whole training split.
         presets: where methods' presets are looked up first, before the data set's own name (CIFAR-100 is published at 224 px
             and at 32 px, with other hyper-parameters).
-        image_size: side (px) of the images that batches hold; None leaves the data set's own. Nets with another input size
+        image_size: side (px) of the images in a batch; by default the data set's own. Nets with another input size
             resize them.
-        mean, std: of the data: what random erasing draws its noise from.
-        classes: names of the classes that are used (WNIDs, folders), or the name of a list that kdbench knows
-            (``imagenette``); all by default.
-        labels: whether the chosen classes are numbered anew, 0, 1, 2 ..., or keep the numbers that they have among all.
-        folder: folder of the data set below ``--data``, where it is not the usual one; needed by ``imagefolder``.
-        num_classes: needed by ``imagefolder``, whose folders are not read before a run.
+        mean, std: mean and standard deviation of the data, for the noise of random erasing.
+        classes: the classes that are used (WNIDs, folders), or the name of a known list (``imagenette``); all by default.
+        labels: whether the chosen classes are renumbered 0, 1, 2 ..., or keep their numbers among all classes.
+        folder: folder of the data set below ``--data``, if not the usual one; required by ``imagefolder``.
+        num_classes: number of classes; required by ``imagefolder``, whose folders are not read before a run.
         undecodable: share of a split's images that may fail to decode before a run stops.
     """
 

@@ -64,11 +64,11 @@ class WeightsFile(Strict):
     """Weights in a file of their own: a state dict of the timm model, as safetensors or as a torch file of tensors.
 
     Attributes:
-        file: its name below ``DATA/weights/``.
-        url: where it can be fetched, if anywhere.
-        sha256: of the file.
+        file: path below ``DATA/weights/``.
+        url: where it can be downloaded.
+        sha256: SHA-256 of the file.
         source: who trained it, on what.
-        part: where in the file they lie, as the keys that lead there, with dots; found by itself where it is not given.
+        part: key of the weights within the file, with dots; found automatically by default.
     """
 
     file: Annotated[str, Field(min_length=1, max_length=1000)]
@@ -96,41 +96,41 @@ class WeightsFile(Strict):
 
 
 class NetSpec(Strict):
-    """A teacher or student net. ``zoo: NAME`` starts from a net of the zoo; what else is written replaces its fields. A net that is
-    text alone is its model: ``torchvision:resnet18``.
+    """A teacher or student net. ``zoo: NAME`` starts from a net of the zoo; other fields override it. A net given as text
+    is its model: ``torchvision:resnet18``.
 
     Attributes:
-        timm: the model by timm's name, with the tag of its weights where these are timm's (``resnet50.a1_in1k``).
+        timm: timm's name of the model, with the tag of the weights if these are timm's (``resnet50.a1_in1k``).
             ``hf-hub: OWNER/NAME`` instead: a timm model whose configuration lies on the Hugging Face hub.
-        torchvision: the model by torchvision's name (``resnet18``), instead of ``timm``.
-        hf: an image classifier of transformers, instead of ``timm``: a folder with its ``config.json``, seen from the suite's
-            file, a repository of the hub, or a type of model (``vit``). Code from a repository is never run.
-        python: ``FILE:FUNCTION``, instead of ``timm``: a function or class of a file, seen from the suite's, that takes
-            ``num_classes`` and returns any ``torch.nn.Module``. Runs only where the command line names the file with ``--plugin``.
-        ensemble: names of two or more nets, instead of ``timm``: as a teacher, the mean of their logits, each prepared as a teacher of
-            its own. With ``args: {average: probabilities}`` the logarithm of the mean of their probabilities. It has logits alone.
+        torchvision: torchvision's name of the model (``resnet18``), instead of ``timm``.
+        hf: an image classifier of transformers, instead of ``timm``: a folder with its ``config.json``, relative to the
+            suite's file, a repository of the hub, or a model type (``vit``). Code from a repository is never run.
+        python: ``FILE:FUNCTION``, instead of ``timm``: a function or class of a file, relative to the suite's, that takes
+            ``num_classes`` and returns any ``torch.nn.Module``. Runs only if the command line names the file with ``--plugin``.
+        ensemble: two or more nets, instead of ``timm``: a teacher whose logits are the mean of theirs, each a teacher of its own.
+            With ``args: {average: probabilities}`` the logarithm of the mean of their probabilities. It has logits only.
         args: keyword arguments of the model: of ``timm.create_model``, of torchvision's function, of the configuration of
             transformers, of your own function. ``img_size`` sets the input size too.
-        family: ``cnn``, ``vit`` or ``mlp``; inferred where it is not given (docs/nets.md).
+        family: ``cnn``, ``vit`` or ``mlp``; by default inferred (docs/nets.md).
         taps: the four stages: positions in timm's ``forward_intermediates``, ``final`` for the map that enters the pooling, or
-            paths of modules, whose outputs are taken. By default the last four of a hierarchical timm net, and 2/12, 4/12, 10/12
-            and 12/12 of the depth of a plain one. Nets of other sources have none without it.
-        embedding: path of the module that puts out the embedding, of nets that are not timm's. By default what enters the last
-            linear layer, where that gives the logits.
-        class_tokens: how many tokens precede the positions in stages that are sequences, of nets that are not timm's.
+            module paths, whose outputs are taken. By default the last four of a hierarchical timm net, and 2/12, 4/12, 10/12
+            and 12/12 of the depth of a plain one; nets of other sources have no default.
+        embedding: path of the module whose output is the embedding, for nets that are not timm's. By default the input of the last
+            linear layer, if that gives the logits.
+        class_tokens: number of class tokens in front of sequences, for nets that are not timm's.
         mean, std, input_size: preprocessing; by default the model's own configuration, of other nets ImageNet's normalisation
             and 224 px, of ``python`` nets the size of the suite's images. ``input_size`` is [height, width] in pixels.
-        crop_pct, interpolation: of evaluation, from the model's own configuration where not given.
-        memory_format: of the weights; activations follow. ``channels_last`` is faster for some convolutional nets and slower
+        crop_pct, interpolation: crop and interpolation of evaluation; by default the model's own configuration.
+        memory_format: memory format of the weights; activations follow. ``channels_last`` is faster for some convolutional nets and slower
             for others (``python -m benchmarks.memory_format``), and changes the last bits of results.
-        weights: of a teacher: ``"train"`` (train it on the suite's data, from scratch), ``"finetune"`` (train it there from the
-            pretrained weights that timm knows, with a new head), ``"timm"`` (take those weights as they are), or a file. A
-            student starts from scratch whatever it says.
-        taught_by: of a teacher that is trained here: the net from which it learns by ``kd``, under its own recipe. An assistant
+        weights: weights as a teacher: ``"train"`` (train on the suite's data, from scratch), ``"finetune"`` (train there from timm's
+            pretrained weights, with a new classifier), ``"timm"`` (use timm's pretrained weights), or a file. A student always
+            starts from scratch.
+        taught_by: the net that teaches this one by ``kd``, if it is a teacher that is trained here. An assistant
             between a large teacher and a small student (TAKD), whose pair is ``assistant--student``.
         published_top1: accuracy (%) of these weights on the suite's test split, as published.
         published_source: where that was published.
-        display: the name that tables print.
+        display: name in tables.
     """
 
     timm: str = ""

@@ -19,18 +19,19 @@ class Protocol(Strict):
     Attributes:
         description: a sentence, for listings.
         version: raised whenever a change of the protocol changes results; part of every result's identity.
-        seeds: of the students.
+        seeds: seeds of the students.
         pairs: globs of the suite's pairs.
-        recipe, teacher: fields that change in every recipe of students, and of teachers.
-        recipes: fields that change in single recipes, by name, of students and teachers.
-        set: hyper-parameters of methods and variants; they go before the suite's.
-        images_per_class: of the training of students, in place of the suite's own limit.
-        teacher_images_per_class: of the training of teachers.
-        measured_images_per_class: of the evaluation of both.
-        conclusive: whether methods train long enough for a ranking to mean something; captions say where not.
+        recipe: fields overridden in every recipe of students.
+        teacher: fields overridden in every recipe of teachers.
+        recipes: fields overridden in single recipes, by name, of students and teachers.
+        set: hyper-parameters of methods and variants; they override the suite's.
+        images_per_class: training images of each class for students, instead of the suite's.
+        teacher_images_per_class: training images of each class for teachers.
+        measured_images_per_class: images of each class on which both are evaluated.
+        conclusive: whether methods train long enough for a meaningful ranking; captions say if not.
         select: which epoch's figure tables show by default: the last, or the best on the test split, as much released code
             reports.
-        teacher_weights: whether teachers have the weights that their nets name, or are all trained here (to try things out).
+        teacher_weights: whether teachers have their nets' ``weights``, or are all trained here (for a quick try).
         teacher_preprocessing: whether a teacher that comes with weights sees its own preprocessing or, as in much released code,
             the student's.
     """

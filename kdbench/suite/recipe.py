@@ -37,16 +37,17 @@ class Augment(Strict):
 
     Attributes:
         crop_padding: zero padding (px) before a random crop of the old size.
-        flip: horizontal flip of every other image.
+        flip: horizontal flip, with probability 0.5.
         resized_crop: a random resized crop to the suite's image size, instead of ``crop_padding``.
         randaugment: timm's RandAugment, in its notation (``rand-m9-mstd0.5-inc1``).
-        color_jitter: timm's colour jitter; timm leaves it out where there is RandAugment, and so do we.
+        color_jitter: timm's colour jitter; off with RandAugment, as in timm.
         erasing: probability of random erasing, with noise for every pixel.
-        mixup, cutmix: parameters of their Beta distributions; 0 turns them off.
+        mixup: alpha of mixup's Beta distribution; 0 turns it off.
+        cutmix: alpha of CutMix's Beta distribution; 0 turns it off.
         mix_prob: probability that a batch (or image) is mixed at all.
-        mix_switch_prob: probability of cutmix where both are on.
+        mix_switch_prob: probability of CutMix if both are on.
         mix_mode: whether a ratio is drawn for every image or, as in timm's default, for a batch.
-        repeats: how often each drawn image is in an epoch's order (repeated augmentation, Hoffer et al., arXiv:1901.09335).
+        repeats: copies of each drawn image in an epoch (repeated augmentation, Hoffer et al., arXiv:1901.09335).
     """
 
     crop_padding: Annotated[int, Field(ge=0)] = 0
@@ -80,13 +81,13 @@ class OptimizerSpec(Strict):
     """An optimiser of timm.
 
     Attributes:
-        name: timm's; ``sgd`` is with Nesterov momentum, ``momentum`` without.
+        name: timm's name; ``sgd`` has Nesterov momentum, ``momentum`` does not.
         lr: learning rate, after warm-up.
-        weight_decay: of all weights but biases and those of norms.
-        momentum: of optimisers that have one.
-        betas: of Adam and its kin; None leaves timm's.
-        honour_no_weight_decay: exempts what a net names itself too (position embeddings, class tokens).
-        decay_biases_and_norms: exempts nothing else.
+        weight_decay: weight decay, by default not on biases and normalisation layers.
+        momentum: momentum, for optimisers that have one.
+        betas: betas of Adam and similar optimisers; by default timm's.
+        honour_no_weight_decay: do not decay what the net itself exempts (position embeddings, class tokens).
+        decay_biases_and_norms: decay biases and normalisation layers too.
     """
 
     name: str
@@ -102,14 +103,14 @@ class ScheduleSpec(Strict):
     """A schedule of timm.
 
     Attributes:
-        name: of the schedule.
+        name: kind of schedule.
         warmup_epochs: epochs of linear warm-up, part of the recipe's ``epochs``.
         warmup_lr: learning rate at its start.
         min_lr: learning rate at the end of ``cosine``.
         decay_epochs: epochs between the steps of ``step``.
         decay_rate: factor of each step of ``step`` and ``multistep``.
         milestones: epochs of the steps of ``multistep``.
-        per: how often the learning rate moves.
+        per: how often the learning rate changes.
     """
 
     name: Literal["cosine", "step", "multistep", "constant"] = "cosine"
@@ -131,19 +132,19 @@ class Recipe(Strict):
 
     Attributes:
         epochs: number of epochs, warm-up included.
-        batch_size: global: over all processes of a cohort together, and whatever part of it fits into memory at a time.
+        batch_size: global batch size, over all processes of a cohort and all micro-batches.
         optimizer, schedule, augment: see there.
-        label_smoothing: of the supervised loss; with mixing it is inside the soft targets.
-        clip_norm: largest norm of all gradients together; None does not clip.
+        label_smoothing: label smoothing of the supervised loss; with mixing, inside the soft targets.
+        clip_norm: largest norm of the gradient; by default no clipping.
         loss: the supervised loss; ``bce`` is binary cross-entropy on every class (Wightman et al., arXiv:2110.00476).
-        ema: decay of an exponential moving average of the weights, which is then what is measured and kept.
-        drop_path: stochastic depth of the student; None leaves the net's own.
-        eval_crop: share of the image's side that evaluation keeps, instead of each net's own.
+        ema: decay of an exponential moving average of the weights, which is then evaluated and kept.
+        drop_path: stochastic depth of the student; by default the net's own.
+        eval_crop: share of the image's side that evaluation keeps; by default each net's own.
         pipeline: ``device`` makes batches on the device, ``exact`` with timm's own transforms in loader processes.
-        precision: of forward passes: ``bfloat16`` and ``float16`` use autocast, ``float16`` with loss scaling.
+        precision: precision of forward passes: ``bfloat16`` and ``float16`` use autocast, ``float16`` with loss scaling.
         evaluate_every: epochs from one evaluation to the next; the last epoch is always evaluated.
-        tf32: what may round 32-bit floats to TF32 on a GPU: torch's default is ``convolutions`` alone; ``all`` adds products.
-        sync_bn: BatchNorm over the global batch where several processes train a cohort.
+        tf32: what may use TF32 on a GPU: ``convolutions`` is torch's default; ``all`` adds matrix products.
+        sync_bn: BatchNorm over the global batch when several processes train a cohort.
     """
 
     epochs: Count

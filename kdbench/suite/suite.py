@@ -30,21 +30,22 @@ class Suite(Strict):
     """One data set, its pairs, its recipes and its protocols.
 
     Attributes:
-        name: of the suite; random seeds are derived from it.
-        title: for tables and pages.
+        name: name of the suite; random seeds are derived from it.
+        title: title in tables and pages.
         dataset: see there.
-        nets: by name; the zoo's and timm's models need no entry.
+        nets: nets by name; the zoo's and timm's models need no entry.
         pairs: ``teacher--student``, by names of nets.
-        recipes: by name.
-        student_recipe, teacher_recipe: the name of the recipe for nets of each family.
-        net_recipe: recipes of nets that are not trained like others of their family, as teacher or student.
-        protocols: by name.
-        default_protocol: what runs where no other is asked for.
+        recipes: recipes by name.
+        student_recipe: name of the recipe for students of each family.
+        teacher_recipe: name of the recipe for teachers of each family.
+        net_recipe: name of the recipe for nets that are trained unlike their family, as teacher or student.
+        protocols: protocols by name.
+        default_protocol: protocol that runs by default.
         methods: see there.
-        variants: methods under other hyper-parameters, as rows of their own.
-        hooks: files of mmengine hooks, seen from the suite's; they run where the command line names them too.
-        cpu_threads: of every training, since sums over threads differ in the last bits.
-        teacher_seed: of teachers that are trained here.
+        variants: methods with other hyper-parameters, as rows of their own.
+        hooks: files with mmengine hooks, relative to the suite's; they run only if the command line names them too.
+        cpu_threads: CPU threads of every training; their number changes the last bits of sums.
+        teacher_seed: seed of teachers that are trained here.
         teacher_at_least: smallest top-1 (%) on the evaluated split that a trained teacher is expected to reach.
     """
 

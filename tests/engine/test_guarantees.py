@@ -267,7 +267,7 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize("pair", few(["cnn--vit", "vit--cnn"]))
 def test_resume_ends_with_the_numbers_of_an_uninterrupted_run(lab: Lab, pair: str) -> None:
-    plan = lab.plan(["scratch", "crd", "fofa"], pair)
+    plan = lab.plan(["scratch", "crd", "fofa", "kd-head"], pair)
     whole = lab.train(plan, "whole")
 
     def stop_in_second_epoch(event: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def test_suite_with_binary_cross_entropy_has_bkd_in_the_place_of_kd() -> None:
 
 
 def test_methods_that_carry_kd_are_those_whose_loss_has_its_term() -> None:
-    assert CARRIERS == ["fitnet-kd", "fofa", "lfcc", "scalekd", "srd", "ufd", "uhkd", "vkd"]
+    assert CARRIERS == ["fitnet-kd", "fofa", "kd-head", "lfcc", "scalekd", "srd", "ufd", "uhkd", "vkd"]
 
 
 @pytest.mark.parametrize("method", CARRIERS)
