@@ -56,35 +56,27 @@ def filled(tmp_path: Path, write_suite: Callable[..., Path]) -> tuple[Path, Path
 # Imports
 
 
-def imported(*words: str) -> list[str]:
-    """The heavy modules that a command imports in a process of its own."""
-    script = (
-        "import sys\nfrom kdbench.cli.parser import main\nmain(sys.argv[1:])\n"
-        f"print('\\nheavy:', *[name for name in {HEAVY} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[-1].split()[1:]
-
-
-@pytest.mark.parametrize(
-    "words",
-    few([(words,) for words in [
+def test_verbs_that_train_nothing_import_nothing_heavy(filled: tuple[Path, Path], tmp_path: Path) -> None:
+    """One command after the other, in a process of their own."""
+    suite, runs = filled
+    results = (str(suite), "--protocol", "seeds", "--out", str(runs))
+    commands = [
         ("--help",), ("run", "--help"), ("list",), ("list", "methods"), ("list", "pairs", "--json"), ("status",),
         ("list", "methods", "--suite", "cifar100"), ("show", "ofa", "--suite", "cifar100", "--as-tuned"),
-        ("status", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
-        ("table", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
-        ("table", "SUITE", "--protocol", "seeds", "--out", "RUNS", "--format", "latex"),
-        ("leaderboard", "SUITE", "--protocol", "seeds", "--out", "RUNS"),
+        ("status", *results), ("table", *results), ("table", *results, "--format", "latex"), ("leaderboard", *results),
         ("run", "--methods", "kdd"),
-    ]], 7),
-)  # fmt: skip
-def test_verbs_that_train_nothing_import_nothing_heavy(
-    filled: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    suite, runs = filled
-    command = [{"SUITE": str(suite), "RUNS": str(runs)}.get(word, word) for word in words]
-    assert imported(*command) == []
+    ]  # fmt: skip
+    script = (
+        "import json, sys\nfrom kdbench.cli.parser import main\nfound = {}\n"
+        "for words in json.loads(sys.argv[1]):\n    main(words)\n"
+        f"    found[' '.join(words)] = [name for name in {HEAVY} if name in sys.modules]\n"
+        "print('\\n' + json.dumps(found))"
+    )
+    command = [sys.executable, "-c", script, json.dumps(commands)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == len(commands)
+    assert not any(found.values()), found
 
 
 def test_importing_kdbench_imports_next_to_nothing() -> None:
@@ -236,13 +228,12 @@ def test_ctrl_c_ends_any_verb_in_one_line(kdbench: Kdbench, monkeypatch: pytest.
     assert (said.status, said.out, said.err.strip()) == (130, "", "kdbench: interrupted")
 
 
-def test_verbs_options_and_names_are_completed_in_the_shell() -> None:
+def test_verbs_options_and_names_are_completed_in_the_shell(kdbench: Kdbench, monkeypatch: pytest.MonkeyPatch) -> None:
     def completions(*words: str) -> list[str]:
-        environment = {**os.environ, "_KDBENCH_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words)}
-        environment["COMP_CWORD"] = str(len(words) - 1)
-        command = [sys.executable, "-m", "kdbench"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return [line.split(",", 1)[1] for line in done.stdout.splitlines()]
+        monkeypatch.setenv("_KDBENCH_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", " ".join(words))
+        monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+        return [line.split(",", 1)[1] for line in kdbench().out.splitlines()]
 
     assert completions("kdbench", "leader") == ["leaderboard"]
     assert completions("kdbench", "run", "--meth") == ["--methods"]
@@ -459,11 +450,17 @@ def test_table_is_written_in_every_form(
     said = kdbench(*words)
     assert (said.status, said.err) == (0, "")
     assert ("kd," if form == "csv" else "KD") in said.out
-    assert kdbench(*words, "--to", tmp_path / "table").status == 0
-    if form == "csv":  # the others hold the command that made them
-        assert (tmp_path / "table").read_text() == said.out
     assert kdbench(*words, "--to", tmp_path / "new" / "table").status == 0
-    said = kdbench(*words, "--to", tmp_path / "table" / "in-a-file")
+    if form == "csv":  # the others hold the command that made them
+        assert (tmp_path / "new" / "table").read_text() == said.out
+
+
+def test_a_table_is_not_written_into_a_file_as_if_it_were_a_folder(
+    kdbench: Kdbench, filled: tuple[Path, Path], tmp_path: Path
+) -> None:
+    suite, runs = filled
+    (tmp_path / "file").touch()
+    said = kdbench("table", suite, "--protocol", "seeds", "--out", runs, "--to", tmp_path / "file" / "table")
     assert said.status == 2
     assert "cannot be written" in said.err
 

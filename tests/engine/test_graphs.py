@@ -260,14 +260,14 @@ def test_where_the_teacher_cannot_be_recorded_nothing_is(lab: Lab, on_cpu: OnCpu
 
 @pytest.mark.parametrize(
     "body",
-    [
+    few([
         # a value that is not finite, from the device alone, once the step is recorded
         "self.count += 1\nreturn {'ce': batch.task_loss(student.logits) / (self.count < 6)}",
         # what is shared is written to, long after the others were recorded
         "self.calls = getattr(self, 'calls', 0) + 1\n"
         "if self.calls == 6:\n    teacher.logits.zero_()\nreturn {'ce': batch.task_loss(student.logits)}",
-    ],
-)
+    ]),
+)  # fmt: skip
 def test_a_cell_that_fails_among_recorded_ones_leaves_them_their_numbers(
     lab: Lab, on_cpu: OnCpu, write_plugin: Callable[[str, str], str], body: str
 ) -> None:

@@ -28,7 +28,7 @@ from kdbench.suite.net import NetSpec
 from kdbench.suite.recipe import OptimizerSpec, Recipe
 from tests.few import few
 
-from .conftest import Lab
+from .conftest import ONE_EPOCH, Lab
 
 CONSTANT: dict[str, Any] = {"schedule": {"name": "constant", "warmup_epochs": 0}}
 
@@ -122,7 +122,7 @@ def test_bfloat16_computes_in_bfloat16_and_leaves_what_methods_compare_in_full_p
 def test_training_with_fewer_bits_is_near_training_with_all(lab: Lab, precision: str) -> None:
     found = {}
     for name in ("float32", precision):
-        plan = lab.plan(["kd"], recipe={"precision": name})
+        plan = lab.plan(["kd"], recipe={"precision": name, **ONE_EPOCH})
         found[name] = Lab.result(lab.train(plan, name), plan, "kd")["metrics"]["last"]["nll"]
     assert found[precision] != found["float32"]
     assert math.isclose(found[precision], found["float32"], rel_tol=0.05)
@@ -217,11 +217,11 @@ def test_a_cell_that_does_not_fit_goes_on_in_parts_of_the_same_batch(
     lab: Lab, write_plugin: Callable[[str, str], str]
 ) -> None:
     plugin = write_plugin("hungry", LIMIT.format(limit=6))
-    plan = lab.plan(["hungry", "kd"], plugins=[plugin])
+    plan = lab.plan(["hungry", "kd"], plugins=[plugin], recipe=ONE_EPOCH)
     store = lab.train(plan, "with")
     result = Lab.result(store, plan, "hungry")
     assert result["cost"]["micro_batches"] == 4  # 20 images, at most 6 at a time
-    alone = lab.plan(["kd"])
+    alone = lab.plan(["kd"], recipe=ONE_EPOCH)
     assert Lab.result(store, plan, "kd")["metrics"] == Lab.result(lab.train(alone, "without"), alone, "kd")["metrics"]
     log = store.cell(next(cell for cell in plan.cells if cell.method == "hungry")).log.read_text()
     assert "it goes on with each batch in 4 parts" in log

@@ -45,6 +45,7 @@ from tests.conftest import Said
 from tests.records import cell_result
 from tests.store.test_claims import elsewhere
 
+pytestmark = pytest.mark.xdist_group("launch")  # one process trains what most tests copy
 Kdbench = Callable[..., Said]
 #: Seconds after which a test that hangs is given up; no machine is that slow.
 GUARD = 600.0

@@ -121,9 +121,8 @@ def test_significance_that_so_few_pairs_cannot_show_is_said():
     assert "n.a." in leaderboard_text(five)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_the_rows_changes_nothing(seed):
-    assert build_leaderboard(many().sample(frac=1, random_state=seed)) == build_leaderboard(many())
+def test_the_order_of_the_rows_changes_nothing():
+    assert build_leaderboard(many().sample(frac=1, random_state=0)) == build_leaderboard(many())
 
 
 def test_another_method_changes_neither_gains_nor_p_values():

@@ -232,7 +232,7 @@ LITTLE = {
 }
 
 
-@pytest.mark.parametrize("name", few(LITTLE, 4))
+@pytest.mark.parametrize("name", few(LITTLE, 3))
 def test_every_store_gives_a_drawing_or_a_reason(tmp_path: Path, name: str) -> None:
     for plot in draw_plots(LITTLE[name], tmp_path):
         assert plot.caption

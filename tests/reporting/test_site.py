@@ -20,6 +20,8 @@ from kdbench.reporting.plots import draw
 from tests.reporting import factory
 from tests.reporting.test_page import HOSTILE, Page
 
+pytestmark = pytest.mark.xdist_group("site")  # one process makes the site
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -35,6 +35,7 @@ from tests.engine.conftest import ONE_EPOCH, Lab
 from tests.hostile import change
 
 Kdbench = Callable[..., Said]
+pytestmark = pytest.mark.xdist_group("export")  # one process trains the cells
 
 #: A method that predicts with a parameter of its own.
 SCALED = """

@@ -44,6 +44,7 @@ from kdbench.teachers.weights import find_weights, missing_weights
 from tests.conftest import TINY, Said, tiny
 from tests.records import teacher_result
 
+pytestmark = pytest.mark.xdist_group("teachers")  # one process trains the net
 Kdbench = Callable[..., Said]
 State = dict[str, Tensor]
 TAGGED = "test_resnet.r160_in1k"
