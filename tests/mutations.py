@@ -75,7 +75,7 @@ MUTATIONS = (
         "(teacher_prob + target_mask) ** eps",
         _GOLDEN,
     ),
-    Mutation("methods/ofa.py", "student_logits / temperature, dim=1)", "student_logits, dim=1)", _GOLDEN),
+    Mutation("methods/ofa.py", "student_logits / temperature, dim=-1)", "student_logits, dim=-1)", _GOLDEN),
     Mutation(
         "methods/rkd.py",
         "distance_weight * distance + angle_weight * angle",

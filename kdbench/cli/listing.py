@@ -31,7 +31,7 @@ COSTS = Path(kdbench.plugins.__path__[0], "method_costs.json")
 
 KINDS = ("methods", "pairs", "suites", "protocols", "nets", "datasets", "published")
 #: Width of a column of prose, in characters.
-PROSE = 44
+PROSE = 32
 
 
 @verb("list", "plugins")
@@ -129,9 +129,17 @@ def _table(what: str, rows: Sequence[dict[str, Any]], with_settings: bool) -> st
         return f"no {what}"
     if what == "methods":
         return _settings_table(rows) if with_settings else _methods_table(rows)
+    if what == "suites":
+        rows = [
+            {**row, "protocols": " ".join(f"{name}*" if name == row["default"] else name for name in row["protocols"])}
+            for row in rows
+        ]
+        for row in rows:
+            del row["default"]
     missing = "any" if what == "datasets" else ""
     widths = [PROSE if key in ("images", "source", "title", "description") else None for key in rows[0]]
-    return tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths, missingval=missing)
+    table = tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths, missingval=missing)
+    return f"{table}\n\n*: the default; kdbench list protocols says what each is" if what == "suites" else table
 
 
 def _rows(kind: str, methods: MethodCatalog, suite: str | None) -> list[dict[str, Any]]:
@@ -188,7 +196,7 @@ def _suite_rows(suite: Suite) -> Sequence[dict[str, Any]]:
             "title": suite.title,
             "dataset": suite.dataset.name,
             "pairs": len(suite.pairs),
-            "protocols": " ".join(suite.protocols),
+            "protocols": list(suite.protocols),
             "default": suite.default_protocol,
         }
     ]
@@ -254,9 +262,9 @@ def _cited(citation: Mapping[str, Any]) -> str:
     """A paper in a few words: ``Hao et al., NeurIPS 2023``."""
     if not citation:
         return ""
-    first, *others = (author.partition(",")[0] for author in citation["authors"].split(" and "))
-    authors = f"{first} et al." if len(others) > 1 else " and ".join((first, *others))
-    return f"{authors}, {citation['venue']} {citation['year']}"
+    first, *others = (author.partition(",")[0].strip("{}") for author in citation["authors"].split(" and "))
+    authors = " and ".join((first, *others)) if len(others) < 2 and others != ["others"] else f"{first} et al."
+    return f"{authors}, {citation['venue'].partition(',')[0]} {citation['year']}"
 
 
 @functools.lru_cache(maxsize=1)

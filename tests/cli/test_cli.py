@@ -318,7 +318,7 @@ def test_plugin_that_raises_at_import_is_told_by_the_plan_with_its_traceback(
 def test_listing_tells_of_everything_there_is(kdbench: Kdbench) -> None:
     said = kdbench("list", "--json")
     content = json.loads(said.out)
-    assert set(content) == {"methods", "pairs", "suites", "nets", "datasets", "published"}
+    assert set(content) == {"methods", "pairs", "suites", "protocols", "nets", "datasets", "published"}
     assert {"name", "display", "family", "fidelity", "needs", "paper", "hyperparameters"} <= set(content["methods"][0])
     assert content["methods"][0]["name"] == "scratch"
     plain = kdbench("list")
