@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import re
@@ -310,8 +309,8 @@ def test_files_of_a_cell_that_are_links_are_neither_read_nor_written_through(tmp
 @pytest.mark.parametrize(
     ("verb", "level"),
     [
-        *(("run", level) for level in range(1, 6)),
-        *itertools.product(("teachers --train", "plan --no-probe", "status", "table", "report"), (1, 5)),
+        *(("run", level) for level in (1, 3, 5)),
+        *((verb, 5) for verb in ("teachers --train", "plan --no-probe", "status", "table", "report")),
     ],
 )
 def test_no_verb_goes_through_a_linked_folder(

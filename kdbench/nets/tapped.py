@@ -262,14 +262,10 @@ class TappedNet(nn.Module):
             if not isinstance(stage.map, Tensor) or stage.map.ndim != 4:
                 found = tuple(stage.map.shape) if isinstance(stage.map, Tensor) else described(stage.map)
                 raise NetError(f"net {self.name}: stage {number} has shape {found}, not (B, c, h, w); set its taps")
+        tokens = [0 if stage.class_tokens is None else stage.class_tokens.shape[1] for stage in outputs.stages or ()]
         stages = tuple(
-            StageInfo(
-                stage.channels,
-                *stage.size,
-                self.layout,
-                0 if stage.class_tokens is None else stage.class_tokens.shape[1],
-            )
-            for stage in outputs.stages or ()
+            StageInfo(stage.channels, *stage.size, self.layout, count)
+            for stage, count in zip(outputs.stages or (), tokens, strict=True)
         )
         stage_inputs: tuple[StageInfo, ...] = ()
         if entry is not None:  # the other stages take what the one before them puts out

@@ -27,7 +27,7 @@ BUILT_IN = catalog()
 #: Each family once on either side.
 THREE = (Pair("vit", "mlp"), Pair("mlp", "cnn"), Pair("cnn", "vit"))
 #: Methods of every kind, which are checked by default; the others by name.
-FEW = {"kd", "kd-head", "rkd", "crd", "ofa", "simkd", "minilmv2", "deit", "fitnet-two-stage"}
+FEW = {"kd", "crd", "ofa", "simkd", "minilmv2"}
 
 PLUGIN = '''
 import random, sys, time, warnings

@@ -121,7 +121,7 @@ def test_only_what_is_needed_is_handed_out() -> None:
     assert outputs.stages is None
 
 
-@pytest.mark.parametrize("name", ["resnet_32px_small", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", few(["resnet_32px_small", "resnet18", "resnet50"], 2))
 def test_stages_of_a_resnet_are_also_handed_out_before_their_last_activation(name: str) -> None:
     net = TappedNet(NetSpec(timm=name), 10).train()
     for module in net.modules():
@@ -285,7 +285,7 @@ TIMM = {
 }
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", few(TIMM, 5))
 def test_nets_of_timm_are_tapped_alike(name: str) -> None:
     args, family, class_tokens = TIMM[name]
     spec = NetSpec(timm=name, args=args or {}, input_size=(64, 64))
