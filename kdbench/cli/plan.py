@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def plan(request: Request, profile: str | None, no_probe: bool, all_cells: bool)
     made = plan_of(request)
     states = store.scan(made.cells)
     missing = _missing(made, states, store)
-    console.progress(f"checking {counted(len(made.cells), 'cell')}")
+    if sys.stderr.isatty():  # elsewhere a refusal is one line
+        console.progress(f"checking {counted(len(made.cells), 'cell')}")
     made = check_cells(made)
     declared_by(made, store.root)
     note_untuned(made)
