@@ -1,4 +1,4 @@
-"""The nets of some suites as they are and through ``torch.compile`` (``--compile``), side by side, with what their logits differ by.
+"""The nets of some suites as they are and through ``torch.compile`` (``--compile``), side by side, with what their embeddings differ by.
 
     python -m benchmarks.compiled [--suites NAME ...] [--device cuda] [--to FILE]
 
@@ -16,7 +16,7 @@ import torch
 
 import kdbench.engine.process  # noqa: F401 - first, so that its message comes before a traceback
 from benchmarks.common import machine, parser
-from benchmarks.memory_format import LOGITS, batch_size, forward, make_batch, make_net, roles, training_step
+from benchmarks.memory_format import batch_size, forward, make_batch, make_net, roles, training_step
 from benchmarks.sides import Finding, Timing, add_arguments, finish, measure, ratio
 from kdbench.engine.compiled import TOLERANCE, Forward
 from kdbench.engine.process import keep_freed_memory
@@ -52,12 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compiled[title] = {
                 "batch": size,
                 "seconds to compile": round(time.perf_counter() - begun, 1),
-                "logits differ by": difference,
+                "embeddings differ by": difference,
             }
             found = measure({"plain": plain, "compiled": fused}, 1 if options.quick else options.repeats, device)
             timings |= {f"{title}, {way}": timing for way, timing in found.items()}
             fraction = ratio(found["compiled"].on(clock), found["plain"].on(clock))
-            findings.append(Finding(f"{title}: compiled / plain", fraction, note=f"logits differ by {difference:.1g}"))
+            findings.append(
+                Finding(f"{title}: compiled / plain", fraction, note=f"embeddings differ by {difference:.1g}")
+            )
             print(findings[-1], flush=True)
     return finish(
         "compiled", findings, timings, head, options, clock, nets=compiled, tolerance=TOLERANCE, threads=options.threads
@@ -66,10 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @torch.no_grad()
 def differs_by(net: TappedNet, size: int) -> float:
-    """The largest difference between the logits of both ways, as a share of the largest logit."""
+    """The largest difference between the embeddings of both ways, as a share of the largest value."""
     net.eval()
     images = net.preprocess(make_batch(net, size)[0])
-    plain, fused = (Forward(net, compile)(images, LOGITS).logits for compile in (False, True))
+    plain, fused = (Forward(net, compile)(images, {"embedding"}).embedding for compile in (False, True))
+    assert plain is not None
+    assert fused is not None
     return float((plain - fused).abs().max() / plain.abs().max())
 
 

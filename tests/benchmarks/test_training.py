@@ -21,7 +21,7 @@ from tests.few import few
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    few([("cohort", []), ("overhead", []), ("methods", ["--methods", "crd"]), ("scaling", [])]),
+    few([("cohort", []), ("overhead", []), ("methods", ["--methods", "crd"]), ("scaling", []), ("compiled", [])]),
 )
 def test_a_benchmark_writes_its_ratios_with_device_and_versions(
     name: str, arguments: list[str], tmp_path: Path
