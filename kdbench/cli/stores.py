@@ -1,8 +1,10 @@
-"""The verbs that tidy run directories: ``merge`` and ``prune``. Neither imports torch."""
+"""The verbs that tidy run directories: ``merge`` and ``prune``. Torch is imported only to check teachers' weights."""
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from kdbench.cli import console
 from kdbench.cli.options import CELLS, EPILOG, Verb, plan_of, plan_on_disk, verb
 from kdbench.cli.values import PATH
 from kdbench.errors import counted
-from kdbench.matrix.cells import Cell, make_plan
+from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
 from kdbench.store.folders import Store
+from kdbench.store.layout import cell_name, cell_paths
 from kdbench.store.merge import check_target, compare, conflict_error, write
 from kdbench.store.older import Stale, size_of, stale_cells, unused_teachers
 from kdbench.store.rows import damaged_in
@@ -65,9 +68,8 @@ def prune(request: Request) -> int:
     store.check()
     plan = plan_on_disk(plan_of(request), store)
     stale = stale_in(request, store)
-    planned = [*plan.cells, *plan.skipped, *plan.broken]
     gone = {each.path: f"stale: {each.why}" for each in stale}
-    gone |= {cell.folder: f"failed: {_reason(store, cell)}" for cell in planned if store.look(cell).state == "failed"}
+    gone |= {path: f"failed: {why}" for path, why in _failed(plan, store)}
     for path in [path for path in gone if _is_held(store, path)]:
         del gone[path]
     everything = make_plan(plan.suite, replace(plan.request, pairs=("*",)), plan.catalog)
@@ -96,8 +98,22 @@ def stale_in(request: Request, store: Store) -> list[Stale]:
     return stale_cells(store, plan.cells, request.seeds)
 
 
-def _reason(store: Store, cell: Cell) -> str:
-    return store.cell(cell).failure().reason
+def _failed(plan: Plan, store: Store) -> Iterator[tuple[str, str]]:
+    """Failed cells and why they failed: all of the suite and protocol, also of methods that are not known here, among the methods,
+    pairs and seeds that the request names."""
+    request = plan.request
+    for path in cell_paths(store.root, plan.suite.name, plan.under.name):
+        name = cell_name(path)
+        chosen = _matches(name["method"], request.methods) and _matches(name["pair"], request.pairs)
+        if chosen and (not request.seeds or name["seed"] in request.seeds):
+            folder = store.folder(path)
+            if folder.state() == "failed":
+                yield path, folder.failure().reason
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name is among those that were asked for: any, where none were."""
+    return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_held(store: Store, path: str) -> bool:

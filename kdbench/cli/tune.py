@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,22 @@ from kdbench.cli.options import CELLS, FILES, MACHINE, TEACHERS, plan_of, verb
 from kdbench.cli.run import Run, lead, tell, train
 from kdbench.cli.values import PATH, TRIALS, WHOLE_SEED, OneOf
 from kdbench.errors import KdbenchError
-from kdbench.matrix.cells import Plan, choose_methods
-from kdbench.matrix.found import Found
+from kdbench.matrix.cells import Cell, Plan, choose_methods
+from kdbench.matrix.check import check_cells
+from kdbench.matrix.found import Found, read_any
 from kdbench.matrix.request import Request
 from kdbench.search.sampling import SAMPLERS, check_sampler, make_sampler, rounds
 from kdbench.search.space import Space, declared, read_space
 from kdbench.search.trials import Search, Trial, best_of, score_of
 from kdbench.store.files import write_output
 from kdbench.store.folders import Store
+from kdbench.store.older import differences, phrase
 
 #: A search has rows of its own, its own split, and no settings of another search.
 _CELLS = tuple(name for name in CELLS if name not in ("split", "variants", "settings"))
+
+#: What does not tell two searches apart.
+_OUTCOME = frozenset({"kdbench", "top1", "settings", "checksum"})
 
 
 @verb(
@@ -73,10 +78,11 @@ def search(
     """Train all trials that are not done, and write the best values of every method.
 
     Every trial is a row of one run, so that trials of all methods share batches and the teacher's forward pass. What is drawn is a
-    function of suite, protocol, method and seed of the search: a search that was stopped goes on where it was.
+    function of suite, protocol, method and seed of the search: a search that was stopped goes on where it was. A file ``to`` of the
+    same search with as many trials, or fewer, is replaced.
 
     Raises:
-        KdbenchError: if the request is wrong; nothing was written then.
+        KdbenchError: if the request is wrong, or ``to`` is there and no file of this search; nothing was written then.
         InterruptedRun: if it was interrupted.
     """
     check_sampler(sampler)
@@ -89,6 +95,24 @@ def search(
         if found
     }
     known: dict[str, list[Trial]] = {method: [Trial(method, 0)] for method in spaces}
+
+    def described(cells: Sequence[Cell]) -> dict[str, Any]:
+        return {
+            "suite": plan.suite.name,
+            "protocol": plan.under.name,
+            "split": "validation",
+            "pairs": [*dict.fromkeys(cell.pair for cell in cells)],
+            "seeds": [*dict.fromkeys(cell.seed for cell in cells)],
+            "trials": trials,
+            "sampler": sampler,
+            "search_seed": search_seed,
+            "kdbench": importlib.metadata.version("kdbench"),
+            "space": {method: {name: part.plain() for name, part in found.items()} for method, found in spaces.items()},
+        }
+
+    if Path(to).exists():
+        possible = check_cells(plan_of(_request_of(request, known, plan))).cells
+        _check_replaced(Path(to), Found.sealed({**described(possible), "top1": {}, "settings": {}}))
     for numbers in rounds(sampler, trials):
         for method, own in samplers.items():
             drawn = zip(numbers, own.ask(numbers), strict=True)
@@ -99,18 +123,8 @@ def search(
             own.tell([known[method][number].score for number in numbers])
     tell(ran)
     best = {method: best_of(own) for method, own in known.items()}
-    cells = ran.plan.cells
     content = {
-        "suite": plan.suite.name,
-        "protocol": plan.under.name,
-        "split": "validation",
-        "pairs": [*dict.fromkeys(cell.pair for cell in cells)],
-        "seeds": [*dict.fromkeys(cell.seed for cell in cells)],
-        "trials": trials,
-        "sampler": sampler,
-        "search_seed": search_seed,
-        "kdbench": importlib.metadata.version("kdbench"),
-        "space": {method: {name: part.plain() for name, part in found.items()} for method, found in spaces.items()},
+        **described(ran.plan.cells),
         "top1": {method: {"own": known[method][0].score, "best": trial.score} for method, trial in best.items()},
         "settings": {method: dict(trial.values) for method, trial in best.items()},
     }
@@ -122,8 +136,24 @@ def search(
 def _check_target(path: Path) -> None:
     """Refuse, before anything trains, a file that cannot be written at the end."""
     folder = path.absolute().parent
-    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+    if path.is_symlink() or path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise KdbenchError(f"--to {path} cannot be written")
+
+
+def _check_replaced(path: Path, search: Found) -> None:
+    """Refuse, before anything trains, a file of another search, of more trials, or of anything else."""
+    advice = "name another file with --to, or remove it"
+    try:
+        there = read_any(path)
+    except KdbenchError as error:
+        raise KdbenchError(f"--to {path} is there and is no file of this search ({error}); {advice}") from None
+    was, is_now = (
+        {"methods": sorted(each.space), **each.model_dump(mode="json", exclude=_OUTCOME)} for each in (there, search)
+    )
+    if there.trials <= search.trials:
+        was["trials"] = search.trials
+    if changes := differences(was, is_now):
+        raise KdbenchError(f"--to {path} holds another search ({phrase(changes)}); {advice}")
 
 
 def _choose(

@@ -74,14 +74,23 @@ def read_found(path: str, suite: str) -> Found:
         stamp = Path(path).stat().st_mtime_ns
     except OSError as error:
         raise KdbenchError(f"--settings {path}: cannot be read ({error.strerror})") from None
-    found = _read(Path(path), stamp)
+    found = _cached(Path(path), stamp)
     if found.suite != suite:
         raise KdbenchError(f"--settings {path} is of suite {found.suite}, not of {suite}")
     return found
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, stamp: int) -> Found:
+def _cached(path: Path, stamp: int) -> Found:
+    return read_any(path)
+
+
+def read_any(path: Path) -> Found:
+    """The file of a search on any suite.
+
+    Raises:
+        KdbenchError: if it cannot be read, or is damaged.
+    """
     found = read_typed(path, Found, "a file of kdbench tune")
     if found.checksum != found.digest():
         raise KdbenchError(

@@ -164,6 +164,26 @@ class CellFolder(Folder):
         if found != json.loads(json.dumps(content)):
             write_json(self.config, content)
 
+    def check_weights(self, checksum: str) -> None:
+        """Check that the weights of a teacher are those of its result. Imports torch.
+
+        Raises:
+            FileNotFoundError: if there are none.
+            RefusedFileError: if they are no regular file.
+            DamagedFileError: if they are cut, or do not have the checksum that the result records.
+        """
+        import safetensors.torch
+
+        from kdbench.nets.tapped import hash_of_state
+
+        content = read_file(self.weights, None)
+        try:
+            found = hash_of_state(safetensors.torch.load(content))
+        except Exception as error:  # what safetensors raises depends on where the file is damaged
+            raise DamagedFileError(self.weights, f"{type(error).__name__}: {error}") from None
+        if found != checksum:
+            raise DamagedFileError(self.weights, "it does not have the checksum that its result records")
+
     def holder(self) -> Holder | None:
         """The process that has claimed the cell."""
         return read_holder(self.path)

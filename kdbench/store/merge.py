@@ -147,13 +147,12 @@ def _take_teacher(merge: Merge, teachers: dict[tuple[str, str], tuple[str, Path]
     try:
         folder = store.folder(path)
         result = read_record(folder.result, TeacherResult)
-        if not folder.weights.is_file():
-            raise FileNotFoundError(folder.weights)
+        folder.check_weights(result.checksum)
     except FileNotFoundError:
         merge.unfinished += 1
         return
     except (DamagedFileError, RefusedFileError) as error:
-        merge.left_out.append(_line(store.root, path, error.reason))
+        merge.left_out.append(printable(f"{error.path}: {error.reason}", TEXT_LENGTH))
         return
     _note_teacher(merge, teachers, store.root, result.name, result.hash, result.checksum)
     merge.folders.setdefault(path, store.root)

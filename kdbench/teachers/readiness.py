@@ -14,8 +14,8 @@ from kdbench.errors import KdbenchError, ListedError
 from kdbench.matrix.cells import Plan
 from kdbench.matrix.request import Request
 from kdbench.matrix.teachers import TeacherPlan
-from kdbench.opening import inside, read_file
-from kdbench.store.files import write_json
+from kdbench.opening import inside
+from kdbench.store.files import DamagedFileError, write_json
 from kdbench.store.folders import Store
 from kdbench.store.result import TeacherResult
 from kdbench.suite.net import WeightsFile
@@ -83,22 +83,14 @@ def drop_damaged(teachers: Sequence[TeacherPlan], store: Store, note: Note) -> N
     for teacher in teachers:
         result = store.result_of_teacher(teacher)
         folder = store.teacher_folder(teacher)
-        if result is not None and not _are_sound(folder.weights, result.checksum):
+        if result is None:
+            continue
+        try:
+            folder.check_weights(result.checksum)
+        except (DamagedFileError, OSError):
             verb = "trained" if teacher.trained_here else "loaded"
             note(f"{folder.weights} is damaged: teacher {teacher.name} is {verb} again")
             folder.result.unlink()
-
-
-def _are_sound(weights: Path, checksum: str) -> bool:
-    """Whether a file of weights is there, whole, and has the checksum of its result."""
-    import safetensors.torch
-
-    from kdbench.nets.tapped import hash_of_state
-
-    try:
-        return hash_of_state(safetensors.torch.load(read_file(weights, None))) == checksum
-    except Exception:  # what safetensors raises for a damaged file depends on where it is damaged
-        return False
 
 
 def verdict_of(teacher: TeacherPlan, store: Store, tolerance: float = TOLERANCE) -> Verdict | None:
