@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from kdbench.matrix.cells import Plan, make_plan
 from kdbench.matrix.request import Request
+from kdbench.nets.tapped import hash_of_state
 from kdbench.plugins.registry import catalog
 from kdbench.store.folders import Store
 from kdbench.store.result import CellResult, write_record
@@ -31,9 +34,10 @@ def suite(write_suite: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def fill(tmp_path: Path, suite: Path) -> Fill:
-    """Make a store with finished cells of some seeds, and the teachers, whose weights have a checksum."""
+    """Make a store with finished cells of some seeds, and the teachers, with weights of a number."""
 
-    def make(name: str, seeds: tuple[int, ...], checksum: str = "c" * 20, top1: float = 90.0, **options: Any) -> Path:
+    def make(name: str, seeds: tuple[int, ...], weights: int = 0, top1: float = 90.0, **options: Any) -> Path:
+        checksum = checksum_of(weights)
         plan = plan_of(suite, seeds=seeds, **options)
         store = Store(tmp_path / name)
         store.check(writable=True)
@@ -41,7 +45,7 @@ def fill(tmp_path: Path, suite: Path) -> Fill:
             folder = store.teacher_folder(teacher)
             folder.configure(teacher.hash, teacher.config, {})
             write_record(folder.result, teacher_result(teacher, checksum=checksum))
-            folder.weights.write_bytes(checksum.encode())
+            folder.weights.write_bytes(save(state_of(weights)))
         for cell in plan.cells:
             folder = store.cell(cell)
             folder.prepare(cell)
@@ -50,6 +54,14 @@ def fill(tmp_path: Path, suite: Path) -> Fill:
         return store.root
 
     return make
+
+
+def state_of(weights: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.tensor([weights])}
+
+
+def checksum_of(weights: int) -> str:
+    return hash_of_state(state_of(weights))
 
 
 def plan_of(suite: Path, **options: Any) -> Plan:
@@ -101,7 +113,7 @@ def test_other_numbers_of_one_cell_are_reported_and_nothing_is_written(
 def test_different_teachers_of_one_name_are_a_conflict(
     kdbench: Kdbench, fill: Fill, tmp_path: Path, with_folders: bool
 ) -> None:
-    a, b = fill("a", (0,), checksum="a" * 20), fill("b", (1,), checksum="b" * 20)
+    a, b = fill("a", (0,), weights=1), fill("b", (1,), weights=2)
     if not with_folders:  # the cells alone tell
         (teacher,) = (b / "teachers").iterdir()
         for path in [*teacher.iterdir()]:
@@ -109,19 +121,37 @@ def test_different_teachers_of_one_name_are_a_conflict(
         teacher.rmdir()
     said = kdbench("merge", a, b, "--to", tmp_path / "c")
     assert said.status == 2
-    assert f"has the weights aaaaaaaaaa in {a}, and bbbbbbbbbb in {b}" in said.err
+    assert f"has the weights {checksum_of(1)[:10]} in {a}, and {checksum_of(2)[:10]} in {b}" in said.err
     assert not (tmp_path / "c").exists()
     kept = kdbench("merge", a, b, "--to", tmp_path / "c", "--keep-first")
     assert kept.status == 0
     assert "note: conflict: teacher cnn-" in kept.out
-    assert set(load_results(tmp_path / "c")["teacher_checksum"]) == {"a" * 20, "b" * 20}
+    assert set(load_results(tmp_path / "c")["teacher_checksum"]) == {checksum_of(1), checksum_of(2)}
     shown = kdbench("status", tmp_path / "tiny.yaml", "--out", tmp_path / "c", "--seeds", "0,1")
     assert (
-        "different teachers of one name: cells of cnn--vit were taught 1 by weights aaaaaaaaaa and 1 by weights bbbbbbbbbb"
-        in shown.out
+        f"different teachers of one name: cells of cnn--vit were taught 1 by weights {checksum_of(1)[:10]} "
+        f"and 1 by weights {checksum_of(2)[:10]}"
+    ) in shown.out
     )
     table = kdbench("table", tmp_path / "tiny.yaml", "--out", tmp_path / "c")
     assert "Different teachers of one name" in table.out
+
+
+def test_a_teacher_whose_weights_were_altered_is_left_out_and_a_sound_one_taken(
+    kdbench: Kdbench, fill: Fill, tmp_path: Path
+) -> None:
+    a, b = fill("a", (0,)), fill("b", (1,))
+    (good,), (altered,) = a.glob("teachers/*/weights.safetensors"), b.glob("teachers/*/weights.safetensors")
+    altered.write_bytes(save(state_of(1)))
+    said = kdbench("merge", b, a, "--to", tmp_path / "c")
+    line = "its checksum is not the one that its result records"
+    assert (said.status, said.err) == (0, "")
+    assert said.out == f"note: left out: {altered}: {line}\n4 cells and 1 teacher in {tmp_path / 'c'}\n"
+    assert (tmp_path / "c" / good.relative_to(a)).read_bytes() == good.read_bytes()
+    good.write_bytes(good.read_bytes()[:-1])
+    said = kdbench("merge", b, a, "--to", tmp_path / "d")
+    assert said.out.count(line) == 2
+    assert f"4 cells and 0 teachers in {tmp_path / 'd'}" in said.out
 
 
 def test_a_store_with_one_teacher_has_no_such_line(kdbench: Kdbench, fill: Fill, suite: Path) -> None:
@@ -273,6 +303,22 @@ def test_prune_shows_first_and_deletes_only_with_yes(kdbench: Kdbench, fill: Fil
     assert kdbench("prune", suite, "--out", store).out == "nothing to delete\n"
 
 
+def test_prune_finds_failed_cells_of_methods_that_are_not_here(
+    kdbench: Kdbench, suite: Path, write_plugin: Callable[..., Path], tmp_path: Path
+) -> None:
+    plugin = str(write_plugin("frob_test"))
+    request = Request(methods=("frob_test",), plugins=(plugin,))
+    (cell, *_) = make_plan(load_suite(str(suite)), request, catalog([plugin])).cells
+    store = Store(tmp_path / "runs")
+    store.check(writable=True)
+    store.cell(cell).prepare(cell)
+    store.cell(cell).fail("exception", "it broke")
+    for others in (("--methods", "kd"), ("--pairs", "cnn--mlp"), ("--seeds", "1")):
+        assert kdbench("prune", suite, "--out", store.root, *others).out == "nothing to delete\n"
+    assert kdbench("prune", suite, "--out", store.root, "--yes").out.splitlines()[0].endswith("failed: it broke")
+    assert not store.cell(cell).path.exists()
+
+
 def test_prune_removes_nothing_through_a_link(kdbench: Kdbench, fill: Fill, suite: Path, tmp_path: Path) -> None:
     store = fill("a", (0,))
     outside = tmp_path / "outside"
@@ -312,7 +358,7 @@ def test_a_run_behind_another_teacher_is_refused_or_accepted(
     said = kdbench(*words)
     assert said.status == 2
     assert said.err.count("\n") == 1
-    assert "but behind 1 result of cnn--vit stand weights cccccccccc of that name; --accept-teacher" in said.err
+    assert f"but behind 1 result of cnn--vit stand weights {checksum_of(0)[:10]} of that name; --accept-teacher" in said.err
     states = load_results(store).set_index("method")["state"]
     assert states["dist"] == "planned"
     assert kdbench(*words).status == 2  # the teacher is there now, and still another one

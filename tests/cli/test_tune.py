@@ -115,9 +115,8 @@ def test_method_with_nothing_to_search_says_so_and_keeps_its_own_values(
     assert said.status == 0
     assert "note: scratch has no hyper-parameters; its own values are kept" in said.out
     assert best()["settings"]["scratch"] == {}
-    said = kdbench(
-        "tune", suite, "--methods", "kd", "--trials", 2, "--set", "kd.temperature=4", "--set", "kd.kd_weight=1"
-    )
+    fixed = ("--set", "kd.temperature=4", "--set", "kd.kd_weight=1")
+    said = kdbench("tune", suite, "--methods", "kd", "--trials", 2, *fixed, "--to", "fixed.yaml")
     assert "note: kd declares no range to search; its own values are kept" in said.out
 
 
@@ -128,7 +127,7 @@ def test_what_is_set_is_not_searched_and_a_space_file_says_which_methods(
     (request,) = trained["requests"]
     assert {cell.hyperparameters["temperature"] for cell in plan_of(request).cells} == {4.0}
     Path("space.yaml").write_text("kd: {temperature: {choices: [3.0]}}")
-    assert kdbench("tune", suite, "--trials", 2, "--space", "space.yaml").status == 0
+    assert kdbench("tune", suite, "--trials", 2, "--space", "space.yaml", "--to", "own.yaml").status == 0
     cells = {cell.method: cell for cell in plan_of(trained["requests"][-1]).cells}
     assert list(cells) == ["kd", "kd-trial1"]
     assert cells["kd-trial1"].hyperparameters == {**cells["kd"].hyperparameters, "temperature": 3.0}
@@ -200,6 +199,45 @@ def cells(suite: Path, **choice: Any) -> dict[str, Cell]:
     return {
         cell.method: cell for cell in plan_of(Request(str(suite), methods=("scratch", "kd", "ofa"), **choice)).cells
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "differs"),
+    [
+        ("--trials 2", "(trials was 3, is 2)"),
+        ("--trials 3 --seeds 1", "(seeds was [0], is [1])"),
+        ("--trials 3 --pairs cnn--mlp", "(pairs was ['cnn--vit'], is ['cnn--mlp'])"),
+        ("--trials 3 --protocol long", "(protocol was short, is long"),
+        ("--trials 3 --search-seed 1", "(search_seed was 0, is 1)"),
+        ("--trials 3 --methods kd", "(methods was ['kd', 'ofa', 'scratch'], is ['kd']; "),
+        ("--trials 3 --space space.yaml", "(space.kd.temperature.search was [1, 8], is [2.0, 3.0]; "),
+    ],
+)
+def test_another_search_or_one_of_more_trials_is_not_replaced(
+    found: Path, trained: dict[str, Any], kdbench: Kdbench, words: str, differs: str
+) -> None:
+    Path("space.yaml").write_text("kd: {temperature: [2, 3]}")
+    before, ran = Path("best.yaml").read_bytes(), len(trained["requests"])
+    said = kdbench("tune", found, "--methods", "scratch,kd,ofa", *words.split())
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert f"--to best.yaml holds another search {differs}" in said.err
+    assert said.err.endswith("; name another file with --to, or remove it\n")
+    assert (Path("best.yaml").read_bytes(), len(trained["requests"])) == (before, ran)
+
+
+def test_a_file_that_no_search_wrote_is_not_replaced(found: Path, trained: dict[str, Any], kdbench: Kdbench) -> None:
+    for content in ("mine", Path("best.yaml").read_text().replace("trials: 3", "trials: 2")):
+        Path("mine.yaml").write_text(content)
+        said = kdbench("tune", found, "--methods", "kd", "--trials", 2, "--to", "mine.yaml")
+        assert (said.status, said.err.count("\n"), len(trained["requests"])) == (2, 1, 1)
+        assert said.err.startswith("kdbench: --to mine.yaml is there and is no file of this search (")
+        assert Path("mine.yaml").read_text() == content
+
+
+def test_the_same_search_with_more_trials_replaces_its_file(found: Path, kdbench: Kdbench) -> None:
+    for trials in (3, 4):
+        assert kdbench("tune", found, "--methods", "scratch,kd,ofa", "--trials", trials).status == 0
+        assert best()["trials"] == trials
 
 
 def test_settings_are_used_between_what_was_published_and_what_is_set(found: Path) -> None:
