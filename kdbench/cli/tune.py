@@ -32,7 +32,7 @@ from kdbench.store.older import differences, phrase
 _CELLS = tuple(name for name in CELLS if name not in ("split", "variants", "settings"))
 
 #: What does not tell two searches apart.
-_OUTCOME = frozenset({"kdbench", "top1", "settings", "checksum"})
+_OUTCOME = {"kdbench", "top1", "settings", "checksum"}
 
 
 @verb(

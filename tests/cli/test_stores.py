@@ -132,7 +132,6 @@ def test_different_teachers_of_one_name_are_a_conflict(
         f"different teachers of one name: cells of cnn--vit were taught 1 by weights {checksum_of(1)[:10]} "
         f"and 1 by weights {checksum_of(2)[:10]}"
     ) in shown.out
-    )
     table = kdbench("table", tmp_path / "tiny.yaml", "--out", tmp_path / "c")
     assert "Different teachers of one name" in table.out
 
@@ -358,7 +357,10 @@ def test_a_run_behind_another_teacher_is_refused_or_accepted(
     said = kdbench(*words)
     assert said.status == 2
     assert said.err.count("\n") == 1
-    assert f"but behind 1 result of cnn--vit stand weights {checksum_of(0)[:10]} of that name; --accept-teacher" in said.err
+    assert (
+        f"but behind 1 result of cnn--vit stand weights {checksum_of(0)[:10]} of that name; --accept-teacher"
+        in said.err
+    )
     states = load_results(store).set_index("method")["state"]
     assert states["dist"] == "planned"
     assert kdbench(*words).status == 2  # the teacher is there now, and still another one
