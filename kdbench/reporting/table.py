@@ -205,10 +205,10 @@ class _Builder:
         self.failures.setdefault(reason, []).append(title + some)
         return (FAILED,)
 
-    def _rank(self, row: list[Cell], higher_is_better: bool, besides: str = "", above: float = -np.inf) -> list[Cell]:
-        """Mark the best of the competing methods, ``besides`` one, if its figure lies ``above`` some value."""
+    def _rank(self, row: list[Cell], higher_is_better: bool, besides: str = "") -> list[Cell]:
+        """Mark the best of the competing methods, ``besides`` one."""
         ranked = [
-            name in self.competing and name != besides and cell.coverage is None and above < cell.value < np.inf
+            name in self.competing and name != besides and np.isfinite(cell.value) and cell.coverage is None
             for name, cell in zip(self.methods, row, strict=True)
         ]
         return mark_best(row, ranked, higher_is_better)
@@ -233,7 +233,7 @@ class _Builder:
         if reference := self.results.reference():
             over = self.results.gains(reference)
             gains = [self._mean("gain", over[name], name, self.decimals + 1) for name in names]
-            gains = self._rank(gains, True, besides=reference, above=0.0)
+            gains = self._rank(gains, True, besides=reference)
             title = f"average gain over {self.methods[reference]['display']}{suffix}"
             rows.append((header(title, "↑"), [*blank, *gains]))
         ranks = self._ranks(names)
