@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
+from kdbench.errors import counted
 from kdbench.shown import printable
 
 #: Characters of an error that are shown: it may quote a file.
@@ -46,6 +47,12 @@ def note(text: str) -> None:
 def progress(text: str) -> None:
     """What takes a while from now on."""
     _print(f"{text} ...", sys.stderr)
+
+
+def checking(cells: Sequence[object]) -> None:
+    """Say on a terminal that cells are checked, which takes some seconds; elsewhere a refusal is one line."""
+    if sys.stderr.isatty():
+        progress(f"checking {counted(len(cells), 'cell')}")
 
 
 def error(problem: Exception | str) -> None:

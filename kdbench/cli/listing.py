@@ -35,7 +35,7 @@ PROSE = 32
 
 
 @verb("list", "plugins")
-@click.argument("what", required=False, type=OneOf((*KINDS, "schema")))
+@click.argument("what", metavar="[KIND]", required=False, type=OneOf((*KINDS, "schema")))
 @click.option(
     "--suite", metavar="SUITE", help="List pairs, protocols, or methods as set, of this suite (default: of all suites)."
 )
@@ -102,7 +102,7 @@ def show(request: Request, method: str, suite: str, pair: str | None) -> int:
             f"{name}: {entry.display}{f', a variant of {entry.variant_of}' if entry.variant_of else ''}",
             entry.paper,
             "",
-            f"family:   {FAMILIES[entry.family]}",
+            f"family:   {entry.family}",
             f"fidelity: {entry.fidelity}",
             f"needs:    {', '.join(sorted(entry.needs)) if entry.uses_teacher else 'no teacher'}{carries}",
             f"source:   {entry.path}, version {entry.version}",

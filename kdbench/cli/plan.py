@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,8 +60,7 @@ def plan(request: Request, profile: str | None, no_probe: bool, all_cells: bool)
     made = plan_of(request)
     states = store.scan(made.cells)
     missing = _missing(made, states, store)
-    if sys.stderr.isatty():  # elsewhere a refusal is one line
-        console.progress(f"checking {counted(len(made.cells), 'cell')}")
+    console.checking(made.cells)
     made = check_cells(made)
     declared_by(made, store.root)
     note_untuned(made)

@@ -101,8 +101,9 @@ def _run(request: Request, together: bool) -> int:
         from kdbench.cli.tables import print_board
         from kdbench.reporting.leaderboard import build_leaderboard
 
+        protocol = ran.plan.suite.protocols[ran.plan.under.name]
         console.say()
-        print_board(build_leaderboard(rows, select=ran.plan.suite.protocols[ran.plan.under.name].select))
+        print_board(build_leaderboard(rows.assign(conclusive=protocol.conclusive), select=protocol.select))
     return tell(ran)
 
 
@@ -122,6 +123,7 @@ def train(request: Request, together: bool = False) -> Run:
     store = Store(request.out)
     plan = plan_of(request)
     store.check()
+    console.checking(plan.cells)
     plan = check_cells(plan)
     note_untuned(plan)
     check_opencv()
@@ -147,7 +149,8 @@ def train(request: Request, together: bool = False) -> Run:
             raise InterruptedRun from None
     else:
         summary = summarize(plan, todo, store)
-        console.say(f"nothing to train: {len(todo.done)} cells are done already")
+        failed = f", {len(summary.failed)} failed (--retry-failed trains them again)" if summary.failed else ""
+        console.say(f"nothing to train: {counted(len(todo.done), 'cell')} done already{failed}")
     return Run(plan, tuple(summary.done), tuple(summary.failed), time.monotonic() - start)
 
 

@@ -144,7 +144,9 @@ def status_text(plan: Plan, store: Store, status: Status) -> str:
         lines.append(
             f"stale: {counted(len(status.stale), 'result')} of other configurations, kept and not shown; --stale lists the older ones"
         )
-    if not status.counts["done"]:
+    if status.failed:
+        lines.append("kdbench run --retry-failed trains what failed again")
+    elif not status.counts["done"]:
         lines.append("nothing is done yet; kdbench run trains it")
     lines += [f"damaged: {line}" for line in status.damaged]
     if status.damaged:

@@ -40,6 +40,8 @@ class OneOf(click.Choice[str]):
 
 
 def _named(param: click.Parameter | None) -> str:
+    if isinstance(param, click.Argument) and param.metavar:
+        return param.metavar.strip("[]").lower()
     return param.opts[0] if param else ""
 
 

@@ -178,7 +178,10 @@ def data_notes(results: Results) -> list[str]:
     if len(carrying):
         notes.append(f"KD's loss is part of theirs: {join_names(sorted(carrying))}.")
     if settings := _settings_texts(results.cells):
-        notes.append(f"Settings of their own ({CHANGED}; variants by their names): {'; '.join(settings)}.")
+        named = (results.cells["variant_of"] != "").any()
+        marked = ((results.cells["variant_of"] == "") & (results.cells["settings"] != "")).any()
+        how = "; ".join([*([CHANGED] if marked else []), *(["variants by their names"] if named else [])])
+        notes.append(f"Settings of their own ({how}): {'; '.join(settings)}.")
     notes += _not_run_notes(results) + teacher_notes(results)
     if results.late:
         names = join_names(title_of(results, each.method) for each in results.late)

@@ -131,7 +131,7 @@ WRONG = [
     ("run --protcol short", "unknown option '--protcol'; did you mean '--protocol'?"),
     ("run digits short", "unexpected extra argument (short)"),
     ("rum", "unknown verb 'rum'; did you mean 'run'?"),
-    ("list method", "unknown what 'method'; did you mean 'methods'?"),
+    ("list method", "unknown kind 'method'; did you mean 'methods'?"),
     ("list pairs --suite digit", "unknown suite 'digit'; did you mean 'digits'?"),
     ("table --format excel", "unknown --format 'excel'; valid: "),
     ("table --out nowhere", "run directory nowhere does not exist; kdbench run makes it"),
@@ -359,7 +359,7 @@ def test_show_tells_every_hyper_parameter_with_its_value_origin_type_and_range(k
     for text in (
         "nkd: NKD",
         "ICCV 2023",
-        "family:   On logits",
+        "family:   logits",
         "fidelity: reference",
         "needs:    logits",
         "@inproceedings{",

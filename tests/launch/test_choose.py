@@ -29,6 +29,7 @@ def test_workers_are_as_many_as_asked_for_or_as_there_are_cores() -> None:
     assert machine(on="ray", workers=3) == Machine("ray", 3)
     assert machine() == Machine("local", max(1, (os.cpu_count() or 1) // planned().suite.cpu_threads))
     assert machine(on="slurm") == Machine("slurm", 1)
+    assert machine(on="inprocess") == Machine("inprocess", 1)
 
 
 def test_processes_that_share_every_job_are_one_worker_whatever_the_request() -> None:

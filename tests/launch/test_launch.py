@@ -121,7 +121,7 @@ def test_second_run_trains_nothing(copied: tuple[Path, Path], kdbench: Kdbench) 
     stamps = {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")}
     said = again(kdbench, suite, runs)
     assert (said.status, said.err) == (0, "")
-    assert "nothing to train: 2 cells are done already" in said.out
+    assert "nothing to train: 2 cells done already" in said.out
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("result.json")} == stamps
 
 
