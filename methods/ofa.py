@@ -37,11 +37,11 @@ def ofa_loss(
     """
     student_log = F.log_softmax(student_logits / temperature, dim=-1)
     teacher_prob = F.softmax(teacher_logits / temperature, dim=-1)
-    if isinstance(eps, float):
-        coefficient = (teacher_prob + target_mask) ** eps - target_mask
-    else:
+    if isinstance(eps, Sequence):
         each = {value: (teacher_prob + target_mask) ** value - target_mask for value in dict.fromkeys(eps)}
         coefficient = torch.stack([each[value] for value in eps])
+    else:
+        coefficient = (teacher_prob + target_mask) ** eps - target_mask
     return -(coefficient * student_log).sum(dim=-1).mean(dim=-1)
 
 

@@ -130,12 +130,11 @@ def _table(what: str, rows: Sequence[dict[str, Any]], with_settings: bool) -> st
     if what == "methods":
         return _settings_table(rows) if with_settings else _methods_table(rows)
     if what == "suites":
+        starred = [[f"{name}*" if name == row["default"] else name for name in row["protocols"]] for row in rows]
         rows = [
-            {**row, "protocols": " ".join(f"{name}*" if name == row["default"] else name for name in row["protocols"])}
-            for row in rows
+            {**{key: row[key] for key in row if key != "default"}, "protocols": " ".join(names)}
+            for row, names in zip(rows, starred, strict=True)
         ]
-        for row in rows:
-            del row["default"]
     missing = "any" if what == "datasets" else ""
     widths = [PROSE if key in ("images", "source", "title", "description") else None for key in rows[0]]
     table = tabulate(rows, headers="keys", tablefmt="simple", maxcolwidths=widths, missingval=missing)

@@ -51,8 +51,10 @@ def choose_machine(request: Request, plan: Plan, together: bool = False) -> Mach
     Args:
         together: whether several processes share every job (torchrun).
     """
-    if together or request.on == "inprocess":
-        return Machine("together" if together else request.on, 1)
+    if together:
+        return Machine("together", 1)
+    if request.on == "inprocess":
+        return Machine("inprocess", 1)
     if request.workers:
         return Machine(request.on, request.workers)
     if request.on == "slurm":

@@ -178,9 +178,8 @@ class CellFolder(Folder):
 
         content = read_file(self.weights, None)
         found = None
-        with contextlib.suppress(
-            Exception
-        ):  # what safetensors raises for a damaged file depends on where it is damaged
+        # what safetensors raises for a damaged file depends on where it is damaged
+        with contextlib.suppress(Exception):
             found = hash_of_state(safetensors.torch.load(content))
         if found != checksum:
             raise DamagedFileError(self.weights, "its checksum is not the one that its result records")

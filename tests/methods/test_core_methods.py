@@ -303,7 +303,7 @@ def test_ofa_with_exponent_one_is_least_at_the_teacher_where_it_is_its_entropy()
     torch.manual_seed(0)
     teacher = torch.randn(6, 9, dtype=torch.float64)
     student = teacher.clone().requires_grad_()
-    loss = ofa_loss(student, teacher, one_hot(torch.arange(6), 9), 1.0)
+    loss = ofa_loss(student, teacher, one_hot(torch.arange(6), 9), 1)  # a whole number is one exponent too
     loss.backward()
     entropy = torch.distributions.Categorical(logits=teacher).entropy().mean()
     assert loss.item() == pytest.approx(entropy.item(), rel=1e-12)
