@@ -15,11 +15,9 @@ from typing import Any
 import torch
 
 import kdbench.engine.process  # noqa: F401 - first, so that its message comes before a traceback
-from benchmarks.common import machine, parser
-from benchmarks.memory_format import batch_size, forward, make_batch, make_net, roles, training_step
-from benchmarks.sides import Finding, Timing, add_arguments, finish, measure, ratio
+from benchmarks.memory_format import batch_size, begin, forward, make_batch, make_net, roles, training_step
+from benchmarks.sides import Finding, Timing, finish, measure, ratio
 from kdbench.engine.compiled import TOLERANCE, Forward
-from kdbench.engine.process import keep_freed_memory
 from kdbench.nets.tapped import TappedNet
 from kdbench.suite.suite import load_suite
 
@@ -28,15 +26,7 @@ SUITES = ("digits", "cifar100-tiny")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=7)
-    add_arguments(arguing)
-    arguing.add_argument("--suites", nargs="+", default=SUITES, metavar="NAME")
-    options = arguing.parse_args(arguments)
-    device = torch.device(options.device)
-    clock = options.clock or ("wall" if device.type == "cuda" else "core")
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    head = machine(device)
+    options, device, clock, head = begin(arguments, __doc__, SUITES)
     findings: list[Finding] = []
     timings: dict[str, Timing] = {}
     compiled: dict[str, Any] = {}

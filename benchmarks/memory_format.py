@@ -7,9 +7,10 @@ A ratio below 1 says that channels-last is faster. A student should be judged by
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +35,7 @@ LOGITS = frozenset({"logits"})
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=7)
-    add_arguments(arguing)
-    arguing.add_argument("--suites", nargs="+", default=SUITES, metavar="NAME")
-    options = arguing.parse_args(arguments)
-    device = torch.device(options.device)
-    clock = options.clock or ("wall" if device.type == "cuda" else "core")
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
-    head = machine(device)
+    options, device, clock, head = begin(arguments, __doc__, SUITES)
     findings: list[Finding] = []
     timings: dict[str, Timing] = {}
     batches: dict[str, int] = {}
@@ -51,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             size = 2 if options.quick else batch_size(suite, name, device)
             batches[f"{suite.name} {name}"] = size
             title = f"{suite.name}, {name}, {'forward pass' if teaches else 'training step'}"
-            works = {
+            works: dict[str, Callable[[], object]] = {
                 memory_format: (forward if teaches else training_step)(
                     make_net(suite, name, memory_format, device), size
                 )
@@ -67,6 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return finish(
         "memory_format", findings, timings, head, options, clock, batch_sizes=batches, threads=options.threads
     )
+
+
+def begin(
+    arguments: Sequence[str] | None, description: str | None, suites: Sequence[str]
+) -> tuple[argparse.Namespace, torch.device, str, dict[str, Any]]:
+    """Options of a benchmark of suites' nets, its device and clock, and the head of its result."""
+    arguing = parser((description or "").partition("\n")[0], repeats=7)
+    add_arguments(arguing)
+    arguing.add_argument("--suites", nargs="+", default=suites, metavar="NAME")
+    options = arguing.parse_args(arguments)
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    return options, device, options.clock or ("wall" if device.type == "cuda" else "core"), machine(device)
 
 
 def training_step(net: TappedNet, size: int, compile: bool = False) -> Callable[[], object]:
