@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
-from kdbench.errors import counted
 from kdbench.shown import printable
 
 #: Characters of an error that are shown: it may quote a file.
@@ -49,10 +48,10 @@ def progress(text: str) -> None:
     _print(f"{text} ...", sys.stderr)
 
 
-def checking(cells: Sequence[object]) -> None:
-    """Say on a terminal that cells are checked, which takes some seconds; elsewhere a refusal is one line."""
+def checking(what: str) -> None:
+    """Say on a terminal what is checked for some seconds; elsewhere a refusal is one line."""
     if sys.stderr.isatty():
-        progress(f"checking {counted(len(cells), 'cell')}")
+        progress(f"checking {what}")
 
 
 def error(problem: Exception | str) -> None:

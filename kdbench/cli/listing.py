@@ -30,6 +30,8 @@ from kdbench.suite.zoo import ZOO
 COSTS = Path(kdbench.plugins.__path__[0], "method_costs.json")
 
 KINDS = ("methods", "pairs", "suites", "protocols", "nets", "datasets", "published")
+#: What ``--suite`` lists of one suite.
+_OF_A_SUITE = ("methods", "pairs", "protocols")
 #: Width of a column of prose, in characters.
 PROSE = 32
 
@@ -52,6 +54,8 @@ def list_all(
     if what == "schema":
         console.say(json.dumps(suite_schema(), indent=1))
         return 0
+    if suite and what not in _OF_A_SUITE:
+        raise KdbenchError(f"--suite is for one of {', '.join(_OF_A_SUITE)}: kdbench list pairs --suite {suite}")
     methods = catalog(request.plugins)
     if as_bibtex:
         if what != "methods" or as_json:

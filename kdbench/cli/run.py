@@ -123,7 +123,7 @@ def train(request: Request, together: bool = False) -> Run:
     store = Store(request.out)
     plan = plan_of(request)
     store.check()
-    console.checking(plan.cells)
+    console.checking(counted(len(plan.cells), "cell"))
     plan = check_cells(plan)
     note_untuned(plan)
     check_opencv()

@@ -30,10 +30,11 @@ from kdbench.store.rows import damaged_in
 def merge(stores: tuple[str, ...], to: str, keep_first: bool) -> int:
     """Join run directories of several machines into a new one.
 
-    Finished cells and teachers are copied as they are. Conflicts are listed, and then nothing is written.
+    Cells that are done, failed or skipped, and trained teachers, are copied as they are. Conflicts are listed, and then nothing is written.
     """
     target = Path(to)
     check_target(target)
+    console.checking("cells, and the weights of teachers")
     found = compare([Path(store) for store in stores])
     for line in found.left_out:
         console.note(f"left out: {line}")

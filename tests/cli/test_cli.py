@@ -112,6 +112,7 @@ WRONG = [
     ("show offa", "unknown method 'offa'; did you mean 'ofa'?"),
     ("show ofa --pair a--b", "unknown pair 'a--b' in suite digits; "),
     ("list methods --pair a--b", "--pair needs a suite and methods"),
+    ("list nets --suite digits", "--suite is for one of methods, pairs, protocols"),
     ("run --seeds a", "--seeds: 'a' is not a list of whole numbers from 0 to 4294967295"),
     ("run --seeds 0,-1", "--seeds: '0,-1' is not"),
     ("run --seeds 4294967296", "--seeds: '4294967296' is not"),
