@@ -29,7 +29,7 @@ from benchmarks.common import machine, parser, wall_clock
 from benchmarks.setting import CLASSES, Stepper, make_cohort, make_pipeline, make_setting, make_teacher
 from kdbench.engine.cohort import CohortModel
 from kdbench.engine.faults import TooLargeError, free_memory, release
-from kdbench.engine.graphs import CohortGraphs, Recorder
+from kdbench.engine.graphs import graphs_of
 from kdbench.engine.numerics import set_numerics
 from kdbench.errors import KdbenchError
 from kdbench.launch.mps import start_service
@@ -73,9 +73,9 @@ def cohort_of(options: Options, pair: str, methods: Sequence[str], batch: int = 
     return make_cohort(setting, fitting, pipeline, teacher, settings={"crd": {"num_negatives": 512}})
 
 
-def record(model: CohortModel, options: Options) -> None:
+def record(model: CohortModel, options: Options, streams: int = 1) -> None:
     """Let the steps of a cohort be recorded as CUDA graphs, as a run does."""
-    model.graphs = CohortGraphs(model.cells, Recorder(options.device), lambda cell, text: None)
+    model.graphs = graphs_of(model.cells, options.device, lambda cell, text: None, streams=streams)
 
 
 def timed(options: Options, step: Stepper, warm: int = WARM) -> dict[str, float]:
@@ -166,6 +166,18 @@ def kernels(step: Stepper, options: Options, steps: int = 3) -> dict[str, float]
     found = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     total = sum(event.self_device_time_total for event in found)
     return {"kernels": len(found) // steps, "kernels_ms": round(total / 1e3 / steps, 3)}
+
+
+def streams(options: Options) -> dict[str, Any]:
+    """A recorded cohort of six whose steps run on 1, 2, 3 and 6 streams; losses are those of one stream."""
+    found: dict[str, Any] = {}
+    for batch, count in itertools.product((128, 512), (1, 2, 3, 6)):
+        model = cohort_of(options, PAIRS[0], SIX, batch)
+        record(model, options, count)
+        entry: dict[str, Any] = timed(options, Stepper(model), 2 * WARM)
+        entry["losses"] = {cell.key: sum(float(term) for term in cell.meters.last.values()) for cell in model.cells}
+        found[f"batch {batch}, streams {count}"] = entry
+    return found
 
 
 def matrix(options: Options) -> dict[str, Any]:
@@ -354,6 +366,7 @@ CHECKS: dict[str, tuple[Callable[[Options], Any], bool]] = {
     "random_streams": (random_streams, False),
     "settings": (settings, True),
     "large": (large, True),
+    "streams": (streams, True),
     "matrix": (matrix, True),
 }
 

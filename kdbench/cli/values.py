@@ -86,6 +86,7 @@ GIBIBYTES = Value(lambda text: _number(text, 1e-9), "a number of gibibytes above
 HOURS, MINUTES, SECONDS = _at_least(0, "hours"), _at_least(0, "minutes"), _at_least(0.1, "seconds")
 POINTS = Value(lambda text: _number(text, 0, 100), "a number of points from 0 to 100")
 PROCESSES, IMAGES, CLASSES, TRIALS = _count("processes"), _count("images"), _count("classes"), _count("trials")
+STREAMS = Value(lambda text: _whole(text, 1, 32), "a number of streams from 1 to 32")
 DECIMALS = Value(lambda text: _whole(text, 0, 6), "a number of decimals (0 to 6)")
 LOADERS = Value(lambda text: _whole(text, 0, 1024), "a number of processes from 0 to 1024")
 WHOLE_SEED = Value(lambda text: _whole(text, 0, MAX_SEED), f"a whole number from 0 to {MAX_SEED}")

@@ -7,7 +7,7 @@ student with its method, optimiser and random stream), ``meters``, ``evaluation`
 ``checkpoint`` (when checkpoints are written, and how), ``record`` (what is kept of a trained cell).
 mmengine: ``runner``, ``hooks`` (of users), ``trackers`` (TensorBoard and others), ``optim``.
 Teachers: ``teacher``.
-How it runs: ``precision``, ``numerics`` (TF32, deterministic kernels), ``micro_batches``, ``compiled``, ``graphs`` (CUDA graphs),
-``parallel`` (several processes), ``process``.
+How it runs: ``precision``, ``numerics`` (TF32, deterministic kernels), ``micro_batches``, ``compiled``, ``graphs`` and ``recorder`` (CUDA
+graphs), ``parallel`` (several processes), ``process``.
 What goes wrong: ``faults`` (what an exception means), ``fate`` (of several processes when one of them fails).
 """

@@ -124,7 +124,7 @@ class CellTrainer:
         #: Whether its steps are CUDA graphs: True, the reason why not, False where they are turned off, or None on a CPU.
         self.captured: bool | str | None = None
         #: Other choices of the run on which last bits depend.
-        self.tuning: dict[str, bool] = {}
+        self.tuning: dict[str, int] = {}
         self.schedule = Schedule(self.optim_wrapper.optimizer, spec.recipe, steps_per_epoch, method.phases)
         self.stream = RandomStream(seed_for(spec.method_seed, "stream"), device, may_draw_on_host(spec.method))
         self.meters = Meters(device, PATIENCE if self.precision.scaler is not None else 1)

@@ -122,16 +122,17 @@ class CohortModel(nn.Module):
 
     def train_step(self, data: TrainingBatch) -> None:
         """One step of every living cell. There is nothing to log: that would wait for the device."""
-        with contextlib.nullcontext() if self.graphs is None else self.graphs.recorder.active():
+        with contextlib.nullcontext() if self.graphs is None else self.graphs.active():
             shared = self.share(data)
             alive = self.alive
             first = self.position.step % max(1, len(alive))  # taking turns: the first cell of a step finds cold caches
             for cell in alive[first:] + alive[:first]:
                 try:
-                    with cell.watch:
-                        if self.graphs is None:
+                    if self.graphs is None:
+                        with cell.watch:
                             cell.step(shared.data.batch, *shared.given_to(cell))
-                        else:
+                    else:
+                        with self.graphs.on_stream_of(cell), cell.watch:
                             self.graphs.step(cell, shared)
                     if shared.was_changed():
                         raise SharedStateError(

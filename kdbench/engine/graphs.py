@@ -9,18 +9,16 @@ meters, averaged weights. Recording executes nothing. What Python does in a step
 something else in each step is not recorded: that is looked for in the step before, and the cell's log says what was found.
 A method that reads ``batch.epoch`` is recorded anew in every epoch.
 
-Read from top to bottom: ``Recorder`` (all that CUDA is asked for), what is looked for, ``StepGraph``, ``CohortGraphs``.
+Read from top to bottom: what is looked for, ``StepGraph``, ``CohortGraphs``; ``recorder.py`` has all that CUDA is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import warnings
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +28,7 @@ from kdbench.data.batches import TrainingBatch
 from kdbench.engine import parallel
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.faults import is_device_lost, sentence
+from kdbench.engine.recorder import Recorder
 from kdbench.engine.shared import Shared
 from kdbench.method import Batch
 from kdbench.plugins.hooks import HookEntry
@@ -37,81 +36,6 @@ from kdbench.seeding import RandomStream
 
 #: Steps that run as they are first: libraries set themselves up, optimisers and methods make their state. PyTorch's number.
 WARM_STEPS = 3
-
-#: Recordings that CUDA declared invalid: the allocators of some versions of torch keep their address.
-_invalid: list[Any] = []
-
-
-class Recorder:
-    """Records on a CUDA device.
-
-    Everything runs on one stream, not the default one: nodes of autograd remember the stream that they were made on, and a
-    recording must not touch another. All graphs share their memory: they run one after the other, and what outlives one (the
-    teacher's outputs) is held while the others are recorded.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        self.stream = _stream(self.device)
-        self.pool = torch.cuda.graph_pool_handle()
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Everything of a cohort's step happens inside."""
-        outside = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(outside)
-        try:
-            with torch.cuda.stream(self.stream):
-                yield
-        finally:
-            outside.wait_stream(self.stream)
-
-    @contextlib.contextmanager
-    def waits(self) -> Iterator[list[str]]:
-        """Places in the block that wait for the device, listed when it ends."""
-        found, before = list[str](), torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                yield found
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-        for warning in caught:
-            if "synchronizing CUDA operation" in str(warning.message):
-                found.append(f"{Path(warning.filename).name}:{warning.lineno}")
-            elif "Synchronization debug mode" not in str(warning.message):
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-    def record(self, work: Callable[[], object], stream: RandomStream) -> Callable[[], None]:
-        """Record what ``work`` would do, drawing from ``stream``; what is returned does it."""
-        graph = torch.cuda.CUDAGraph()
-        failure: Exception | None = None
-        # Threads that load data may use CUDA meanwhile.
-        capture = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
-        try:
-            with stream.active(), capture:
-                try:
-                    work()
-                except Exception as error:
-                    failure = error
-        except Exception as error:  # CUDA has declared the recording invalid, and torch has not put away its part of it
-            failure = failure or error
-            _invalid.append(graph)
-            with contextlib.suppress(Exception):
-                graph.reset()
-            with contextlib.suppress(Exception):
-                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
-            stream.renew()
-        if failure is not None:
-            raise failure
-        return graph.replay
-
-
-@functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all cohorts of a process: cuBLAS keeps memory for each stream that it has seen."""
-    return torch.cuda.Stream(device)
 
 
 @dataclass
@@ -155,7 +79,7 @@ class StepGraph:
 
     Args:
         cell: the cell; ``captured`` tells what became of it.
-        recorder: of the cohort.
+        recorder: of the cell's stream.
         say: is told why its steps are not recorded, once.
         warm_steps: that run as they are first.
     """
@@ -247,9 +171,10 @@ class CohortGraphs:
 
     Args:
         cells: the cells.
-        recorder: what records.
+        recorder: of what the cells share.
         say: is told why something is not recorded.
         warm_steps: that run as they are first.
+        lanes: recorders of streams on which steps run side by side, cells in turn; none: all run on that of ``recorder``.
     """
 
     def __init__(
@@ -258,11 +183,16 @@ class CohortGraphs:
         recorder: Recorder,
         say: Callable[[CellTrainer, str], None],
         warm_steps: int = WARM_STEPS,
+        lanes: Sequence[Recorder] = (),
     ) -> None:
         self.cells = cells
         self.recorder = recorder
         self.say = say
-        self._steps = {cell.key: StepGraph(cell, recorder, say, warm_steps) for cell in cells}
+        self.lanes = lanes
+        self._steps = {
+            cell.key: StepGraph(cell, lane, say, warm_steps)
+            for cell, lane in zip(cells, itertools.cycle(lanes or [recorder]), strict=False)
+        }
         self.warm_steps = warm_steps
         self._warm = 0
         self._left = False
@@ -270,12 +200,30 @@ class CohortGraphs:
         self._shared: Shared | None = None
         self._replay: Callable[[], None] | None = None
 
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Everything of a cohort's step happens inside."""
+        with self.recorder.active():
+            try:
+                yield
+            finally:
+                self._join()
+
+    def on_stream_of(self, cell: CellTrainer) -> contextlib.AbstractContextManager[None]:
+        """A cell's step happens inside."""
+        return self._steps[cell.key].recorder.after(self.recorder) if self.lanes else contextlib.nullcontext()
+
+    def _join(self) -> None:
+        for lane in self.lanes:
+            self.recorder.join(lane)
+
     def step(self, cell: CellTrainer, shared: Shared) -> None:
         """One step of a cell; see ``StepGraph.step``."""
         self._steps[cell.key].step(shared)
 
     def share(self, data: TrainingBatch, make: Callable[[TrainingBatch], Shared]) -> Shared:
         """What the cells share in a step: ``make(data)``, as it is or replayed on the batch that stays."""
+        self._join()  # a second time in a step, cells may still read the first
         if self._replay is None and not self._left:
             self._warm += 1
             if self._warm == self.warm_steps:
@@ -342,13 +290,23 @@ def graphs_of(
     device: torch.device,
     say: Callable[[CellTrainer, str], None],
     hooks: Sequence[HookEntry] = (),
+    streams: int = 1,
 ) -> CohortGraphs | None:
-    """The graphs of a cohort; None on a CPU, and where there can be none, which ``say`` is told."""
+    """The graphs of a cohort; None on a CPU, and where there can be none, which ``say`` is told.
+
+    Args:
+        cells: the cells.
+        device: where they are trained.
+        say: is told why something is not recorded.
+        hooks: of the run.
+        streams: on which steps run side by side.
+    """
     if device.type != "cuda":
         return None
     reason = why_not(cells, hooks)
     if reason is None:
-        return CohortGraphs(cells, Recorder(device), say)
+        lanes = [Recorder(device, number) for number in range(1, streams + 1)] if streams > 1 else []
+        return CohortGraphs(cells, Recorder(device), say, lanes=lanes)
     for cell in cells:
         cell.captured = reason
         say(cell, f"{cell.key} runs without CUDA graphs: {reason}")

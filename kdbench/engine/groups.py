@@ -194,7 +194,8 @@ class Session:
         teacher = None
         if self.teacher is not None:
             teacher = Forward(self.teacher, self.plan.request.compile, cells[0].spec.folder.say)
-        graphs = graphs_of(cells, self.device, self._warn, self.hooks) if self.plan.request.graphs else None
+        request = self.plan.request
+        graphs = graphs_of(cells, self.device, self._warn, self.hooks, request.streams) if request.graphs else None
         record = lambda cell, failure: self._record(cell.spec, failure)  # noqa: E731
         cohort = CohortModel(cells, teacher, pipeline, self.device, record, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:
@@ -224,6 +225,8 @@ class Session:
         request = self.plan.request
         chosen = {"deterministic": request.deterministic, "cudnn_benchmark": request.cudnn_benchmark}
         cell.tuning = {name: True for name, value in chosen.items() if value}
+        if self.device.type == "cuda" and request.streams > 1:
+            cell.tuning["streams"] = request.streams
         cell.captured = None if self.plan.request.graphs else False
         return cell
 

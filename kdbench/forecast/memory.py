@@ -67,7 +67,9 @@ def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> 
     # raw, for the student, for the teacher, and one more while they are made
     data = 4 * 4 * recipe.batch_size * image + (train_images * image if recipe.pipeline == "device" else 0)
     process = 0 if on_gpu else PROCESS_BYTES
-    return sum(cell.held for cell in cells) + max(cell.step for cell in cells) + teacher + data + process
+    steps = sorted((cell.step for cell in cells), reverse=True)
+    at_once = plan.request.streams if on_gpu and plan.request.graphs else 1
+    return sum(cell.held for cell in cells) + sum(steps[:at_once]) + teacher + data + process
 
 
 def cell_need(plan: Plan, cell: Cell, train_images: int) -> CellNeed:

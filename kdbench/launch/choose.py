@@ -78,6 +78,10 @@ def check_machine(request: Request) -> None:
         raise KdbenchError(
             "--deterministic and --cudnn-benchmark exclude each other: what is fastest differs from run to run"
         )
+    if request.streams > 1 and not request.graphs:
+        raise KdbenchError(
+            f"--streams {request.streams} and --no-graphs exclude each other: steps are then not recorded"
+        )
     if request.slurm and request.on != "slurm":
         raise KdbenchError(f"--slurm {request.slurm} is for --on slurm, not for --on {request.on}")
     parse_options(request.slurm)

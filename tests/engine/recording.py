@@ -87,10 +87,19 @@ class TapeRecorder:
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
+        self.order: list[tuple[str, TapeRecorder]] = []
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         yield
+
+    @contextlib.contextmanager
+    def after(self, other: TapeRecorder) -> Iterator[None]:
+        self.order.append(("after", other))
+        yield
+
+    def join(self, other: TapeRecorder) -> None:
+        self.order.append(("join", other))
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[list[str]]:

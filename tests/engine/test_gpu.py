@@ -49,6 +49,12 @@ def test_company_and_interruptions_change_nothing(gpu: Lab, pair: str, precision
     assert together == metrics(gpu.train(plan, "broken"), plan)
 
 
+def test_steps_side_by_side_change_nothing(gpu: Lab) -> None:
+    plan = gpu.plan(METHODS, deterministic=True)
+    alone = metrics(gpu.train(plan, "one stream"), plan)
+    assert alone == metrics(gpu.train(gpu.plan(METHODS, deterministic=True, streams=3), "three streams"), plan)
+
+
 def test_a_cohort_that_does_not_fit_goes_on_and_leaves_no_memory_behind(
     gpu: Lab, write_plugin: Callable[[str, str], str], tmp_path: Path
 ) -> None:

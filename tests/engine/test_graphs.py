@@ -55,12 +55,14 @@ class OnCpu:
         device: torch.device,
         say: Callable[[CellTrainer, str], None],
         hooks: Sequence[HookEntry],
+        streams: int,
     ) -> CohortGraphs | None:
         for cell in cells:
             give_rate(cell)
         if not self.on or graphs.why_not(cells, hooks):
             return None
-        self.made.append(CohortGraphs(cells, self.recorder(), say))
+        lanes = [self.recorder() for _ in range(streams)] if streams > 1 else []
+        self.made.append(CohortGraphs(cells, self.recorder(), say, lanes=lanes))
         return self.made[-1]
 
 
@@ -176,6 +178,23 @@ def test_a_recorded_run_that_was_interrupted_ends_with_the_same_numbers(
     for method in ("kd", "dkd"):
         assert kept(store, plan, method) == kept(whole, plan, method)
     assert on_cpu.made[-1].recorder.replayed > 0
+
+
+def test_steps_on_several_streams_follow_what_is_shared_and_give_the_same_numbers(lab: Lab, on_cpu: OnCpu) -> None:
+    methods = ["scratch", "kd", "fitnet"]
+    plan = lab.plan(methods, streams=2)
+    plain, recorded = both(lab, on_cpu, plan)
+    for method in methods:
+        assert kept(recorded, plan, method) == kept(plain, plan, method)
+        assert lab.result(recorded, plan, method)["cost"]["tuning"] == {"graphs": True}
+    made = on_cpu.made[-1]
+    first, second = made.lanes
+    assert (made.recorder.recorded, first.recorded, second.recorded) == (1, 2, 1)  # the teacher; two cells; one
+    steps = 12
+    assert first.order == [("after", made.recorder)] * 2 * steps
+    assert second.order == [("after", made.recorder)] * steps
+    # before a batch is shared, and when the step is over
+    assert made.recorder.order == [("join", lane) for _ in range(2 * steps) for lane in (first, second)]
 
 
 REFUSED = {

@@ -111,6 +111,19 @@ def test_a_larger_cohort_needs_more_by_what_its_cells_hold(lab: Lab) -> None:
     assert whole - one == 2 * cell_need(plan, cohort.cells[0], 80).held
 
 
+@pytest.mark.parametrize(
+    ("streams", "graphs", "on_gpu", "more"),
+    [(2, True, True, 1), (5, True, True, 2), (2, False, True, 0), (2, True, False, 0)],
+)
+def test_steps_side_by_side_need_the_memory_of_each(
+    lab: Lab, streams: int, graphs: bool, on_gpu: bool, more: int
+) -> None:
+    plan = lab.plan(["kd", "dkd", "dist"])
+    beside = replace(plan, request=replace(plan.request, streams=streams, graphs=graphs))
+    one, several = (cohort_need(each, cohort_of(plan), 80, on_gpu=on_gpu) for each in (plan, beside))
+    assert several - one == more * cell_need(plan, plan.cells[0], 80).step
+
+
 def test_measured_peaks_refine_estimates_of_the_same_kind_of_device(lab: Lab) -> None:
     cell = lab.plan(["kd"]).cells[0]
     states = {"planned": CellState("planned"), "not estimated": CellState("done", cell_result(cell))}
