@@ -305,8 +305,11 @@ def graphs_of(
         return None
     reason = why_not(cells, hooks)
     if reason is None:
-        lanes = [Recorder(device, number) for number in range(1, streams + 1)] if streams > 1 else []
-        return CohortGraphs(cells, Recorder(device), say, lanes=lanes)
+        if streams == 1:
+            return CohortGraphs(cells, Recorder(device), say)
+        for cell in cells:
+            cell.tuning["streams"] = streams
+        return CohortGraphs(cells, Recorder(device), say, lanes=[Recorder(device, 1 + lane) for lane in range(streams)])
     for cell in cells:
         cell.captured = reason
         say(cell, f"{cell.key} runs without CUDA graphs: {reason}")

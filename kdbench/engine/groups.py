@@ -225,8 +225,6 @@ class Session:
         request = self.plan.request
         chosen = {"deterministic": request.deterministic, "cudnn_benchmark": request.cudnn_benchmark}
         cell.tuning = {name: True for name, value in chosen.items() if value}
-        if self.device.type == "cuda" and request.streams > 1:
-            cell.tuning["streams"] = request.streams
         cell.captured = None if self.plan.request.graphs else False
         return cell
 
