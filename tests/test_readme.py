@@ -19,10 +19,14 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) for every line in a code block that runs kdbench."""
+    """(page, command) for every line in a code block, or row of a table, that begins with a command of kdbench."""
     found = []
     for page in PAGES:
-        for _, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        text = page.read_text(encoding="utf-8")
+        for block in (
+            *(block for _, block in FENCE.findall(text)),
+            *re.findall(r"^\| `(kdbench [^`]*)` \|", text, re.MULTILINE),
+        ):
             for line in block.splitlines():
                 command = re.split(r"\s{2,}|\s#", line.strip())[0].removeprefix(".venv/bin/")
                 if command.startswith("kdbench "):
