@@ -27,7 +27,7 @@ def commands() -> list[tuple[str, str]]:
             *(block for _, block in FENCE.findall(text)),
             *re.findall(r"^\| `(kdbench [^`]*)` \|", text, re.MULTILINE),
         ):
-            for line in block.splitlines():
+            for line in re.sub(r"\\\n\s*", "", block).splitlines():
                 command = re.split(r"\s{2,}|\s#", line.strip())[0].removeprefix(".venv/bin/")
                 if command.startswith("kdbench "):
                     found.append((page.name, command))
