@@ -114,7 +114,7 @@ def in_order(methods: MethodCatalog) -> list[MethodEntry]:
 
 def taps(entry: MethodEntry) -> str:
     """What a method taps beside the logits, in words."""
-    return ", ".join(text for tap, text in _TAPS.items() if tap in entry.needs) or "-"
+    return ", ".join(text for tap, text in _TAPS.items() if tap in entry.needs) or "none"
 
 
 def notes(entry: MethodEntry) -> str:
