@@ -147,13 +147,32 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def parser(description: str, repeats: int = 9) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks take: ``--device``, ``--repeats``, ``--to``."""
+def parser(description: str, repeats: int | None = 9, device: bool = True) -> argparse.ArgumentParser:
+    """``--to``, which all benchmarks take; ``--repeats`` unless its default is None; and ``--device`` unless they run on a CPU alone."""
     built = argparse.ArgumentParser(description=description)
-    built.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    built.add_argument("--repeats", type=int, default=repeats, help="pairs of runs")
+    if device:
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        built.add_argument("--device", type=_device, default=default, help=f"cpu or cuda (default here: {default})")
+    if repeats is not None:
+        built.add_argument("--repeats", type=positive, default=repeats, help=f"pairs of runs (default: {repeats})")
     built.add_argument("--to", type=Path, help="write the result there, as JSON")
     return built
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for ``argparse``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text}: torch sees {torch.cuda.device_count()} GPUs here")
+    return text
 
 
 def report(

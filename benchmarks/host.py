@@ -36,25 +36,34 @@ ANSWER = "answer"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if the target is missed."""
-    arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=5)
+    arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=15, device=False)
     arguing.add_argument("--against", metavar="REVISION", required=True, help="a commit of this repository")
     options = arguing.parse_args(arguments)
     options.quick = False
-    device = torch.device("cpu")
-    head = machine(device)
     here = Path(__file__).resolve().parents[1]
-    seconds: dict[str, list[float]] = {f"{pair}, {tree}": [] for pair in PAIRS for tree in ("this", "other")}
+    known = subprocess.run(["git", "cat-file", "-e", f"{options.against}:benchmarks/setting.py"], cwd=here, check=False)
+    if known.returncode:
+        arguing.error(f"{options.against} is no revision of this repository that has benchmarks")
+    torch.set_num_threads(1)
+    head = machine(torch.device("cpu"))
+    timings = {f"{pair}, {tree}": Timing([], []) for pair in PAIRS for tree in ("this", "other")}
     with other_tree(here, options.against) as there, stepping(here) as this, stepping(there) as other:
         for number in range(options.repeats):
             for pair in PAIRS:
                 turns = [("this", this), ("other", other)]
                 for tree, ask in turns if number % 2 == 0 else turns[::-1]:
-                    seconds[f"{pair}, {tree}"].append(ask(pair))
+                    core, wall = ask(pair)
+                    timings[f"{pair}, {tree}"].core.append(core)
+                    timings[f"{pair}, {tree}"].wall.append(wall)
+            print(f"round {number + 1} of {options.repeats}", flush=True)
     findings = [
-        Finding(f"{pair}: this / {options.against}", ratio(seconds[f"{pair}, this"], seconds[f"{pair}, other"]), TARGET)
+        Finding(
+            f"{pair}: this / {options.against}",
+            ratio(timings[f"{pair}, this"].core, timings[f"{pair}, other"].core),
+            TARGET,
+        )
         for pair in PAIRS
     ]
-    timings = {name: Timing(values, values) for name, values in seconds.items()}
     return finish("host", findings, timings, head, options, "core", methods=SIX, batch_size=BATCH, steps=1)
 
 
@@ -70,8 +79,8 @@ def other_tree(here: Path, revision: str) -> Iterator[Path]:
 
 
 @contextmanager
-def stepping(tree: Path) -> Iterator[Callable[[str], float]]:
-    """A process of a tree, as a function from a pair to the CPU seconds of one step."""
+def stepping(tree: Path) -> Iterator[Callable[[str], tuple[float, float]]]:
+    """A process of a tree, as a function from a pair to the seconds of one step: of the CPU's cores, and that passed."""
     command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).resolve()), ANSWER]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -81,9 +90,10 @@ def stepping(tree: Path) -> Iterator[Callable[[str], float]]:
         assert asked is not None
         assert answers is not None
 
-        def ask(pair: str) -> float:
+        def ask(pair: str) -> tuple[float, float]:
             print(pair, file=asked, flush=True)
-            return float(json.loads(answers.readline()))
+            core, wall = json.loads(answers.readline())
+            return core, wall
 
         yield ask
 
@@ -97,9 +107,11 @@ def answer() -> None:
             setting = make_setting(pair, torch.device("cpu"), BATCH, 64)
             steppers[pair] = Stepper(make_cohort(setting, SIX, make_pipeline(setting), make_teacher(setting)))
             steppers[pair](WARM)
-        begun = time.process_time()
+        begun = time.process_time(), time.perf_counter()
         steppers[pair](STEPS)
-        print(json.dumps((time.process_time() - begun) / STEPS), flush=True)
+        print(
+            json.dumps([(time.process_time() - begun[0]) / STEPS, (time.perf_counter() - begun[1]) / STEPS]), flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def count(suite: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count, print and write."""
-    arguing = parser(__doc__.splitlines()[0] if __doc__ else "")
+    arguing = parser(__doc__.splitlines()[0] if __doc__ else "", repeats=None, device=False)
     arguing.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME")
     options = arguing.parse_args(arguments)
     found = {}

@@ -134,7 +134,7 @@ PARAMETERS: dict[str, click.Parameter] = {parameter.name: parameter for paramete
     Option(_TRAINING, "--no-graphs", "graphs", is_flag=True, flag_value=False,
            help="Train without CUDA graphs (same numbers, more time)."),
     Option(_TRAINING, "--streams", type=values.STREAMS, metavar="N",
-           help="CUDA graphs of a cohort that run side by side (default: 1)."),
+           help="CUDA graphs of a cohort that run side by side on a GPU (default: 1)."),
     Option(_TRAINING, "--deterministic", is_flag=True,
            help="Use deterministic kernels only; methods that need others fail."),
     Option(_TRAINING, "--cudnn-benchmark", is_flag=True,

@@ -132,7 +132,7 @@ class CohortModel(nn.Module):
                         with cell.watch:
                             cell.step(shared.data.batch, *shared.given_to(cell))
                     else:
-                        with self.graphs.on_stream_of(cell), cell.watch:
+                        with self.graphs.on_stream_of(cell, shared), cell.watch:
                             self.graphs.step(cell, shared)
                     if shared.was_changed():
                         raise SharedStateError(

@@ -103,7 +103,7 @@ class StepGraph:
             Exception: whatever the method raises.
         """
         epoch = shared.data.batch.epoch
-        if self.epoch not in (None, epoch):
+        if not self._is_for(epoch):
             # A step as it is, then anew; before it one for what a new phase has cleared.
             self.replay, self.epoch = None, None
             self.warm = self.warm_steps - (2 if epoch in self.cell.method.phases else 1)
@@ -128,6 +128,13 @@ class StepGraph:
             self._leave("draws random numbers on the host")
         else:
             self._look(batch, before)
+
+    def replays(self, shared: Shared) -> bool:
+        """Whether a step on this batch is a replay."""
+        return shared.static and self.replay is not None and self._is_for(shared.data.batch.epoch)
+
+    def _is_for(self, epoch: int) -> bool:
+        return self.epoch in (None, epoch)
 
     def _run(self, batch: Batch, shared: Shared) -> None:
         self.cell.step(batch, *shared.given_to(self.cell))
@@ -200,22 +207,27 @@ class CohortGraphs:
         self._shared: Shared | None = None
         self._replay: Callable[[], None] | None = None
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> contextlib.AbstractContextManager[None]:
         """Everything of a cohort's step happens inside."""
-        with self.recorder.active():
-            try:
+        return self.recorder.active(self.lanes)
+
+    @contextlib.contextmanager
+    def on_stream_of(self, cell: CellTrainer, shared: Shared) -> Iterator[None]:
+        """A cell's step happens inside. Only replays run side by side: any other step may write to what is shared."""
+        step = self._steps[cell.key]
+        if not self.lanes:
+            yield
+        elif step.replays(shared):
+            with step.recorder.after(self.recorder):
                 yield
+        else:
+            for lane in self.lanes:
+                self.recorder.join(lane)
+            try:
+                with step.recorder.after(self.recorder):
+                    yield
             finally:
-                self._join()
-
-    def on_stream_of(self, cell: CellTrainer) -> contextlib.AbstractContextManager[None]:
-        """A cell's step happens inside."""
-        return self._steps[cell.key].recorder.after(self.recorder) if self.lanes else contextlib.nullcontext()
-
-    def _join(self) -> None:
-        for lane in self.lanes:
-            self.recorder.join(lane)
+                self.recorder.join(step.recorder)
 
     def step(self, cell: CellTrainer, shared: Shared) -> None:
         """One step of a cell; see ``StepGraph.step``."""
@@ -223,7 +235,6 @@ class CohortGraphs:
 
     def share(self, data: TrainingBatch, make: Callable[[TrainingBatch], Shared]) -> Shared:
         """What the cells share in a step: ``make(data)``, as it is or replayed on the batch that stays."""
-        self._join()  # a second time in a step, cells may still read the first
         if self._replay is None and not self._left:
             self._warm += 1
             if self._warm == self.warm_steps:
@@ -305,11 +316,11 @@ def graphs_of(
         return None
     reason = why_not(cells, hooks)
     if reason is None:
-        if streams == 1:
-            return CohortGraphs(cells, Recorder(device), say)
-        for cell in cells:
+        streams = min(streams, len(cells))
+        lanes = [Recorder(device, number) for number in range(1, streams + 1)] if streams > 1 else []
+        for cell in cells if lanes else ():
             cell.tuning["streams"] = streams
-        return CohortGraphs(cells, Recorder(device), say, lanes=[Recorder(device, 1 + lane) for lane in range(streams)])
+        return CohortGraphs(cells, Recorder(device), say, lanes=lanes)
     for cell in cells:
         cell.captured = reason
         say(cell, f"{cell.key} runs without CUDA graphs: {reason}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,24 @@ class Recorder:
         self.pool = torch.cuda.graph_pool_handle()
 
     @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Everything of a cohort's step happens inside."""
+    def active(self, lanes: Sequence[Recorder] = ()) -> Iterator[None]:
+        """What happens inside follows what came before, and what comes after follows it and what ``lanes`` were given."""
         outside = torch.cuda.current_stream(self.device)
+
+        def end() -> None:
+            for lane in lanes:
+                self.join(lane)
+            outside.wait_stream(self.stream)
+
         self.stream.wait_stream(outside)
         try:
             with torch.cuda.stream(self.stream):
                 yield
-        finally:
-            outside.wait_stream(self.stream)
+        except BaseException:
+            with contextlib.suppress(Exception):  # a lost device refuses this too
+                end()
+            raise
+        end()
 
     @contextlib.contextmanager
     def after(self, other: Recorder) -> Iterator[None]:

@@ -7,7 +7,8 @@ that would wait for the device is refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,26 +81,61 @@ class Tape(TorchDispatchMode):
                     kept.copy_(value)
 
 
+@dataclass
+class Piece:
+    """What a stream was given: replays, or an operation in a block of its own; ``after`` are the pieces that it waited for."""
+
+    stream: TapeRecorder
+    after: frozenset[int]
+    replayed: bool = False
+
+
 class TapeRecorder:
-    """What ``kdbench.engine.graphs`` asks of CUDA, on a CPU. ``recorded`` counts recordings, ``replayed`` replays."""
+    """What ``kdbench.engine.graphs`` asks of CUDA, on a CPU. ``recorded`` counts recordings, ``replayed`` replays.
+
+    Args:
+        pieces: of all streams of a device, in the order in which they were given.
+    """
 
     refused: Collection[str] = WAITING
+    #: The stream that work is given to.
+    current: TapeRecorder | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: list[Piece] | None = None) -> None:
         self.recorded = self.replayed = 0
-        self.order: list[tuple[str, TapeRecorder]] = []
+        self.pieces = [] if pieces is None else pieces
+        self._seen: set[int] = set()
 
     @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        yield
+    def active(self, lanes: Sequence[TapeRecorder] = ()) -> Iterator[None]:
+        with self._current():
+            yield
+        for lane in lanes:
+            self.join(lane)
 
     @contextlib.contextmanager
     def after(self, other: TapeRecorder) -> Iterator[None]:
-        self.order.append(("after", other))
-        yield
+        self.join(other)
+        with self._current():
+            yield
+
+    @contextlib.contextmanager
+    def _current(self) -> Iterator[None]:
+        before, TapeRecorder.current = TapeRecorder.current, self
+        try:
+            yield
+        finally:
+            TapeRecorder.current = before
 
     def join(self, other: TapeRecorder) -> None:
-        self.order.append(("join", other))
+        self._seen |= other._seen
+
+    def gives(self, replayed: bool) -> None:
+        """Something is given to the current stream."""
+        stream = TapeRecorder.current
+        assert stream is not None
+        stream.pieces.append(Piece(stream, frozenset(stream._seen), replayed))
+        stream._seen.add(len(stream.pieces) - 1)
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[list[str]]:
@@ -128,6 +164,7 @@ class TapeRecorder:
 
         def replay() -> None:
             self.replayed += 1
+            self.gives(replayed=True)
             with stream.active():
                 tape.play()
 

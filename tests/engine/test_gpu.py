@@ -52,7 +52,11 @@ def test_company_and_interruptions_change_nothing(gpu: Lab, pair: str, precision
 def test_steps_side_by_side_change_nothing(gpu: Lab) -> None:
     plan = gpu.plan(METHODS, deterministic=True)
     alone = metrics(gpu.train(plan, "one stream"), plan)
-    assert alone == metrics(gpu.train(gpu.plan(METHODS, deterministic=True, streams=3), "three streams"), plan)
+    store = gpu.train(gpu.plan(METHODS, deterministic=True, streams=3), "three streams")
+    assert alone == metrics(store, plan)
+    for method in METHODS:
+        tuning = Lab.result(store, plan, method)["cost"]["tuning"]
+        assert tuning == {"deterministic": True, "graphs": True, "streams": 3}
 
 
 def test_a_cohort_that_does_not_fit_goes_on_and_leaves_no_memory_behind(
@@ -68,4 +72,4 @@ def test_a_cohort_that_does_not_fit_goes_on_and_leaves_no_memory_behind(
     store = gpu.train(plan)
     assert Lab.result(store, plan, "hungry")["cost"]["micro_batches"] == 2
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_allocated() < 2**28  # cuBLAS keeps 32 MiB for each stream
+    assert torch.cuda.memory_allocated() < 2**29  # cuBLAS keeps 32 MiB for each stream of each thread

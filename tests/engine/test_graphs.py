@@ -5,6 +5,7 @@ Recordings are of a CPU's operations (``recording.py``); what CUDA's own do is n
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ from kdbench.engine import graphs, groups
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.checkpoint import Position
 from kdbench.engine.cohort import CohortModel, Shared
+from kdbench.engine.faults import DeviceLostError
 from kdbench.engine.graphs import CohortGraphs
 from kdbench.engine.optim import build_optim_wrapper
+from kdbench.engine.recorder import Recorder
 from kdbench.errors import StopRequested
 from kdbench.matrix.cells import Plan
 from kdbench.method import Batch, Feature, Outputs
@@ -32,7 +35,7 @@ from kdbench.suite.recipe import Recipe
 from tests.few import few
 
 from .conftest import Lab
-from .recording import TapeRecorder
+from .recording import Piece, TapeRecorder
 from .test_no_waiting import cohort_model
 
 EVERY = [name for name, entry in catalog().items() if "attention" not in entry.needs]
@@ -61,8 +64,9 @@ class OnCpu:
             give_rate(cell)
         if not self.on or graphs.why_not(cells, hooks):
             return None
-        lanes = [self.recorder() for _ in range(streams)] if streams > 1 else []
-        self.made.append(CohortGraphs(cells, self.recorder(), say, lanes=lanes))
+        pieces = list[Piece]()
+        lanes = [self.recorder(pieces) for _ in range(streams)] if streams > 1 else []
+        self.made.append(CohortGraphs(cells, self.recorder(pieces), say, lanes=lanes))
         return self.made[-1]
 
 
@@ -180,21 +184,82 @@ def test_a_recorded_run_that_was_interrupted_ends_with_the_same_numbers(
     assert on_cpu.made[-1].recorder.replayed > 0
 
 
-def test_steps_on_several_streams_follow_what_is_shared_and_give_the_same_numbers(lab: Lab, on_cpu: OnCpu) -> None:
-    methods = ["scratch", "kd", "fitnet"]
-    plan = lab.plan(methods, streams=2)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_replays_of_a_step_run_side_by_side_and_nothing_else_does(
+    lab: Lab, on_cpu: OnCpu, write_plugin: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch, streams: int
+) -> None:
+    step = CellTrainer.step
+
+    def watched(cell: CellTrainer, *given: Any) -> None:
+        if on_cpu.on:
+            on_cpu.made[-1].recorder.gives(replayed=False)  # type: ignore[attr-defined]
+        step(cell, *given)
+
+    monkeypatch.setattr(CellTrainer, "step", watched)
+    reads = write_plugin("reads", "return {'ce': batch.task_loss(student.logits) * (1 + batch.progress)}")
+    methods = ["scratch", "reads", "kd", "dkd"]  # the second is not recorded, the last anew in each epoch
+    plan = lab.plan(methods, plugins=[reads], streams=streams)
     plain, recorded = both(lab, on_cpu, plan)
     for method in methods:
         assert kept(recorded, plan, method) == kept(plain, plan, method)
-        assert lab.result(recorded, plan, method)["cost"]["tuning"] == {"graphs": True}
-    made = on_cpu.made[-1]
-    first, second = made.lanes
-    assert (made.recorder.recorded, first.recorded, second.recorded) == (1, 2, 1)  # the teacher; two cells; one
-    steps = 12
-    assert first.order == [("after", made.recorder)] * 2 * steps
-    assert second.order == [("after", made.recorder)] * steps
-    # before a batch is shared, and when the step is over
-    assert made.recorder.order == [("join", lane) for _ in range(2 * steps) for lane in (first, second)]
+    made: Any = on_cpu.made[-1]
+    first, second = made.lanes if streams > 1 else [made.recorder] * 2
+    beside = 0
+    for number, piece in enumerate(made.recorder.pieces):
+        apart = {*range(number)} - piece.after
+        beside += len(apart)
+        if piece.stream is made.recorder or not piece.replayed:
+            assert not apart, "a batch is shared, or a step taken as it is, before others have ended"
+        assert all(made.recorder.pieces[other].replayed for other in apart)
+        shared = max((n for n in range(number) if made.recorder.pieces[n].stream is made.recorder), default=None)
+        assert shared is None or shared in piece.after, "a step does not follow what it is given"
+    assert made.recorder.recorded == (1 if streams > 1 else 6)  # the teacher; on one stream, the cells too
+    assert (first.recorded, second.recorded) == ((2, 3) if streams > 1 else (6, 6))
+    assert (beside > 0) == (streams > 1)
+
+
+def test_streams_are_as_many_as_cells_and_stand_in_the_result(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = list[int]()
+    monkeypatch.setattr(graphs, "Recorder", lambda device, number=0: numbers.append(number))
+    cells = cohort_model(lab, ["scratch", "kd", "fitnet"], "cnn--vit").alive
+    for cell in cells:
+        give_rate(cell)
+
+    def made(count: int, streams: int) -> tuple[list[int], object]:
+        numbers.clear()
+        cells[0].tuning.clear()
+        graphs.graphs_of(cells[:count], torch.device("cuda"), lambda cell, text: pytest.fail(text), streams=streams)
+        return sorted(numbers), cells[0].tuning.get("streams")
+
+    assert made(3, 1) == ([0], None)
+    assert made(3, 2) == ([0, 1, 2], 2)
+    assert made(3, 5) == ([0, 1, 2, 3], 3)
+    assert made(1, 5) == ([0], None)
+
+
+def test_a_device_that_is_lost_does_not_hide_what_was_raised_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        lost = False
+
+        def wait_stream(self, other: Stream) -> None:
+            if self.lost:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+
+    outside = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: outside)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    recorder: Any = object.__new__(Recorder)
+    recorder.device, recorder.stream = torch.device("cuda", 0), Stream()
+
+    def breaks() -> None:
+        with recorder.active([recorder]):
+            Stream.lost = True
+            raise DeviceLostError("in a step")
+
+    with pytest.raises(DeviceLostError, match="in a step"):
+        breaks()
+    with pytest.raises(RuntimeError, match="device-side assert"), recorder.active():
+        pass
 
 
 REFUSED = {
