@@ -11,6 +11,7 @@ from kdbench.cli.options import verb
 from kdbench.cli.values import PATH
 from kdbench.matrix.request import Request
 from kdbench.store.folders import Store
+from kdbench.store.layout import find_cell
 
 
 @verb("export", "plugins", "out")
@@ -25,10 +26,11 @@ def export(request: Request, cell: str, to: str, onnx: bool) -> int:
     CELL is a cell's folder, or TEACHER--STUDENT/METHOD/seedN; where that is ambiguous, with SUITE/PROTOCOL/ before it and -HASH
     after it.
     """
-    from kdbench.students.export import export_student, find_cell  # torch
-
     Store(request.out).check()
-    files = export_student(find_cell(Path(request.out), cell), Path(to), onnx, request.plugins)
+    folder = find_cell(Path(request.out), cell)
+    from kdbench.students.export import export_student  # torch
+
+    files = export_student(folder, Path(to), onnx, request.plugins)
     for path in files.values():
         console.say(f"{path}  {path.stat().st_size:,} bytes")
     return 0

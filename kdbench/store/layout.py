@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
+from kdbench.errors import KdbenchError
 from kdbench.opening import inside
+from kdbench.shown import printable
 from kdbench.suite.types import MAX_SEED
 
 #: Version of the layout.
@@ -182,3 +184,32 @@ def _folders(
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             odd(above or str(folder), f"cannot be read ({error.strerror})")
     return sorted(names)
+
+
+def find_cell(root: Path, name: str) -> Path:
+    """The folder of a cell: a path, or the end or a part of one below the run directory, with or without its hash.
+
+    Raises:
+        KdbenchError: if there is none, or more than one.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    wanted = PurePath(name).parts
+    found = [path for path in cell_paths(root) if _names(path.split("/"), wanted)]
+    if len(found) == 1:
+        return inside(root, found[0])
+    if not found:
+        raise KdbenchError(
+            f"{printable(name)} is neither a folder nor a cell in {root}; expected [SUITE/PROTOCOL/]TEACHER--STUDENT/METHOD/seedN"
+        )
+    more = ", ..." if len(found) > 4 else ""
+    raise KdbenchError(f"{printable(name)} names {len(found)} cells; choose one of {', '.join(found[:4])}{more}")
+
+
+def _names(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the last parts of a cell's path are these; the seed may stand without its hash."""
+    if not 1 < len(wanted) <= len(parts):
+        return False
+    *above, seed = wanted
+    folder = parts[-1]
+    return [*parts[-len(wanted) : -1]] == above and seed in (folder, folder.partition("-")[0])

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,12 +15,12 @@ from kdbench.data.views import view_of
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import config_hash
 from kdbench.nets.models import preprocessing_of
-from kdbench.opening import inside, read_file
+from kdbench.opening import read_file
 from kdbench.shown import printable
 from kdbench.store.classnames import read_classes
 from kdbench.store.files import DamagedFileError, encode_json, read_json, write_bytes
 from kdbench.store.folders import CellFolder
-from kdbench.store.layout import Folder, cell_paths
+from kdbench.store.layout import Folder
 from kdbench.store.result import CellResult
 from kdbench.students.student import (
     CONFIG,
@@ -36,35 +36,6 @@ from kdbench.suite.dataset import DatasetSpec
 from kdbench.suite.recipe import Recipe
 
 _SEED = re.compile(r"seed(\d{1,10})-[0-9a-f]{10}")
-
-
-def find_cell(root: Path, name: str) -> Path:
-    """The folder of a cell: a path, or the end or a part of one below the run directory, with or without its hash.
-
-    Raises:
-        KdbenchError: if there is none, or more than one.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    wanted = PurePath(name).parts
-    found = [path for path in cell_paths(root) if _names(path.split("/"), wanted)]
-    if len(found) == 1:
-        return inside(root, found[0])
-    if not found:
-        raise KdbenchError(
-            f"{printable(name)} is neither a folder nor a cell in {root}; expected [SUITE/PROTOCOL/]TEACHER--STUDENT/METHOD/seedN"
-        )
-    more = ", ..." if len(found) > 4 else ""
-    raise KdbenchError(f"{printable(name)} names {len(found)} cells; choose one of {', '.join(found[:4])}{more}")
-
-
-def _names(parts: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the last parts of a cell's path are these; the seed may stand without its hash."""
-    if not 1 < len(wanted) <= len(parts):
-        return False
-    *above, seed = wanted
-    folder = parts[-1]
-    return [*parts[-len(wanted) : -1]] == above and seed in (folder, folder.partition("-")[0])
 
 
 def export_student(cell: Path, to: Path, onnx: bool = False, plugins: Sequence[str] = ()) -> dict[str, Path]:

@@ -27,7 +27,8 @@ from kdbench.plugins.entry import METHODS
 from kdbench.store.classnames import write_classes
 from kdbench.store.files import DamagedFileError, read_json
 from kdbench.store.folders import CellFolder
-from kdbench.students.export import export_student, find_cell
+from kdbench.store.layout import find_cell
+from kdbench.students.export import export_student
 from kdbench.students.student import net_of
 from kdbench.suite.net import NetSpec
 from tests.conftest import Said
