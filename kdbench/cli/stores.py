@@ -66,7 +66,7 @@ def prune(request: Request) -> int:
     no cell of the run directory names it and the suite does not need it.
     """
     store = Store(request.out)
-    store.check()
+    store.check_exists()
     plan = plan_on_disk(plan_of(request), store)
     stale = stale_in(request, store)
     gone = {each.path: f"stale: {each.why}" for each in stale}

@@ -43,6 +43,16 @@ class Store:
         self.root = Path(root)
         self.claims = claims
 
+    def check_exists(self) -> None:
+        """Refuse a directory that is not there, or that ``check`` refuses.
+
+        Raises:
+            KdbenchError: in one line.
+        """
+        if not self.root.exists():
+            raise KdbenchError(f"run directory {self.root} does not exist; kdbench run makes it")
+        self.check()
+
     def check(self, writable: bool = False) -> int | None:
         """Refuse a directory of a newer format, or one that cannot be written.
 

@@ -92,9 +92,7 @@ def load_results(out: Path | str = "runs", suite: str | None = None, protocol: s
         frame.attrs.setdefault("damaged", [])
         return frame
     store = Store(out)
-    if not store.root.exists():
-        raise KdbenchError(f"run directory {store.root} does not exist; kdbench run makes it")
-    store.check()
+    store.check_exists()
     damaged: list[str] = []
     frame = _frame(list(_rows(store.root, suite, protocol, damaged)))
     frame.attrs["damaged"] = damaged

@@ -302,6 +302,12 @@ def test_prune_shows_first_and_deletes_only_with_yes(kdbench: Kdbench, fill: Fil
     assert kdbench("prune", suite, "--out", store).out == "nothing to delete\n"
 
 
+def test_prune_of_a_folder_that_is_not_there_says_so(kdbench: Kdbench, tmp_path: Path) -> None:
+    said = kdbench("prune", "--out", tmp_path / "nowhere")
+    assert said.status == 2
+    assert said.err == f"kdbench: run directory {tmp_path / 'nowhere'} does not exist; kdbench run makes it\n"
+
+
 def test_prune_finds_failed_cells_of_methods_that_are_not_here(
     kdbench: Kdbench, suite: Path, write_plugin: Callable[..., Path], tmp_path: Path
 ) -> None:
