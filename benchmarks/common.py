@@ -6,6 +6,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -167,10 +168,10 @@ def positive(text: str) -> int:
 
 
 def _device(text: str) -> str:
-    kind, _, index = text.partition(":")
-    if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
+    named = re.fullmatch(r"cpu|cuda(?::(\d+))?", text, re.ASCII)
+    if named is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if text != "cpu" and int(named[1] or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"{text}: torch sees {torch.cuda.device_count()} GPUs here")
     return text
 

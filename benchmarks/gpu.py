@@ -78,6 +78,12 @@ def record(model: CohortModel, options: Options, streams: int = 1) -> None:
     model.graphs = graphs_of(model.cells, options.device, lambda cell, text: None, streams=streams)
 
 
+def refused(model: CohortModel) -> dict[str, Any]:
+    """The cells that are not recorded, with the reasons, if there are any."""
+    found = {cell.key: cell.captured for cell in model.cells if isinstance(cell.captured, str)}
+    return {"not recorded": found} if found else {}
+
+
 def timed(options: Options, step: Stepper, warm: int = WARM) -> dict[str, float]:
     """Milliseconds per step, and how many of them the host needs to launch it."""
     clock = wall_clock(options.device)
@@ -150,8 +156,7 @@ def busy(options: Options) -> dict[str, Any]:
             if options.cuda:
                 entry |= kernels(step, options)
                 entry["over_kernels"] = round(entry["wall_ms"] / entry["kernels_ms"], 3)
-                refused = {cell.key: cell.captured for cell in model.cells if isinstance(cell.captured, str)}
-                entry |= {"not recorded": refused} if refused else {}
+                entry |= refused(model)
             found[f"{pair}, {precision}, batch {batch}, {'recorded' if recorded else 'as they are'}"] = entry
     return found
 
@@ -170,14 +175,17 @@ def kernels(step: Stepper, options: Options, steps: int = 3) -> dict[str, float]
 
 
 def streams(options: Options) -> dict[str, Any]:
-    """A recorded cohort of six whose steps run on 1, 2, 3 and 6 streams; losses differ from one stream's by rounding at most."""
+    """A recorded cohort of six on 1, 2, 3 and 6 streams: times, memory, and by what losses differ from one stream's."""
     found: dict[str, Any] = {}
     for batch in (128, 512):
         alone: dict[str, float] = {}
         for count in (1, 2, 3, 6):
             model = cohort_of(options, PAIRS[0], SIX, batch)
             record(model, options, count)
+            torch.cuda.reset_peak_memory_stats(options.device)
             entry: dict[str, Any] = timed(options, Stepper(model), 2 * WARM)
+            entry["peak_bytes"] = torch.cuda.max_memory_allocated(options.device)
+            entry |= refused(model)
             losses = {cell.key: sum(float(term) for term in cell.meters.last.values()) for cell in model.cells}
             alone = alone or losses
             entry["losses differ by"] = max(abs(losses[key] / alone[key] - 1) for key in alone)

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = arguing.parse_args(arguments)
     options.quick = False
     here = Path(__file__).resolve().parents[1]
-    known = subprocess.run(["git", "cat-file", "-e", f"{options.against}:benchmarks/setting.py"], cwd=here, check=False)
+    known = subprocess.run(
+        ["git", "cat-file", "-e", f"{options.against}:benchmarks/setting.py"], cwd=here, capture_output=True
+    )
     if known.returncode:
         arguing.error(f"{options.against} is no revision of this repository that has benchmarks")
     torch.set_num_threads(1)

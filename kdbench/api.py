@@ -64,7 +64,7 @@ class Options(TypedDict, total=False):
     solo: bool
     compile: bool
     graphs: bool
-    streams: int
+    cuda_streams: int
     deterministic: bool
     cudnn_benchmark: bool
     loaders: int | None

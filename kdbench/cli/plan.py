@@ -34,7 +34,7 @@ GUESS_MARGIN = 20.0
 STATE_WORDS = {"planned": "pending"}
 
 
-@verb("plan", *CELLS, *TEACHERS, *FILES, *MACHINE, "streams", "confirm", "max_hours")
+@verb("plan", *CELLS, *TEACHERS, *FILES, *MACHINE, "cuda_streams", "confirm", "max_hours")
 @click.option(
     "--for", "profile", metavar="NAME", help="Estimate for GPUs elsewhere: h100x8, a100x4, rtx4090, h200, v100."
 )
@@ -49,9 +49,9 @@ def plan(request: Request, profile: str | None, no_probe: bool, all_cells: bool)
     gpus = None
     if profile is not None:
         gpus = find_profile(profile)
-        if request.device or request.memory or request.on != "local" or request.streams > 1:
+        if request.device or request.memory or request.on != "local" or request.cuda_streams > 1:
             raise KdbenchError(
-                "--for has no use for --device, --memory, --streams and --on: it describes another machine"
+                "--for has no use for --device, --memory, --cuda-streams and --on: it describes another machine"
             )
         if request.max_hours is not None:
             raise KdbenchError("--for foretells a range of hours, which --max-hours cannot be compared with")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @verb(
     "run", *CELLS, *TEACHERS, "teacher_tolerance", "accept_teacher", *FILES, *MACHINE,
-    "compile", "graphs", "streams", "deterministic", "cudnn_benchmark",
+    "compile", "graphs", "cuda_streams", "deterministic", "cudnn_benchmark",
     "log", "stall", "retry_failed", "confirm", "max_hours", "yes",
 )  # fmt: skip
 def run(request: Request) -> int:

@@ -37,7 +37,7 @@ _OUTCOME = {"kdbench", "top1", "settings", "checksum"}
 
 @verb(
     "tune", *_CELLS, *TEACHERS, "teacher_tolerance", *FILES, *MACHINE,
-    "compile", "graphs", "streams", "deterministic", "cudnn_benchmark", "log", "stall", "retry_failed", "max_hours", "yes",
+    "compile", "graphs", "cuda_streams", "deterministic", "cudnn_benchmark", "log", "stall", "retry_failed", "max_hours", "yes",
 )  # fmt: skip
 @click.option(
     "--trials", type=TRIALS, required=True, metavar="N", help="Trials of each method; the first has its own values."

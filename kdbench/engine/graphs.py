@@ -93,6 +93,8 @@ class StepGraph:
         self.warm_steps = warm_steps
         self.warm = 0
         self.replay: Callable[[], None] | None = None
+        #: The last one, until there is another: torch wants a graph in a pool of memory that it records into again.
+        self._outdated: Callable[[], None] | None = None
         #: The only epoch that the recording is good for; None for all.
         self.epoch: int | None = None
 
@@ -105,14 +107,15 @@ class StepGraph:
         epoch = shared.data.batch.epoch
         if not self._is_for(epoch):
             # A step as it is, then anew; before it one for what a new phase has cleared.
-            self.replay, self.epoch = None, None
+            self._outdated, self.replay, self.epoch = self.replay, None, None
             self.warm = self.warm_steps - (2 if epoch in self.cell.method.phases else 1)
         recordable = shared.static and not isinstance(self.cell.captured, str)
         if recordable and self.replay is None and self.warm >= self.warm_steps:
             self._record(shared)
-        if shared.static and self.replay is not None:
+        replay = self.replay if self.replays(shared) else None
+        if replay is not None:
             self.cell.optim_wrapper.send_rate()
-            self.replay()
+            replay()
             self.cell.meters.steps += 1
             return
         self.warm += 1
@@ -153,7 +156,7 @@ class StepGraph:
             self._leave(f"cannot be recorded ({sentence(error)})")
             return
         if self._look(batch, before):
-            self.replay, self.cell.captured = replay, True
+            self.replay, self._outdated, self.cell.captured = replay, None, True
             self.epoch = shared.data.batch.epoch if "epoch" in batch.read or cell.method.phases else None
 
     def _look(self, batch: WatchedBatch, before: dict[str, object]) -> bool:
@@ -310,16 +313,18 @@ def graphs_of(
         device: where they are trained.
         say: is told why something is not recorded.
         hooks: of the run.
-        streams: on which steps run side by side.
+        streams: on how many of them replays run side by side.
     """
     if device.type != "cuda":
         return None
     reason = why_not(cells, hooks)
     if reason is None:
         streams = min(streams, len(cells))
-        lanes = [Recorder(device, number) for number in range(1, streams + 1)] if streams > 1 else []
-        for cell in cells if lanes else ():
-            cell.tuning["streams"] = streams
+        if streams == 1:
+            return CohortGraphs(cells, Recorder(device), say)
+        for cell in cells:
+            cell.tuning["cuda_streams"] = streams
+        lanes = [Recorder(device, number) for number in range(1, streams + 1)]
         return CohortGraphs(cells, Recorder(device), say, lanes=lanes)
     for cell in cells:
         cell.captured = reason

@@ -195,7 +195,7 @@ class Session:
         if self.teacher is not None:
             teacher = Forward(self.teacher, self.plan.request.compile, cells[0].spec.folder.say)
         request = self.plan.request
-        graphs = graphs_of(cells, self.device, self._warn, self.hooks, request.streams) if request.graphs else None
+        graphs = graphs_of(cells, self.device, self._warn, self.hooks, request.cuda_streams) if request.graphs else None
         record = lambda cell, failure: self._record(cell.spec, failure)  # noqa: E731
         cohort = CohortModel(cells, teacher, pipeline, self.device, record, graphs, start)
         with tempfile.TemporaryDirectory(prefix="kdbench-") as work_dir:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -312,8 +311,23 @@ class JointBatchNorm(_BatchNorm):
         return normal.to(value.dtype)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; each one's gradient is the sum of all theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        return _Sum.forward(ctx, gradient)
+
+
 def _mean_of_all(value: Tensor) -> Tensor:
-    return differentiable.all_reduce(value.contiguous()) / world_size()
+    return _Sum.apply(value) / world_size()
 
 
 def join_batch_norms(module: nn.Module) -> nn.Module:

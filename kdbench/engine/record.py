@@ -70,6 +70,8 @@ def cost_of(cell: CellTrainer, device: torch.device, estimated_memory: int = 0) 
     tuning.update(cell.tuning)
     if cell.forward_pass.fell_back:
         tuning["compile"] = f"fell back: {cell.forward_pass.fell_back}"
+    if cell.captured is not True:
+        tuning.pop("cuda_streams", None)
     if cell.captured is not None:
         tuning["graphs"] = cell.captured if isinstance(cell.captured, bool) else f"fell back: {cell.captured}"
     return Cost(

@@ -31,6 +31,7 @@ class Recorder:
 
     def __init__(self, device: torch.device, number: int = 0) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        self.number = number
         self.stream = _stream(self.device, number)
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -103,7 +104,14 @@ class Recorder:
                 torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
             stream.renew()
         if failure is not None:
-            raise failure
+            if (
+                self.number
+            ):  # without the teacher's graph there may be none in this pool, but tensors; torch refuses that
+                self.pool = torch.cuda.graph_pool_handle()
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame, and the step's tensors
         return graph.replay
 
 

@@ -68,7 +68,7 @@ def cohort_need(plan: Plan, cohort: Cohort, train_images: int, on_gpu: bool) -> 
     data = 4 * 4 * recipe.batch_size * image + (train_images * image if recipe.pipeline == "device" else 0)
     process = 0 if on_gpu else PROCESS_BYTES
     steps = sorted((cell.step for cell in cells), reverse=True)
-    at_once = plan.request.streams if on_gpu and plan.request.graphs else 1
+    at_once = plan.request.cuda_streams if on_gpu and plan.request.graphs else 1
     return sum(cell.held for cell in cells) + sum(steps[:at_once]) + teacher + data + process
 
 

@@ -78,11 +78,12 @@ def check_machine(request: Request) -> None:
         raise KdbenchError(
             "--deterministic and --cudnn-benchmark exclude each other: what is fastest differs from run to run"
         )
-    unrecorded = "--no-graphs" if not request.graphs else "--compile" if request.compile else None
-    if request.streams > 1 and unrecorded:
-        raise KdbenchError(
-            f"--streams {request.streams} and {unrecorded} exclude each other: steps are then not recorded"
-        )
+    alone = {"--no-graphs": not request.graphs, "--compile": request.compile, "--solo": request.solo}
+    for option, given in alone.items():
+        if given and request.cuda_streams > 1:
+            raise KdbenchError(
+                f"--cuda-streams {request.cuda_streams} and {option} exclude each other: no recorded steps run side by side then"
+            )
     if request.slurm and request.on != "slurm":
         raise KdbenchError(f"--slurm {request.slurm} is for --on slurm, not for --on {request.on}")
     parse_options(request.slurm)
@@ -94,8 +95,8 @@ def check_machine(request: Request) -> None:
         check_installed({"slurm": "submitit", "ray": "ray"}[request.on], request.on)
     else:
         check_device(request.device)
-        if request.streams > 1 and not gpus_of(request.device):
-            raise KdbenchError(f"--streams {request.streams} is for GPUs; this run would train on the CPU")
+        if request.cuda_streams > 1 and not gpus_of(request.device):
+            raise KdbenchError(f"--cuda-streams {request.cuda_streams} is for GPUs; this run would train on the CPU")
 
 
 def ready_data(plan: Plan, note: Callable[[str], None], progress: Callable[[int, int], None]) -> None:

@@ -44,7 +44,7 @@ class Request:
         solo: train every cell in a cohort of its own.
         compile: run nets through ``torch.compile``.
         graphs: on a GPU, record steps as CUDA graphs.
-        streams: on a GPU, recorded steps of a cohort that run side by side.
+        cuda_streams: on a GPU, recorded steps of a cohort that run side by side.
         deterministic: refuse kernels whose last bits differ from run to run.
         cudnn_benchmark: let cuDNN time its algorithms and take the fastest.
         loaders: processes that decode files for each worker; by default one per core, at most eight.
@@ -86,7 +86,7 @@ class Request:
     solo: bool = False
     compile: bool = False
     graphs: bool = True
-    streams: int = 1
+    cuda_streams: int = 1
     deterministic: bool = False
     cudnn_benchmark: bool = False
     loaders: int | None = None

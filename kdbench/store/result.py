@@ -113,7 +113,7 @@ class Cost(Record):
         student_gmacs: 10⁹ multiply-adds of one image; null, as the next, where they could not be measured.
         inference_images_per_second: in batches of ``inference_batch``, on the device of the training.
         inference_extra_parameters: that inference needs beside the student's own.
-        step_seconds: mean time of the cell's own part of a step.
+        step_seconds: mean time of the cell's own part of a step and, with ``tuning.cuda_streams``, of what runs beside it.
         train_seconds: the cell's share of its cohort's time.
         peak_memory_bytes: of the whole cohort's process.
         estimated_memory_bytes: of the whole cohort, foretold; null where it was not.

@@ -122,10 +122,13 @@ WRONG = [
     ("run --workers ²", "--workers: '²' is not a number of processes"),
     ("run --loaders -1", "--loaders: '-1' is not a number of processes from 0"),
     ("run --deterministic --cudnn-benchmark", "--deterministic and --cudnn-benchmark exclude each other"),
-    ("run --streams 0", "--streams: '0' is not a number of streams from 1 to 16"),
-    ("run --streams 2 --no-graphs", "--streams 2 and --no-graphs exclude each other"),
-    ("run --streams 2 --compile", "--streams 2 and --compile exclude each other"),
-    ("run --streams 2 --device cpu", "--streams 2 is for GPUs; this run would train on the CPU"),
+    ("run --cuda-streams 0", "--cuda-streams: '0' is not a number of streams from 1 to 16"),
+    ("run --cuda-streams 2 --no-graphs", "--cuda-streams 2 and --no-graphs exclude each other"),
+    ("run --cuda-streams 2 --compile", "--cuda-streams 2 and --compile exclude each other"),
+    ("run --cuda-streams 2 --solo", "--cuda-streams 2 and --solo exclude each other"),
+    ("run --cuda-streams 2 --device cpu", "--cuda-streams 2 is for GPUs; this run would train on the CPU"),
+    ("plan --cuda-streams 2 --device cpu", "--cuda-streams 2 is for GPUs; this run would train on the CPU"),
+    ("plan --cuda-streams 2 --for h100x8", "--for has no use for --device, --memory, --cuda-streams and --on"),
     ("run --on moon", "unknown --on 'moon'; valid: "),
     *(
         (f"{verb} --device {device}", f"--device {device}: expected cpu, cuda (all")

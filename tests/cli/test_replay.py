@@ -24,7 +24,8 @@ EVERYTHING = Request(
     fine_tune_teachers=("all",), accept_teacher=True, teacher_tolerance=5.5, plugins=("a.py", "b c.py"), hooks=("h.py", "i.py"),
     out="some where",
     data="d", weights="w", download=True, on="slurm", slurm="time=4:00:00,mem=2G", workers=3, device="cpu", memory=1 / 3,
-    solo=True, compile=True, graphs=False, streams=3, deterministic=True, cudnn_benchmark=True, loaders=0, log=("tensorboard", "wandb"),
+    solo=True, compile=True, graphs=False, cuda_streams=3, deterministic=True, cudnn_benchmark=True, loaders=0,
+    log=("tensorboard", "wandb"),
     max_hours=0.0, stall=0.1, retry_failed=True, yes=True, confirm=("kd", "ofa"),
 )  # fmt: skip
 

@@ -7,15 +7,18 @@ that would wait for the device is refused.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from kdbench.engine.recorder import Recorder
 from kdbench.seeding import RandomStream
 
 from .test_no_waiting import WAITING
@@ -81,61 +84,76 @@ class Tape(TorchDispatchMode):
                     kept.copy_(value)
 
 
+class Stream:
+    """A CUDA stream: what it was given, and what it waited for."""
+
+    #: The one that work is given to; the default stream where nothing else is said.
+    current: Stream
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def wait_stream(self, other: Stream) -> None:
+        self.seen |= other.seen
+
+
+@contextlib.contextmanager
+def stream(chosen: Stream) -> Iterator[None]:
+    """``torch.cuda.stream``."""
+    before, Stream.current = Stream.current, chosen
+    try:
+        yield
+    finally:
+        Stream.current = before
+
+
+Stream.current = Stream()
+_numbers = itertools.count()
+
+
 @dataclass
 class Piece:
-    """What a stream was given: replays, or an operation in a block of its own; ``after`` are the pieces that it waited for."""
+    """What a stream was given: a replay, or a step as it is; ``after`` are the numbers of all that it waited for."""
 
-    stream: TapeRecorder
+    number: int
+    stream: Stream
     after: frozenset[int]
-    replayed: bool = False
+    replayed: bool
 
 
-class TapeRecorder:
-    """What ``kdbench.engine.graphs`` asks of CUDA, on a CPU. ``recorded`` counts recordings, ``replayed`` replays.
+class TapeRecorder(Recorder):
+    """Records on a CPU. ``recorded`` counts recordings, ``replayed`` replays.
 
     Args:
         pieces: of all streams of a device, in the order in which they were given.
     """
 
     refused: Collection[str] = WAITING
-    #: The stream that work is given to.
-    current: TapeRecorder | None = None
 
     def __init__(self, pieces: list[Piece] | None = None) -> None:
         self.recorded = self.replayed = 0
         self.pieces = [] if pieces is None else pieces
-        self._seen: set[int] = set()
+        self.device = torch.device("cuda", 0)
+        self.stream: Any = Stream()
 
     @contextlib.contextmanager
-    def active(self, lanes: Sequence[TapeRecorder] = ()) -> Iterator[None]:
-        with self._current():
-            yield
-        for lane in lanes:
-            self.join(lane)
-
-    @contextlib.contextmanager
-    def after(self, other: TapeRecorder) -> Iterator[None]:
-        self.join(other)
-        with self._current():
+    def active(self, lanes: Sequence[Recorder] = ()) -> Iterator[None]:
+        with self._on_cpu(), super().active(lanes):
             yield
 
     @contextlib.contextmanager
-    def _current(self) -> Iterator[None]:
-        before, TapeRecorder.current = TapeRecorder.current, self
-        try:
+    def after(self, other: Recorder) -> Iterator[None]:
+        with self._on_cpu(), super().after(other):
             yield
-        finally:
-            TapeRecorder.current = before
 
-    def join(self, other: TapeRecorder) -> None:
-        self._seen |= other._seen
+    def _on_cpu(self) -> Any:
+        return mock.patch.multiple(torch.cuda, stream=stream, current_stream=lambda device: Stream.current)
 
     def gives(self, replayed: bool) -> None:
         """Something is given to the current stream."""
-        stream = TapeRecorder.current
-        assert stream is not None
-        stream.pieces.append(Piece(stream, frozenset(stream._seen), replayed))
-        stream._seen.add(len(stream.pieces) - 1)
+        number, chosen = next(_numbers), Stream.current
+        self.pieces.append(Piece(number, chosen, frozenset(chosen.seen), replayed))
+        chosen.seen.add(number)
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[list[str]]:

@@ -52,11 +52,11 @@ def test_company_and_interruptions_change_nothing(gpu: Lab, pair: str, precision
 def test_steps_side_by_side_change_nothing(gpu: Lab) -> None:
     plan = gpu.plan(METHODS, deterministic=True)
     alone = metrics(gpu.train(plan, "one stream"), plan)
-    store = gpu.train(gpu.plan(METHODS, deterministic=True, streams=3), "three streams")
+    store = gpu.train(gpu.plan(METHODS, deterministic=True, cuda_streams=3), "three streams")
     assert alone == metrics(store, plan)
     for method in METHODS:
         tuning = Lab.result(store, plan, method)["cost"]["tuning"]
-        assert tuning == {"deterministic": True, "graphs": True, "streams": 3}
+        assert tuning == {"deterministic": True, "graphs": True, "cuda_streams": 3}
 
 
 def test_a_cohort_that_does_not_fit_goes_on_and_leaves_no_memory_behind(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ from kdbench.suite.recipe import Recipe
 from tests.few import few
 
 from .conftest import Lab
-from .recording import Piece, TapeRecorder
+from .recording import Piece, Stream, TapeRecorder
 from .test_no_waiting import cohort_model
 
 EVERY = [name for name, entry in catalog().items() if "attention" not in entry.needs]
@@ -198,24 +199,54 @@ def test_replays_of_a_step_run_side_by_side_and_nothing_else_does(
     monkeypatch.setattr(CellTrainer, "step", watched)
     reads = write_plugin("reads", "return {'ce': batch.task_loss(student.logits) * (1 + batch.progress)}")
     methods = ["scratch", "reads", "kd", "dkd"]  # the second is not recorded, the last anew in each epoch
-    plan = lab.plan(methods, plugins=[reads], streams=streams)
+    plan = lab.plan(methods, plugins=[reads], cuda_streams=streams)
     plain, recorded = both(lab, on_cpu, plan)
     for method in methods:
         assert kept(recorded, plan, method) == kept(plain, plan, method)
     made: Any = on_cpu.made[-1]
     first, second = made.lanes if streams > 1 else [made.recorder] * 2
-    beside = 0
-    for number, piece in enumerate(made.recorder.pieces):
-        apart = {*range(number)} - piece.after
+    pieces, main, beside = made.recorder.pieces, made.recorder.stream, 0
+    for position, piece in enumerate(pieces):
+        before = pieces[:position]
+        apart = [other for other in before if other.number not in piece.after]
         beside += len(apart)
-        if piece.stream is made.recorder or not piece.replayed:
+        if piece.stream is main or not piece.replayed:
             assert not apart, "a batch is shared, or a step taken as it is, before others have ended"
-        assert all(made.recorder.pieces[other].replayed for other in apart)
-        shared = max((n for n in range(number) if made.recorder.pieces[n].stream is made.recorder), default=None)
-        assert shared is None or shared in piece.after, "a step does not follow what it is given"
+        assert all(other.replayed for other in apart)
+        shared = [other.number for other in before if other.stream is main]
+        assert piece.after.issuperset(shared), "a step does not follow what it is given"
+    assert Stream.current.seen.issuperset(piece.number for piece in pieces), "what follows does not wait"
     assert made.recorder.recorded == (1 if streams > 1 else 6)  # the teacher; on one stream, the cells too
     assert (first.recorded, second.recorded) == ((2, 3) if streams > 1 else (6, 6))
     assert (beside > 0) == (streams > 1)
+
+
+def test_a_step_follows_what_came_before_it() -> None:
+    recorder = TapeRecorder()
+    recorder.gives(replayed=False)
+    with recorder.active():
+        recorder.gives(replayed=False)
+    before, inside = recorder.pieces
+    assert inside.stream is not before.stream
+    assert before.number in inside.after
+
+
+def test_a_batch_of_another_size_is_not_replayed(lab: Lab) -> None:
+    model, recorder = cohort_model(lab, ["kd"], "cnn--vit"), TapeRecorder()
+    (cell,) = model.alive
+    give_rate(cell)
+    model.graphs = CohortGraphs(model.alive, recorder, lambda cell, text: pytest.fail(text), warm_steps=2)
+    model.train()
+    cell.schedule.set(0, 0)
+    for step in range(4):
+        model.train_step(model.pipeline.make(0, step))
+    assert recorder.replayed == 2 * 2  # of the teacher and the cell
+    whole = model.pipeline.make(1, 0)
+    targets = None if whole.batch.targets is None else whole.batch.targets[:4]
+    batch = replace(whole.batch, labels=whole.batch.labels[:4], index=whole.batch.index[:4], targets=targets)
+    model.train_step(TrainingBatch(whole.images[:4], batch))
+    assert recorder.replayed == 2 * 2
+    assert not model.failed
 
 
 def test_streams_are_as_many_as_cells_and_stand_in_the_result(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +260,7 @@ def test_streams_are_as_many_as_cells_and_stand_in_the_result(lab: Lab, monkeypa
         numbers.clear()
         cells[0].tuning.clear()
         graphs.graphs_of(cells[:count], torch.device("cuda"), lambda cell, text: pytest.fail(text), streams=streams)
-        return sorted(numbers), cells[0].tuning.get("streams")
+        return sorted(numbers), cells[0].tuning.get("cuda_streams")
 
     assert made(3, 1) == ([0], None)
     assert made(3, 2) == ([0, 1, 2], 2)

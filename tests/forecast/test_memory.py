@@ -119,7 +119,7 @@ def test_steps_side_by_side_need_the_memory_of_each(
     lab: Lab, streams: int, graphs: bool, on_gpu: bool, more: int
 ) -> None:
     plan = lab.plan(["kd", "dkd", "dist"])
-    beside = replace(plan, request=replace(plan.request, streams=streams, graphs=graphs))
+    beside = replace(plan, request=replace(plan.request, cuda_streams=streams, graphs=graphs))
     one, several = (cohort_need(each, cohort_of(plan), 80, on_gpu=on_gpu) for each in (plan, beside))
     assert several - one == more * cell_need(plan, plan.cells[0], 80).step
 

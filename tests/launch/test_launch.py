@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kdbench.cli import plan as plan_verb
 from kdbench.cli.status import watch_status
@@ -672,9 +673,13 @@ def _alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the workers")
 def test_ctrl_c_keeps_what_is_done_and_the_printed_commands_go_on_and_replay(
-    copied: tuple[Path, Path], kdbench: Kdbench, write_plugin: Callable[..., Path]
+    copied: tuple[Path, Path], kdbench: Kdbench, write_plugin: Callable[..., Path], tmp_path: Path
 ) -> None:
-    suite, runs = copied  # its teacher serves this protocol too
+    trained, runs = copied  # its teacher serves this protocol too
+    content = yaml.safe_load(trained.read_text())
+    content["protocols"]["long"]["recipe"]["epochs"] = 150  # a busy machine may be late to interrupt
+    suite = tmp_path / "tiny.yaml"
+    suite.write_text(yaml.safe_dump(content))
     plugin = write_plugin("nanny", loss=NAN)
     words = [
         "run",
