@@ -104,9 +104,7 @@ class Recorder:
                 torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
             stream.renew()
         if failure is not None:
-            if (
-                self.number
-            ):  # without the teacher's graph there may be none in this pool, but tensors; torch refuses that
+            if self.number:  # torch refuses a pool with tensors and no graph; the teacher's is in the first stream's
                 self.pool = torch.cuda.graph_pool_handle()
             try:
                 raise failure
